@@ -1,0 +1,1 @@
+"""Images to shards to crops; knows nothing of methods or of models."""

@@ -1,0 +1,107 @@
+"""Every image once, whole or cropped at its centre, in order: what the probes look at."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data_pipelines.crops import write_channels
+from data_pipelines.decode import BadSampleError, decode
+from data_pipelines.index import Dataset
+from data_pipelines.loader import default_threads
+
+_AHEAD = 2  # batches being made while one is used
+_log = logging.getLogger(__name__)
+
+
+def center_crops(
+    dataset: Dataset,
+    size: int,
+    *,
+    resize: int | None = None,
+    batch_size: int = 256,
+    threads: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    channels: int = 3,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield (images, labels, samples) in the order of the samples; the tensors are new each time.
+
+    Bad samples are left out, logged: a probe must not count a neighbour in their place.
+
+    Args:
+        dataset: Where to read.
+        size: Side of the square crop in px.
+        resize: Short side in px before the crop; default `round(size * 256 / 224)`, the protocol of the
+            k-NN probe (Caron et al. 2021). An image of exactly `size` x `size` is taken whole when
+            `resize` is not given: small data sets are not enlarged only to be cut.
+        batch_size: Images at a time; the last batch and those with bad samples have fewer.
+        threads: See `loader.default_threads`.
+        rank: Of `world_size`; each takes an equal run of samples (to one), so that ranks in order make the whole.
+        world_size: Ranks that share the work.
+        channels: 3 (RGB) or 1.
+
+    Yields:
+        images (b, c, size, size) uint8, labels (b,) int64 with -1 where unknown, sample numbers (b,) int64.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size}; ranks count from 0 to world_size - 1")
+    first, last = (dataset.num_samples * part // world_size for part in (rank, rank + 1))
+    starts = iter(range(first, last, batch_size))
+    pending: deque[list[Future[np.ndarray | None]]] = deque()
+    begins: deque[range] = deque()
+    pool = ThreadPoolExecutor(threads or default_threads(dataset), thread_name_prefix="center")
+    try:
+        while True:
+            while len(pending) <= _AHEAD and (start := next(starts, None)) is not None:
+                samples = range(start, min(start + batch_size, last))
+                begins.append(samples)
+                pending.append([pool.submit(_load, dataset, sample, size, resize, channels) for sample in samples])
+            if not pending:
+                return
+            samples, images = begins.popleft(), [future.result() for future in pending.popleft()]
+            found = [(sample, image) for sample, image in zip(samples, images, strict=True) if image is not None]
+            if found:
+                numbers = np.array([sample for sample, _ in found])
+                labels = torch.from_numpy(dataset.labels[numbers])
+                yield torch.from_numpy(np.stack([image for _, image in found])), labels, torch.from_numpy(numbers)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _load(dataset: Dataset, sample: int, size: int, resize: int | None, channels: int) -> np.ndarray | None:
+    """One crop, (c, size, size) uint8; None for a bad sample."""
+    try:
+        image = decode(dataset.read(sample), channels)
+    except BadSampleError as error:
+        _log.warning("%s; it is left out", error)
+        return None
+    out = np.empty((channels, size, size), dtype=np.uint8)
+    write_channels(center_crop(image, size, resize), out)
+    return out
+
+
+def center_crop(image: Image.Image, size: int, resize: int | None = None) -> Image.Image:
+    """Resize the short side (bicubic), then cut a square of `size` px from the middle; see `center_crops`."""
+    if resize is None:
+        if image.size == (size, size):
+            return image
+        resize = round(size * 256 / 224)
+    if resize < size:
+        raise ValueError(
+            f"the short side is resized to {resize} px and the crop is {size} px; it must be as large at least"
+        )
+    width, height = image.size
+    short = min(width, height)
+    if short != resize:
+        width, height = int(resize * width / short), int(resize * height / short)  # torchvision's rounding
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))

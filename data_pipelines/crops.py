@@ -1,0 +1,91 @@
+"""Parameters and an image make a crop: the executor that needs Pillow only.
+
+Every operation is the one the authors' recipes run (torchvision's transforms on PIL images), so the pixels
+are theirs. A faster executor has the same one function, `render`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from einops import rearrange
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from data_pipelines.draws import CropParams
+from data_pipelines.views import Crop, Interpolation, Views
+
+SOLARISE_THRESHOLD = 128
+RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def render(
+    image: Image.Image, params: CropParams, size: tuple[int, int], interpolation: Interpolation, out: np.ndarray
+) -> None:
+    """Make one crop and write it into `out`.
+
+    Args:
+        image: Mode RGB, or L for one channel.
+        params: What to do, box in px of `image`.
+        size: Height and width of the crop.
+        interpolation: Of the resize, with antialiasing.
+        out: (c, height, width) uint8.
+    """
+    crop = resized_crop(image, params.box, size, interpolation)
+    if params.flip:
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for name, factor in params.jitter:
+        crop = _JITTER[name](crop, factor)
+    if params.grey and crop.mode == "RGB":
+        grey = crop.convert("L")
+        crop = Image.merge("RGB", (grey, grey, grey))
+    if params.blur_radius is not None:
+        crop = crop.filter(ImageFilter.GaussianBlur(params.blur_radius))
+    if params.solarise:
+        crop = ImageOps.solarize(crop, SOLARISE_THRESHOLD)
+    write_channels(crop, out)
+
+
+def resized_crop(
+    image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int], interpolation: Interpolation
+) -> Image.Image:
+    """Cut `box` out and resize it to (height, width); the pixels outside of the box play no part."""
+    if box != (0, 0, *image.size):
+        image = image.crop(box)
+    height, width = size
+    return image if image.size == (width, height) else image.resize((width, height), RESAMPLING[interpolation])
+
+
+def write_channels(image: Image.Image, out: np.ndarray) -> None:
+    """Copy an RGB or L image into `out`, (c, h, w) uint8."""
+    pixels = np.asarray(image)
+    out[...] = pixels if pixels.ndim == 2 else rearrange(pixels, "h w c -> c h w")
+
+
+def check_channels(views: Views, channels: int) -> None:
+    """Refuse a recipe that this executor cannot run on images of `channels` channels."""
+    if channels == 3:
+        return
+    if channels != 1:
+        raise ValueError(f"channels is {channels}; crops are made of RGB (3) or greyscale (1) images")
+    crops: list[Crop] = [*views.global_crops, *([views.local_crops] if views.local_crops else [])]
+    if any(crop.jitter[2] or crop.jitter[3] for crop in crops):
+        raise ValueError("jitter of saturation and hue needs 3 channels; with channels=1 set both to 0")
+
+
+def _hue(image: Image.Image, turns: float) -> Image.Image:
+    """Turn the hue in 8-bit HSV, as torchvision does on PIL images."""
+    hue, saturation, value = image.convert("HSV").split()
+    shift = int(turns * 255) % 256
+    hue = hue.point([(level + shift) % 256 for level in range(256)])
+    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+
+
+_JITTER = {
+    "brightness": lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
+    "contrast": lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
+    "saturation": lambda image, factor: ImageEnhance.Color(image).enhance(factor),
+    "hue": _hue,
+}

@@ -1,0 +1,205 @@
+"""A data set of shards: the samples numbered through, and any of them read by its number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+from braceexpand import braceexpand
+
+from data_pipelines.shard_index import NO_LABEL, ShardIndex, load_index
+
+_MAX_OPEN_SHARDS = 512  # a process may often have 1024 files open in all
+_log = logging.getLogger(__name__)
+
+
+class Sample(NamedTuple):
+    """One sample as stored: `image` is the file's bytes, still encoded."""
+
+    key: str
+    shard: Path
+    image: bytes
+    label: int | None
+
+
+class Dataset:
+    """Samples 0 .. num_samples - 1 over a list of shards; safe to read from any number of threads.
+
+    Args:
+        shards: The tars, in the order in which their samples are numbered.
+        info: What `dataset.json` says, if there is one.
+    """
+
+    def __init__(self, shards: Sequence[Path], info: dict | None = None) -> None:
+        self.shards = tuple(shards)
+        self.indexes = _load_indexes(self.shards)
+        self.shard_sizes = tuple(len(index) for index in self.indexes)
+        self.num_samples = sum(self.shard_sizes)
+        if not self.num_samples:
+            raise ValueError(
+                f"no sample in {len(self.shards)} shard(s), the first of them {self.shards[0]}; "
+                "a sample is a jpg, jpeg, png or webp member"
+            )
+        info = info or {}
+        self.mean: tuple[float, ...] | None = _tuple(info.get("mean"))  # per channel, of pixels in 0 .. 1
+        self.std: tuple[float, ...] | None = _tuple(info.get("std"))
+        self.classes: tuple[str, ...] | None = _tuple(info.get("classes"))
+        self.labels = np.concatenate([index.labels for index in self.indexes])  # (num_samples,) int64, -1 where unknown
+        self._ends = np.cumsum(self.shard_sizes)
+        self._open: OrderedDict[int, _OpenFile] = OrderedDict()
+        self._lock = Lock()
+
+    @cached_property
+    def checksum(self) -> str:
+        """A hash over names, keys, offsets, sizes and labels: equal where the samples and their numbers are."""
+        digest = hashlib.sha256()
+        for shard, index in zip(self.shards, self.indexes, strict=True):
+            for text in (shard.name, *index.keys):
+                digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+            for array in (index.image_offsets, index.image_sizes, index.labels):
+                digest.update(array.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def key(self, sample: int) -> tuple[str, Path]:
+        """The key and the shard of a sample."""
+        shard, row = self._locate(sample)
+        return self.indexes[shard].keys[row], self.shards[shard]
+
+    def read(self, sample: int) -> Sample:
+        """Read one sample; its image is shorter than stored only if the shard has shrunk since.
+
+        Raises:
+            IndexError: `sample` is not one of 0 .. num_samples - 1.
+            OSError: The file system fails; that is no property of the sample, so nobody should skip it.
+        """
+        shard, row = self._locate(sample)
+        index = self.indexes[shard]
+        file = self._file(shard)
+        image = os.pread(file.descriptor, int(index.image_sizes[row]), int(index.image_offsets[row]))
+        label = int(index.labels[row])
+        return Sample(index.keys[row], self.shards[shard], image, None if label == NO_LABEL else label)
+
+    def close(self) -> None:
+        """Close the shards; a later read opens them again."""
+        with self._lock:
+            self._open.clear()
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _locate(self, sample: int) -> tuple[int, int]:
+        if not 0 <= sample < self.num_samples:
+            raise IndexError(f"sample {sample} of a data set of {self.num_samples}")
+        shard = int(np.searchsorted(self._ends, sample, side="right"))
+        return shard, int(sample - self._ends[shard] + self.shard_sizes[shard])
+
+    def _file(self, shard: int) -> _OpenFile:
+        with self._lock:
+            file = self._open.get(shard)
+            if file is None:
+                file = self._open[shard] = _OpenFile(self.shards[shard])
+                if len(self._open) > _MAX_OPEN_SHARDS:
+                    self._open.popitem(last=False)
+            else:
+                self._open.move_to_end(shard)
+            return file
+
+
+class _OpenFile:
+    """A file descriptor that closes once its last user lets go, which another thread's read may be."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+def open_dataset(spec: str | Path, split: str = "train") -> Dataset:
+    """Open the shards that `spec` names.
+
+    Args:
+        spec: A folder, of which `{split}-*.tar` is taken in the order of the names; or a path with
+            `*`, `?` or `[...]` in it; or one with braces such as `x-{000..009}.tar`; or one tar.
+        split: Of a folder only.
+
+    Raises:
+        FileNotFoundError: There are no such shards; the message says what there is.
+        ValueError: A shard is named twice, or no shard holds a sample.
+    """
+    shards = find_shards(spec, split)
+    repeated = [shard for shard, count in Counter(shards).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{spec} names {repeated[0]} more than once; name every shard once")
+    return Dataset(shards, _read_info(shards[0].parent / "dataset.json"))
+
+
+def find_shards(spec: str | Path, split: str = "train") -> list[Path]:
+    """The tars that `spec` names, in order; see `open_dataset`."""
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        shards = sorted(folder.glob(f"{split}-*.tar"))
+        if shards:
+            return shards
+        others = sorted({path.name.rpartition("-")[0] or path.name for path in folder.glob("*.tar")})
+        if not others:
+            raise FileNotFoundError(f"{folder} holds no .tar shards; make some with `selfsight pack IMAGES {folder}`")
+        raise FileNotFoundError(
+            f"{folder} holds no {split}-*.tar; its shards begin with {', '.join(others[:10])}. "
+            f"Name the split, or the shards themselves: '{folder / others[0]}*.tar'"
+        )
+    shards = []
+    for text in braceexpand(str(spec)):
+        path = Path(text).expanduser()
+        if any(letter in text for letter in "*?["):
+            found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+            if not found:
+                raise FileNotFoundError(f"no file matches {path}")
+            shards.extend(found)
+        elif path.is_file():
+            shards.append(path)
+        else:
+            raise FileNotFoundError(
+                f"{path} does not exist; the data are a folder of shards, a tar, or tars by * or {{0..9}}"
+            )
+    return shards
+
+
+def _load_indexes(shards: Sequence[Path]) -> list[ShardIndex]:
+    # ranks that start together begin at different shards, so that they share the building of new indexes
+    first = os.getpid() % len(shards)
+    indexes = {shard: load_index(shards[shard]) for shard in (*range(first, len(shards)), *range(first))}
+    ordered = [indexes[shard] for shard in range(len(shards))]
+    num_problems = sum(1 for index in ordered if index.problems)
+    if num_problems:
+        _log.warning("%d of %d shards have problems; `selfsight verify` lists them", num_problems, len(shards))
+    return ordered
+
+
+def _read_info(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); pack the data again, or remove the file") from error
+
+
+def _tuple(values: list | None) -> tuple | None:
+    return None if values is None else tuple(values)

@@ -1,0 +1,207 @@
+"""Sample numbers to batches of uint8 tensors, by threads that write straight into reused buffers."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+from data_pipelines.buffers import Batch, StepBuffer
+from data_pipelines.crops import check_channels, render
+from data_pipelines.decode import Decoder
+from data_pipelines.draws import draw
+from data_pipelines.index import NO_LABEL, Dataset
+from data_pipelines.order import Order
+from data_pipelines.streams import Purpose, stream_key
+from data_pipelines.views import Views
+
+#: Draws the masks of one image: bool (gh, gw) arrays of the units dropped and of those replaced, or None.
+DrawMask = Callable[[np.random.Generator], tuple[np.ndarray | None, np.ndarray | None]]
+
+_THUMBNAIL_BYTES = 8192
+_DATASET = 0  # the only one there is as yet
+
+
+class Loader:
+    """This rank's part of every global batch.
+
+    The batch of a step is a function of (seed, data, batch size, lanes, window, step) alone: neither ranks,
+    accumulation, threads nor a restart change it. Rank r takes rows [rB/R, (r+1)B/R), and its micro-batches
+    are consecutive parts of those.
+
+    Args:
+        dataset: Where the samples lie; stays open when the loader closes.
+        views: The crops to make.
+        seed: Of order, crops and masks.
+        batch_size: B, the global batch: a multiple of `world_size * accumulation`.
+        rank: r of `world_size`.
+        world_size: R.
+        accumulation: Micro-batches of a step.
+        lanes: See `Order`.
+        shuffle_window: See `Order`.
+        draw_mask: Called once a row with a generator that depends on (seed, step, row).
+        threads: Default: see `default_threads`.
+        prefetch: Steps made ahead of the one in use; each costs a buffer.
+        pin_memory: Buffers that a GPU can copy from asynchronously. They are not written to again before
+            the copies that the consumer enqueued on its current stream are done.
+        max_bad_share: See `Decoder`.
+        channels: 3 (RGB) or 1.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        views: Views,
+        *,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+        lanes: int | None = None,
+        shuffle_window: int = 1024,
+        draw_mask: DrawMask | None = None,
+        threads: int | None = None,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+        max_bad_share: float = 0.01,
+        channels: int = 3,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size}; ranks count from 0 to world_size - 1")
+        if batch_size % (world_size * accumulation):
+            raise ValueError(
+                f"a batch of {batch_size} does not divide into {world_size} ranks x {accumulation} micro-batches; "
+                f"it must be a multiple of {world_size * accumulation}"
+            )
+        check_channels(views, channels)
+        self.order = Order(seed, dataset.shard_sizes, batch_size, lanes, shuffle_window)
+        self.seed, self.batch_size, self.accumulation = seed, batch_size, accumulation
+        self.num_rows = batch_size // world_size
+        self.first_row = rank * self.num_rows
+        self.wait_seconds = 0.0
+        self._dataset, self._views, self._channels = dataset, views, channels
+        self._draw_mask, self._prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
+        self._decoder = Decoder(dataset, channels, max_bad_share)
+        self._threads = threads or default_threads(dataset)
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps of one pass over the data."""
+        return float(self.order.steps_per_pass)
+
+    @property
+    def num_bad(self) -> int:
+        """Reads of this rank that found a bad sample."""
+        return self._decoder.num_bad
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must agree on to be shown the same batches."""
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "lanes": self.order.lanes,
+            "window": self.order.window,
+            "dataset": self._dataset.checksum,
+        }
+
+    def steps(self, start: int = 0) -> Iterator[list[Batch]]:
+        """Yield this rank's micro-batches of step `start`, `start + 1` and so on, without end.
+
+        The tensors are reused: they hold until the next item is asked for.
+        """
+        buffers = deque(self._allocate() for _ in range(self._prefetch + 1))
+        pending: deque[tuple[StepBuffer, list[Future[None]]]] = deque()
+        upcoming = itertools.count(start)
+        try:
+            while True:
+                while buffers:
+                    buffer = buffers.popleft()
+                    pending.append((buffer, self._fill(buffer, next(upcoming))))
+                buffer, futures = pending.popleft()
+                began = time.perf_counter()
+                for future in futures:
+                    future.result()
+                self.wait_seconds += time.perf_counter() - began
+                yield buffer.split(self.accumulation)
+                buffer.release()
+                buffers.append(buffer)
+        finally:
+            remaining = [future for _, futures in pending for future in futures if not future.cancel()]
+            wait(remaining)  # they write into buffers that go now
+
+    def close(self) -> None:
+        """Stop the threads. Iterators of `steps` cannot go on after this."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _allocate(self) -> StepBuffer:
+        shapes: tuple[Any, Any] = (None, None)
+        if self._draw_mask is not None:
+            dropped, replaced = self._draw_mask(mask_generator(self.seed, 0, 0))  # for their shapes only
+            shapes = (None if dropped is None else dropped.shape, None if replaced is None else replaced.shape)
+        rows = range(self.first_row, self.first_row + self.num_rows)
+        return StepBuffer(self._views, self._channels, rows, shapes, self._pin_memory)
+
+    def _fill(self, buffer: StepBuffer, step: int) -> list[Future[None]]:
+        """Have the threads make a step, in pieces small enough to keep them all busy to its end."""
+        ids = self.order.ids(step)[self.first_row : self.first_row + self.num_rows].tolist()
+        length = max(1, min(32, self.num_rows // (4 * self._threads)))
+        pieces = [range(first, min(first + length, self.num_rows)) for first in range(0, self.num_rows, length)]
+        return [self._pool.submit(self._fill_rows, buffer, step, ids, piece) for piece in pieces]
+
+    def _fill_rows(self, buffer: StepBuffer, step: int, ids: list[int], rows: range) -> None:
+        buffer.wait_until_free()
+        epoch, arrays = self.order.epoch(step), buffer.arrays
+        for row in rows:
+            decoded = self._decoder.read(ids[row])
+            # of the sample asked for: a neighbour in its place would otherwise show the same crops twice
+            identity = (self.seed, Purpose.CROPS, _DATASET, epoch, ids[row])
+            self._make_crops(arrays, row, decoded.image, identity)
+            arrays["labels"][row] = NO_LABEL if decoded.label is None else decoded.label
+            arrays["ids"][row] = (_DATASET, decoded.sample)
+            if self._draw_mask is not None:
+                masks = self._draw_mask(mask_generator(self.seed, step, self.first_row + row))
+                for name, mask in zip(("dropped", "replaced"), masks, strict=True):
+                    if mask is not None:
+                        arrays[name][row] = mask
+
+    def _make_crops(self, arrays: dict[str, np.ndarray], row: int, image: Image, identity: tuple[int, ...]) -> None:
+        views = self._views
+        params = draw(views, identity, (image.height, image.width))
+        for view, crop in enumerate(views.global_crops):
+            render(image, params[view], crop.size, crop.interpolation, arrays["global_crops"][row, view])
+        if views.local_crops is not None:
+            local = views.local_crops
+            for view, local_params in enumerate(params[len(views.global_crops) :]):
+                render(image, local_params, local.size, local.interpolation, arrays["local_crops"][row, view])
+        if views.target_crop is not None:
+            target = views.target_crop
+            render(image, params[0], target.size, target.interpolation, arrays["target_crops"][row])
+
+
+def default_threads(dataset: Dataset) -> int:
+    """The cores this process may use; 1 for thumbnails, where threads only queue for the interpreter's lock.
+
+    Measured on two cores: images of 110 KB, 2.0 times as fast with two threads; of 0.9 KB, 0.7 times.
+    """
+    mean_bytes = sum(int(index.image_sizes.sum()) for index in dataset.indexes) / dataset.num_samples
+    return len(os.sched_getaffinity(0)) if mean_bytes > _THUMBNAIL_BYTES else 1
+
+
+def mask_generator(seed: int, step: int, row: int) -> np.random.Generator:
+    """The generator that draws the mask of one row of one global batch."""
+    return np.random.Generator(np.random.Philox(key=stream_key(seed, Purpose.MASKS, step, row)))

@@ -1,0 +1,219 @@
+"""One pass over a data set: labelled images in, frozen features out. Every probe reads the same features."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from einops import rearrange
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from data_pipelines.index import Dataset
+    from pretrain.encoders import Encoder, Features
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of n labelled images.
+
+    inputs: by name, (n, d) float32, each with its d; what a probe may read. They are views of one matrix, so the
+        combinations cost no memory. With a class token: `class`, `mean` (of the patch tokens), `class + mean`,
+        `class of last 4`, `class of last 4 + mean`; without: `mean`, `mean of last 4`. `pooled` where the model
+        gives its own classifier something else.
+    pooled_as: the name of the input that is the model's own pooled feature.
+    labels: (n,) int64. ids: (n,) int64 sample numbers, in order.
+    """
+
+    inputs: dict[str, Tensor]
+    pooled_as: str
+    labels: Tensor
+    ids: Tensor
+
+
+@torch.no_grad()
+def extract(
+    encoder: Encoder,
+    dataset: Dataset,
+    *,
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    channels: int = 3,
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+    last_blocks: int = 4,
+    progress: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+) -> FeatureSet:
+    """Features of the centre crops of a data set, on the CPU, in the data set's order.
+
+    Squares of `size` px are normalised on the device with `mean` and `std` of pixels in 0 .. 1. Of the
+    `last_blocks` those count whose width is that of the output: in a pyramid that is the last stage. Unlabelled
+    samples are left out; a data set without labels is refused with ValueError. Rank r of w reads its share only.
+    """
+    encoder = encoder.eval().to(device)
+    shift = rearrange(torch.tensor(mean, device=device), "c -> 1 c 1 1")
+    scale = rearrange(torch.tensor(std, device=device), "c -> 1 c 1 1")
+    num_blocks = min(last_blocks, len(encoder.blocks()))
+    earlier = tuple(range(-num_blocks, -1))
+    rows = _Rows(dataset.num_samples)
+    batches = _labelled(dataset, size, batch_size, channels, progress, "features", rank, world_size)
+    names: dict[str, slice] = {}
+    pooled_as = ""
+    for images, labels, ids in batches:
+        # uint8 or uint16 until here: a quarter of the transfer
+        pixels = images.to(device).float().div_(torch.iinfo(images.dtype).max)
+        features = encoder(pixels.sub_(shift).div_(scale), layers=earlier)
+        if not names:
+            names, pooled_as = _layout(features)
+        rows.add(_columns(features, "pooled" in names), labels, ids)
+    return FeatureSet(
+        {name: rows.matrix[: rows.filled, columns] for name, columns in names.items()},
+        pooled_as,
+        *rows.labels_and_ids(),
+    )
+
+
+@torch.no_grad()
+def pixels(
+    dataset: Dataset, size: int, *, channels: int = 3, batch_size: int = 256, progress: bool = True
+) -> FeatureSet:
+    """Raw pixels of centre crops of `size` px, flat and in 0 .. 1, as the input `pixels`: the floor of every probe.
+
+    Subtract train's mean from train and val alike (`centred`) before comparing them by cosine.
+    """
+    rows = _Rows(dataset.num_samples)
+    for images, labels, ids in _labelled(dataset, size, batch_size, channels, progress, "pixels"):
+        flat = rearrange(images, "b c h w -> b (c h w)").float()
+        rows.add(flat.div_(torch.iinfo(images.dtype).max), labels, ids)
+    return FeatureSet({"pixels": rows.matrix[: rows.filled]}, "pixels", *rows.labels_and_ids())
+
+
+def centred(train: FeatureSet, val: FeatureSet) -> tuple[FeatureSet, FeatureSet]:
+    """Both sets less the mean of `train`, input by input."""
+    means = {name: features.mean(dim=0) for name, features in train.inputs.items()}
+
+    def subtract(features: FeatureSet) -> FeatureSet:
+        inputs = {name: values - means[name] for name, values in features.inputs.items()}
+        return FeatureSet(inputs, features.pooled_as, features.labels, features.ids)
+
+    return subtract(train), subtract(val)
+
+
+class _Rows:
+    """A matrix that is filled row by row, allocated once when its width is known."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.filled = capacity, 0
+        self.labels: list[Tensor] = []
+        self.ids: list[Tensor] = []
+        self.matrix = torch.empty(0)
+
+    def add(self, values: Tensor, labels: Tensor, ids: Tensor) -> None:
+        if not self.filled:
+            self.matrix = torch.empty(self.capacity, values.shape[1])
+        self.matrix[self.filled : self.filled + len(values)] = values
+        self.filled += len(values)
+        self.labels.append(labels.long())
+        self.ids.append(ids.long())
+
+    def labels_and_ids(self) -> tuple[Tensor, Tensor]:
+        return torch.cat(self.labels), torch.cat(self.ids)
+
+
+def _last_blocks(features: Features) -> list[Features]:
+    """The blocks asked for that are as wide as the output, then the output itself."""
+    width = features.tokens.shape[-1]
+    return [block for block in features.layers if block.tokens.shape[-1] == width] + [features]
+
+
+def _summary(features: Features) -> Tensor:
+    """(b, d) the class token, or the mean of the patch tokens where there is none."""
+    return features.tokens.mean(dim=1) if features.prefix is None else features.prefix[:, 0]
+
+
+def _layout(features: Features) -> tuple[dict[str, slice], str]:
+    """Which columns of `_columns` each input takes, and which of them is the pooled feature."""
+    width, count = features.tokens.shape[-1], len(_last_blocks(features))
+    end, last = count * width, (count - 1) * width
+    if features.prefix is None:
+        names, blocks = {"mean": slice(last, end)}, {f"mean of last {count}": slice(0, end)}
+    else:
+        names = {"class": slice(last, end), "mean": slice(end, end + width), "class + mean": slice(last, end + width)}
+        blocks = {f"class of last {count}": slice(0, end), f"class of last {count} + mean": slice(0, end + width)}
+        end += width
+    names |= blocks if count > 1 else {}
+    for name, summary in (("class", features.prefix), ("mean", features.tokens)):
+        if name in names and summary is not None:
+            value = summary[:, 0] if name == "class" else summary.mean(dim=1)
+            if value.shape == features.pooled.shape and torch.allclose(value, features.pooled, rtol=1e-3, atol=1e-4):
+                return names, name
+    return names | {"pooled": slice(end, end + features.pooled.shape[1])}, "pooled"
+
+
+def _columns(features: Features, with_pooled: bool) -> Tensor:
+    parts = [_summary(block) for block in _last_blocks(features)]
+    if features.prefix is not None:
+        parts.append(features.tokens.mean(dim=1))
+    if with_pooled:
+        parts.append(features.pooled)
+    return torch.cat(parts, dim=1).float().cpu()
+
+
+def _labelled(
+    dataset: Dataset,
+    size: int,
+    batch_size: int,
+    channels: int,
+    progress: bool,
+    what: str,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches (images, labels, ids) without the samples whose label is unknown."""
+    from data_pipelines.center import center_crops
+
+    found = 0
+    with _progress(what, dataset.num_samples // world_size, progress) as advance:
+        for images, labels, ids in center_crops(
+            dataset, size, batch_size=batch_size, rank=rank, world_size=world_size, channels=channels
+        ):
+            known = labels >= 0
+            if known.any():
+                found += int(known.sum())
+                # the loader may reuse its buffers: indexing copies
+                yield images[known], labels[known], ids[known]
+            advance(len(labels))
+    if not found:
+        raise ValueError(
+            f"none of the {dataset.num_samples} samples has a label, and a probe needs labels; "
+            "pack a folder with one sub-folder a class, or name a labelled data set"
+        )
+
+
+class _Advance(Protocol):
+    def __call__(self, images: int) -> None: ...
+
+
+@contextmanager
+def _progress(what: str, total: int, shown: bool) -> Iterator[_Advance]:
+    """A bar with images per second and the time left, on standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown) as bar:
+        task = bar.add_task(what, total=total, rate="")
+        start, seen = time.monotonic(), 0
+
+        def advance(images: int) -> None:
+            nonlocal seen
+            seen += images
+            bar.update(task, completed=seen, rate=f"{seen / max(time.monotonic() - start, 1e-9):,.0f} images/s")
+
+        yield advance

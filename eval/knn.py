@@ -1,0 +1,89 @@
+"""k-nearest-neighbour accuracy of frozen features. Tensors in, shares out: training may call it too."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+KS = (10, 20, 100, 200)
+TEMPERATURE = 0.07
+CHUNK_ELEMENTS = 2**25  # similarities held at once: 128 MiB in float32
+
+
+@torch.no_grad()
+def knn_accuracy(
+    train: Tensor,
+    train_labels: Tensor,
+    val: Tensor,
+    val_labels: Tensor,
+    *,
+    num_classes: int,
+    ks: Sequence[int] = KS,
+    temperature: float = TEMPERATURE,
+) -> dict[int, dict[str, float]]:
+    """Share of `val` (m, d) that its k nearest neighbours in `train` (n, d) classify rightly.
+
+    Neighbours are the k largest cosine similarities s; each votes for its label with weight exp(s / temperature)
+    (Wu et al. 2018, section 3.4; DINO, Caron et al. 2021, appendix F). Labels (n,) and (m,) lie in
+    0 .. num_classes - 1.
+
+    Returns {k: {"top1": share, "top5": share}}, top5 only above 5 classes. A label with no vote is never right, and
+    of equal votes the lower class wins, so that every device gives the same answer. A k beyond n uses all n, with a
+    warning. The work runs on the device of `train`.
+    """
+    _check(train, train_labels, val, val_labels, num_classes, ks)
+    clipped = sorted(k for k in ks if k > len(train))
+    if clipped:
+        warnings.warn(f"k = {clipped} is more than the {len(train)} train samples; all of them vote", stacklevel=3)
+    train = F.normalize(train.float(), dim=1)
+    train_labels, val_labels = train_labels.to(train.device), val_labels.to(train.device)
+    largest = min(max(ks), len(train))
+    correct = {k: torch.zeros(2, dtype=torch.int64, device=train.device) for k in ks}  # top 1, top 5
+
+    chunk = max(1, CHUNK_ELEMENTS // len(train))
+    for queries, labels in zip(val.split(chunk), val_labels.split(chunk), strict=True):
+        queries = F.normalize(queries.to(train.device).float(), dim=1)
+        similarities, neighbours = (queries @ train.T).topk(largest, dim=1)
+        # relative to the nearest: the same votes, which no temperature can overflow
+        weights = ((similarities - similarities[:, :1]) / temperature).exp()
+        neighbour_labels = train_labels[neighbours]
+        for k in ks:
+            votes = weights.new_zeros(len(queries), num_classes)
+            votes.scatter_add_(1, neighbour_labels[:, :k], weights[:, :k])
+            rank = _rank(votes, labels)
+            correct[k] += torch.stack([(rank < 1).sum(), (rank < 5).sum()])
+
+    names = ("top1", "top5") if num_classes > 5 else ("top1",)
+    return {k: {n: c / len(val) for n, c in zip(names, correct[k].tolist(), strict=False)} for k in ks}
+
+
+def _rank(votes: Tensor, labels: Tensor) -> Tensor:
+    """(b,) place of the right class among votes (b, classes), 0 the first; last where it has no vote."""
+    own = votes.gather(1, labels[:, None])
+    classes = torch.arange(votes.shape[1], device=votes.device)
+    before = (votes > own) | ((votes == own) & (classes < labels[:, None]))
+    return torch.where(own[:, 0] > 0, before.sum(dim=1), votes.shape[1])
+
+
+def _check(
+    train: Tensor, train_labels: Tensor, val: Tensor, val_labels: Tensor, num_classes: int, ks: Sequence[int]
+) -> None:
+    if train.ndim != 2 or val.ndim != 2 or train.shape[1] != val.shape[1]:
+        raise ValueError(f"features are {tuple(train.shape)} and {tuple(val.shape)}; expected (n, d) and (m, d)")
+    if not len(train) or not len(val):
+        raise ValueError(f"{len(train)} train and {len(val)} val features; both need at least one")
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks is {tuple(ks)}; give one or more numbers of neighbours, each at least 1")
+    for name, features, labels in (("train", train, train_labels), ("val", val, val_labels)):
+        if labels.shape != (len(features),):
+            raise ValueError(f"{name} labels are {tuple(labels.shape)} for {len(features)} features")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= num_classes:
+            raise ValueError(
+                f"{name} labels lie in {low} .. {high}; with num_classes={num_classes} they must lie in "
+                f"0 .. {num_classes - 1}: leave unlabelled samples (-1) out"
+            )

@@ -1,0 +1,196 @@
+"""`selfsight probe`: what a frozen encoder is worth, beside chance, raw pixels and the same encoder untrained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+
+from eval.baselines import cached, write_json
+from eval.features import FeatureSet, centred, extract, pixels
+from eval.logistic import COARSE_GRID, FULL_GRID
+from eval.protocol import HEADLINE_K, Protocol, score
+from eval.splits import chance, open_splits
+from eval.target import Target, open_target
+
+if TYPE_CHECKING:
+    from data_pipelines.index import Dataset
+    from pretrain.encoders import Encoder
+
+MAX_PIXEL_SIDE = 32  # raw pixels are compared at most this large: 3,072 values of a colour image
+
+
+def run_probe(
+    target: str,
+    data: str,
+    *,
+    val_data: str | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+    epochs: int = 100,
+    seeds: Sequence[int] = (0, 1, 2),
+    untrained_seeds: Sequence[int] = (0,),
+    logistic: bool = False,
+    full: bool = False,
+    image_size: int | None = None,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Probe `target` on `data` and write everything to a JSON file; returns what it wrote.
+
+    Args:
+        target: A run folder, checkpoint or encoder folder, or timm:NAME; see `open_target`.
+        data: A folder of train-*.tar and val-*.tar, labelled; with `val_data`, any data set to learn from.
+        val_data: A data set to test on, where it does not lie in `data`.
+        out: The file to write; default RUN/eval/probe-STEP.json, for a timm model probes/NAME.json.
+        device: cpu, cuda, or auto for a GPU where there is one.
+        epochs: Of the linear probe. seeds: one linear probe each. untrained_seeds: one untrained encoder each.
+        image_size: Side of the centre crops in px; default: what the encoder was trained on.
+        logistic: Also fit logistic regressions, over a grid of 12 strengths, or of all 45 with `full`.
+
+    Raises ValueError and FileNotFoundError before any work where target or data do not allow a probe.
+    """
+    start = time.time()
+    device = _device(device)
+    grid = (FULL_GRID if full else COARSE_GRID) if logistic or full else ()
+    protocol = Protocol(seeds=tuple(seeds), logistic_grid=grid)
+    protocol = replace(protocol, linear=replace(protocol.linear, epochs=epochs))
+    train, val, num_classes = open_splits(data, val_data)
+    subject = open_target(target, image_size)
+
+    console = Console(stderr=True, quiet=not progress)
+    common = {"train": train.checksum, "val": val.checksum, "protocol": asdict(protocol)}
+    probe = _Probe(subject, train, val, num_classes, protocol, device, batch_size, console)
+    pixel_size = min(subject.image_size, MAX_PIXEL_SIDE)
+    pixel_key = {"pixels": pixel_size, "channels": subject.channels, **common}
+    untrained_key = {
+        "untrained": subject.architecture, "size": subject.image_size, "channels": subject.channels,
+        "mean": subject.mean, "std": subject.std, "headline": subject.headline, **common,
+    }  # fmt: skip
+    rows: dict[str, Any] = {
+        "chance": chance(train, val, num_classes),
+        "pretrained": probe.encoder("pretrained", subject.encoder),
+        "untrained": [
+            cached({**untrained_key, "seed": seed}, partial(probe.untrained, seed)) for seed in untrained_seeds
+        ],
+        "pixels": cached(pixel_key, partial(probe.pixels, pixel_size)),
+    }
+    results = {
+        "target": {
+            "name": subject.name, "method": subject.method, "step": subject.step, "epoch": subject.epoch,
+            "architecture": subject.architecture, "image_size": subject.image_size, "channels": subject.channels,
+            "mean": subject.mean, "std": subject.std,
+        },
+        "data": {
+            "train": {"spec": data, "checksum": train.checksum, "num_labelled": int((train.labels >= 0).sum())},
+            "val": {"spec": val_data or data, "checksum": val.checksum, "num_labelled": int((val.labels >= 0).sum())},
+            "num_classes": num_classes,
+        },
+        "protocol": {**asdict(protocol), "untrained_seeds": tuple(untrained_seeds), "pixel_size": pixel_size},
+        "rows": rows,
+        "device": device,
+        "versions": _versions(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start)),
+        "seconds": round(time.time() - start, 1),
+    }  # fmt: skip
+    path = out or subject.results
+    write_json(path, results)
+    console.print(f"wrote {path}")
+    if subject.run is not None:
+        _log(subject.run, subject.step, rows["pretrained"])
+    return results
+
+
+class _Probe:
+    """Both splits' features under one protocol."""
+
+    def __init__(
+        self,
+        target: Target,
+        train: Dataset,
+        val: Dataset,
+        num_classes: int,
+        protocol: Protocol,
+        device: str,
+        batch_size: int,
+        console: Console,
+    ) -> None:
+        self.target, self.train, self.val, self.num_classes = target, train, val, num_classes
+        self.protocol, self.device, self.batch_size, self.console = protocol, device, batch_size, console
+
+    def encoder(self, row: str, encoder: Encoder) -> dict[str, Any]:
+        """Scores of an encoder."""
+        train, val = (self._features(encoder, split) for split in (self.train, self.val))
+        encoder.cpu()  # a large one and the probe's batches need not share the device
+        return self._score(row, train, val, self.target.headline or train.pooled_as)
+
+    def untrained(self, seed: int) -> dict[str, Any]:
+        """Scores of the same encoder with the fresh weights of `seed`."""
+        return self.encoder(f"untrained, seed {seed}", self.target.untrained(seed))
+
+    def pixels(self, size: int) -> dict[str, Any]:
+        """Scores of raw pixels, centred by train's mean."""
+        splits = (
+            pixels(
+                split, size, channels=self.target.channels, batch_size=self.batch_size, progress=not self.console.quiet
+            )
+            for split in (self.train, self.val)
+        )
+        return self._score("pixels", *centred(*splits), "pixels")
+
+    def _features(self, encoder: Encoder, split: Dataset) -> FeatureSet:
+        target = self.target
+        return extract(
+            encoder, split, size=target.image_size, mean=target.mean, std=target.std, channels=target.channels,
+            device=self.device, batch_size=self.batch_size, last_blocks=self.protocol.last_blocks,
+            progress=not self.console.quiet,
+        )  # fmt: skip
+
+    def _score(self, row: str, train: FeatureSet, val: FeatureSet, headline: str) -> dict[str, Any]:
+        with self.console.status(row) as status:
+
+            def tell(what: str) -> None:
+                status.update(f"{row}: {what}")
+
+            return score(
+                train, val, self.protocol, num_classes=self.num_classes, headline=headline, device=self.device,
+                progress=tell,
+            )  # fmt: skip
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device is {name}, and torch {torch.__version__} finds no GPU here; use cpu or auto")
+    return name
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("selfsight", "torch", "timm", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            found[name] = "not installed"
+    return found
+
+
+def _log(run: Path, step: int | None, scores: dict[str, Any]) -> None:
+    """The headline numbers, into the run's wandb run."""
+    from pretrain.tracking import log_probe
+
+    metrics = {f"probe/knn_{name}": by_k[str(HEADLINE_K)]["top1"] for name, by_k in scores["knn"].items()}
+    metrics |= {"probe/knn": metrics[f"probe/knn_{scores['headline']}"], "probe/linear": scores["linear"]["top1"]}
+    if "logistic" in scores:
+        metrics["probe/logistic"] = scores["logistic"]["top1"]
+    if step is not None:
+        metrics["probe/step"] = float(step)
+    log_probe(run, metrics)

@@ -1,0 +1,169 @@
+"""What `selfsight probe TARGET` names: an encoder, how its images are normalised, and where results belong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from pretrain.encoders import Encoder
+from pretrain.schema import EncoderConfig
+
+ENCODER_FILES = ("config.json", "model.safetensors")
+TIMM_PREFIX = "timm:"
+
+
+@dataclass(frozen=True)
+class Target:
+    """An encoder to probe.
+
+    image_size: side in px of the square crops that are probed.
+    headline: the feature the headline k-NN reads; None: the model's own pooled feature.
+    fresh: builds the same encoder untrained, its weights drawn from torch's current seed.
+    architecture: JSON values that say which encoder `fresh` builds.
+    run: the run folder the encoder came from, where it came from one.
+    """
+
+    name: str
+    encoder: Encoder
+    fresh: Callable[[], Encoder]
+    architecture: dict[str, Any]
+    image_size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    headline: str | None
+    method: str
+    step: int | None
+    epoch: float | None
+    run: Path | None
+    results: Path
+
+    def untrained(self, seed: int) -> Encoder:
+        """The same encoder with the fresh weights of `seed`; torch's global generator is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.fresh()
+
+
+def open_target(target: str, image_size: int | None = None) -> Target:
+    """A run folder (its final encoder, or else its latest checkpoint's), a checkpoint, an encoder folder, or timm:NAME.
+
+    `image_size` is the side of the images to probe, by default what the encoder was trained on.
+
+    Raises FileNotFoundError where there is no encoder, saying what there is; ValueError for a name timm does not
+    know or that has no weights to load, and for a size the encoder cannot take.
+    """
+    if target.startswith(TIMM_PREFIX):
+        return _open_timm(target.removeprefix(TIMM_PREFIX), image_size)
+    from pretrain.encoders.saved import fresh_encoder, load_encoder
+
+    folder = find_encoder(Path(target).expanduser())
+    encoder, card = load_encoder(folder)
+    config, size, channels = card.encoder, card.image_size, card.channels
+    run = run_of(folder)
+    return Target(
+        name=card.run,
+        encoder=encoder,
+        fresh=lambda: fresh_encoder(card),
+        architecture={
+            "built_for": size,
+            "method": card.method,
+            **TypeAdapter(EncoderConfig).dump_python(config, mode="json"),
+        },
+        image_size=_side(image_size, size, encoder.stride),
+        channels=channels,
+        mean=tuple(card.mean),
+        std=tuple(card.std),
+        headline=card.headline,
+        method=card.method,
+        step=card.step,
+        epoch=card.epoch,
+        run=run,
+        results=(run or folder) / "eval" / f"probe-{card.step}.json",
+    )
+
+
+def find_encoder(folder: Path) -> Path:
+    """The encoder folder that `folder` is or holds; see `open_target`."""
+    if not folder.is_dir():
+        near = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
+        hint = f"; {folder.parent} holds {', '.join(near[:10])}" if near else ""
+        raise FileNotFoundError(
+            f"{folder} is not a folder{hint}. Name a run, a checkpoint or an encoder folder, or timm:MODEL"
+        )
+    candidates = [folder, folder / "encoder"]
+    latest = folder / "checkpoints" / "latest"
+    if latest.is_file():
+        candidates.append(latest.parent / latest.read_text(encoding="utf-8").strip() / "encoder")
+    for candidate in candidates:
+        if all((candidate / name).is_file() for name in ENCODER_FILES):
+            return candidate
+    found = sorted(path.name for path in folder.iterdir())
+    raise FileNotFoundError(
+        f"no encoder in {folder}: it holds {', '.join(found[:10]) or 'nothing'}, and an encoder is a folder with "
+        f"{' and '.join(ENCODER_FILES)}. A run has one from its first checkpoint on (see checkpoint.every_steps)"
+    )
+
+
+def run_of(encoder_folder: Path) -> Path | None:
+    """The run folder of RUN/encoder or RUN/checkpoints/step-N/encoder; None for an encoder that stands alone."""
+    parents = encoder_folder.resolve().parents
+    for candidate in (parents[0], parents[2] if len(parents) > 2 else parents[0]):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    return None
+
+
+def _side(wanted: int | None, trained: tuple[int, int], stride: int) -> int:
+    """The side of the square crops: as asked, or as the encoder was trained."""
+    if wanted is None and trained[0] != trained[1]:
+        raise ValueError(
+            f"the encoder was trained on {trained[0]}x{trained[1]} px and a probe crops squares; "
+            f"give image_size, such as {min(trained)}"
+        )
+    side = wanted or trained[0]
+    if side < stride or side % stride:
+        below = max(side // stride, 1) * stride
+        raise ValueError(
+            f"image_size is {side}; the encoder's stride is {stride} px, so it must be a multiple of that, "
+            f"such as {below} or {below + stride}"
+        )
+    return side
+
+
+def _open_timm(name: str, image_size: int | None) -> Target:
+    from pretrain.encoders.timm_model import TimmEncoder
+
+    size = None if image_size is None else (image_size, image_size)
+
+    try:
+        encoder = TimmEncoder(name, pretrained=True, image_size=size)
+    except ValueError:
+        raise
+    except Exception as error:  # the hub's client raises a dozen kinds for "no network" and "no such weights"
+        raise ValueError(
+            f"the weights of timm:{name} could not be loaded ({type(error).__name__}: {error}). They come from the "
+            "Hugging Face hub: run this once where there is a network, then carry its cache along (HF_HOME names it). "
+            "A model without published weights has no pretrained row to report"
+        ) from error
+    return Target(
+        name=f"timm:{name}",
+        encoder=encoder,
+        fresh=lambda: TimmEncoder(name, pretrained=False, image_size=size),
+        architecture={"timm": name, "built_for": encoder.image_size},
+        image_size=_side(image_size, encoder.image_size, 1),
+        channels=encoder.channels,
+        mean=encoder.mean,
+        std=encoder.std,
+        headline=None,
+        method="timm",
+        step=None,
+        epoch=None,
+        run=None,
+        results=Path("probes") / f"{name}.json",
+    )

@@ -1,0 +1,1 @@
+"""The `selfsight` command and how processes are started."""

@@ -1,0 +1,229 @@
+"""The `selfsight` command. Each subcommand imports what it needs when it runs, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+OUR_PACKAGES = ("pretrain", "launch", "data_pipelines", "eval", "slurm")
+EXIT_USER_ERROR = 2
+
+
+class _Commands(TyperGroup):
+    """The group of subcommands; turns errors that a user can mend into one readable message.
+
+    The convention: our code raises ValueError (also ConfigError) and OSError with a message that names the value,
+    what is allowed and what to do. Raised by our own packages, or by the system about a file, they end in
+    `error: ...` and exit code 2; SELFSIGHT_TRACEBACK=1 shows the traceback instead. All other exceptions are ours
+    to mend and keep their traceback.
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            if os.environ.get("SELFSIGHT_TRACEBACK") == "1" or not is_user_error(error):
+                raise
+            typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+            typer.echo(str(error), err=True)
+            sys.exit(EXIT_USER_ERROR)
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether an exception is a message to the user: about a file, or raised by one of our own packages."""
+    if isinstance(error, OSError):
+        return error.filename is not None or error.errno is None
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] in OUR_PACKAGES
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Self-supervised pretraining of vision encoders: from tar shards to a probed encoder.",
+    epilog="From your own images to a probed encoder:\n\n[bold]selfsight pack[/] photos/ shards/ --val-share 0.05"
+    "\n\n[bold]selfsight verify[/] shards/"
+    "\n\n[bold]selfsight pretrain[/] PRESET --data shards/\n\n[bold]selfsight probe[/] runs/PRESET --data shards/",
+)
+
+Progress = Annotated[bool, typer.Option(help="Show how far it is, and what came out.")]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line `args` (default: this process's own)."""
+    app(None if args is None else list(args))
+
+
+@app.command(epilog="Examples:\n\n[bold]selfsight demo[/]\n\n[bold]selfsight demo --out /tmp/demo[/]")
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything goes; a second run skips what is there.")] = Path("demo"),
+) -> None:
+    """Go the whole way on built-in images: pack, verify, pretrain, probe. Minutes on a laptop."""
+    from launch.demo import run_demo
+
+    run_demo(out)
+
+
+@app.command(
+    epilog="Examples:\n\n[bold]selfsight pack photos/ shards/ --val-share 0.05[/]\n\n"
+    "[bold]selfsight pack photos/ shards/ --samples-per-shard 2000 --overwrite[/]"
+)
+def pack(
+    images: Annotated[Path, typer.Argument(help="A folder: train/CLASS/*, CLASS/* or just images.")],
+    out: Annotated[Path, typer.Argument(help="The folder that gets the shards and dataset.json.")],
+    split: Annotated[str, typer.Option(help="The images' split, where IMAGES has no train/ and val/.")] = "train",
+    val_share: Annotated[float, typer.Option(help="Share of every class to hold back as split val.")] = 0.0,
+    samples_per_shard: Annotated[int, typer.Option(help="At most.")] = 10_000,
+    bytes_per_shard: Annotated[int, typer.Option(help="About.")] = 512 << 20,
+    seed: Annotated[int, typer.Option(help="Of the shuffle and of what is held back.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Shards written at a time.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what an earlier pack wrote to OUT.")] = False,
+    progress: Progress = True,
+) -> None:
+    """Pack a folder of images into shuffled WebDataset shards with an index."""
+    from data_pipelines.write import pack as pack_images
+
+    pack_images(
+        images,
+        out,
+        split=split,
+        val_share=val_share,
+        samples_per_shard=samples_per_shard,
+        bytes_per_shard=bytes_per_shard,
+        seed=seed,
+        workers=workers,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+@app.command(epilog="Example:\n\n[bold]selfsight verify shards/[/]")
+def verify(
+    shards: Annotated[str, typer.Argument(help="A folder of shards, or shards by * or {000..009}.")],
+    report: Annotated[Path | None, typer.Option(help="The JSON report; default: verify.json in the folder.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one a core.")] = None,
+    progress: Progress = True,
+) -> None:
+    """Decode every sample and compare with the index; exit code 1 if anything is wrong."""
+    from data_pipelines.verify import verify as verify_shards
+
+    found = verify_shards(shards, report=report, workers=workers, progress=progress)
+    if not found["ok"]:
+        if not progress:  # else it has said so itself
+            typer.echo("\n".join(found["problems"]), err=True)
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Examples:\n\n[bold]selfsight pretrain --list[/]\n\n"
+    "[bold]selfsight pretrain mae_vit_cifar_cpu --data shards/[/]\n\n"
+    "[bold]selfsight pretrain my.yaml train.epochs=100 name=longer[/]\n\n"
+    "[bold]torchrun --nproc-per-node 8 -m pretrain my.yaml[/]"
+)
+def pretrain(
+    preset: Annotated[str | None, typer.Argument(help="A preset's name, or the path of a .yaml file.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to it.")] = None,
+    data: Annotated[str | None, typer.Option(help="The training shards; short for data.train=PATH.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show the presets and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and stop.")] = False,
+    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
+) -> None:
+    """Pretrain an encoder; the same command again continues a run.
+
+    One process by itself, or one of many under srun, torchrun, the deepspeed launcher or `selfsight launch`.
+    """
+    from launch.training import print_presets, show_plan, train
+
+    if list_:
+        print_presets()
+        return
+    if preset is None:
+        raise ValueError(
+            "which preset? `selfsight pretrain --list` shows them; a file of your own is named by its path"
+        )
+    changes = [*(overrides or ()), *([f"data.train={data}"] if data is not None else [])]
+    if dry_run:
+        show_plan(preset, changes)
+    else:
+        train(preset, changes)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Example:\n\n[bold]selfsight launch --nproc 2 mae_vit_cifar_cpu --data shards/[/]",
+)
+def launch(
+    context: typer.Context,
+    nproc: Annotated[int, typer.Option(min=1, help="Processes; one a GPU.")],
+) -> None:
+    """Run `selfsight pretrain ARGUMENTS...` as several processes on this machine."""
+    from launch.local import launch_local
+
+    raise typer.Exit(launch_local([sys.executable, "-m", "launch", "pretrain", *context.args], nproc))
+
+
+@app.command(
+    epilog="Examples:\n\n[bold]selfsight probe runs/mae_vit_cifar_cpu --data shards/[/]\n\n"
+    "[bold]selfsight probe timm:vit_small_patch16_224.augreg_in21k --data shards/ --logistic[/]"
+)
+def probe(
+    target: Annotated[str, typer.Argument(help="A run, a checkpoint or an encoder folder, or timm:MODEL.")],
+    data: Annotated[str, typer.Option(help="Labelled shards with a train and a val split.")],
+    val_data: Annotated[str | None, typer.Option(help="The val split, where it is not in DATA.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The JSON file; default: eval/ of the run.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    epochs: Annotated[int, typer.Option(min=1, help="Of the linear probe.")] = 100,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of linear probes; their spread is reported.")] = 3,
+    logistic: Annotated[bool, typer.Option("--logistic", help="Also fit logistic regressions.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="The logistic regressions' whole grid of strengths.")] = False,
+    untrained_seeds: Annotated[int, typer.Option(min=1, help="Untrained encoders to compare with.")] = 1,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
+    progress: Progress = True,
+) -> None:
+    """Measure a frozen encoder: k-NN and linear, beside chance, raw pixels and an untrained one."""
+    from rich.console import Console
+
+    from eval.probe import run_probe
+    from eval.report import probe_table
+
+    results = run_probe(
+        target,
+        data,
+        val_data=val_data,
+        out=out,
+        device=device,
+        epochs=epochs,
+        seeds=range(seeds),
+        logistic=logistic,
+        full=full,
+        untrained_seeds=range(untrained_seeds),
+        image_size=image_size,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    Console().print(probe_table(results))
+
+
+@app.command(name="demo-data")
+def demo_data(
+    out: Annotated[Path, typer.Argument(help="A new folder; gets train/CLASS/*.jpg and val/CLASS/*.jpg.")],
+    train: Annotated[int, typer.Option(min=1, help="Number of training images.")] = 6000,
+    val: Annotated[int, typer.Option(min=1, help="Number of validation images.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Draw the built-in labelled images that the demo learns from."""
+    from data_pipelines.demo import build_demo
+
+    build_demo(out, seed=seed, train=train, val=val)

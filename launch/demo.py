@@ -1,0 +1,105 @@
+"""`selfsight demo`: the whole way, by the very commands that a user would type."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pretrain.stopping import EXIT_STOPPED
+
+PRESET = "demo"
+
+
+def run_demo(out: Path) -> None:
+    """Go from images to a probed encoder below `out`, showing each command; finished steps are skipped.
+
+    Raises SystemExit with the code of the first command that fails.
+    """
+    images, shards, run = out / "images", out / "shards", out / "runs" / PRESET
+    commands = [
+        ["demo-data", str(images)],
+        ["pack", str(images), str(shards)],
+        ["verify", str(shards)],
+        ["pretrain", PRESET, "--data", str(shards), f"runs={run.parent}", "tracking.wandb=offline"],
+        ["probe", str(run), "--data", str(shards)],
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    journal = _Journal(out / "steps.json")
+    start, finished_before = time.monotonic(), True
+    for position, command in enumerate(commands, 1):
+        shown = shlex.join(["selfsight", *command])
+        _say(f"\n[{position}/{len(commands)}] $ {shown}")
+        seconds = journal.seconds.get(shown)
+        if seconds is not None:
+            _say(f"done before, in {seconds:.0f} s")
+            continue
+        began, finished_before = time.monotonic(), False
+        code = _run(command)
+        if code == EXIT_STOPPED:
+            _say("stopped after a checkpoint; the same command goes on from there")
+        if code:
+            raise SystemExit(code)
+        journal.add(shown, time.monotonic() - began)
+        _say(f"took {journal.seconds[shown]:.0f} s")
+    if finished_before:  # else the probe has just shown them
+        _show_results(run)
+    _say(f"\nall of it: {sum(journal.seconds.values()):.0f} s, {time.monotonic() - start:.0f} s of them now")
+    _say(_next_steps(run, shards))
+
+
+class _Journal:
+    """The commands that have succeeded, and how long each took."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def add(self, command: str, seconds: float) -> None:
+        self.seconds[command] = round(seconds, 1)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.seconds, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(self.path)
+
+
+def _run(command: list[str]) -> int:
+    # Ctrl-C reaches the child too, which may have a checkpoint to write; we wait for it (and unlike an ignored
+    # signal, a handler that does nothing is not inherited)
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        code = subprocess.Popen([sys.executable, "-m", "launch", *command]).wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return code if code >= 0 else 128 - code
+
+
+def _show_results(run: Path) -> None:
+    from rich.console import Console
+
+    from eval.report import probe_table
+
+    newest = max((run / "eval").glob("probe-*.json"), key=lambda path: path.stat().st_mtime)
+    _say("")
+    Console().print(probe_table(json.loads(newest.read_text(encoding="utf-8"))))
+
+
+def _next_steps(run: Path, shards: Path) -> str:
+    return f"""
+What there is now
+  {run}/pictures/      what the encoder saw and made of it, step by step
+  {run}/metrics.jsonl  every logged value; {run}/config.yaml: every setting
+  {run}/encoder/       the frozen encoder
+  {run}/eval/          the table above as JSON
+
+What to do next
+  selfsight pack YOUR_IMAGES YOUR_SHARDS --val-share 0.05   your own images (sub-folders are classes)
+  selfsight pretrain --list                                 methods and encoders to choose from
+  selfsight pretrain {PRESET} --data {shards} train.epochs=20 name=longer"""
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

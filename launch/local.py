@@ -1,0 +1,118 @@
+"""N processes of one command on this machine, as one: started, signalled and ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from types import FrameType
+
+from launch.ranks import Ranks
+
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+POLL_SECONDS = 0.05
+
+
+def launch_local(command: Sequence[str], nproc: int, grace_seconds: float = 30.0) -> int:
+    """Run `nproc` copies of `command` with the ranks' variables set; return 0, or the first failure's exit code.
+
+    Rank 0 writes to our own output; the lines of the others go to stderr, marked with their rank. SIGTERM, SIGINT
+    and SIGUSR1 are forwarded. When one process fails, the others are asked to end (SIGTERM) and, `grace_seconds`
+    later, killed with all they started; a second SIGINT kills at once. A death by signal s counts as 128 + s.
+    """
+    if nproc < 1:
+        raise ValueError(f"nproc is {nproc}; start at least 1 process")
+    processes: list[subprocess.Popen[str]] = []
+    readers: list[threading.Thread] = []
+    interrupts = 0
+
+    def forward(signum: int, frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += signum == signal.SIGINT
+        for process in processes:
+            if interrupts > 1:
+                _kill(process)
+            elif process.poll() is None:
+                process.send_signal(signum)
+
+    before = {signum: signal.signal(signum, forward) for signum in FORWARDED}
+    try:
+        port = _free_port()
+        for rank in range(nproc):
+            environ = dict(os.environ, LOCAL_WORLD_SIZE=str(nproc))
+            Ranks(rank, rank, nproc, "127.0.0.1", port).export(environ)
+            processes.append(_start(command, environ, shared_output=rank == 0))
+            if rank:
+                readers.append(threading.Thread(target=_relay, args=(processes[rank], rank), daemon=True))
+                readers[-1].start()
+        return _wait(processes, grace_seconds)
+    finally:
+        for process in processes:
+            _kill(process)
+            process.wait()
+        for reader in readers:
+            reader.join(timeout=1)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _start(command: Sequence[str], environ: Mapping[str, str], shared_output: bool) -> subprocess.Popen[str]:
+    output = None if shared_output else subprocess.PIPE
+    # a session of its own: a terminal's Ctrl-C then arrives once, through us, and _kill reaches grandchildren
+    return subprocess.Popen(
+        command,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=None if shared_output else subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+
+def _wait(processes: Sequence[subprocess.Popen[str]], grace_seconds: float) -> int:
+    first_failure, deadline = 0, float("inf")
+    while any(process.poll() is None for process in processes):
+        if not first_failure:
+            first_failure = next((code for code in map(_exit_code, processes) if code), 0)
+            if first_failure:
+                deadline = time.monotonic() + grace_seconds
+                for process in processes:
+                    if process.poll() is None:
+                        process.terminate()
+        if time.monotonic() > deadline:
+            for process in processes:
+                _kill(process)
+        time.sleep(POLL_SECONDS)
+    return first_failure or next((code for code in map(_exit_code, processes) if code), 0)
+
+
+def _exit_code(process: subprocess.Popen[str]) -> int:
+    """What a shell would report; 0 while it runs."""
+    code = process.poll() or 0
+    return code if code >= 0 else 128 - code
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill a process and whatever it left running; no-op when all are gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _relay(process: subprocess.Popen[str], rank: int) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(f"[rank {rank}] {line}", end="", file=sys.stderr, flush=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

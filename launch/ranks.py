@@ -1,0 +1,122 @@
+"""Which process am I, of how many, and where is the first one? Read from the environment (imports no torch)."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process's place in its group."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    master_addr: str
+    master_port: int | None  # None: this process is alone and may take any free port
+
+    def export(self, environ: MutableMapping[str, str]) -> None:
+        """Set the variables that torch.distributed reads."""
+        environ["RANK"] = str(self.rank)
+        environ["LOCAL_RANK"] = str(self.local_rank)
+        environ["WORLD_SIZE"] = str(self.world_size)
+        environ["MASTER_ADDR"] = self.master_addr
+        if self.master_port is not None:
+            environ["MASTER_PORT"] = str(self.master_port)
+
+
+def rank_environment(environ: Mapping[str, str]) -> Ranks:
+    """Read the variables of torchrun (and of the deepspeed launcher), else of srun, else be a single process.
+
+    A batch script also has SLURM_PROCID, but only the tasks of an srun step have SLURM_STEP_ID: python started
+    without srun is alone, and does not wait for tasks that nobody started.
+    Raises ValueError when the variables name only part of a group.
+    """
+    if "RANK" in environ:
+        return _from_torchrun(environ)
+    if "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
+        return _from_srun(environ)
+    return Ranks(rank=0, local_rank=0, world_size=1, master_addr="127.0.0.1", master_port=None)
+
+
+def _from_torchrun(environ: Mapping[str, str]) -> Ranks:
+    if environ.get("WORLD_SIZE") == "1":
+        environ = {"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", **environ}
+    needed = TORCHRUN if environ.get("WORLD_SIZE") != "1" else TORCHRUN[:-1]
+    missing = [name for name in needed if name not in environ]
+    if missing:
+        raise ValueError(
+            f"RANK is {environ['RANK']} but {', '.join(missing)} not set, which its launcher should have done; "
+            "start with torchrun, srun or `selfsight launch`, or unset RANK for a single process"
+        )
+    port = environ.get("MASTER_PORT")
+    return _checked(
+        Ranks(
+            rank=_integer(environ, "RANK"),
+            local_rank=_integer(environ, "LOCAL_RANK"),
+            world_size=_integer(environ, "WORLD_SIZE"),
+            master_addr=environ["MASTER_ADDR"],
+            master_port=None if port is None else _integer(environ, "MASTER_PORT"),
+        )
+    )
+
+
+def _from_srun(environ: Mapping[str, str]) -> Ranks:
+    tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
+    missing = [name for name in (tasks, "SLURM_LOCALID", "SLURM_JOB_ID") if name not in environ]
+    if missing:
+        raise ValueError(f"this looks like an srun task, but {', '.join(missing)} not set; start it with srun")
+    world_size = _integer(environ, tasks)
+    if world_size == 1:
+        return Ranks(rank=0, local_rank=0, world_size=1, master_addr="127.0.0.1", master_port=None)
+    port = environ.get("MASTER_PORT")
+    return _checked(
+        Ranks(
+            rank=_integer(environ, "SLURM_PROCID"),
+            local_rank=_integer(environ, "SLURM_LOCALID"),
+            world_size=world_size,
+            master_addr=environ.get("MASTER_ADDR") or _first_host(environ),
+            master_port=_slurm_port(environ) if port is None else _integer(environ, "MASTER_PORT"),
+        )
+    )
+
+
+def _slurm_port(environ: Mapping[str, str]) -> int:
+    """A port all tasks agree on: steps that share a node differ in it, and it lies below the ephemeral ports."""
+    return 10_000 + (_integer(environ, "SLURM_JOB_ID") * 31 + _integer(environ, "SLURM_STEP_ID")) % 20_000
+
+
+def _first_host(environ: Mapping[str, str]) -> str:
+    """The host of rank 0: `scontrol` expands the step's node list (locally, without asking the controller)."""
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
+    if not nodes:
+        raise ValueError("SLURM_JOB_NODELIST is not set; start with srun, or set MASTER_ADDR to the host of rank 0")
+    if not re.search(r"[\[,]", nodes):
+        return nodes
+    try:
+        done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(
+            f"can't expand the node list {nodes} ({error}); set MASTER_ADDR to the host of rank 0"
+        ) from None
+    return done.stdout.split()[0]
+
+
+def _integer(environ: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environ[name])
+    except ValueError:
+        raise ValueError(f"{name} is {environ[name]!r}; it must be a whole number") from None
+
+
+def _checked(ranks: Ranks) -> Ranks:
+    if not 0 <= ranks.rank < ranks.world_size:
+        raise ValueError(
+            f"rank {ranks.rank} is not in a group of {ranks.world_size}; ranks go from 0 to {ranks.world_size - 1}"
+        )
+    return ranks

@@ -1,0 +1,79 @@
+"""What `selfsight pretrain` does besides training: the list of presets, the plan of a run, and a safe start."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from launch.ranks import rank_environment
+
+if TYPE_CHECKING:
+    from pretrain.schema import Config
+
+
+def print_presets() -> None:
+    """A table of the shipped presets."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pretrain.config import list_presets
+
+    table = Table("preset", "what it is", box=None, pad_edge=False)
+    for preset in list_presets():
+        table.add_row(preset.name, preset.description)
+    Console().print(table)
+
+
+def train(preset: str, overrides: Sequence[str]) -> None:
+    """Train on every rank that was started; see `pretrain.train.pretrain` for the errors and exit codes."""
+    from pretrain.config import load_config
+    from pretrain.stopping import StopRequest
+
+    early = StopRequest.install()  # importing torch takes seconds, and a signal then must not kill the job
+    config = load_config(preset, overrides)
+    rank_environment(os.environ).export(os.environ)
+    # a reader of the progress lines can't act on torch's notes about its own future names
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    from pretrain.train import pretrain
+
+    pretrain(config, early)  # a stop requested by now is agreed on by all ranks in the first step
+
+
+def show_plan(preset: str, overrides: Sequence[str]) -> None:
+    """Print the resolved configuration and what follows from it; starts and writes nothing."""
+    from data_pipelines.index import open_dataset
+    from data_pipelines.order import Order
+    from pretrain.config import dump_config, load_config
+
+    config = load_config(preset, overrides)
+    world_size = rank_environment(os.environ).world_size
+    sizes = open_dataset(config.data.train).shard_sizes
+    order = Order(config.seed, sizes, config.train.batch_size, config.data.lanes, config.data.shuffle_window)
+    print(dump_config(config))
+    print("\n".join(f"# {line}" for line in plan(config, sizes, order.steps_per_pass, world_size)))
+
+
+def plan(config: Config, shard_sizes: Sequence[int], steps_per_epoch: int, world_size: int) -> list[str]:
+    """The arithmetic of a run on so many ranks, in words."""
+    from pretrain.schedules import Timeline, learning_rate
+
+    batch, accumulation = config.train.batch_size, config.train.accumulation
+    micro_batch, rest = divmod(batch, world_size * accumulation)
+    split = (
+        f"{world_size} ranks x {micro_batch} x {accumulation} accumulated"
+        if not rest
+        else f"which does NOT divide over {world_size} ranks x {accumulation} accumulation steps"
+    )
+    timeline = Timeline.of(config.train, steps_per_epoch)
+    rate = learning_rate(config.optim, batch, timeline)
+    return [
+        f"data: {sum(shard_sizes):,} samples in {len(shard_sizes):,} shards",
+        f"global batch: {batch} = {split}",
+        f"steps: {timeline.total_steps:,}, {steps_per_epoch:,} an epoch, "
+        f"{timeline.epoch(timeline.total_steps):.1f} epochs; {timeline.total_steps * batch:,} samples seen",
+        f"learning rate: {rate.peak:.3g} at its peak (optim.lr x {batch} / {config.optim.lr_reference_batch}), "
+        f"after {rate.warmup_steps:,} steps of warm-up",
+        f"checkpoints: every {config.checkpoint.every_steps:,} steps, in {config.runs}/{config.name}",
+    ]

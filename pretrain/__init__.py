@@ -1,0 +1,1 @@
+"""Self-supervised pretraining: configuration, methods, encoders and the training loop."""

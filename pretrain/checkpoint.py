@@ -1,0 +1,194 @@
+"""Checkpoints that are either whole or not there, and finding the last good one.
+
+A checkpoint `checkpoints/step-N/` is the state after N optimizer steps: DeepSpeed's files, `state.json` (what a resume
+must agree on, and the size of every file), and `encoder/`, the frozen encoder as of that step. It is written under a
+temporary name, synced to disk, renamed, and only then named by `checkpoints/latest`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from pretrain.config import ConfigError
+from pretrain.encoders.saved import EncoderCard, save_encoder
+from pretrain.engine import whole_state_dict
+from pretrain.schema import CheckpointConfig
+
+
+@dataclass(frozen=True)
+class ResumeState:
+    """What was true when a checkpoint was written."""
+
+    step: int
+    world_size: int
+    zero_stage: int
+    order: dict[str, Any]  # seed, batch size, lanes, window and checksum of the data, from the loader
+    milestone: bool = False
+
+
+class Checkpoints:
+    """The `checkpoints/` folder of one run. `save` and `load` are collective: every rank calls them."""
+
+    def __init__(self, run: Path, config: CheckpointConfig) -> None:
+        self.folder = run / "checkpoints"
+        self.config = config
+
+    def last(self) -> tuple[Path, ResumeState] | None:
+        """The newest checkpoint that is whole; damaged ones are named on the way. None when there is none."""
+        for path in reversed(self.all()):
+            problem = damage(path)
+            if problem is None:
+                return path, read_state(path)
+            print(f"checkpoint {path} is damaged ({problem}); looking for the one before it", flush=True)
+        return None
+
+    def all(self) -> list[Path]:
+        """Finished checkpoints, oldest first."""
+        found = [path for path in self.folder.glob("step-*") if path.name[5:].isdigit()]
+        return sorted(found, key=lambda path: int(path.name[5:]))
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / f"step-{step:08d}"
+
+    def save(self, engine: Any, state: ResumeState, card: EncoderCard) -> Path:
+        """Write the checkpoint of `state.step`, make it the latest, and remove those no longer kept."""
+        final = self.path(state.step)
+        temporary = self.folder / f".{final.name}.tmp"
+        first = dist.get_rank() == 0
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        dist.barrier()
+        engine.save_checkpoint(str(self.folder), tag=temporary.name, save_latest=False)
+        weights = whole_state_dict(engine.module.frozen_encoder(), state.zero_stage)
+        for path in _files_written_by_this_rank(temporary, first):
+            _sync(path)
+        dist.barrier()
+        if first:
+            save_encoder(temporary / "encoder", weights, card)
+            _write_state(temporary, state)
+            if final.exists():  # the same step saved again, by a signal just after a periodic save
+                shutil.rmtree(final)
+            temporary.rename(final)
+            _sync(self.folder)
+            write_atomically(self.folder / "latest", final.name + "\n")
+            self._prune(just_saved=final)
+        dist.barrier()
+        return final
+
+    def load(self, engine: Any, path: Path) -> None:
+        """Restore model, optimizer and buffers into the engine."""
+        loaded, _ = engine.load_checkpoint(str(self.folder), tag=path.name)
+        if loaded is None:
+            raise FileNotFoundError(f"DeepSpeed found no checkpoint in {path}")
+
+    def publish_encoder(self, path: Path, target: Path) -> None:
+        """Copy a checkpoint's encoder to `target`, replacing what is there as a whole."""
+        temporary = target.with_name(f".{target.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(path / "encoder", temporary)
+        for file in temporary.iterdir():
+            _sync(file)
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _prune(self, just_saved: Path) -> None:
+        """Remove what is no longer kept; damaged checkpoints do not count, and go."""
+        damaged = [path for path in self.all() if damage(path) is not None]
+        good = [path for path in self.all() if path not in damaged]
+        passing = [path for path in good[: -self.config.keep_last] if not read_state(path).milestone]
+        for path in [*damaged, *passing]:
+            if path == just_saved:
+                continue
+            doomed = path.with_name(f".{path.name}.old")
+            shutil.rmtree(doomed, ignore_errors=True)
+            path.rename(doomed)  # at no time is there a half-removed checkpoint under a good name
+            shutil.rmtree(doomed)
+
+
+def read_state(path: Path) -> ResumeState:
+    """The state written beside a checkpoint."""
+    data = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return ResumeState(**data["state"])
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None: every file must be there with the size it was written with."""
+    try:
+        sizes = json.loads((path / "state.json").read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"state.json: {error}"
+    for name, size in sizes.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def check_resume(path: Path, saved: ResumeState, world_size: int, zero_stage: int, order: dict[str, Any]) -> None:
+    """Refuse to continue on other data, in another order, or where DeepSpeed's files can't be read."""
+    for key, now in order.items():
+        before = saved.order.get(key)
+        if before != now:
+            raise ConfigError(
+                f"{path} was reached with {key} = {before}, now it is {now}: the run would see other batches. "
+                "Use the data and settings it was started with, or start a run of another name"
+            )
+    if zero_stage > 0 and saved.world_size != world_size:
+        raise ConfigError(
+            f"{path} was written by {saved.world_size} ranks under ZeRO stage {zero_stage} and there are {world_size} "
+            f"now; DeepSpeed restores it on {saved.world_size} ranks only (ZeRO stage 0 restores on any number)"
+        )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file as a whole: a reader sees the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _write_state(folder: Path, state: ResumeState) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    text = json.dumps({"state": asdict(state), "files": sizes}, indent=2) + "\n"
+    (folder / "state.json").write_text(text, encoding="utf-8")
+    for path in [*(folder / "encoder").iterdir(), folder / "encoder", folder / "state.json", folder]:
+        _sync(path)
+
+
+def _files_written_by_this_rank(folder: Path, first: bool) -> list[Path]:
+    """Optimizer pieces carry their rank in the name; the rest is rank 0's."""
+    mine = f"zero_pp_rank_{dist.get_rank()}_"
+    return [
+        path
+        for path in folder.iterdir()
+        if path.is_file() and (mine in path.name or (first and "zero_pp_rank_" not in path.name))
+    ]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

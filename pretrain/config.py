@@ -1,0 +1,250 @@
+"""From a preset and `key.sub=value` overrides to a checked `Config`, and back to YAML (imports no torch)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from pretrain.schema import Config
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class ConfigError(ValueError):
+    """A configuration that can't be run; the message names the key, the value, what is allowed."""
+
+
+class Preset(NamedTuple):
+    """A file of `pretrain/presets/`."""
+
+    name: str
+    description: str
+    path: Path
+
+
+def list_presets() -> list[Preset]:
+    """All shipped presets, by name."""
+    found = []
+    for path in sorted(PRESETS.glob("*.yaml")):
+        found.append(Preset(path.stem, _read_yaml(path).get("description", ""), path))
+    return found
+
+
+def load_config(preset: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a preset by name, or any YAML file by path, and apply `key.sub=value` overrides.
+
+    Raises ConfigError when a key, a value or a combination is not allowed, before anything has started.
+    """
+    path = Path(preset)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = PRESETS / f"{preset}.yaml"
+        if not path.is_file():
+            names = [known.name for known in list_presets()]
+            near = difflib.get_close_matches(str(preset), names, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"presets: {', '.join(names)}."
+            raise ConfigError(
+                f"there is no preset {str(preset)!r}; {hint} A file of your own is named by its path.yaml"
+            )
+    elif not path.is_file():
+        raise ConfigError(f"there is no file {path}; `selfsight pretrain --list` shows the presets by name")
+    data = _read_yaml(path)
+    data.setdefault("name", path.stem)
+    for override in overrides:
+        _apply(data, override)
+    return parse_config(data)
+
+
+def parse_config(data: Mapping[str, Any]) -> Config:
+    """Check a nested dictionary against the schema."""
+    _check_keys(Config, data, "")
+    try:
+        return TypeAdapter(Config).validate_python(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML; `load_config` of it gives an equal Config."""
+    return yaml.safe_dump(TypeAdapter(Config).dump_python(config, mode="json"), sort_keys=False, width=110)
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """One line for every key whose value differs, as `key: old -> new`."""
+    before, after = (dict(_leaves(TypeAdapter(Config).dump_python(config, mode="json"))) for config in (old, new))
+    keys = list(before) + [key for key in after if key not in before]
+    absent = "(not set)"
+    return [
+        f"{key}: {before.get(key, absent)} -> {after.get(key, absent)}"
+        for key in keys
+        if before.get(key, absent) != after.get(key, absent)
+    ]
+
+
+class _Loader(yaml.SafeLoader):
+    """safe_load that refuses a key written twice, which YAML would let the last one win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                mark = key_node.start_mark
+                raise ConfigError(f"{mark.name}: {key!r} is set twice, again in line {mark.line + 1}")
+            seen.add(key)
+        self.flatten_mapping(node)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            data = yaml.load(file, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {type(data).__name__}; a configuration is a mapping of sections")
+    return data
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is not an override; write key.sub=value, such as train.epochs=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of {override!r} is not YAML: {error}") from None
+    *parents, last = key.split(".")
+    node: Any = data
+    for depth, part in enumerate(parents):
+        if isinstance(node, list):
+            node = node[_position(node, part, key)]
+        else:
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+        if not isinstance(node, (dict, list)):
+            raise ConfigError(
+                f"{'.'.join(parents[: depth + 1])} is {node!r}, a value without keys; {override!r} can't be set"
+            )
+    if isinstance(node, list):
+        node[_position(node, last, key)] = value
+    else:
+        node[last] = value
+
+
+def _position(items: list[Any], part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ConfigError(f"{key}: {part!r} should be a position from 0 to {len(items) - 1}")
+    return int(part)
+
+
+def _check_keys(annotation: Any, data: Any, path: str) -> None:
+    """Refuse unknown keys, naming the nearest right one with its full path."""
+    section = _section_of(annotation, data)
+    if section is None:
+        if isinstance(data, (list, tuple)):
+            for position, item in enumerate(data):
+                element = next((arg for arg in get_args(_bare(annotation)) if arg is not Ellipsis), None)
+                _check_keys(element, item, f"{path}{position}.")
+        return
+    hints = get_type_hints(section, include_extras=True)
+    for key, value in data.items():
+        if key not in hints:
+            full = f"{path}{key}"
+            known = [f"{path}{name}" for name in hints] + [name for name in _all_keys(Config, "") if name != full]
+            near = _nearest(str(key), full, known)
+            here = ", ".join(sorted(hints))
+            raise ConfigError(f"unknown key {full}; " + (f"did you mean {near}?" if near else f"allowed here: {here}"))
+        _check_keys(hints[key], value, f"{path}{key}.")
+
+
+def _nearest(key: str, full: str, known: list[str]) -> str | None:
+    """The known full path most like `full`, or the one whose last part is most like `key`."""
+    here = [name for name in known if name.rpartition(".")[0] == full.rpartition(".")[0]]
+    for names in (here, known):
+        last = {name.rpartition(".")[2]: name for name in reversed(names)}
+        near = difflib.get_close_matches(str(key), list(last), n=1, cutoff=0.7)
+        if near:
+            return last[near[0]]
+    near = difflib.get_close_matches(full, known, n=1, cutoff=0.7)
+    return near[0] if near else None
+
+
+def _all_keys(section: type, path: str) -> Iterator[str]:
+    for name, hint in get_type_hints(section, include_extras=True).items():
+        yield f"{path}{name}"
+        for member in _members(hint):
+            if dataclasses.is_dataclass(member):
+                yield from _all_keys(member, f"{path}{name}.")
+
+
+def _bare(annotation: Any) -> Any:
+    """`annotation` without Annotated and without `| None`."""
+    if get_origin(annotation) is Annotated:
+        return _bare(get_args(annotation)[0])
+    members = [member for member in _members(annotation) if member is not type(None)]
+    return _bare(members[0]) if len(members) == 1 and members[0] is not annotation else annotation
+
+
+def _members(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [found for member in get_args(annotation) for found in _members(member)]
+    return [annotation]
+
+
+def _section_of(annotation: Any, data: Any) -> type | None:
+    """The dataclass that `data` is meant for; of several, the one whose `family` or `name` is given."""
+    sections = [member for member in _members(annotation) if dataclasses.is_dataclass(member)]
+    if not sections or not isinstance(data, Mapping):
+        return None
+    if len(sections) == 1:
+        return sections[0]
+    for section in sections:
+        for tag in ("family", "name"):
+            if tag in data and data[tag] == getattr(section, tag, None):
+                return section
+    return None
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        # a union's branch (its tag) is part of pydantic's location, not of the key
+        parts = [str(part) for part in item["loc"]]
+        parts = [part for i, part in enumerate(parts) if not (i and parts[i - 1] in {"encoder", "method"} and i == 1)]
+        key = ".".join(parts)
+        message = item["msg"].removeprefix("Value error, ")
+        given = (
+            ""
+            if isinstance(item["input"], Mapping) or item["type"] == "value_error"
+            else f" (given: {item['input']!r})"
+        )
+        if key == "data.train" and item["input"] is None:
+            message, given = "no training shards are named", "; add --data PATH (short for data.train=PATH)"
+        elif item["type"] == "missing":
+            given = f"; set it with {key}=..."
+        lines.append(f"{key}: {message}{given}" if key else f"{message}{given}")
+    return "\n".join(lines)
+
+
+def _leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(data, Mapping) and data:
+        for key, value in data.items():
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(data, list) and any(isinstance(item, Mapping) for item in data):
+        for position, item in enumerate(data):
+            yield from _leaves(item, f"{path}.{position}")
+    else:
+        yield path, data

@@ -1,0 +1,21 @@
+"""Image encoders behind one seam (`base.Encoder`)."""
+
+from __future__ import annotations
+
+from pretrain.encoders.base import Encoder, Features, Mask
+from pretrain.encoders.swin import SwinEncoder
+from pretrain.encoders.vit import VitEncoder
+from pretrain.schema import EncoderConfig, VitConfig
+
+__all__ = ["Encoder", "Features", "Mask", "build_encoder"]
+
+
+def build_encoder(
+    config: EncoderConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False
+) -> Encoder:
+    """A freshly initialised encoder (from torch's global generator) for images of `image_size` (h, w) px.
+
+    `mask_token` adds the learned token that stands in for replaced units.
+    """
+    family = VitEncoder if isinstance(config, VitConfig) else SwinEncoder
+    return family(config, image_size, channels, mask_token)

@@ -1,0 +1,111 @@
+"""The seam between methods and encoders: an image and perhaps a mask go in, features come out.
+
+Methods never ask which encoder they hold; encoders never ask which method calls them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What an encoder must not see, over a grid of mask units (a unit's side in px is image size / grid).
+
+    dropped: (b, gh, gw) bool, units removed before the encoder, equally many in every image.
+    replaced: (b, gh, gw) bool, units substituted by the learned mask token; their number may vary.
+    num_visible: units of an image that are not dropped, when the caller knows it (spares a wait for the device).
+    """
+
+    dropped: Tensor | None = None
+    replaced: Tensor | None = None
+    num_visible: int | None = None
+
+    def visible_ids(self) -> Tensor:
+        """(b, n) raster indices of the units that are not dropped, ascending."""
+        assert self.dropped is not None
+        flat = rearrange(self.dropped, "b gh gw -> b (gh gw)")
+        num_visible = self.num_visible if self.num_visible is not None else int((~flat[0]).sum())
+        return torch.argsort(flat.to(torch.uint8), dim=1, stable=True)[:, :num_visible]
+
+
+class Features(NamedTuple):
+    """What an encoder makes of a batch of images.
+
+    A tuple, not a dataclass: ZeRO 3 hangs its backward hooks on the tensors it finds in a module's output, and it
+    looks into tuples only.
+
+    tokens: (b, n, d) patch tokens after the final norm.
+    prefix: (b, p, d) class (first) and register tokens after the final norm.
+    grid: (h, w) with h * w = n, when the tokens form a map of the whole image.
+    units: (b, n, k) raster indices of the k mask units each token stands for, when units were dropped. They index the
+        mask's grid, or the token grid where the mask's units are larger than a token.
+    pooled: (b, d) what the DINO head and the headline probe read.
+    layers: features of the blocks asked for, in the order asked, each through the final norm where widths allow.
+    """
+
+    tokens: Tensor
+    prefix: Tensor | None
+    grid: tuple[int, int] | None
+    units: Tensor | None
+    pooled: Tensor
+    layers: tuple = ()  # of Features
+
+
+class Encoder(nn.Module):
+    """An image encoder. Subclasses set the attributes and implement `forward`.
+
+    dim: width of the output tokens. stride: pixels per output token. patch: pixels per input token.
+    depth: number of blocks. has_class_token: whether `Features.prefix` starts with a class token.
+    drop_layout: which units may be dropped, `any` or `one_in_2x2` (the visible ones form a dense map).
+    """
+
+    dim: int
+    stride: int
+    patch: int
+    depth: int
+    has_class_token: bool
+    drop_layout: Literal["any", "one_in_2x2"]
+
+    def forward(self, images: Tensor, mask: Mask | None = None, layers: tuple[int, ...] = ()) -> Features:
+        """Encode `images` (b, c, h, w), normalised; h and w are multiples of `stride`.
+
+        `layers` asks for the outputs of these blocks too (0 is the first, -1 the last).
+        """
+        raise TypeError(f"{type(self).__name__} does not implement forward")
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks in order, for activation checkpointing, compilation and layer decay."""
+        raise TypeError(f"{type(self).__name__} does not implement blocks")
+
+    def layer_of(self, parameter_name: str) -> int:
+        """Depth of a parameter for layer decay: 0 for the embedding, 1 .. depth for the blocks, depth + 1 after."""
+        raise TypeError(f"{type(self).__name__} does not implement layer_of")
+
+    def attention(self, images: Tensor) -> Tensor | None:
+        """(b, heads, h, w) attention of the last block's class token to each patch; None without a class token."""
+        return None
+
+
+def refine(grid_map: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Repeat a map over mask units (b, gh, gw) to a finer `grid` that it divides, as (b, h, w)."""
+    height, width = grid[0] // grid_map.shape[1], grid[1] // grid_map.shape[2]
+    assert (grid_map.shape[1] * height, grid_map.shape[2] * width) == grid, (grid_map.shape, grid)
+    return repeat(grid_map, "b gh gw -> b (gh h) (gw w)", h=height, w=width)
+
+
+def xavier_initialise(module: nn.Module) -> None:
+    """MAE's initialisation, on any encoder: every linear layer xavier-uniform with zero bias, and non-overlapping
+    patch projections as the flat linear layers they are (He et al. 2022, appendix A)."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Conv2d) and part.kernel_size == part.stride:
+            nn.init.xavier_uniform_(rearrange(part.weight.data, "o i h w -> o (i h w)"))

@@ -1,0 +1,217 @@
+"""The vision transformer (Dosovitskiy et al. 2021) over timm, with tokens dropped or replaced before the blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from timm.layers import LayerNorm2d, PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from pretrain.encoders.base import Encoder, Features, Mask, refine
+from pretrain.patches import sincos_positions
+from pretrain.schema import VitConfig
+
+
+class VitEncoder(Encoder):
+    """A timm VisionTransformer (`self.vit`, whose weights load in timm as they are) behind the Encoder seam.
+
+    Positions are interpolated when the image has another size than `image_size`, as DINO does it.
+    """
+
+    drop_layout = "any"
+
+    def __init__(
+        self, config: VitConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False
+    ) -> None:
+        super().__init__()
+        self.dim, self.depth, heads = config.shape
+        self.stride = self.patch = config.patch
+        self.has_class_token = config.class_token
+        self.pool = config.pool
+        self.grid = (image_size[0] // config.patch, image_size[1] // config.patch)
+        self.vit = VisionTransformer(
+            img_size=image_size,
+            patch_size=config.patch,
+            in_chans=channels,
+            num_classes=0,
+            global_pool="token" if config.pool == "class" else "avg",
+            fc_norm=False,
+            embed_dim=self.dim,
+            depth=self.depth,
+            num_heads=heads,
+            init_values=config.layer_scale,
+            class_token=config.class_token,
+            reg_tokens=config.registers,
+            dynamic_img_size=True,
+            drop_path_rate=config.drop_path,
+            embed_layer=ConvStem if config.stem == "conv" else PatchEmbed,
+            norm_layer=_norm,
+        )
+        self.overlapping = config.stem == "conv"
+        for token in (self.vit.cls_token, self.vit.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
+        if config.positions == "sincos":
+            self.vit.pos_embed.requires_grad_(False)
+            self.vit.pos_embed.zero_()
+            self.vit.pos_embed[:, self.vit.num_prefix_tokens :] = sincos_positions(self.dim, self.grid)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.dim)) if mask_token else None
+        if self.mask_token is not None:
+            nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, images: Tensor, mask: Mask | None = None, layers: tuple[int, ...] = ()) -> Features:
+        grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
+        dropped, replaced = self._masks_on(grid, mask)
+        if self.overlapping:
+            images = zero_hidden_pixels(images, dropped, replaced)
+        tokens = rearrange(self.vit.patch_embed(images), "b h w d -> b (h w) d")
+        if replaced is not None:
+            assert self.mask_token is not None, "built without mask_token, so no unit can be replaced"
+            hidden = rearrange(replaced, "b h w -> b (h w) 1")
+            tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
+        prefix_positions, positions = self._positions(grid)
+        tokens = tokens + positions
+        units = None
+        if dropped is not None:
+            units = Mask(dropped, num_visible=self._num_visible(mask, grid)).visible_ids()
+            tokens = tokens.gather(1, repeat(units, "b n -> b n d", d=self.dim))
+        tokens = torch.cat([self._prefix(len(images), prefix_positions), tokens], dim=1)
+        wanted = {index % self.depth for index in layers}
+        kept = {}
+        for index, block in enumerate(self.vit.blocks):
+            tokens = block(tokens)
+            if index in wanted:
+                kept[index] = tokens
+        last = self._features(tokens, grid, units)
+        return Features(
+            last.tokens,
+            last.prefix,
+            last.grid,
+            last.units,
+            last.pooled,
+            tuple(self._features(kept[index % self.depth], grid, units) for index in layers),
+        )
+
+    def _features(self, tokens: Tensor, grid: tuple[int, int], units: Tensor | None) -> Features:
+        tokens = self.vit.norm(tokens)
+        num_prefix = self.vit.num_prefix_tokens
+        prefix, tokens = tokens[:, :num_prefix], tokens[:, num_prefix:]
+        return Features(
+            tokens=tokens,
+            prefix=prefix if num_prefix else None,
+            grid=grid if units is None else None,
+            units=None if units is None else rearrange(units, "b n -> b n 1"),
+            pooled=prefix[:, 0] if self.pool == "class" else tokens.mean(dim=1),
+        )
+
+    def _masks_on(self, grid: tuple[int, int], mask: Mask | None) -> tuple[Tensor | None, Tensor | None]:
+        """The mask's maps brought to the token grid."""
+        if mask is None:
+            return None, None
+        dropped = None if mask.dropped is None else refine(mask.dropped, grid)
+        return dropped, None if mask.replaced is None else refine(mask.replaced, grid)
+
+    def _num_visible(self, mask: Mask | None, grid: tuple[int, int]) -> int | None:
+        if mask is None or mask.num_visible is None or mask.dropped is None:
+            return None
+        return mask.num_visible * grid[0] * grid[1] // mask.dropped[0].numel()
+
+    def _prefix(self, batch: int, positions: Tensor) -> Tensor:
+        tokens = [token for token in (self.vit.cls_token, self.vit.reg_token) if token is not None]
+        if not tokens:
+            return positions.expand(batch, -1, -1)
+        return (torch.cat(tokens, dim=1) + positions).expand(batch, -1, -1)
+
+    def _positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Positions of the prefix tokens (1, p, d) and of a `grid` of patches (1, n, d).
+
+        The bicubic scale is (side + .1) / old side, as in the code of DINO and DINOv2.
+        """
+        num_prefix = self.vit.num_prefix_tokens
+        prefix, positions = self.vit.pos_embed[:, :num_prefix], self.vit.pos_embed[:, num_prefix:]
+        if grid != self.grid:
+            positions = rearrange(positions, "b (h w) d -> b d h w", h=self.grid[0])
+            scale = ((grid[0] + 0.1) / self.grid[0], (grid[1] + 0.1) / self.grid[1])
+            positions = F.interpolate(positions.float(), scale_factor=scale, mode="bicubic")
+            assert positions.shape[-2:] == grid, (positions.shape, grid)
+            positions = rearrange(positions, "b d h w -> b (h w) d")
+        return prefix, positions
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.vit.blocks)
+
+    def layer_of(self, parameter_name: str) -> int:
+        parts = parameter_name.split(".")
+        if "blocks" in parts:
+            return int(parts[parts.index("blocks") + 1]) + 1
+        return self.depth + 1 if "norm" in parts else 0
+
+    @torch.no_grad()
+    def attention(self, images: Tensor) -> Tensor | None:
+        if not self.has_class_token:
+            return None
+        seen: list[Tensor] = []
+        block = self.vit.blocks[-1]
+        hook = block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            self(images)
+        finally:
+            hook.remove()
+        attn = block.attn
+        qkv = rearrange(attn.qkv(block.norm1(seen[0])), "b n (three h d) -> three b h n d", three=3, h=attn.num_heads)
+        query, key = attn.q_norm(qkv[0][:, :, :1]), attn.k_norm(qkv[1])
+        weights = (query @ key.transpose(-2, -1) * attn.scale).float().softmax(dim=-1)
+        grid_height = images.shape[2] // self.patch
+        return rearrange(weights[:, :, 0, self.vit.num_prefix_tokens :], "b heads (h w) -> b heads h w", h=grid_height)
+
+
+def zero_hidden_pixels(images: Tensor, *hidden_maps: Tensor | None) -> Tensor:
+    """Images (b, c, h, w) with the pixels of hidden units set to zero, so that no overlapping kernel reads them."""
+    for hidden in hidden_maps:
+        if hidden is not None:
+            pixels = refine(hidden, (images.shape[2], images.shape[3]))
+            images = images.masked_fill(rearrange(pixels, "b h w -> b 1 h w"), 0.0)
+    return images
+
+
+class ConvStem(nn.Module):
+    """Stride-2 3x3 convolutions instead of one large patch projection (Early Convolutions, Xiao et al. 2021).
+
+    The paper normalises over the batch; here it is over the channels, so that the result does not depend on which
+    images share a rank.
+    """
+
+    def __init__(
+        self,
+        img_size: tuple[int, int],
+        patch_size: int,
+        in_chans: int,
+        embed_dim: int,
+        bias: bool = True,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        layers: list[nn.Module] = []
+        num_halvings = patch_size.bit_length() - 1
+        width = in_chans
+        for halving in range(num_halvings):
+            out = max(8, embed_dim // 2 ** (num_halvings - halving))
+            layers += [nn.Conv2d(width, out, 3, stride=2, padding=1, bias=False), LayerNorm2d(out), nn.ReLU()]
+            width = out
+        self.convs = nn.Sequential(*layers)
+        self.proj = nn.Conv2d(width, embed_dim, 1, bias=bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, h / patch, w / patch, d)."""
+        return rearrange(self.proj(self.convs(images)), "b d h w -> b h w d")
+
+
+def _norm(dim: int, **kwargs: Any) -> nn.LayerNorm:
+    return nn.LayerNorm(dim, eps=1e-6, **kwargs)

@@ -1,0 +1,199 @@
+"""From a Config to a DeepSpeed engine, on one CPU process or many GPUs."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pretrain.config import ConfigError
+from pretrain.encoders import Encoder
+from pretrain.methods import Method
+from pretrain.methods.base import Gathered, already_whole
+from pretrain.optim import build_optimizer
+from pretrain.schema import Config
+
+
+def choose_device(config: Config) -> torch.device:
+    """The device that `engine.device` names; checks that it is there and can do what is asked. Starts nothing."""
+    wanted = config.engine.device
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ConfigError(
+            "engine.device is cuda, but torch sees no GPU on this machine "
+            f"(torch {torch.__version__}, built for CUDA {torch.version.cuda}); set engine.device=cpu or auto"
+        )
+    cuda = available and wanted != "cpu"
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+
+
+def cores_per_process() -> int:
+    """The cores this process may use, shared fairly with the other ranks that its launcher started on this machine."""
+    ours = len(os.sched_getaffinity(0))
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # a launcher that binds each rank to cores of its own has divided already
+    return ours if ours < (os.cpu_count() or 1) else max(1, ours // local_ranks)
+
+
+def check_batch(config: Config, world_size: int) -> None:
+    """Refuse a global batch that does not divide over the ranks, naming the nearest that does."""
+    batch, accumulation = config.train.batch_size, config.train.accumulation
+    share = world_size * accumulation
+    if batch % share:
+        below = batch // share * share
+        near = f"{below} or {below + share}" if below else f"{share}"
+        raise ConfigError(
+            f"train.batch_size {batch} (global) does not divide over {world_size} ranks x {accumulation} "
+            f"accumulation steps = {share}; the nearest batch sizes are {near}"
+        )
+
+
+def initialise_distributed(device: torch.device) -> tuple[int, int]:
+    """Join the process group (gloo on CPU, nccl on GPU) that RANK, WORLD_SIZE and so on describe; (rank, world size).
+
+    Without those variables this process is a group of its own.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="deepspeed")
+    import deepspeed
+    import deepspeed.ops
+
+    # On the CPU, DeepSpeed would compile a shared-memory transport at start (24 s, and fails without a compiler).
+    compatible = getattr(deepspeed.ops, "__compatible_ops__", {})
+    if "deepspeed_shm_comm" in compatible:
+        compatible["deepspeed_shm_comm"] = False
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(name, value)
+    store = None
+    if "MASTER_PORT" not in os.environ:
+        store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)  # a port that is free now and stays ours
+        os.environ["MASTER_PORT"] = str(store.port)
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=datetime.timedelta(minutes=30),
+            device_id=device if device.type == "cuda" else None,
+        )
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    return dist.get_rank(), dist.get_world_size()
+
+
+def deepspeed_config(config: Config, world_size: int, num_parameters: int) -> dict[str, Any]:
+    """The DeepSpeed dictionary: ours, with `engine.deepspeed` merged in below it.
+
+    ZeRO's buckets are no larger than the model: DeepSpeed fills its default of 5e8 elements (2 GB) every step.
+    """
+    engine = config.engine
+    bucket = min(500_000_000, max(num_parameters, 1))
+    buckets = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket} if 0 < engine.zero_stage < 3 else {}
+    ours: dict[str, Any] = {
+        "train_batch_size": config.train.batch_size,
+        "train_micro_batch_size_per_gpu": config.train.batch_size // (world_size * config.train.accumulation),
+        "gradient_accumulation_steps": config.train.accumulation,
+        "gradient_clipping": config.optim.clip_grad,
+        "zero_allow_untested_optimizer": True,  # torch's AdamW
+        "zero_optimization": {"stage": engine.zero_stage, **buckets},
+        "steps_per_print": 10**12,
+    }
+    if engine.precision != "fp32":
+        # torch_autocast, not the bf16 and fp16 sections: those cast the parameters, the teacher and its average too
+        ours["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return _merge(engine.deepspeed, ours)
+
+
+def _merge(given: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(given)
+    for key, value in ours.items():
+        merged[key] = _merge(merged.get(key, {}), value) if isinstance(value, dict) else value
+    return merged
+
+
+def build_engine(config: Config, method: Method, device: torch.device, world_size: int) -> Any:
+    """Wrap a Method in a DeepSpeed engine with its optimizer. The process group must exist."""
+    import deepspeed
+
+    if config.engine.activation_checkpointing:
+        checkpoint_blocks(method.encoder)
+    if config.engine.compile:
+        for block in method.encoder.blocks():
+            block.compile(dynamic=True)
+    method.to(device)
+    engine, *_ = deepspeed.initialize(
+        model=method,
+        optimizer=build_optimizer(method, config.optim, fused=device.type == "cuda"),
+        config=deepspeed_config(config, world_size, sum(p.numel() for p in method.parameters())),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def checkpoint_blocks(encoder: Encoder) -> None:
+    """Recompute each block's activations in the backward pass instead of keeping them.
+
+    Only the encoder's blocks: recomputing a whole Method would count DINO's centre statistics twice.
+    """
+    for block in encoder.blocks():
+        block.forward = _checkpointed(block.forward)
+
+
+def _checkpointed(forward: Any) -> Any:
+    def run(tokens: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return forward(tokens)
+        return checkpoint(forward, tokens, use_reentrant=False)
+
+    return run
+
+
+def gathered_for(zero_stage: int) -> Gathered:
+    """How whole, writable parameters are had under a ZeRO stage: only stage 3 partitions them."""
+    if zero_stage < 3:
+        return already_whole
+    import deepspeed
+
+    @contextmanager
+    def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        # with a modifier rank, what rank 0 wrote is sent to all when the context ends
+        with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
+            yield
+
+    return gathered
+
+
+def gradient_norm(engine: Any) -> float | None:
+    """The global norm of the last step's gradients before clipping; None where it is not known.
+
+    Call between the last `backward` and `step`: fp32 ZeRO 0 does not keep it, so it is computed here from the
+    all-reduced gradients; the other stages know it after `step`.
+    """
+    if engine.zero_optimization_stage() > 0:
+        return None
+    norms = [p.grad.norm() for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.stack(norms).norm()) if norms else None
+
+
+def whole_state_dict(module: nn.Module, zero_stage: int) -> dict[str, Tensor]:
+    """A module's state dict with every parameter whole, on the CPU. Collective: all ranks call it."""
+    if zero_stage < 3:
+        return {name: value.detach().cpu() for name, value in module.state_dict().items()}
+    import deepspeed
+
+    kept = module.state_dict().keys()
+    state = {name: value.detach().cpu() for name, value in module.named_buffers() if name in kept}
+    for name, parameter in module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            state[name] = parameter.detach().cpu().clone()
+    return state

@@ -1,0 +1,118 @@
+"""Which units of an image are hidden: drawn with numpy in the loader's threads (imports no torch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+
+from pretrain.schema import DinoConfig, MaskConfig, MethodConfig
+
+BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+#: From a generator to (dropped, replaced), each (gh, gw) bool or None.
+DrawMask = Callable[[np.random.Generator], tuple[BoolArray | None, BoolArray | None]]
+
+
+def mask_grid(mask: MaskConfig, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of mask units in an image of `image_size` (h, w) px."""
+    return image_size[0] // mask.unit, image_size[1] // mask.unit
+
+
+def num_hidden(mask: MaskConfig, grid: tuple[int, int]) -> int:
+    """Units hidden in every image (blockwise: at most so many).
+
+    MAE keeps int(n * (1 - ratio)) and SimMIM hides ceil(n * ratio): the same number, here free of float rounding.
+    BEiT hides int(n * ratio).
+    """
+    exact = round(grid[0] * grid[1] * mask.ratio, 6)
+    hidden = math.floor(exact) if mask.kind == "blockwise" else math.ceil(exact)
+    return min(max(hidden, 1), grid[0] * grid[1] - 1)
+
+
+def draw_mask_for(method: MethodConfig, image_size: tuple[int, int]) -> DrawMask | None:
+    """What the loader calls once a row to draw that image's mask; None for methods without one."""
+    if isinstance(method, DinoConfig):
+        return None
+    mask, grid = method.mask, mask_grid(method.mask, image_size)
+    if method.name == "mim":
+        return lambda rng: (None, _draw(rng, mask, grid))
+    if mask.secondary:
+        return lambda rng: _with_secondary(rng, mask, one_in_2x2(rng, grid))
+    return lambda rng: (_draw(rng, mask, grid), None)
+
+
+def _draw(rng: np.random.Generator, mask: MaskConfig, grid: tuple[int, int]) -> BoolArray:
+    if mask.kind == "random":
+        return random_units(rng, grid, num_hidden(mask, grid))
+    if mask.kind == "one_in_2x2":
+        return one_in_2x2(rng, grid)
+    return blockwise(rng, grid, num_hidden(mask, grid), mask.min_block, mask.min_aspect)
+
+
+def random_units(rng: np.random.Generator, grid: tuple[int, int], count: int) -> BoolArray:
+    """`count` hidden units at random: the largest of uniform noise (MAE, appendix A; SimMIM, section 3.2)."""
+    order = np.argsort(rng.random(grid[0] * grid[1]), kind="stable")
+    hidden = np.ones(grid[0] * grid[1], dtype=np.bool_)
+    hidden[order[: hidden.size - count]] = False
+    return hidden.reshape(grid)
+
+
+def one_in_2x2(rng: np.random.Generator, grid: tuple[int, int]) -> BoolArray:
+    """One visible unit in every 2x2 quad; each corner is visible equally often over the image, or nearly so.
+
+    UM-MAE's uniform sampling (Li et al. 2022, section 3.1): the visible units form a dense map of half the side.
+    """
+    quads = (grid[0] // 2) * (grid[1] // 2)
+    corners = rng.permutation(quads) + rng.integers(4)
+    hidden = np.ones((quads, 4), dtype=np.bool_)
+    hidden[np.arange(quads), corners % 4] = False
+    return rearrange(hidden, "(qh qw) (dy dx) -> (qh dy) (qw dx)", qh=grid[0] // 2, dy=2)
+
+
+def _with_secondary(rng: np.random.Generator, mask: MaskConfig, dropped: BoolArray) -> tuple[BoolArray, BoolArray]:
+    """Some of the visible units become a mask token as well (UM-MAE, section 3.2)."""
+    visible = np.flatnonzero(~dropped)
+    chosen = rng.permutation(visible)[: int(visible.size * mask.secondary)]
+    replaced = np.zeros(dropped.size, dtype=np.bool_)
+    replaced[chosen] = True
+    return dropped, replaced.reshape(dropped.shape)
+
+
+def blockwise(
+    rng: np.random.Generator, grid: tuple[int, int], count: int, min_block: int, min_aspect: float
+) -> BoolArray:
+    """Rectangles until about `count` units are hidden, never more (BEiT, Bao et al. 2022, algorithm 1).
+
+    A block has between `min_block` and the remaining number of units, whichever is less, and a log-uniform aspect.
+    Of 10 tries the first that adds between 1 and what remains is taken; when none does, the mask is done, so counts
+    vary.
+    """
+    height, width = grid
+    hidden = np.zeros(grid, dtype=np.bool_)
+    total = 0
+    low, high = math.log(min_aspect), math.log(1 / min_aspect)
+    while total < count:
+        added = 0
+        for _ in range(10):
+            remaining = count - total
+            area = rng.uniform(*sorted((min_block, remaining)))  # as the paper's code: smaller blocks towards the end
+            aspect = math.exp(rng.uniform(low, high))
+            rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if not (0 < rows < height and 0 < columns < width):
+                continue
+            top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
+            block = hidden[top : top + rows, left : left + columns]
+            added = int(block.size - block.sum())
+            if 0 < added <= remaining:
+                block[:] = True
+                break
+            added = 0
+        if not added:
+            break
+        total += added
+    if not total:  # a grid too small for any block: hide one unit, for a loss over nothing is no loss
+        hidden[rng.integers(height), rng.integers(width)] = True
+    return hidden

@@ -1,0 +1,90 @@
+"""The seam between the training loop and what is learned: a Method is the one module that DeepSpeed wraps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from data_pipelines.loader import Batch
+from pretrain.encoders import Encoder, Mask
+from pretrain.schedules import Timeline
+
+#: `with gathered(parameters):` makes them whole and writable on every rank (ZeRO 3 keeps a piece on each; otherwise
+#: it does nothing). What is written must be equal on all ranks.
+Gathered = Callable[[Iterable[nn.Parameter]], AbstractContextManager[None]]
+
+
+@contextmanager
+def already_whole(_: Iterable[nn.Parameter]) -> Iterator[None]:
+    """The `Gathered` of a model whose parameters are not partitioned."""
+    yield
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per-channel mean and standard deviation of pixels in 0 .. 1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Method(nn.Module):
+    """What is learned from a batch. Subclasses own their encoder, heads, slow averages and state.
+
+    `forward` is called once a micro-batch with that micro-batch and the optimizer step it belongs to; it gives a
+    dictionary with a scalar "loss" and further scalars to log. The loss is normalised by counts over the GLOBAL
+    batch, so that the mean over ranks and micro-batches is the loss of the whole batch.
+    """
+
+    encoder: Encoder
+
+    def __init__(self, normalisation: Normalisation, timeline: Timeline) -> None:
+        super().__init__()
+        self.timeline = timeline
+        self.register_buffer("mean", torch.tensor(normalisation.mean) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(normalisation.std) * 255, persistent=False)
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        raise TypeError(f"{type(self).__name__} does not implement forward")
+
+    def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
+        """Slow averages and centres: once after each applied optimizer step, on all ranks."""
+
+    def frozen_encoder(self) -> Encoder | None:
+        """The encoder that is exported and probed."""
+        return self.encoder
+
+    def no_decay(self, name: str) -> bool:
+        """Whether a parameter, beside biases, norms and tokens, is exempt from weight decay."""
+        return False
+
+    def frozen_until(self, name: str) -> int:
+        """Optimizer steps during which a parameter keeps its start value."""
+        return 0
+
+    def schedules(self, step: int) -> dict[str, float]:
+        """What the method itself changes with time, as of optimizer step `step`, to log."""
+        return {}
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Named pictures (n, c, h, w) uint8 of what the method does with the first images of a batch."""
+        return {}
+
+    def normalise(self, crops: Tensor) -> Tensor:
+        """(b, c, h, w) uint8 pixels to floats of mean 0 and deviation 1 over the data set."""
+        return (crops.float() - rearrange(self.mean, "c -> c 1 1")) / rearrange(self.std, "c -> c 1 1")
+
+    def to_pixels(self, images: Tensor) -> Tensor:
+        """The inverse of `normalise`, clamped and rounded to uint8."""
+        pixels = images.float() * rearrange(self.std, "c -> c 1 1") + rearrange(self.mean, "c -> c 1 1")
+        return pixels.round().clamp(0, 255).to(torch.uint8)
+
+
+def mask_of(batch: Batch, num_visible: int | None = None) -> Mask:
+    """The masks that the loader drew for a batch."""
+    return Mask(dropped=batch["dropped"], replaced=batch["replaced"], num_visible=num_visible)

@@ -1,0 +1,113 @@
+"""Masked autoencoder (He et al. 2022), on pyramids with one visible unit in 2x2 (UM-MAE, Li et al. 2022)."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange, repeat
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from data_pipelines.loader import Batch
+from pretrain.encoders import Encoder, Features
+from pretrain.encoders.base import refine, xavier_initialise
+from pretrain.masking import mask_grid, num_hidden
+from pretrain.methods.base import Method, Normalisation, mask_of
+from pretrain.patches import patch_statistics, patchify, sincos_positions, unpatchify
+from pretrain.schedules import Timeline
+from pretrain.schema import MaeConfig
+
+
+class MaskedAutoencoder(Method):
+    """Hide most of an image, encode the rest, and reconstruct what is hidden with a small decoder.
+
+    The decoder works on a grid of the smaller of mask unit and token. Each token carries the indices of the units it
+    stands for, so its decoded vectors land at their own positions whatever order the encoder keeps (the UM-MAE code
+    reads positions in another order than its tokens).
+    """
+
+    def __init__(
+        self,
+        config: MaeConfig,
+        encoder: Encoder,
+        image_size: tuple[int, int],
+        channels: int,
+        normalisation: Normalisation,
+        timeline: Timeline,
+    ) -> None:
+        super().__init__(normalisation, timeline)
+        self.encoder = encoder
+        self.norm_pix_loss = config.norm_pix_loss
+        self.unit = min(config.mask.unit, encoder.stride)  # px of a decoded position
+        self.grid = (image_size[0] // self.unit, image_size[1] // self.unit)
+        units = mask_grid(config.mask, image_size)
+        self.num_visible = units[0] * units[1] - num_hidden(config.mask, units)
+        self.per_token = (encoder.stride // self.unit) ** 2
+
+        dim = config.decoder_dim
+        self.decoder_embed = nn.Linear(encoder.dim, self.per_token * dim)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.register_buffer("decoder_positions", sincos_positions(dim, self.grid)[None], persistent=False)
+        self.decoder_blocks = nn.ModuleList(
+            Block(dim, config.decoder_heads, qkv_bias=True, norm_layer=nn.LayerNorm)
+            for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(dim)
+        self.decoder_pred = nn.Linear(dim, self.unit**2 * channels)
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = 1e-6
+        xavier_initialise(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        images = self.normalise(batch["global_crops"][:, 0])
+        predicted, hidden = self.reconstruct(images, batch)
+        return {"loss": self.loss(predicted, images, hidden)}
+
+    def reconstruct(self, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Predicted patches (b, n, p) over the decoder's grid, and which of them were hidden (b, n) bool."""
+        features = self.encoder(images, mask_of(batch, self.num_visible))
+        assert batch["dropped"] is not None
+        hidden = rearrange(refine(batch["dropped"], self.grid), "b h w -> b (h w)")
+        return self.decode(features), hidden
+
+    def decode(self, features: Features) -> Tensor:
+        """From the features of the visible tokens to the patches of the whole image (b, n, p)."""
+        assert features.units is not None
+        tokens = rearrange(self.decoder_embed(features.tokens), "b n (k d) -> b (n k) d", k=self.per_token)
+        units = rearrange(features.units, "b n k -> b (n k) 1").expand(-1, -1, tokens.shape[-1])
+        full = repeat(self.mask_token.to(tokens.dtype), "1 1 d -> b n d", b=len(tokens), n=self.grid[0] * self.grid[1])
+        full = full.scatter(1, units, tokens) + self.decoder_positions
+        num_prefix = 0
+        if features.prefix is not None:
+            num_prefix = features.prefix.shape[1]
+            full = torch.cat([self.decoder_embed(features.prefix), full], dim=1)
+        for block in self.decoder_blocks:
+            full = block(full)
+        return self.decoder_pred(self.decoder_norm(full))[:, num_prefix:]
+
+    def loss(self, predicted: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
+        """Mean squared error over the hidden patches. Every image hides equally many, so the mean is global."""
+        target = patchify(images, self.unit)
+        if self.norm_pix_loss:
+            mean, deviation = patch_statistics(target)
+            target = (target - mean) / deviation
+        error = (predicted.float() - target).square().mean(dim=-1)
+        return (error * hidden).sum() / hidden.sum()
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        crops = batch["global_crops"][:, 0]
+        images = self.normalise(crops)
+        predicted, hidden = self.reconstruct(images, batch)
+        patches = patchify(images, self.unit)
+        if self.norm_pix_loss:  # the network predicts standardised patches; the true statistics bring them back
+            mean, deviation = patch_statistics(patches)
+            predicted = predicted.float() * deviation + mean
+        hidden = rearrange(hidden, "b n -> b n 1")
+        pasted = unpatchify(torch.where(hidden, predicted.float(), patches), self.grid, self.unit)
+        masked = unpatchify(patches.masked_fill(hidden, 0.0), self.grid, self.unit)
+        rows = torch.stack([crops, self.to_pixels(masked), self.to_pixels(pasted)], dim=1)
+        label = "reconstructions (image, input, output"
+        label += "; patches de-normalised with the true mean and deviation)" if self.norm_pix_loss else ")"
+        return {label: rearrange(rows, "b v c h w -> b c h (v w)")}

@@ -1,0 +1,49 @@
+"""The run folder `runs/NAME/`: which configuration it belongs to, and whether another may continue it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pretrain.checkpoint import write_atomically
+from pretrain.config import ConfigError, differences, dump_config, load_config
+from pretrain.schema import Config
+
+#: Keys that may change between two starts of a run: none of them changes what is learned. Of `data.train` the
+#: checkpoint pins the index's checksum, so the shards may move but not change.
+FREE_KEYS = ("description", "runs", "data.train", "data.threads", "data.prefetch", "data.max_bad_share")
+FREE_SECTIONS = ("checkpoint.", "tracking.")
+FREE_ENGINE_KEYS = ("engine.threads", "engine.activation_checkpointing", "engine.compile", "train.accumulation")
+
+
+def check_run_folder(config: Config) -> Path:
+    """The folder of `config`'s run; raises ConfigError when it holds a run of another configuration.
+
+    Reads only. The caller writes the configuration once everything else has been checked.
+    """
+    folder = Path(config.runs) / config.name
+    stored = folder / "config.yaml"
+    if not stored.is_file():
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(
+                f"{folder} exists, is not empty and holds no config.yaml, so it is not a run; "
+                "choose another name=... or remove it"
+            )
+        return folder
+    changed = [line for line in differences(load_config(stored), config) if not _may_change(line.partition(":")[0])]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise ConfigError(
+            f"{folder} holds a run with another configuration:\n  {listed}\n"
+            "Use the same configuration to continue it, or name=... for a run of its own"
+        )
+    return folder
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Store the resolved configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.yaml", dump_config(config))
+
+
+def _may_change(key: str) -> bool:
+    return key in FREE_KEYS or key in FREE_ENGINE_KEYS or key.startswith(FREE_SECTIONS)

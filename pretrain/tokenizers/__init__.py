@@ -1,0 +1,1 @@
+"""What masked image modelling predicts, behind one seam (`base.Target`)."""

@@ -1,0 +1,309 @@
+"""The training loop: the same on one CPU process and on many GPUs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data_pipelines.index import Dataset, open_dataset
+from data_pipelines.loader import Batch, Loader
+from pretrain.batches import crop_sheet, ids_digest, seed_dropout, share_mask_counts, to_device
+from pretrain.checkpoint import Checkpoints, ResumeState, check_resume, read_state
+from pretrain.config import ConfigError
+from pretrain.diagnostics import alarms, check_finite
+from pretrain.encoders.saved import EncoderCard, headline_feature
+from pretrain.engine import (
+    build_engine,
+    check_batch,
+    choose_device,
+    cores_per_process,
+    gathered_for,
+    gradient_norm,
+    initialise_distributed,
+)
+from pretrain.masking import draw_mask_for
+from pretrain.methods import Method, Normalisation, build_method
+from pretrain.optim import set_rates
+from pretrain.progress import Window, memory_gb, progress_line
+from pretrain.run_folder import check_run_folder, write_config
+from pretrain.schedules import Timeline, learning_rate, weight_decay
+from pretrain.schema import Config
+from pretrain.stopping import EXIT_STOPPED, StopRequest
+from pretrain.tracking import Tracker
+
+IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
+    """Train what `config` says, continuing from the last checkpoint if there is one. Returns the run folder.
+
+    Run by every rank of a distributed job, or by one process. Raises ConfigError before anything is started or
+    written when it can't run; ends with exit code 85 when a signal asked it to stop after a checkpoint. `stop` is the
+    request that the caller has installed already, before its slow imports.
+    """
+    stop = stop or StopRequest.install()  # before the slow part, so that an early signal does not kill us
+    device = choose_device(config)
+    check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
+    folder = check_run_folder(config)
+    dataset = open_dataset(config.data.train)
+    normalisation = choose_normalisation(config, dataset)
+    torch.set_num_threads(config.engine.threads or cores_per_process())
+
+    rank, world_size = initialise_distributed(device)
+    if rank == 0:
+        write_config(folder, config)
+    trainer = Trainer(config, folder, dataset, normalisation, device, rank, world_size)
+    try:
+        trainer.train(stop)
+    finally:
+        trainer.close()
+    dist.barrier()  # a launcher takes the first rank that ends with 85 for a failure and kills the others
+    if trainer.step < trainer.timeline.total_steps:
+        sys.exit(EXIT_STOPPED)
+    return folder
+
+
+class Trainer:
+    """One run on one rank: the loop, and what it holds."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        dataset: Dataset,
+        normalisation: Normalisation,
+        device: torch.device,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.config, self.folder, self.device = config, folder, device
+        self.rank, self.world_size = rank, world_size
+        self.normalisation = normalisation
+        self.loader = Loader(
+            dataset,
+            config.views,
+            seed=config.seed,
+            batch_size=config.train.batch_size,
+            rank=rank,
+            world_size=world_size,
+            accumulation=config.train.accumulation,
+            lanes=config.data.lanes,
+            shuffle_window=config.data.shuffle_window,
+            draw_mask=draw_mask_for(config.method, config.views.global_size),
+            threads=config.data.threads,
+            prefetch=config.data.prefetch,
+            pin_memory=device.type == "cuda",
+            max_bad_share=config.data.max_bad_share,
+            channels=config.data.channels,
+        )
+        self.timeline = Timeline.of(config.train, self.loader.steps_per_epoch)
+        warmup = self.timeline.steps(config.optim.warmup_epochs)
+        if warmup > self.timeline.total_steps:
+            raise ConfigError(
+                f"optim.warmup_epochs {config.optim.warmup_epochs:g} is {warmup} steps, more than the "
+                f"{self.timeline.total_steps} of the run; the rate would never reach its peak"
+            )
+        self.lr = learning_rate(config.optim, config.train.batch_size, self.timeline)
+        self.weight_decay = weight_decay(config.optim, self.timeline)
+        torch.manual_seed(config.seed)
+        self.method: Method = build_method(config, normalisation, self.timeline)
+        self.engine = build_engine(config, self.method, device, world_size)
+        self.gathered = gathered_for(config.engine.zero_stage)
+        self.checkpoints = Checkpoints(folder, config.checkpoint)
+        self.last_checkpoint: Path | None = None
+        self.step = self._resume()
+        self.tracker = Tracker(folder, config, self.step) if rank == 0 else None
+        self.window = Window(self.step)
+
+    def train(self, stop: StopRequest) -> None:
+        """Run to the end of the timeline, or to the end of the step in which a stop is requested."""
+        self._announce()
+        self.engine.train()
+        batches = self.loader.steps(self.step)
+        while self.step < self.timeline.total_steps:
+            loaded = next(batches)
+            digest = sum(ids_digest(batch) for batch in loaded)
+            micro_batches = [to_device(batch, self.device) for batch in loaded]
+            share_mask_counts(micro_batches, self.world_size)
+            metrics, grad_norm = self.optimizer_step(micro_batches)
+            losses, metrics, stopping = self.agree(metrics, digest, stop)
+            check_finite(losses, grad_norm, self.step + 1, str(self.last_checkpoint or "") or None)
+            self.method.after_step(self.step, self.gathered)
+            self.step += 1
+            self.report(metrics, grad_norm, micro_batches)
+            finished = stopping or self.step == self.timeline.total_steps
+            if finished or self.step % self.config.checkpoint.every_steps == 0 or self._is_milestone():
+                self.save()
+            if stopping and self.step < self.timeline.total_steps:
+                self._say(
+                    f"stopped after step {self.step} as asked; the same command continues from {self.last_checkpoint}"
+                )
+                return
+        self.publish()
+
+    def optimizer_step(self, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], float | None]:
+        """Forward and backward over the micro-batches, then a step; the mean of what is reported, and the norm."""
+        rate, decay = set_rates(self.engine.optimizer.param_groups, self.step, self.lr, self.weight_decay)
+        totals: dict[str, Tensor] = {}
+        norm = None
+        for position, batch in enumerate(micro_batches):
+            seed_dropout(self.config.seed, self.step, self.rank, position)
+            output = self.engine(batch, self.step)
+            self.engine.backward(output["loss"])
+            for name, value in output.items():
+                totals[name] = totals.get(name, 0.0) + value.detach().float() / len(micro_batches)
+            if position == len(micro_batches) - 1:
+                norm = gradient_norm(self.engine)
+            self.engine.step()
+        if norm is None and self.engine.get_global_grad_norm() is not None:
+            norm = float(self.engine.get_global_grad_norm())
+        totals["lr"], totals["weight_decay"] = torch.tensor(rate), torch.tensor(decay)
+        return totals, norm
+
+    def agree(
+        self, metrics: dict[str, Tensor], digest: int, stop: StopRequest
+    ) -> tuple[list[float], dict[str, float], bool]:
+        """One collective a step: every rank's loss, the mean metrics, and whether any rank was asked to stop.
+
+        It also sums a digest of the sample ids that each rank really saw, a proof of the order of data.
+        """
+        names = list(metrics)
+        own = torch.tensor([float(stop.requested), float(digest)], dtype=torch.float64, device=self.device)
+        mine = torch.cat([torch.stack([metrics[name].to(self.device).double() for name in names]), own])
+        gathered = mine.new_empty(self.world_size * len(mine))
+        dist.all_gather_into_tensor(gathered, mine)
+        rows = gathered.view(self.world_size, len(mine))
+        means = rows.mean(dim=0).tolist()
+        values = dict(zip(names, means, strict=False))
+        values["ids_digest"] = int(rows[:, -1].sum()) % 2**32
+        return rows[:, names.index("loss")].tolist(), values, bool(rows[:, -2].any())
+
+    def report(self, metrics: dict[str, float], grad_norm: float | None, micro_batches: list[Batch]) -> None:
+        """Write metrics and pictures down when it is time to."""
+        tracking = self.config.tracking
+        last = self.step == self.timeline.total_steps
+        if self.step % tracking.log_every_steps == 0 or last:
+            epoch = self.timeline.epoch(self.step)
+            if grad_norm is not None:
+                metrics["grad_norm"] = grad_norm
+            metrics |= {"epoch": epoch, **self.window.measure(self.step, self.config.train.batch_size, self.loader)}
+            metrics |= {"memory_gb": memory_gb(self.device), "bad_samples": float(self.loader.num_bad)}
+            metrics |= self.method.schedules(self.step - 1)
+            if self.tracker:
+                self.tracker.metrics(self.step, metrics)
+                seconds = self.window.seconds_per_step
+                self.tracker.say(progress_line(self.step, self.timeline.total_steps, epoch, metrics, seconds))
+                for alarm in alarms(self.config, metrics, epoch):
+                    self.tracker.say(f"ALARM: {alarm}")
+        every = tracking.pictures_every_steps
+        if every and (self.step % every == 0 or self.step == 1 or last):
+            with self.window.paused():
+                self._draw(micro_batches[0])
+
+    def _draw(self, batch: Batch, count: int = 8) -> None:
+        few: Batch = {k: v[:count] if isinstance(v, Tensor) and v.ndim else v for k, v in batch.items()}  # type: ignore
+        self.engine.eval()
+        pictures = self.method.pictures(few)  # on all ranks: under ZeRO 3 a forward pass is collective
+        self.engine.train()
+        if self.tracker:
+            for name, picture in {"crops (global, then local)": crop_sheet(few), **pictures}.items():
+                self.tracker.picture(self.step, name, picture)
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step."""
+        state = ResumeState(
+            step=self.step,
+            world_size=self.world_size,
+            zero_stage=self.config.engine.zero_stage,
+            order=self.loader.state(),
+            milestone=self._is_milestone(),
+        )
+        with self.window.paused():
+            self.last_checkpoint = self.checkpoints.save(self.engine, state, self.card())
+
+    def card(self) -> EncoderCard:
+        """What the saved encoder says of itself."""
+        config = self.config
+        return EncoderCard(
+            encoder=config.encoder,
+            image_size=config.views.global_size,
+            channels=config.data.channels,
+            mean=self.normalisation.mean,
+            std=self.normalisation.std,
+            method=config.method.name,
+            headline=headline_feature(config),
+            step=self.step,
+            epoch=self.timeline.epoch(self.step),
+            run=config.name,
+        )
+
+    def publish(self) -> None:
+        """Put the last checkpoint's encoder at `RUN/encoder`."""
+        if self.rank == 0 and self.last_checkpoint is not None:
+            self.checkpoints.publish_encoder(self.last_checkpoint, self.folder / "encoder")
+        dist.barrier()
+        self._say(f"finished {self.step} steps; the encoder is in {self.folder / 'encoder'}")
+
+    def close(self) -> None:
+        """Release threads, files and the dashboard."""
+        self.loader.close()
+        if self.tracker:
+            self.tracker.close()
+
+    def _resume(self) -> int:
+        found = self.checkpoints.last() if self.rank == 0 else None
+        # rank 0 chooses: on a shared filesystem the others may not see the same files yet
+        chosen = torch.tensor([0 if found is None else found[1].step], device=self.device)
+        dist.broadcast(chosen, src=0)
+        if int(chosen) == 0:
+            return 0
+        path = self.checkpoints.path(int(chosen))
+        state = read_state(path)
+        check_resume(path, state, self.world_size, self.config.engine.zero_stage, self.loader.state())
+        self.checkpoints.load(self.engine, path)
+        self.last_checkpoint = path
+        self._say(f"continuing from {path}")
+        return state.step
+
+    def _is_milestone(self) -> bool:
+        every = self.config.checkpoint.milestone_every_epochs
+        if every is None:
+            return False
+        period = self.timeline.steps(every)
+        return period > 0 and self.step % period == 0
+
+    def _announce(self) -> None:
+        config, encoder = self.config, self.method.frozen_encoder()
+        size = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in encoder.parameters()) if encoder else 0
+        self._say(
+            f"{config.name}: {config.method.name} on {config.encoder.family} ({size / 1e6:.1f} M parameters), "
+            f"{self.world_size} rank(s) on {self.device.type}, ZeRO {config.engine.zero_stage}, "
+            f"{config.engine.precision}; global batch {config.train.batch_size} = {self.world_size} ranks x "
+            f"{config.train.batch_size // self.world_size // config.train.accumulation} x "
+            f"{config.train.accumulation} accumulated; {self.timeline.total_steps} steps "
+            f"({self.timeline.epoch(self.timeline.total_steps):.2f} epochs); writing to {self.folder}"
+        )
+
+    def _say(self, text: str) -> None:
+        if self.rank == 0:
+            print(text, flush=True)
+
+
+def choose_normalisation(config: Config, dataset: Dataset) -> Normalisation:
+    """Mean and deviation from the preset, else from the data set's dataset.json, else ImageNet's for RGB."""
+    data = config.data
+    if data.mean is not None and data.std is not None:
+        return Normalisation(data.mean, data.std)
+    if dataset.mean is not None and dataset.std is not None and len(dataset.mean) == data.channels:
+        return Normalisation(tuple(dataset.mean), tuple(dataset.std))
+    if data.channels == 3:
+        return IMAGENET
+    raise ConfigError(
+        f"data.channels is {data.channels} and {config.data.train} has no dataset.json with a mean and deviation for "
+        "each; set data.mean and data.std (of pixels in 0 .. 1)"
+    )

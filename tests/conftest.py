@@ -1,0 +1,20 @@
+"""What every test starts from: no launcher's variables, no network, a cache of its own."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the suite's processes share the cores
+os.environ["WANDB_MODE"] = "offline"
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_", "SLURM_", "TORCHELASTIC_")
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A suite that runs inside a batch job must not take itself for one of its ranks."""
+    for name in list(os.environ):
+        if name.startswith(LAUNCHER):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("SELFSIGHT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -1,0 +1,83 @@
+"""Parameters are drawn as torchvision draws them, and each view has its own stream."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+from scipy.stats import ks_2samp
+from torch import manual_seed
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.functional import to_pil_image
+
+from data_pipelines.draws import draw, draw_crop, random_resized_box
+from data_pipelines.streams import Stream
+from data_pipelines.views import Crop, LocalCrops, Views
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (32, 32), (20, 200)])
+def test_boxes_are_distributed_like_torchvisions(height: int, width: int) -> None:
+    scale, ratio = (0.2, 1.0), (3 / 4, 4 / 3)
+    boxes = [random_resized_box(Stream(0, number), (height, width), scale, ratio) for number in range(3000)]
+    for left, top, right, bottom in boxes:
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+    ours = np.array([(top, left, bottom - top, right - left) for left, top, right, bottom in boxes])
+    manual_seed(0)
+    image = to_pil_image(np.zeros((height, width, 3), dtype=np.uint8))
+    theirs = np.array([RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(3000)])
+    for column in range(4):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3
+
+
+def test_the_whole_image_when_asked_for() -> None:
+    assert random_resized_box(Stream(1), (32, 32), (1, 1), (1, 1)) == (0, 0, 32, 32)
+    assert random_resized_box(Stream(1), (100, 10), (1, 1), (3 / 4, 4 / 3)) == (0, 43, 10, 56)  # centred fallback
+
+
+def test_shares_and_ranges() -> None:
+    crop = Crop(size=8, flip=0.3, jitter=(0.4, 0.3, 0.2, 0.1), jitter_prob=0.8, grey=0.2, blur=0.5, solarise=0.1)
+    drawn = [draw_crop(crop, Stream(5, number), (30, 40)) for number in range(4000)]
+    shares = {
+        "flip": np.mean([params.flip for params in drawn]),
+        "jitter": np.mean([bool(params.jitter) for params in drawn]),
+        "grey": np.mean([params.grey for params in drawn]),
+        "blur": np.mean([params.blur_radius is not None for params in drawn]),
+        "solarise": np.mean([params.solarise for params in drawn]),
+    }
+    for name, expected in {"flip": 0.3, "jitter": 0.8, "grey": 0.2, "blur": 0.5, "solarise": 0.1}.items():
+        assert abs(shares[name] - expected) < 4 * math.sqrt(expected * (1 - expected) / 4000)
+    radii = [params.blur_radius for params in drawn if params.blur_radius is not None]
+    assert 0.1 <= min(radii) < 0.12
+    assert 1.98 < max(radii) <= 2.0
+    factors = {"brightness": (0.6, 1.4), "contrast": (0.7, 1.3), "saturation": (0.8, 1.2), "hue": (-0.1, 0.1)}
+    for name, (low, high) in factors.items():
+        values = [dict(params.jitter)[name] for params in drawn if params.jitter]
+        assert low <= min(values) < low + 0.01
+        assert high - 0.01 < max(values) <= high
+    orders = {tuple(name for name, _ in params.jitter) for params in drawn if params.jitter}
+    assert len(orders) == 24
+
+
+def test_only_the_operations_asked_for() -> None:
+    params = draw_crop(Crop(size=8, jitter=(0.4, 0.4, 0.4, 0)), Stream(1), (20, 20))
+    assert sorted(name for name, _ in params.jitter) == ["brightness", "contrast", "saturation"]
+    assert draw_crop(Crop(size=8), Stream(1), (20, 20)).jitter == ()
+
+
+def test_each_view_has_its_own_stream() -> None:
+    crop = Crop(size=8)
+    one, two = Views(global_crops=(crop,)), Views(global_crops=(crop, crop), local_crops=LocalCrops(size=4, count=3))
+    identity = (0, 1, 2, 3)
+    many = draw(two, identity, (50, 50))
+    assert len(many) == 5
+    assert len({params.box for params in many[:2]}) == 2
+    assert draw(one, identity, (50, 50)) == many[:1]
+    assert draw(one, (0, 1, 2, 4), (50, 50)) != many[:1]
+
+
+def test_any_generator_will_do() -> None:
+    for rng in (random.Random(0), np.random.default_rng(0)):
+        assert draw_crop(Crop(size=8), rng, (20, 20)).box[2] <= 20

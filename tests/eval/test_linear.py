@@ -1,0 +1,140 @@
+"""The linear probe: right gradient, right choice, and no look at val before the choice is made."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from eval.linear import LinearRecipe, _fit, linear_probe, stratified_split
+
+QUICK = LinearRecipe(learning_rates=(1e-4, 1e-2, 1e-1), epochs=20)
+
+
+def planted(num, seed, dim=8, num_classes=3, noise=0.5, scale=1.0):
+    """Classes on a circle in the first two of `dim` directions: a linear classifier finds them."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(num_classes, (num,), generator=generator)
+    features = noise * torch.randn(num, dim, generator=generator)
+    angle = labels * 2 * math.pi / num_classes
+    features[:, 0] += angle.cos()
+    features[:, 1] += angle.sin()
+    return features * scale, labels
+
+
+def test_same_as_torch_sgd_and_cross_entropy():
+    features, labels = planted(64, seed=1)
+    recipe = LinearRecipe(epochs=3, batch_size=16)
+    ours = _fit(features, labels, torch.arange(64), False, [0.5], 3, recipe, 7, "cpu")
+
+    generator = torch.Generator().manual_seed(7)
+    layer = torch.nn.Linear(8, 3)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(3, 8, generator=generator) * 0.01)
+        layer.bias.zero_()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5 * 16 / 256, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 12)
+    for _ in range(3):
+        for rows in torch.randperm(64, generator=generator).split(16):
+            optimizer.zero_grad()
+            F.cross_entropy(layer(features[rows]), labels[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    torch.testing.assert_close(ours.weight, layer.weight, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours.bias[:, 0], layer.bias, rtol=1e-4, atol=1e-6)
+
+
+def test_heads_side_by_side_are_the_heads_by_themselves():
+    features, labels = planted(64, seed=1)
+    rows, recipe = torch.arange(64), LinearRecipe(epochs=2, batch_size=16)
+    together = _fit(features, labels, rows, True, [0.01, 0.1], 3, recipe, 0, "cpu").score(features, labels, rows)
+    for index, rate in enumerate((0.01, 0.1)):
+        alone = _fit(features, labels, rows, True, [rate], 3, recipe, 0, "cpu").score(features, labels, rows)
+        assert [values[index] for values in together] == pytest.approx([values[0] for values in alone])
+
+
+def test_standardising_is_batch_norm_without_affine():
+    features, labels = planted(64, seed=1, scale=30.0)
+    heads = _fit(features, labels, torch.arange(64), True, [0.1], 3, LinearRecipe(epochs=1), 0, "cpu")
+    norm = torch.nn.BatchNorm1d(8, affine=False, eps=1e-6)
+    torch.testing.assert_close(heads.prepare(features, torch.arange(64)), norm(features), rtol=1e-3, atol=1e-4)
+
+
+def test_finds_planted_structure_whatever_its_scale():
+    for scale in (1e-3, 1.0, 1e3):
+        features, labels = planted(600, seed=1, scale=scale)
+        val, val_labels = planted(400, seed=2, scale=scale)
+        scores = linear_probe({"a": features}, labels, {"a": val}, val_labels, num_classes=3, recipe=QUICK)
+        assert min(scores.top1) > 0.9, scores
+        assert scores.top5 is None
+
+
+def test_chooses_on_train_even_where_val_would_choose_otherwise():
+    good, labels = planted(600, seed=1)
+    poor, _ = planted(600, seed=3)  # other labels: noise
+    val, val_labels = planted(400, seed=2)
+    val_noise, _ = planted(400, seed=4)
+    train = {"good on train": good, "good on val": torch.where(torch.arange(600)[:, None] % 5 < 3, good, poor)}
+    test = {"good on train": val_noise, "good on val": val}
+    scores = linear_probe(train, labels, test, val_labels, num_classes=3, recipe=QUICK)
+    assert scores.chosen.input == "good on train"
+    assert max(scores.top1) < 0.6
+    alone = {name: {"good on val": features["good on val"]} for name, features in (("train", train), ("val", test))}
+    other = linear_probe(alone["train"], labels, alone["val"], val_labels, num_classes=3, recipe=QUICK)
+    assert min(other.top1) > max(scores.top1) + 0.2  # a choice on val would have been the other one
+    assert scores.best_of_input["good on train"] > scores.best_of_input["good on val"]
+
+
+def test_val_changes_neither_the_choice_nor_the_heads():
+    features, labels = planted(300, seed=1)
+    val, val_labels = planted(100, seed=2)
+    runs = [
+        linear_probe({"a": features}, labels, {"a": val * factor}, val_labels, num_classes=3, recipe=QUICK)
+        for factor in (1.0, -1.0)
+    ]
+    assert runs[0].chosen == runs[1].chosen
+    assert runs[0].top1 != runs[1].top1
+
+
+def test_deterministic_by_seed():
+    features, labels = planted(300, seed=1, noise=1.5)
+    val, val_labels = planted(300, seed=2, noise=1.5)
+
+    def run(seeds):
+        recipe = LinearRecipe(learning_rates=(1e-2,), epochs=1, batch_size=32)
+        return linear_probe({"a": features}, labels, {"a": val}, val_labels, num_classes=3, recipe=recipe, seeds=seeds)
+
+    first = run((0, 1, 2))
+    torch.randn(5)  # the global generator plays no part
+    assert run((0, 1, 2)) == first
+    assert len(set(first.top1)) > 1
+
+
+def test_a_diverged_head_is_never_chosen_and_all_diverged_is_an_error():
+    features, labels = planted(300, seed=1)
+    recipe = LinearRecipe(learning_rates=(1e-1, 1e38), epochs=2, standardised=(False,))
+    scores = linear_probe({"a": features}, labels, {"a": features}, labels, num_classes=3, recipe=recipe)
+    assert scores.chosen.learning_rate == 1e-1
+    broken = torch.full_like(features, math.nan)
+    with pytest.raises(ValueError, match="all 2 linear heads diverged"):
+        linear_probe({"a": broken}, labels, {"a": broken}, labels, num_classes=3, recipe=recipe)
+
+
+def test_split_is_stratified_and_spares_single_samples():
+    labels = torch.tensor([0] * 100 + [1] * 30 + [2] * 2 + [3])
+    kept, held_out = stratified_split(labels, 0.1, seed=0)
+    assert torch.equal(torch.cat([kept, held_out]).sort().values, torch.arange(133))
+    assert labels[held_out].bincount(minlength=4).tolist() == [10, 3, 1, 0]
+    assert not torch.equal(held_out, stratified_split(labels, 0.1, seed=1)[1])
+    with pytest.raises(ValueError, match="every class of the 3"):
+        stratified_split(torch.arange(3), 0.1, seed=0)
+
+
+def test_errors_name_what_differs():
+    features, labels = planted(30, seed=0)
+    with pytest.raises(ValueError, match=r"\['a'\] and val \['b'\]"):
+        linear_probe({"a": features}, labels, {"b": features}, labels, num_classes=3)
+    with pytest.raises(ValueError, match="seeds is empty"):
+        linear_probe({"a": features}, labels, {"a": features}, labels, num_classes=3, seeds=())
+    with pytest.raises(ValueError, match=r"held_out is 1\.5"):
+        LinearRecipe(held_out=1.5)

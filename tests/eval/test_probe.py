@@ -1,0 +1,192 @@
+"""The whole probe, on shards and an encoder made on the fly; and what it refuses before any work."""
+
+import json
+import math
+
+import pytest
+import timm
+import torch
+from rich.console import Console
+
+from eval import baselines, probe
+from eval.probe import run_probe
+from eval.report import markdown_table, probe_table
+from eval.splits import open_splits
+from eval.target import find_encoder, open_target, run_of
+from pretrain.encoders import build_encoder
+from pretrain.encoders.saved import EncoderCard, save_encoder
+from pretrain.schema import VitConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore:k = ")  # 200 neighbours of 60 samples
+
+ENCODER = VitConfig(size="tiny", dim=12, depth=2, heads=2, patch=4)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SELFSIGHT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def data(tmp_path, write_shard):
+    write_shard(tmp_path / "data" / "train-000000.tar", [0, 1, 2] * 20)
+    write_shard(tmp_path / "data" / "val-000000.tar", [0, 1, 2] * 8, seed=1)
+    return tmp_path / "data"
+
+
+def save(folder, step=40):
+    torch.manual_seed(3)
+    card = EncoderCard(ENCODER, (16, 16), 3, (0.5,) * 3, (0.25,) * 3, "dino", "class", step, 1.5, "small")
+    save_encoder(folder, build_encoder(ENCODER, (16, 16), 3).state_dict(), card)
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "runs" / "small"
+    (folder / "checkpoints" / "step-20").mkdir(parents=True)
+    (folder / "config.yaml").write_text("name: small\n")
+    save(folder / "checkpoints" / "step-20" / "encoder", step=20)
+    (folder / "checkpoints" / "latest").write_text("step-20\n")
+    return folder
+
+
+def quick(target, data, **more):
+    return run_probe(str(target), str(data), device="cpu", epochs=3, seeds=(0, 1), progress=False, **more)
+
+
+def test_probe_from_shards_to_tables(run, data, monkeypatch):
+    save(run / "encoder")
+    logged = {}
+    monkeypatch.setattr("pretrain.tracking.log_probe", lambda folder, metrics: logged.update({folder: metrics}))
+    results = quick(run, data, untrained_seeds=(0, 1), logistic=True)
+    assert json.loads((run / "eval" / "probe-40.json").read_text()) == json.loads(json.dumps(results))
+
+    rows = results["rows"]
+    assert rows["chance"] == {"uniform": pytest.approx(1 / 3), "most_frequent_class": pytest.approx(1 / 3)}
+    assert set(rows["pretrained"]["knn"]) == {"class", "mean"}
+    assert set(rows["pretrained"]["knn"]["class"]) == {"10", "20", "100", "200"}
+    assert rows["pixels"]["knn"]["pixels"]["20"]["top1"] > 0.5  # brightness follows the label
+    linear = rows["pretrained"]["linear"]
+    assert set(linear["top1_of_seed"]) == {"0", "1"}
+    share = linear["top1"]
+    assert linear["standard_error"] == pytest.approx(math.sqrt(share * (1 - share) / 24))
+    assert len(rows["untrained"]) == 2
+    assert rows["untrained"][0] != rows["untrained"][1]
+    assert results["protocol"]["features"] == "cached centre crops"
+    assert logged[run]["probe/linear"] == share
+    assert logged[run]["probe/knn"] == rows["pretrained"]["knn"]["class"]["20"]["top1"]
+
+    console = Console(width=160, record=True)
+    console.print(probe_table(results))
+    for text in (console.export_text(), markdown_table(results)):
+        for piece in (
+            "chance",
+            "raw pixels",
+            "untrained",
+            "pretrained",
+            "k-NN class*",
+            "linear: on",
+            "logistic: on",
+            "±",
+        ):
+            assert piece in text
+        assert f"{100 * share:.1f} ± {100 * linear['standard_error']:.1f}" in text
+
+
+def test_probing_again_is_equal_and_does_not_redo_the_baselines(run, data, monkeypatch, cache):
+    first = quick(run, data)
+    assert len(list((cache / "probes").iterdir())) == 2
+    monkeypatch.setattr(probe, "pixels", None)
+    monkeypatch.setattr("eval.target.build_encoder", None)
+    again = quick(run, data)
+    assert again["rows"] == first["rows"]
+    assert (run / "eval" / "probe-20.json").is_file()
+
+
+def test_untrained_is_the_same_encoder_with_fresh_weights(run):
+    target = open_target(str(run))
+    state = torch.get_rng_state()
+    first, same, other = (target.untrained(seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    trained = target.encoder.state_dict()
+    key = next(key for key in trained if key.endswith("qkv.weight"))
+    assert set(first) == set(trained)
+    assert torch.equal(first[key], same[key])
+    assert not torch.equal(first[key], other[key])
+    assert not torch.equal(first[key], trained[key])
+
+
+def test_every_way_to_name_an_encoder(run):
+    inner = run / "checkpoints" / "step-20" / "encoder"
+    for folder in (run, inner, inner.parent):
+        assert find_encoder(folder) == inner
+        assert run_of(find_encoder(folder)) == run
+    save(run / "encoder")
+    assert find_encoder(run) == run / "encoder"  # the final one comes first
+    assert run_of(run / "encoder") == run
+    alone = run.parent / "alone"
+    save(alone)
+    assert run_of(alone) is None
+    assert open_target(str(alone)).results == alone / "eval" / "probe-40.json"
+
+
+def test_no_encoder_says_what_there_is(run):
+    (run / "checkpoints" / "latest").unlink()
+    with pytest.raises(FileNotFoundError, match=r"it holds checkpoints, config\.yaml"):
+        open_target(str(run))
+    with pytest.raises(FileNotFoundError, match="holds small"):
+        open_target(str(run.with_name("smal")))
+
+
+def test_image_size(run):
+    assert open_target(str(run)).image_size == 16
+    assert open_target(str(run), image_size=24).image_size == 24
+    with pytest.raises(ValueError, match="such as 16 or 20"):
+        open_target(str(run), image_size=18)
+
+
+def test_timm_names(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="vit_tiny_patch16_224"):
+        open_target("timm:vit_tiny_patch16_242")
+
+    def no_network(*args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", no_network)
+    with pytest.raises(ValueError, match=r"could not be loaded \(ConnectionError: no route to host\)"):
+        open_target("timm:vit_tiny_patch16_224")
+
+
+def test_data_that_cannot_be_probed(tmp_path, data, write_shard):
+    write_shard(tmp_path / "half" / "train-000000.tar", [0, 1])
+    with pytest.raises(FileNotFoundError, match=r"--val-share 0\.1"):
+        open_splits(str(tmp_path / "half"))
+    with pytest.raises(ValueError, match="is one shard"):
+        open_splits(str(data / "train-000000.tar"))
+    with pytest.raises(ValueError, match="same samples"):
+        open_splits(str(data / "train-000000.tar"), str(data / "train-000000.tar"))
+    write_shard(tmp_path / "more" / "val-000000.tar", [0, 1, 5])
+    with pytest.raises(ValueError, match=r"val has the label 5, but there are 3 classes"):
+        open_splits(str(data), str(tmp_path / "more"))
+    write_shard(tmp_path / "none" / "val-000000.tar", [None, None])
+    with pytest.raises(ValueError, match="none of the 2 val samples has a label"):
+        open_splits(str(data), str(tmp_path / "none"))
+    write_shard(tmp_path / "one" / "train-000000.tar", [2, 2])
+    with pytest.raises(ValueError, match="needs two"):
+        open_splits(str(tmp_path / "one"), str(data / "val-000000.tar"))
+
+
+def test_cache_survives_damage_and_tells_keys_apart(cache):
+    calls = []
+
+    def compute(value):
+        return lambda: calls.append(value) or {"value": value}
+
+    assert baselines.cached({"a": 1}, compute(1)) == {"value": 1}
+    assert baselines.cached({"a": 2}, compute(2)) == {"value": 2}
+    assert baselines.cached({"a": 1}, compute(3)) == {"value": 1}
+    for entry in (cache / "probes").iterdir():
+        entry.write_text("{")
+    assert baselines.cached({"a": 1}, compute(4)) == {"value": 4}
+    assert calls == [1, 2, 4]

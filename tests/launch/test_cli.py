@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import launch.demo
+import launch.local
+import launch.training
+from launch.cli import app, is_user_error, main
+
+SUBCOMMANDS = ["demo", "pack", "verify", "pretrain", "launch", "probe", "demo-data"]
+
+
+@pytest.fixture
+def run() -> object:
+    return lambda *args: CliRunner().invoke(app, list(args))
+
+
+def test_help_lists_the_subcommands_in_the_order_of_the_work(run) -> None:
+    text = run("--help").output
+    positions = [text.index(f" {name} ") for name in SUBCOMMANDS]
+    assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_every_subcommand_explains_itself(run, name: str) -> None:
+    result = run(name, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_user_errors_are_one_message_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["pretrain", "no_such_preset"])
+    assert exit_.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: there is no preset 'no_such_preset'")
+    assert "Traceback" not in err
+
+
+def test_the_traceback_is_there_for_those_who_want_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELFSIGHT_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="no_such_preset"):
+        main(["pretrain", "no_such_preset"])
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.demo, "run_demo", lambda out: int("a mistake in a library call"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["demo"])
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (FileNotFoundError("shards/ holds no train-*.tar"), True),
+        (PermissionError(13, "Permission denied", "runs"), True),
+        (BrokenPipeError(32, "Broken pipe"), False),
+    ],
+)
+def test_which_system_errors_are_the_users(error: OSError, expected: bool) -> None:
+    assert is_user_error(error) is expected
+
+
+def test_pretrain_passes_preset_and_overrides(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(launch.training, "train", lambda preset, overrides: seen.append((preset, overrides)))
+    # the deepspeed launcher puts --local_rank before all
+    result = run("pretrain", "--local_rank=1", "mine.yaml", "train.epochs=3", "name=x", "--data", "shards/")
+    assert result.exit_code == 0, result.output
+    assert seen == [("mine.yaml", ["train.epochs=3", "name=x", "data.train=shards/"])]
+
+
+def test_pretrain_without_a_preset_says_where_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["pretrain"])
+    assert "selfsight pretrain --list" in capsys.readouterr().err
+
+
+def test_pretrain_lists_presets(run) -> None:
+    assert "mae_vit_cifar_cpu" in run("pretrain", "--list").output
+
+
+def test_launch_runs_the_pretrain_command(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(launch.local, "launch_local", lambda command, nproc: seen.append((command, nproc)) or 3)
+    result = run("launch", "--nproc", "2", "mine.yaml", "--data", "shards/", "name=x")
+    assert result.exit_code == 3
+    assert seen == [
+        ([sys.executable, "-m", "launch", "pretrain", "mine.yaml", "--data", "shards/", "name=x"], 2),
+    ]

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launch.training import plan
+from pretrain.config import load_config
+
+PRESET = "mae_vit_cifar_cpu"
+
+
+def test_the_plan_does_the_arithmetic(tmp_path: Path) -> None:
+    changes = ["train.batch_size=64", "train.accumulation=2", "train.epochs=3", "optim.lr=0.001"]
+    config = load_config(PRESET, [f"data.train={tmp_path}", *changes, "optim.lr_reference_batch=128"])
+    text = "\n".join(plan(config, [500, 501], steps_per_epoch=15, world_size=4))
+    assert "1,001 samples in 2 shards" in text
+    assert "64 = 4 ranks x 8 x 2 accumulated" in text
+    assert "45, 15 an epoch, 3.0 epochs; 2,880 samples seen" in text
+    assert "0.0005 at its peak" in text
+
+
+def test_the_plan_says_when_the_batch_does_not_divide(tmp_path: Path) -> None:
+    config = load_config(PRESET, [f"data.train={tmp_path}"])
+    config = replace(config, train=replace(config.train, batch_size=10))
+    assert "does NOT divide over 4 ranks" in "\n".join(plan(config, [100], 10, world_size=4))
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from launch.training import show_plan
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no-shards"):
+        show_plan(PRESET, ["data.train=no-shards"])
+    assert not list(tmp_path.iterdir())

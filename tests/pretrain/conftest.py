@@ -1,0 +1,42 @@
+"""Tiny shards, tiny configurations of every method x encoder, and batches as the loader makes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import config_data, write_shards
+
+from pretrain.config import parse_config
+from pretrain.schema import Config
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 images of 32x32 px in two shards."""
+    folder = tmp_path_factory.mktemp("tiny-shards")
+    write_shards(folder)
+    return folder
+
+
+@pytest.fixture(params=["mae", "mim", "dino"])
+def method_name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["vit", "swin"])
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def cell(method_name: str, family: str, shards: Path, tmp_path: Path) -> Config:
+    """One method x encoder."""
+    return parse_config(config_data(method_name, family, shards, tmp_path / "runs"))
+
+
+@pytest.fixture
+def mae_data(shards: Path, tmp_path: Path) -> dict[str, Any]:
+    """The nested dictionary of a MAE run on a ViT, to be changed by a test."""
+    return config_data("mae", "vit", shards, tmp_path / "runs")

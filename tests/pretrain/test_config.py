@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pretrain.config import ConfigError, differences, dump_config, list_presets, load_config, parse_config
+
+
+def set_key(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    *parents, last = key.split(".")
+    node = data
+    for part in parents:
+        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+    node[last] = value
+    return data
+
+
+def test_every_preset_loads_and_reloads_equal(tmp_path: Path) -> None:
+    assert list_presets()
+    for preset in list_presets():
+        config = load_config(preset.name, ["data.train=somewhere"])
+        assert preset.description, preset.name
+        path = tmp_path / "config.yaml"
+        path.write_text(dump_config(config))
+        assert load_config(path) == config
+
+
+def test_every_preset_says_how_to_run_it() -> None:
+    for preset in list_presets():
+        head = preset.path.read_text().split("description:")[0]
+        for word in (f"selfsight pretrain {preset.name}", "Hardware:", "Time:", "Result:"):
+            assert word in head, f"{preset.path.name} lacks {word!r} in its head comment"
+
+
+def test_overrides_reach_into_sections_and_lists() -> None:
+    config = load_config(
+        "mae_vit_cifar_cpu", ["data.train=x", "train.epochs=3", "views.global_crops.0.flip=0", "optim.lr=1e-4"]
+    )
+    assert (config.train.epochs, config.views.global_crops[0].flip, config.optim.lr) == (3, 0, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("method.mask.ratoi", 0.5, "did you mean method.mask.ratio?"),
+        ("batch_size", 3, "did you mean train.batch_size?"),
+        ("views.global_crops.0.sise", 3, "did you mean views.global_crops.0.size?"),
+        ("optim.learning_rate", 1.0, "allowed here: betas"),
+        ("train.epochs", "many", "given: 'many'"),
+        ("method.mask.ratio", 1.5, "less than 1"),
+        ("method.name", "maee", "'mae', 'mim', 'dino'"),
+        ("encoder.patch", 5, "multiple of it, such as 30 or 35"),
+        ("encoder.positions", "sinus", "'learned' or 'sincos'"),
+        ("train.accumulation", 3, "does not divide into 3"),
+        ("train.epochs", 5, "set one of them"),
+        ("engine.deepspeed", {"bf16": {"enabled": True}}, "engine.precision"),
+        ("engine.deepspeed", {"zero_optimization": {"stage": 2}}, "engine.zero_stage"),
+        ("engine.deepspeed", {"elasticity": {"enabled": True}}, "order of data"),
+        ("method.mask.unit", 6, "does not divide the image"),
+        ("method.mask.unit", 2, "multiple of encoder.patch"),
+        ("method.mask.kind", "blockwise", "kind random"),
+        ("data.mean", [0.5, 0.5], "2 values for data.channels = 3"),
+        ("name", "../elsewhere", "pattern"),
+        ("views.local_crops", {"size": 16}, "sees no local crops"),
+    ],
+)
+def test_refusals_name_the_key_and_the_way_out(mae_data: dict[str, Any], key: str, value: Any, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(set_key(mae_data, key, value))
+    assert says in str(caught.value)
+
+
+def test_a_pyramid_needs_its_own_masks(mae_data: dict[str, Any]) -> None:
+    mae_data["encoder"] = {"family": "swin", "dim": 16, "depths": [2, 2], "heads": [1, 2], "patch": 2, "window": 4}
+    with pytest.raises(ConfigError, match="one_in_2x2, not random"):
+        parse_config(mae_data)
+    mae_data["encoder"]["window"] = 7
+    mae_data["encoder"]["depths"], mae_data["encoder"]["heads"] = [2] * 5, [1] * 5
+    mae_data["method"]["mask"]["kind"] = "one_in_2x2"
+    with pytest.raises(ConfigError, match="multiple of 64"):
+        parse_config(mae_data)
+
+
+def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("seed: 1\nseed: 2\n")
+    with pytest.raises(ConfigError, match="'seed' is set twice, again in line 2"):
+        load_config(path)
+
+
+def test_yaml_tags_that_build_objects_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evil.yaml"
+    path.write_text("seed: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_config(path)
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean mae_vit_cifar_cpu"):
+        load_config("mae_vit_cifar_gpu")
+
+
+def test_differences_name_full_keys(mae_data: dict[str, Any]) -> None:
+    before = parse_config(mae_data)
+    mae_data["method"]["mask"]["ratio"] = 0.5
+    assert differences(before, parse_config(mae_data)) == ["method.mask.ratio: 0.75 -> 0.5"]
+    assert yaml.safe_load(dump_config(before))["method"]["mask"]["ratio"] == 0.75
+
+
+def test_importing_the_configuration_imports_no_torch() -> None:
+    code = "import sys, pretrain.config, pretrain.schedules, pretrain.masking; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

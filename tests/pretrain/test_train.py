@@ -1,0 +1,276 @@
+"""Runs of the whole trainer in processes of their own: ranks, accumulation, ZeRO, kill -9, signals, resuming."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import config_data, write_shards
+
+from pretrain.checkpoint import Checkpoints, damage
+from pretrain.config import ConfigError, parse_config
+from pretrain.diagnostics import NonFiniteError, check_finite
+from pretrain.encoders.saved import load_encoder
+from pretrain.run_folder import check_run_folder, write_config
+
+HERE = Path(__file__).parent
+
+
+def run_all(configs: list[dict[str, Any]], ranks: int, tmp_path: Path, expect: int = 0) -> str:
+    """Run the configurations one after the other on so many ranks; the output of all of them."""
+    listed = tmp_path / f"configs-{ranks}-{len(list(tmp_path.glob('configs-*')))}.json"
+    listed.write_text(json.dumps(configs))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    logs = [listed.with_suffix(f".{rank}.log") for rank in range(ranks)]
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "worker.py"), str(listed)],
+            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=log.open("w"),  # not a pipe: a rank that waits for its full pipe to be read would hang the others
+            stderr=subprocess.STDOUT,
+        )
+        for rank, log in enumerate(logs)
+    ]
+    try:
+        for process in started:
+            process.wait(timeout=240)
+    finally:
+        for process in started:
+            process.kill()
+    outputs = [log.read_text() for log in logs]
+    assert [process.returncode for process in started] == [expect] * ranks, "\n".join(outputs)
+    return "\n".join(outputs)
+
+
+def rows(data: dict[str, Any]) -> list[dict[str, Any]]:
+    path = Path(data["runs"]) / data["name"] / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def column(data: dict[str, Any], name: str) -> list[Any]:
+    return [row[name] for row in rows(data)]
+
+
+METHODS = ("mae", "mim", "dino")
+
+
+@pytest.fixture(scope="module")
+def one_and_two_ranks(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """20 steps of every method on 1 and 2 ranks, under ZeRO 0, 1, 2 and 3, with accumulation 1 and 2."""
+    folder = tmp_path_factory.mktemp("ranks")
+    cells: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for method, ranks in itertools.product(METHODS, (1, 2)):
+        stages = (0,) if ranks == 1 else (0, 1, 2, 3)
+        for stage, accumulation in itertools.product(stages, (1, 2)):
+            data = config_data(
+                method,
+                "vit" if method != "mim" else "swin",
+                shards,
+                folder,
+                train={"steps": 20, "batch_size": 8, "accumulation": accumulation},
+                engine={"zero_stage": stage},
+                checkpoint={"every_steps": 100},
+            )
+            data["name"] = f"{method}-{ranks}-{stage}-{accumulation}"
+            cells[method, ranks, stage, accumulation] = data
+    for ranks in (1, 2):
+        run_all([data for key, data in cells.items() if key[1] == ranks], ranks, folder)
+    return cells
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("stage", "accumulation"), itertools.product((0, 1, 2, 3), (1, 2)))
+def test_two_ranks_learn_what_one_does(
+    one_and_two_ranks: dict[tuple[Any, ...], dict[str, Any]], method: str, stage: int, accumulation: int
+) -> None:
+    alone = one_and_two_ranks[method, 1, 0, 1]
+    together = one_and_two_ranks[method, 2, stage, accumulation]
+    assert column(together, "ids_digest") == column(alone, "ids_digest")
+    assert len(set(column(alone, "ids_digest"))) == 20
+    assert column(together, "loss") == pytest.approx(column(alone, "loss"), rel=2e-4)
+    assert column(together, "grad_norm") == pytest.approx(column(alone, "grad_norm"), rel=5e-3)
+    assert column(alone, "loss")[-1] != column(alone, "loss")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_accumulation_alone_changes_nothing(
+    one_and_two_ranks: dict[tuple[Any, ...], dict[str, Any]], method: str
+) -> None:
+    whole, halves = (one_and_two_ranks[method, 1, 0, accumulation] for accumulation in (1, 2))
+    assert column(halves, "loss") == pytest.approx(column(whole, "loss"), rel=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_stage_publishes_the_same_encoder(
+    one_and_two_ranks: dict[tuple[Any, ...], dict[str, Any]], method: str
+) -> None:
+    """Under ZeRO 3 each rank holds a piece of student and teacher; what is exported is whole."""
+    states = []
+    for stage in (0, 3):
+        data = one_and_two_ranks[method, 2, stage, 1]
+        encoder, card = load_encoder(Path(data["runs"]) / data["name"] / "encoder")
+        assert (card.method, card.step) == (method, 20)
+        states.append(encoder.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], atol=2e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bf16_follows_fp32_and_keeps_its_parameters_fp32(shards: Path, tmp_path: Path, stage: int) -> None:
+    runs = [
+        config_data("dino", "vit", shards, tmp_path, engine={"zero_stage": stage, "precision": precision})
+        | {"name": precision}
+        for precision in ("fp32", "bf16")
+    ]
+    run_all(runs, 1, tmp_path)
+    exact, rounded = (column(data, "loss") for data in runs)
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=0.02, abs=0.02)
+    saved = Checkpoints(tmp_path / "bf16", parse_config(runs[1]).checkpoint).all()[-1]
+    encoder, _ = load_encoder(saved / "encoder")
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
+    # a teacher in bf16 would have moved in steps of 2^-8 or not at all
+    values = torch.cat([parameter.flatten() for parameter in encoder.parameters()])
+    assert (values != values.bfloat16().float()).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_kill_9_and_the_same_command_again(shards: Path, tmp_path: Path, method: str) -> None:
+    """Every later step has the ids and the loss of a run that nobody killed, to the last bit, each step once."""
+    plan = {"steps": 60, "batch_size": 8}
+    quiet = config_data(method, "vit", shards, tmp_path, train=plan) | {"name": "quiet"}
+    killed = config_data(method, "vit", shards, tmp_path, train=plan) | {"name": "killed"}
+    for data in (quiet, killed):
+        data["encoder"]["drop_path"] = 0.2
+        data["checkpoint"] = {"every_steps": 7}
+    path = tmp_path / "killed.json"
+    path.write_text(json.dumps([killed]))
+    log = tmp_path / "killed" / "metrics.jsonl"
+    process = subprocess.Popen([sys.executable, str(HERE / "worker.py"), str(path)], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (log.exists() and log.read_text().count("\n") >= 10):
+            assert process.poll() is None, "ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.wait()
+    assert len(rows(killed)) < 60
+    output = run_all([killed, quiet], 1, tmp_path)
+    assert "continuing from" in output
+    assert column(killed, "step") == list(range(1, 61))
+    for name in ("ids_digest", "loss", "grad_norm", "lr"):
+        assert column(killed, name) == column(quiet, name), name
+
+
+def test_term_saves_and_ends_with_85(shards: Path, tmp_path: Path) -> None:
+    data = config_data("mae", "vit", shards, tmp_path, train={"steps": 5000, "batch_size": 8})
+    data["checkpoint"] = {"every_steps": 4000}
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(data))  # JSON is YAML
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pretrain", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    log = tmp_path / "mae-vit" / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 120
+        while not (log.exists() and log.read_text().count("\n") >= 3):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 85, output
+    checkpoint = Checkpoints(tmp_path / "mae-vit", parse_config(data).checkpoint).last()
+    assert checkpoint is not None
+    assert checkpoint[1].step == column(data, "step")[-1]
+
+
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(shards: Path, tmp_path: Path) -> None:
+    data = config_data("mae", "vit", shards, tmp_path, train={"steps": 12})
+    run_all([data], 1, tmp_path)
+    checkpoints = Checkpoints(tmp_path / "mae-vit", parse_config(data).checkpoint)
+    assert [path.name for path in checkpoints.all()] == ["step-00000008", "step-00000012"]  # keep_last: 2
+    assert (checkpoints.folder / "latest").read_text() == "step-00000012\n"
+    last = checkpoints.all()[-1]
+    file = next(last.glob("*.pt"))
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "has 1000 bytes instead of" in str(damage(last))
+    output = run_all([data], 1, tmp_path)
+    assert "is damaged" in output
+    assert "continuing from" in output
+    assert column(data, "step") == list(range(1, 13))
+    assert damage(checkpoints.all()[-1]) is None
+
+
+def test_milestones_are_kept_for_good(shards: Path, tmp_path: Path) -> None:
+    data = config_data("mae", "vit", shards, tmp_path, train={"steps": 30, "batch_size": 24})
+    data["checkpoint"] = {"every_steps": 2, "keep_last": 1, "milestone_every_epochs": 2}  # 5 steps an epoch
+    run_all([data], 1, tmp_path)
+    kept = [path.name for path in Checkpoints(tmp_path / "mae-vit", parse_config(data).checkpoint).all()]
+    assert kept == ["step-00000010", "step-00000020", "step-00000030"]
+
+
+def test_another_order_or_another_number_of_ranks_is_refused(shards: Path, tmp_path: Path) -> None:
+    data = config_data("mae", "vit", shards, tmp_path, engine={"zero_stage": 1}, train={"steps": 8})
+    run_all([data], 2, tmp_path)
+    assert "written by 2 ranks" in run_all([{**data, "train": {**data["train"]}}], 1, tmp_path, expect=1)
+    other = tmp_path / "other"
+    other.mkdir()
+    write_shards(other, num_images=100)
+    changed = {**data, "data": {**data["data"], "train": str(other)}}
+    assert "the run would see other batches" in run_all([changed], 2, tmp_path, expect=1)
+
+
+def test_another_configuration_in_the_same_folder_is_refused(mae_data: dict[str, Any]) -> None:
+    write_config(check_run_folder(parse_config(mae_data)), parse_config(mae_data))
+    mae_data["tracking"]["log_every_steps"] = 3
+    mae_data["data"]["threads"] = 2
+    check_run_folder(parse_config(mae_data))
+    mae_data["optim"]["lr"] = 5.0
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.001 -> 5\.0"):
+        check_run_folder(parse_config(mae_data))
+
+
+def test_a_folder_that_is_no_run_is_refused(mae_data: dict[str, Any]) -> None:
+    folder = Path(mae_data["runs"]) / mae_data["name"]
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("precious")
+    with pytest.raises(ConfigError, match="is not a run"):
+        check_run_folder(parse_config(mae_data))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_in_words(shards: Path, tmp_path: Path) -> None:
+    data = config_data("mae", "vit", shards, tmp_path, optim={"lr": 1e30, "clip_grad": 0.0}, train={"steps": 50})
+    data["checkpoint"] = {"every_steps": 1}
+    output = run_all([data], 2, tmp_path, expect=1)
+    assert "loss became" in output
+    assert "NonFiniteError" in output
+    assert "the last good checkpoint is" in output
+
+
+def test_non_finite_names_step_rank_and_checkpoint() -> None:
+    check_finite([1.0, 2.0], 3.0, step=7, last_checkpoint=None)
+    with pytest.raises(NonFiniteError, match=r"loss became nan on rank 1 in step 7; the last good checkpoint is here"):
+        check_finite([1.0, float("nan")], 3.0, step=7, last_checkpoint="here")
+    with pytest.raises(NonFiniteError, match=r"gradient norm became inf in step 7"):
+        check_finite([1.0, 1.0], float("inf"), step=7, last_checkpoint=None)

@@ -1,0 +1,114 @@
+"""The smallest runs that have every part of a real one."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset as wds
+from PIL import Image
+
+from data_pipelines.loader import Batch
+from pretrain.masking import draw_mask_for
+from pretrain.methods import Method, Normalisation, build_method
+from pretrain.schedules import Timeline
+from pretrain.schema import Config
+
+COLOURS = {"jitter": [0.4, 0.4, 0.2, 0.1], "jitter_prob": 0.8, "grey": 0.2}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "vit": {"family": "vit", "dim": 32, "depth": 2, "heads": 2, "patch": 4},
+    "swin": {"family": "swin", "dim": 16, "depths": [2, 2], "heads": [1, 2], "patch": 2, "window": 4},
+}
+NORMALISATION = Normalisation((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+
+
+def write_shards(folder: Path, num_images: int = 120, shards: int = 2) -> None:
+    """Smooth random 32x32 JPEGs of ten classes, as WebDataset itself writes them."""
+    per_shard = num_images // shards
+    for shard in range(shards):
+        with wds.TarWriter(str(folder / f"train-{shard:06d}.tar")) as writer:
+            for number in range(shard * per_shard, (shard + 1) * per_shard):
+                coarse = np.random.default_rng(number).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+                file = io.BytesIO()
+                Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+                writer.write({"__key__": f"{number:06d}", "jpg": file.getvalue(), "cls": str(number % 10)})
+
+
+def config_data(method: str, family: str, shards: Path, runs: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+    """The nested dictionary of a run of 8 steps with 8 images; `sections` are merged in."""
+    pyramid = family == "swin"
+    whole = {"size": 32, "scale": [0.5, 1.0]}
+    methods: dict[str, dict[str, Any]] = {
+        "mae": {
+            "mask": {"kind": "one_in_2x2" if pyramid else "random", "unit": 4},
+            "decoder_dim": 32,
+            "decoder_depth": 1,
+            "decoder_heads": 2,
+        },
+        "mim": {"mask": {"kind": "blockwise", "ratio": 0.5, "unit": 4, "min_block": 4}},
+        "dino": {
+            "prototypes": 64,
+            "head_hidden": 32,
+            "head_bottleneck": 16,
+            "teacher_momentum": 0.9,
+            "freeze_last_layer_epochs": 0.1,
+        },
+    }
+    views: dict[str, Any] = {"global_crops": [whole]}
+    if method == "dino":
+        views = {
+            "global_crops": [{**whole, **COLOURS, "blur": 1.0}, {**whole, **COLOURS, "solarise": 0.2}],
+            "local_crops": {"count": 2, "size": 16, "scale": [0.2, 0.5], **COLOURS},
+        }
+    data: dict[str, Any] = {
+        "name": f"{method}-{family}",
+        "runs": str(runs),
+        "data": {"train": str(shards), "threads": 1, "shuffle_window": 16},
+        "views": views,
+        "encoder": dict(ENCODERS[family]) | ({"pool": "mean"} if family == "vit" and method != "dino" else {}),
+        "method": {"name": method, **methods[method]},
+        "optim": {"lr": 1e-3, "lr_reference_batch": 8, "clip_grad": 1.0},
+        "train": {"steps": 8, "batch_size": 8},
+        "engine": {"device": "cpu", "threads": 1},
+        "checkpoint": {"every_steps": 4},
+        "tracking": {"log_every_steps": 1, "pictures_every_steps": 0, "wandb": "disabled"},
+    }
+    for name, values in sections.items():
+        data[name] = {**data.get(name, {}), **values}
+    return data
+
+
+def build(config: Config, seed: int = 0) -> Method:
+    """The configuration's method with seeded weights."""
+    torch.manual_seed(seed)
+    return build_method(config, NORMALISATION, Timeline(100, 10.0))
+
+
+def random_batch(config: Config, size: int = 4, seed: int = 0) -> Batch:
+    """A micro-batch of noise with the masks that the configuration draws."""
+    generator = torch.Generator().manual_seed(seed)
+    views, channels = config.views, config.data.channels
+
+    def crops(count: int, side: tuple[int, int]) -> torch.Tensor:
+        shape = (size, count, channels, *side)
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+    draw = draw_mask_for(config.method, views.global_size)
+    masks = [draw(np.random.default_rng((seed, row))) for row in range(size)] if draw else [(None, None)] * size
+    dropped, replaced = (
+        None if maps[0] is None else torch.from_numpy(np.stack(maps)) for maps in zip(*masks, strict=True)
+    )
+    local = views.local_crops
+    return {
+        "global_crops": crops(len(views.global_crops), views.global_size),
+        "local_crops": None if local is None else crops(local.count, local.size),
+        "target_crops": None,
+        "dropped": dropped,
+        "replaced": replaced,
+        "labels": None,
+        "ids": torch.stack([torch.zeros(size, dtype=torch.int64), torch.arange(size)], dim=1),
+        "rows": torch.arange(size),
+    }

@@ -1,0 +1,44 @@
+"""One rank of several tiny runs, one after the other: `python worker.py CONFIGS.json`. Started by test_train.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+import torch
+
+from data_pipelines.index import open_dataset
+from pretrain.config import parse_config
+from pretrain.engine import choose_device, initialise_distributed
+from pretrain.run_folder import check_run_folder, write_config
+from pretrain.stopping import StopRequest
+from pretrain.train import Trainer, choose_normalisation
+
+
+def run(data: dict[str, Any], rank: int, world_size: int) -> None:
+    """What `pretrain.train.pretrain` does, within a process group that several runs share."""
+    config = parse_config(data)
+    folder = check_run_folder(config)
+    dataset = open_dataset(config.data.train)
+    if rank == 0:
+        write_config(folder, config)
+    normalisation = choose_normalisation(config, dataset)
+    trainer = Trainer(config, folder, dataset, normalisation, choose_device(config), rank, world_size)
+    trainer.train(StopRequest())
+    trainer.close()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    configs = json.loads(Path(sys.argv[1]).read_text())
+    place = initialise_distributed(torch.device("cpu"))
+    for each in configs:
+        run(each, *place)
+    sys.stdout.flush()
+    os._exit(0)  # DeepSpeed's engines hold on to each other; nothing is left to do

@@ -1,0 +1,135 @@
+"""The house rules: names, who may import whom, what must stay light, what is shipped."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from pretrain.config import list_presets
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("data_pipelines", "eval", "launch", "pretrain", "slurm")
+#: What of the other packages a package may import; `launch` may import all.
+MAY_IMPORT = {
+    "data_pipelines": (),
+    "pretrain": ("data_pipelines", "eval.knn"),
+    "eval": ("data_pipelines", "pretrain.encoders", "pretrain.schema", "pretrain.tracking"),
+    "slurm": (),
+}
+HEAVY = ("torch", "torchvision", "timm", "deepspeed", "wandb", "matplotlib", "sklearn", "webdataset")
+LIGHT_MODULES = (
+    "launch.cli",
+    "launch.demo",
+    "launch.local",
+    "launch.ranks",
+    "launch.training",
+    "pretrain.config",
+    "pretrain.schedules",
+    "pretrain.stopping",
+    "slurm",
+)
+
+
+def modules(package: str) -> Iterator[Path]:
+    return (ROOT / package).rglob("*.py")
+
+
+def our_imports(path: Path) -> Iterator[str]:
+    """Every module of our packages that a file imports, at any depth of the code."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.partition(".")[0] in PACKAGES)
+
+
+def within(name: str, allowed: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in allowed)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_name_resolves_to_this_checkout(package: str) -> None:
+    found = importlib.import_module(package).__file__
+    assert found is not None
+    assert Path(found).parent == ROOT / package
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_go_one_way(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in modules(package)
+        for name in our_imports(path)
+        if not within(name, (package, *MAY_IMPORT[package]))
+        and not (path.name == "__main__.py" and within(name, ("launch.cli",)))
+    ]
+    assert not wrong
+
+
+def test_knn_stands_alone() -> None:
+    """Training calls it, so it may pull in nothing of ours."""
+    assert not list(our_imports(ROOT / "eval" / "knn.py"))
+
+
+@pytest.mark.parametrize("code", [*(f"import {name}" for name in LIGHT_MODULES), "HELP"])
+def test_what_must_start_at_once_imports_nothing_heavy(code: str) -> None:
+    if code == "HELP":
+        code = "from launch.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+    check = f"import sys\n{code}\nprint('heavy:', sorted(set(sys.modules) & set({HEAVY!r})))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_constraints_are_exact_versions_of_all_that_is_declared() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines), "names and versions only"
+    names = [line.partition("==")[0].lower().replace("_", "-") for line in lines]
+    assert names == sorted(set(names))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    assert {re.split(r"[<>=\[; ]", item)[0] for item in declared} <= set(names)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "probe"])
+def test_batch_scripts_are_package_data(name: str) -> None:
+    assert files("slurm").joinpath(f"{name}.sbatch").is_file()
+
+
+def test_presets_are_package_data() -> None:
+    assert any(item.name.endswith(".yaml") for item in files("pretrain").joinpath("presets").iterdir())
+
+
+def test_the_readme_names_every_file_and_no_other() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## Where everything is")[1].split("```")[1]
+    named, folder = set(), ""
+    for line in tree.strip().splitlines():
+        name = line.split()[0]
+        if line.startswith(" "):
+            named.add(folder + name)
+        else:
+            folder = name
+    there = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for pattern in ("*.py", "*.sbatch")
+        for path in (ROOT / package).rglob(pattern)
+        if path.name not in ("__init__.py", "__main__.py")
+    }
+    assert named - {"pretrain/presets/*.yaml"} == there
+
+
+def test_the_readme_names_every_preset() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## Presets")[1].split("##")[0]
+    assert set(re.findall(r"^\| `(\w+)` ", table, re.MULTILINE)) == {preset.name for preset in list_presets()}
