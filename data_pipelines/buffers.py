@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from collections.abc import Callable
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
@@ -24,6 +25,13 @@ class Batch(TypedDict):
     labels: Tensor | None  # (b,) int64, -1 where unknown
     ids: Tensor  # (b, 2) int64: data set, sample shown
     rows: Tensor  # (b,) int64, position in the global batch
+    mean_hidden: NotRequired[Tensor]  # () replaced units per micro-batch of the global batch; set by the trainer
+
+
+def map_batch(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with `change` applied to each tensor."""
+    parts = {name: change(part) if isinstance(part, Tensor) else None for name, part in batch.items()}
+    return cast("Batch", parts)
 
 
 class StepBuffer:
@@ -73,8 +81,7 @@ class StepBuffer:
         return [self._rows(slice(first, first + length)) for first in range(0, self._num_rows, length)]
 
     def _rows(self, rows: slice) -> Batch:
-        part = {name: value[rows] if isinstance(value, Tensor) else None for name, value in self._tensors.items()}
-        return Batch(**part)  # type: ignore[typeddict-item]
+        return map_batch(self._tensors, lambda tensor: tensor[rows])
 
     def release(self) -> None:
         """Mark the end of use, but for copies that the GPU's current stream has yet to make."""

@@ -15,32 +15,36 @@ TEMPORARY_SUFFIX = ".tmp"
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes the name `path` when the block ends well, its bytes on the disk by then."""
-    temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)  # still there only if the block failed
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring the folder's names to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value`, readable by people, whole or not at all."""
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
     with atomic_write(path) as file:
-        file.write((json.dumps(value, indent=2) + "\n").encode("utf-8", "surrogateescape"))
+        file.write(text.encode("utf-8", "surrogateescape"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value`, readable by people, whole or not at all; ValueError for what JSON has no word for, as NaN."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any | None:

@@ -171,7 +171,7 @@ def _load(place: Path, stamp: tuple[int, int]) -> ShardIndex | None:
             if tuple(stored["stamp"].tolist()) != (_VERSION, *stamp):
                 return None
             counts = stored["counts"].tolist()
-            return ShardIndex(
+            index = ShardIndex(
                 keys=_split(stored["keys"]),
                 image_offsets=stored["image_offsets"],
                 image_sizes=stored["image_sizes"],
@@ -184,8 +184,23 @@ def _load(place: Path, stamp: tuple[int, int]) -> ShardIndex | None:
                 num_bad_labels=counts[2],
                 truncated=bool(counts[3]),
             )
+            return index if _is_sound(index, shard_size=stamp[0]) else None
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         return None
+
+
+def _is_sound(index: ShardIndex, shard_size: int) -> bool:
+    """Whether the arrays fit each other and point into the shard: a file from elsewhere is not taken at its word."""
+    arrays = (index.image_offsets, index.image_sizes, index.labels, index.json_offsets, index.json_sizes)
+    if any(array.shape != (len(index.keys),) or array.dtype != np.int64 for array in arrays):
+        return False
+    ends = ((index.image_offsets, index.image_sizes), (index.json_offsets, index.json_sizes))
+    # sizes first: the sum of two large numbers could wrap around
+    inside = all(
+        (first >= 0).all() and (size >= 0).all() and (size <= shard_size).all() and (first <= shard_size - size).all()
+        for first, size in ends
+    )
+    return inside and bool((index.labels >= NO_LABEL).all())
 
 
 def _store(place: Path, index: ShardIndex, stamp: tuple[int, int]) -> bool:

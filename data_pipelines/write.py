@@ -25,6 +25,7 @@ from data_pipelines.shard_writer import write_shard
 from data_pipelines.streams import Purpose, random_bits, stream_key
 
 _WORK = ".pack"  # in the folder of shards while a pack is under way: its plan, and a receipt for every finished shard
+_DOOMED = "doomed.json"  # in it: shards whose removal has begun
 _log = logging.getLogger(__name__)
 _MAX_SHOWN = 10  # skipped images on the screen
 
@@ -137,6 +138,7 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 def _agree(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """Settle whether to begin (None), to go on (None) or that all is done (the result)."""
+    _finish_removal(out)
     result, begun = read_json(out / "dataset.json"), read_json(out / _WORK / "plan.json")
     earlier = result["pack"] if result is not None and "pack" in result else begun
     if overwrite and earlier is not None and (earlier != plan or result is not None):
@@ -162,12 +164,26 @@ def _agree(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] |
 
 
 def _remove_pack(out: Path) -> None:
+    """Remove the shards that earlier packs wrote here, and nothing else; a call that is killed is taken up again."""
+    result = read_json(out / "dataset.json")
+    own = {path.stem for path in (out / _WORK).glob("*.tar.json")}  # their receipts
+    if result is not None:
+        own |= {shard["name"] for entry in result["splits"].values() for shard in entry["shards"]}
+    (out / _WORK).mkdir(exist_ok=True)
+    write_json(out / _WORK / _DOOMED, sorted(own))
+    _finish_removal(out)
+
+
+def _finish_removal(out: Path) -> None:
+    doomed = read_json(out / _WORK / _DOOMED)
+    if doomed is None:
+        return
     (out / "dataset.json").unlink(missing_ok=True)  # first: without it nothing looks finished
     (out / "verify.json").unlink(missing_ok=True)
-    for shard in out.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"):
-        shard.with_name(shard.name + INDEX_SUFFIX).unlink(missing_ok=True)
-        shard.unlink()
-    shutil.rmtree(out / _WORK, ignore_errors=True)
+    for name in doomed:
+        (out / f"{name}{INDEX_SUFFIX}").unlink(missing_ok=True)
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / _WORK)
 
 
 def _cut(items: list[Item], split: str, max_samples: int, max_bytes: int, seed: int) -> Iterator[list[Item]]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from eval.baselines import cached, write_json
+from data_pipelines.files import write_json
+from eval.baselines import cached
 from eval.features import FeatureSet, centred, extract, pixels
 from eval.logistic import COARSE_GRID, FULL_GRID
 from eval.protocol import HEADLINE_K, Protocol, score
@@ -101,6 +102,7 @@ def run_probe(
         "seconds": round(time.time() - start, 1),
     }  # fmt: skip
     path = out or subject.results
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, results)
     console.print(f"wrote {path}")
     if subject.run is not None:

@@ -29,6 +29,12 @@ def open_splits(data: str, val_data: str | None = None) -> tuple[Dataset, Datase
         raise ValueError(
             f"train and val of {data} are the same samples; a probe needs val samples that train does not hold"
         )
+    both = {shard.resolve() for shard in train.shards} & {shard.resolve() for shard in val.shards}
+    if both:
+        raise ValueError(
+            f"{len(both)} shards are in train and in val, the first of them {min(both)}; what a probe has learned from "
+            "says nothing when it is tested on. Name the splits so that they share no shard"
+        )
     for name, split in (("train", train), ("val", val)):
         if not (split.labels >= 0).any():
             raise ValueError(

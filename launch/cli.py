@@ -65,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> None:
     app(None if args is None else list(args))
 
 
-@app.command(epilog="Examples:\n\n[bold]selfsight demo[/]\n\n[bold]selfsight demo --out /tmp/demo[/]")
+@app.command(epilog="Examples:\n\n[bold]selfsight demo[/]\n\n[bold]selfsight demo --out elsewhere/demo[/]")
 def demo(
     out: Annotated[Path, typer.Option(help="Where everything goes; a second run skips what is there.")] = Path("demo"),
 ) -> None:

@@ -19,12 +19,14 @@ class Ranks:
     world_size: int
     master_addr: str
     master_port: int | None  # None: this process is alone and may take any free port
+    local_world_size: int = 1  # ranks on this machine
 
     def export(self, environ: MutableMapping[str, str]) -> None:
         """Set the variables that torch.distributed reads."""
         environ["RANK"] = str(self.rank)
         environ["LOCAL_RANK"] = str(self.local_rank)
         environ["WORLD_SIZE"] = str(self.world_size)
+        environ["LOCAL_WORLD_SIZE"] = str(self.local_world_size)
         environ["MASTER_ADDR"] = self.master_addr
         if self.master_port is not None:
             environ["MASTER_PORT"] = str(self.master_port)
@@ -62,6 +64,8 @@ def _from_torchrun(environ: Mapping[str, str]) -> Ranks:
             world_size=_integer(environ, "WORLD_SIZE"),
             master_addr=environ["MASTER_ADDR"],
             master_port=None if port is None else _integer(environ, "MASTER_PORT"),
+            # torchrun's name for it, or the deepspeed launcher's
+            local_world_size=int(environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or 1),
         )
     )
 
@@ -82,6 +86,7 @@ def _from_srun(environ: Mapping[str, str]) -> Ranks:
             world_size=world_size,
             master_addr=environ.get("MASTER_ADDR") or _first_host(environ),
             master_port=_slurm_port(environ) if port is None else _integer(environ, "MASTER_PORT"),
+            local_world_size=_tasks_on_this_node(environ),
         )
     )
 
@@ -89,6 +94,15 @@ def _from_srun(environ: Mapping[str, str]) -> Ranks:
 def _slurm_port(environ: Mapping[str, str]) -> int:
     """A port all tasks agree on: steps that share a node differ in it, and it lies below the ephemeral ports."""
     return 10_000 + (_integer(environ, "SLURM_JOB_ID") * 31 + _integer(environ, "SLURM_STEP_ID")) % 20_000
+
+
+def _tasks_on_this_node(environ: Mapping[str, str]) -> int:
+    """SLURM lists the tasks of a step by node as `4(x2),3`: 4 on each of two nodes, then 3."""
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        counts += [int(count)] * int(times or 1)
+    node = environ.get("SLURM_NODEID", "0")
+    return counts[int(node)] if node.isdigit() and int(node) < len(counts) else 1
 
 
 def _first_host(environ: Mapping[str, str]) -> str:

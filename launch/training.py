@@ -45,10 +45,11 @@ def show_plan(preset: str, overrides: Sequence[str]) -> None:
     """Print the resolved configuration and what follows from it; starts and writes nothing."""
     from data_pipelines.index import open_dataset
     from data_pipelines.order import Order
-    from pretrain.config import dump_config, load_config
+    from pretrain.config import check_batch, dump_config, load_config
 
     config = load_config(preset, overrides)
     world_size = rank_environment(os.environ).world_size
+    check_batch(config, world_size)
     sizes = open_dataset(config.data.train).shard_sizes
     order = Order(config.seed, sizes, config.train.batch_size, config.data.lanes, config.data.shuffle_window)
     print(dump_config(config))
@@ -60,17 +61,12 @@ def plan(config: Config, shard_sizes: Sequence[int], steps_per_epoch: int, world
     from pretrain.schedules import Timeline, learning_rate
 
     batch, accumulation = config.train.batch_size, config.train.accumulation
-    micro_batch, rest = divmod(batch, world_size * accumulation)
-    split = (
-        f"{world_size} ranks x {micro_batch} x {accumulation} accumulated"
-        if not rest
-        else f"which does NOT divide over {world_size} ranks x {accumulation} accumulation steps"
-    )
+    micro_batch = batch // (world_size * accumulation)
     timeline = Timeline.of(config.train, steps_per_epoch)
     rate = learning_rate(config.optim, batch, timeline)
     return [
         f"data: {sum(shard_sizes):,} samples in {len(shard_sizes):,} shards",
-        f"global batch: {batch} = {split}",
+        f"global batch: {batch} = {world_size} ranks x {micro_batch} x {accumulation} accumulated",
         f"steps: {timeline.total_steps:,}, {steps_per_epoch:,} an epoch, "
         f"{timeline.epoch(timeline.total_steps):.1f} epochs; {timeline.total_steps * batch:,} samples seen",
         f"learning rate: {rate.peak:.3g} at its peak (optim.lr x {batch} / {config.optim.lr_reference_batch}), "

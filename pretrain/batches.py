@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_pipelines.buffers import map_batch
 from data_pipelines.loader import Batch
 
 
@@ -14,8 +15,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch's tensors on the device; copies from pinned memory overlap with computation."""
     if device.type == "cpu":
         return batch
-    moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-    return moved  # type: ignore[return-value]
+    return map_batch(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def share_mask_counts(micro_batches: list[Batch], world_size: int) -> None:
@@ -23,9 +23,10 @@ def share_mask_counts(micro_batches: list[Batch], world_size: int) -> None:
 
     Blockwise masks differ in size; a loss divided by this number averages to the loss of the global batch.
     """
-    if micro_batches[0]["replaced"] is None:
+    hidden = [batch["replaced"].sum() for batch in micro_batches if batch["replaced"] is not None]
+    if not hidden:
         return
-    count = torch.stack([batch["replaced"].sum() for batch in micro_batches]).sum().double()  # type: ignore[union-attr]
+    count = torch.stack(hidden).sum().double()
     if world_size > 1:
         dist.all_reduce(count)
     for batch in micro_batches:

@@ -1,14 +1,14 @@
 """Checkpoints that are either whole or not there, and finding the last good one.
 
 A checkpoint `checkpoints/step-N/` is the state after N optimizer steps: DeepSpeed's files, `state.json` (what a resume
-must agree on, and the size of every file), and `encoder/`, the frozen encoder as of that step. It is written under a
-temporary name, synced to disk, renamed, and only then named by `checkpoints/latest`.
+must agree on, and the size and checksum of every file), and `encoder/`, the frozen encoder as of that step. It is
+written under a temporary name, synced to disk, renamed, and only then named by `checkpoints/latest`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from data_pipelines.files import sync, write_text
 from pretrain.config import ConfigError
 from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.engine import whole_state_dict
@@ -43,7 +44,7 @@ class Checkpoints:
     def last(self) -> tuple[Path, ResumeState] | None:
         """The newest checkpoint that is whole; damaged ones are named on the way. None when there is none."""
         for path in reversed(self.all()):
-            problem = damage(path)
+            problem = damage(path, contents=True)
             if problem is None:
                 return path, read_state(path)
             print(f"checkpoint {path} is damaged ({problem}); looking for the one before it", flush=True)
@@ -70,16 +71,16 @@ class Checkpoints:
         engine.save_checkpoint(str(self.folder), tag=temporary.name, save_latest=False)
         weights = whole_state_dict(engine.module.frozen_encoder(), state.zero_stage)
         for path in _files_written_by_this_rank(temporary, first):
-            _sync(path)
+            sync(path)
         dist.barrier()
         if first:
             save_encoder(temporary / "encoder", weights, card)
             _write_state(temporary, state)
-            if final.exists():  # the same step saved again, by a signal just after a periodic save
+            if final.exists():  # damaged, or the run would have gone on from it
                 shutil.rmtree(final)
             temporary.rename(final)
-            _sync(self.folder)
-            write_atomically(self.folder / "latest", final.name + "\n")
+            sync(self.folder)
+            write_text(self.folder / "latest", final.name + "\n")
             self._prune(just_saved=final)
         dist.barrier()
         return final
@@ -96,13 +97,13 @@ class Checkpoints:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(path / "encoder", temporary)
         for file in temporary.iterdir():
-            _sync(file)
+            sync(file)
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
             target.rename(old)
         temporary.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
 
     def _prune(self, just_saved: Path) -> None:
@@ -125,18 +126,20 @@ def read_state(path: Path) -> ResumeState:
     return ResumeState(**data["state"])
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every file must be there with the size it was written with."""
+def damage(path: Path, contents: bool = False) -> str | None:
+    """What is wrong with a checkpoint, or None: each file must have its size and, with `contents`, its checksum."""
     try:
-        sizes = json.loads((path / "state.json").read_text(encoding="utf-8"))["files"]
+        files = json.loads((path / "state.json").read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError) as error:
         return f"state.json: {error}"
-    for name, size in sizes.items():
+    for name, written in files.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if file.stat().st_size != written["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {written['bytes']}"
+        if contents and _sha256(file) != written["sha256"]:
+            return f"{name} is not what was written: its checksum differs"
     return None
 
 
@@ -156,24 +159,21 @@ def check_resume(path: Path, saved: ResumeState, world_size: int, zero_stage: in
         )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file as a whole: a reader sees the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)
-
-
 def _write_state(folder: Path, state: ResumeState) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-    text = json.dumps({"state": asdict(state), "files": sizes}, indent=2) + "\n"
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    text = json.dumps({"state": asdict(state), "files": files}, indent=2) + "\n"
     (folder / "state.json").write_text(text, encoding="utf-8")
     for path in [*(folder / "encoder").iterdir(), folder / "encoder", folder / "state.json", folder]:
-        _sync(path)
+        sync(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files_written_by_this_rank(folder: Path, first: bool) -> list[Path]:
@@ -184,11 +184,3 @@ def _files_written_by_this_rank(folder: Path, first: bool) -> list[Path]:
         for path in folder.iterdir()
         if path.is_file() and (mine in path.name or (first and "zero_pp_rank_" not in path.name))
     ]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -61,6 +61,19 @@ def load_config(preset: str | Path, overrides: Sequence[str] = ()) -> Config:
     return parse_config(data)
 
 
+def check_batch(config: Config, world_size: int) -> None:
+    """Refuse a global batch that does not divide over the ranks, naming the nearest that does."""
+    batch, accumulation = config.train.batch_size, config.train.accumulation
+    share = world_size * accumulation
+    if batch % share:
+        below = batch // share * share
+        near = f"{below} or {below + share}" if below else f"{share}"
+        raise ConfigError(
+            f"train.batch_size {batch} (global) does not divide over {world_size} ranks x {accumulation} "
+            f"accumulation steps = {share}; the nearest batch sizes are {near}"
+        )
+
+
 def parse_config(data: Mapping[str, Any]) -> Config:
     """Check a nested dictionary against the schema."""
     _check_keys(Config, data, "")
@@ -107,7 +120,11 @@ class _Loader(yaml.SafeLoader):
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8") as file:
-            data = yaml.load(file, _Loader)
+            loader = _Loader(file)
+            try:
+                data = loader.get_single_data()
+            finally:
+                loader.dispose()
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(data, dict):

@@ -35,27 +35,6 @@ def choose_device(config: Config) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
 
 
-def cores_per_process() -> int:
-    """The cores this process may use, shared fairly with the other ranks that its launcher started on this machine."""
-    ours = len(os.sched_getaffinity(0))
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    # a launcher that binds each rank to cores of its own has divided already
-    return ours if ours < (os.cpu_count() or 1) else max(1, ours // local_ranks)
-
-
-def check_batch(config: Config, world_size: int) -> None:
-    """Refuse a global batch that does not divide over the ranks, naming the nearest that does."""
-    batch, accumulation = config.train.batch_size, config.train.accumulation
-    share = world_size * accumulation
-    if batch % share:
-        below = batch // share * share
-        near = f"{below} or {below + share}" if below else f"{share}"
-        raise ConfigError(
-            f"train.batch_size {batch} (global) does not divide over {world_size} ranks x {accumulation} "
-            f"accumulation steps = {share}; the nearest batch sizes are {near}"
-        )
-
-
 def initialise_distributed(device: torch.device) -> tuple[int, int]:
     """Join the process group (gloo on CPU, nccl on GPU) that RANK, WORLD_SIZE and so on describe; (rank, world size).
 

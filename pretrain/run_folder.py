@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from pretrain.checkpoint import write_atomically
+from data_pipelines.files import write_text
 from pretrain.config import ConfigError, differences, dump_config, load_config
 from pretrain.schema import Config
 
@@ -12,7 +18,13 @@ from pretrain.schema import Config
 #: checkpoint pins the index's checksum, so the shards may move but not change.
 FREE_KEYS = ("description", "runs", "data.train", "data.threads", "data.prefetch", "data.max_bad_share")
 FREE_SECTIONS = ("checkpoint.", "tracking.")
-FREE_ENGINE_KEYS = ("engine.threads", "engine.activation_checkpointing", "engine.compile", "train.accumulation")
+FREE_ENGINE_KEYS = (
+    "engine.threads",
+    "engine.activation_checkpointing",
+    "engine.compile",
+    "engine.hang_seconds",
+    "train.accumulation",
+)
 
 
 def check_run_folder(config: Config) -> Path:
@@ -23,7 +35,7 @@ def check_run_folder(config: Config) -> Path:
     folder = Path(config.runs) / config.name
     stored = folder / "config.yaml"
     if not stored.is_file():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path for path in folder.iterdir() if not path.name.startswith(".")):
             raise ConfigError(
                 f"{folder} exists, is not empty and holds no config.yaml, so it is not a run; "
                 "choose another name=... or remove it"
@@ -42,7 +54,34 @@ def check_run_folder(config: Config) -> Path:
 def write_config(folder: Path, config: Config) -> None:
     """Store the resolved configuration."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "config.yaml", dump_config(config))
+    write_text(folder / "config.yaml", dump_config(config))
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the run against a second start of it, which would write over its checkpoints; by rank 0 only.
+
+    The kernel lets go when the process ends, however it does. Raises ConfigError naming who holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / ".lock"
+    with place.open("a+", encoding="utf-8") as file:  # open for writing, or NFS does not lock
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ConfigError(
+                f"{folder} is being trained by another process ({file.read().strip() or 'unknown'}); "
+                "wait for it, end it, or take a name=... of its own"
+            ) from error
+        except OSError as error:
+            print(f"{place} can't be locked ({error.strerror}): make sure that {folder} is trained once at a time")
+        else:
+            holder = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+            file.truncate(0)
+            file.write(json.dumps(holder) + "\n")
+            file.flush()
+        yield
 
 
 def _may_change(key: str) -> bool:

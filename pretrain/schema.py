@@ -276,6 +276,7 @@ class EngineConfig:
     activation_checkpointing: bool = False
     compile: bool = False  # the encoder's blocks
     threads: PositiveInt | None = None  # torch's, per process; default: the cores this process may use
+    hang_seconds: PositiveFloat | None = 1800.0  # a step or save that takes longer ends the process with its stacks
     deepspeed: dict[str, Any] = Field(default_factory=dict)  # further DeepSpeed keys, passed through
 
     @model_validator(mode="after")

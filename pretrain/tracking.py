@@ -18,7 +18,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from pretrain.checkpoint import write_atomically
+from data_pipelines.files import write_text
 from pretrain.config import dump_config
 from pretrain.schema import Config
 
@@ -87,7 +87,7 @@ def _forget_after(log: Path, step: int) -> None:
         if row["step"] <= step:
             kept.append(line if line.endswith("\n") else line + "\n")
     if kept != lines:
-        write_atomically(log, "".join(kept))
+        write_text(log, "".join(kept))
 
 
 class WandbRun:
@@ -115,7 +115,7 @@ class WandbRun:
             settings["id"] = json.loads(known.read_text(encoding="utf-8"))["id"]
         run = open_wandb(folder, mode, {"yaml": dump_config(config)} | _flat(config), settings)
         if run is not None:
-            write_atomically(known, json.dumps({"id": run.id, "project": tracking.project, "mode": mode}) + "\n")
+            write_text(known, json.dumps({"id": run.id, "project": tracking.project, "mode": mode}) + "\n")
         return cls(run)
 
     def log(self, values: dict[str, Any], step: int) -> None:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_pipelines.buffers import map_batch
+from data_pipelines.cores import cores_per_process
+from data_pipelines.files import read_json
 from data_pipelines.index import Dataset, open_dataset
 from data_pipelines.loader import Batch, Loader
+from data_pipelines.order import Order
 from pretrain.batches import crop_sheet, ids_digest, seed_dropout, share_mask_counts, to_device
 from pretrain.checkpoint import Checkpoints, ResumeState, check_resume, read_state
-from pretrain.config import ConfigError
+from pretrain.config import ConfigError, check_batch
 from pretrain.diagnostics import alarms, check_finite
 from pretrain.encoders.saved import EncoderCard, headline_feature
 from pretrain.engine import (
     build_engine,
-    check_batch,
     choose_device,
-    cores_per_process,
     gathered_for,
     gradient_norm,
     initialise_distributed,
@@ -30,11 +33,12 @@ from pretrain.masking import draw_mask_for
 from pretrain.methods import Method, Normalisation, build_method
 from pretrain.optim import set_rates
 from pretrain.progress import Window, memory_gb, progress_line
-from pretrain.run_folder import check_run_folder, write_config
+from pretrain.run_folder import alone_in, check_run_folder, write_config
 from pretrain.schedules import Timeline, learning_rate, weight_decay
 from pretrain.schema import Config
 from pretrain.stopping import EXIT_STOPPED, StopRequest
 from pretrain.tracking import Tracker
+from pretrain.watchdog import Watchdog
 
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -52,20 +56,34 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
     folder = check_run_folder(config)
     dataset = open_dataset(config.data.train)
     normalisation = choose_normalisation(config, dataset)
+    if is_finished(folder, config, dataset):
+        print(f"{folder} is finished; its encoder is in {folder / 'encoder'}. To train longer, take another name=...")
+        return folder
     torch.set_num_threads(config.engine.threads or cores_per_process())
 
-    rank, world_size = initialise_distributed(device)
-    if rank == 0:
-        write_config(folder, config)
-    trainer = Trainer(config, folder, dataset, normalisation, device, rank, world_size)
-    try:
-        trainer.train(stop)
-    finally:
-        trainer.close()
-    dist.barrier()  # a launcher takes the first rank that ends with 85 for a failure and kills the others
+    with alone_in(folder) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        rank, world_size = initialise_distributed(device)
+        if rank == 0:
+            write_config(folder, config)
+        trainer = Trainer(config, folder, dataset, normalisation, device, rank, world_size)
+        try:
+            trainer.train(stop)
+        finally:
+            trainer.close()
+        dist.barrier()  # a launcher takes the first rank that ends with 85 for a failure and kills the others
     if trainer.step < trainer.timeline.total_steps:
         sys.exit(EXIT_STOPPED)
     return folder
+
+
+def is_finished(folder: Path, config: Config, dataset: Dataset) -> bool:
+    """Whether the run has published the encoder of its last step."""
+    card = read_json(folder / "encoder" / "config.json")
+    if card is None:
+        return False
+    data, train = config.data, config.train
+    order = Order(config.seed, dataset.shard_sizes, train.batch_size, data.lanes, data.shuffle_window)
+    return card["step"] >= Timeline.of(train, order.steps_per_pass).total_steps
 
 
 class Trainer:
@@ -119,6 +137,7 @@ class Trainer:
         self.step = self._resume()
         self.tracker = Tracker(folder, config, self.step) if rank == 0 else None
         self.window = Window(self.step)
+        self.watchdog = Watchdog(config.engine.hang_seconds)
 
     def train(self, stop: StopRequest) -> None:
         """Run to the end of the timeline, or to the end of the step in which a stop is requested."""
@@ -126,6 +145,7 @@ class Trainer:
         self.engine.train()
         batches = self.loader.steps(self.step)
         while self.step < self.timeline.total_steps:
+            self.watchdog.feed()
             loaded = next(batches)
             digest = sum(ids_digest(batch) for batch in loaded)
             micro_batches = [to_device(batch, self.device) for batch in loaded]
@@ -170,10 +190,13 @@ class Trainer:
     ) -> tuple[list[float], dict[str, float], bool]:
         """One collective a step: every rank's loss, the mean metrics, and whether any rank was asked to stop.
 
-        It also sums a digest of the sample ids that each rank really saw, a proof of the order of data.
+        It also sums the bad samples met since the start, and a digest of the sample ids that each rank really saw, a
+        proof of the order of data.
         """
         names = list(metrics)
-        own = torch.tensor([float(stop.requested), float(digest)], dtype=torch.float64, device=self.device)
+        own = torch.tensor(
+            [float(stop.requested), self.loader.num_bad, float(digest)], dtype=torch.float64, device=self.device
+        )
         mine = torch.cat([torch.stack([metrics[name].to(self.device).double() for name in names]), own])
         gathered = mine.new_empty(self.world_size * len(mine))
         dist.all_gather_into_tensor(gathered, mine)
@@ -181,7 +204,8 @@ class Trainer:
         means = rows.mean(dim=0).tolist()
         values = dict(zip(names, means, strict=False))
         values["ids_digest"] = int(rows[:, -1].sum()) % 2**32
-        return rows[:, names.index("loss")].tolist(), values, bool(rows[:, -2].any())
+        values["bad_samples"] = int(rows[:, -2].sum())
+        return rows[:, names.index("loss")].tolist(), values, bool(rows[:, -3].any())
 
     def report(self, metrics: dict[str, float], grad_norm: float | None, micro_batches: list[Batch]) -> None:
         """Write metrics and pictures down when it is time to."""
@@ -192,7 +216,7 @@ class Trainer:
             if grad_norm is not None:
                 metrics["grad_norm"] = grad_norm
             metrics |= {"epoch": epoch, **self.window.measure(self.step, self.config.train.batch_size, self.loader)}
-            metrics |= {"memory_gb": memory_gb(self.device), "bad_samples": float(self.loader.num_bad)}
+            metrics["memory_gb"] = memory_gb(self.device)
             metrics |= self.method.schedules(self.step - 1)
             if self.tracker:
                 self.tracker.metrics(self.step, metrics)
@@ -206,7 +230,7 @@ class Trainer:
                 self._draw(micro_batches[0])
 
     def _draw(self, batch: Batch, count: int = 8) -> None:
-        few: Batch = {k: v[:count] if isinstance(v, Tensor) and v.ndim else v for k, v in batch.items()}  # type: ignore
+        few = map_batch(batch, lambda tensor: tensor[:count] if tensor.ndim else tensor)
         self.engine.eval()
         pictures = self.method.pictures(few)  # on all ranks: under ZeRO 3 a forward pass is collective
         self.engine.train()
@@ -223,6 +247,7 @@ class Trainer:
             order=self.loader.state(),
             milestone=self._is_milestone(),
         )
+        self.watchdog.feed()
         with self.window.paused():
             self.last_checkpoint = self.checkpoints.save(self.engine, state, self.card())
 
@@ -251,6 +276,7 @@ class Trainer:
 
     def close(self) -> None:
         """Release threads, files and the dashboard."""
+        self.watchdog.release()
         self.loader.close()
         if self.tracker:
             self.tracker.close()

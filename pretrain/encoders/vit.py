@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from timm.layers import LayerNorm2d, PatchEmbed
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -181,8 +181,8 @@ def zero_hidden_pixels(images: Tensor, *hidden_maps: Tensor | None) -> Tensor:
 class ConvStem(nn.Module):
     """Stride-2 3x3 convolutions instead of one large patch projection (Early Convolutions, Xiao et al. 2021).
 
-    The paper normalises over the batch; here it is over the channels, so that the result does not depend on which
-    images share a rank.
+    The paper normalises over the batch; here it is over each image, so that the result does not depend on which
+    images share a rank. Over the channels of each pixel it would give flat regions the weight of strokes.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class ConvStem(nn.Module):
         width = in_chans
         for halving in range(num_halvings):
             out = max(8, embed_dim // 2 ** (num_halvings - halving))
-            layers += [nn.Conv2d(width, out, 3, stride=2, padding=1, bias=False), LayerNorm2d(out), nn.ReLU()]
+            layers += [nn.Conv2d(width, out, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, out), nn.ReLU()]
             width = out
         self.convs = nn.Sequential(*layers)
         self.proj = nn.Conv2d(width, embed_dim, 1, bias=bias)

@@ -49,6 +49,7 @@ class Dino(Method):
             timeline.steps_per_epoch,
         )
         self.momentum = Cosine(config.teacher_momentum, 1.0, timeline.total_steps)
+        self.last_layer_frozen_until = timeline.steps(config.freeze_last_layer_epochs)
 
     def train(self, mode: bool = True) -> Dino:
         super().train(mode)
@@ -66,7 +67,7 @@ class Dino(Method):
         if batch["local_crops"] is not None:
             small = rearrange(self.normalise(batch["local_crops"]), "b u c h w -> (u b) c h w")
             pooled.append(self.encoder(small).pooled)
-        student = self.head(torch.cat(pooled))
+        student = self.head(torch.cat(pooled), frozen=step < self.last_layer_frozen_until)
 
         temperature = self.teacher_temperature(step)
         student = rearrange(student.float(), "(v b) k -> v b k", b=len(crops)) / self.config.student_temperature
@@ -105,7 +106,7 @@ class Dino(Method):
 
     def frozen_until(self, name: str) -> int:
         if name.startswith("head.last_layer"):
-            return self.timeline.steps(self.config.freeze_last_layer_epochs)
+            return self.last_layer_frozen_until
         return 0
 
     def schedules(self, step: int) -> dict[str, float]:
@@ -157,12 +158,12 @@ class DinoHead(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.last_layer = WeightNormLinear(config.head_bottleneck, config.prototypes, fixed_norm=config.norm_last_layer)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(n, d) -> (n, k)."""
+    def forward(self, features: Tensor, frozen: bool = False) -> Tensor:
+        """(n, d) -> (n, k). With `frozen`, the prototypes' gradient is zero."""
         bottleneck = self.mlp(features)
         # cosines are divided by temperatures as low as .02: in bf16 their rounding alone would be worth .2 nats
         with torch.autocast(features.device.type, enabled=False):
-            return self.last_layer(F.normalize(bottleneck.float(), dim=-1, eps=1e-12))
+            return self.last_layer(F.normalize(bottleneck.float(), dim=-1, eps=1e-12), frozen)
 
 
 class WeightNormLinear(nn.Module):
@@ -173,6 +174,11 @@ class WeightNormLinear(nn.Module):
         self.weight_v = nn.Parameter(nn.Linear(dim, num_outputs, bias=False).weight.detach())
         self.weight_g = nn.Parameter(torch.ones(num_outputs, 1), requires_grad=not fixed_norm)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """(n, d) -> (n, k)."""
-        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=1, eps=0.0))
+        weight = self.weight_g * F.normalize(self.weight_v, dim=1, eps=0.0)
+        if frozen:
+            # a gradient of zero, not none: every engine and ZeRO stage then treats all parameters alike, and what
+            # will not be used takes no share of the clipped norm
+            weight = weight.detach() + 0.0 * weight
+        return F.linear(x, weight)

@@ -128,6 +128,28 @@ def test_a_stale_or_damaged_index_is_built_again(tmp_path: Path, damage: str) ->
     assert same(load_index(path), build_index(path))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_offsets", [0, 0, 10**9]),  # beyond the shard
+        ("image_sizes", [1, -1, 1]),
+        ("image_sizes", [1, 1, 2**63 - 1]),
+        ("json_offsets", [0, 0]),  # of another number of samples
+        ("labels", [0, 1, -2]),
+        ("labels", [0.0, 1.0, 2.0]),
+    ],
+)
+def test_an_index_from_elsewhere_is_not_taken_at_its_word(tmp_path: Path, name: str, value: list[float]) -> None:
+    path = write_tar(tmp_path / "x.tar", sample_files(range(3)))
+    load_index(path)
+    stored = path.with_name("x.tar" + INDEX_SUFFIX)
+    with np.load(stored) as arrays:
+        forged = {**arrays, name: np.array(value)}
+    with stored.open("wb") as file:
+        np.savez(file, **forged)
+    assert same(load_index(path), build_index(path))
+
+
 def test_a_read_only_folder_keeps_its_index_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setenv("SELFSIGHT_CACHE", str(cache))

@@ -213,6 +213,21 @@ def test_shards_of_other_origin_are_left_alone(tree: Path, tmp_path: Path) -> No
     assert content(tmp_path).keys() == {"train-000000.tar"}
 
 
+def test_overwriting_removes_only_what_pack_wrote(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    pack(tree, out, samples_per_shard=10, progress=False)
+    (out / "extra-000000.tar").write_bytes(b"precious")
+    with monkeypatch.context() as patched:  # killed after some shards are gone
+        patched.setattr(write_module.shutil, "rmtree", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pack(tree, out, samples_per_shard=1000, overwrite=True, progress=False)
+    assert not (out / "dataset.json").exists()
+    (out / "extra-000000.tar").rename(tmp_path / "extra.tar")  # else the next pack would call the folder not its own
+    pack(tree, out, samples_per_shard=1000, progress=False)
+    assert [path.name for path in out.glob("*.tar")] == ["train-000000.tar"]
+    assert (tmp_path / "extra.tar").read_bytes() == b"precious"
+
+
 def test_two_packs_at_once_are_refused(tree: Path, tmp_path: Path) -> None:
     with write_module._alone_in(tmp_path), pytest.raises(FileExistsError, match="another pack is writing"):
         pack(tree, tmp_path, progress=False)

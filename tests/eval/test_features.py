@@ -73,7 +73,7 @@ def test_a_pooling_of_its_own_is_one_more_input(dataset):
 
     def forward(images, mask=None, layers=()):
         features = plain(images, mask, layers)
-        return type(features)(**{**vars(features), "pooled": features.tokens.amax(dim=1)})
+        return features._replace(pooled=features.tokens.amax(dim=1))
 
     encoder.forward = forward
     features = extract(encoder, dataset, size=16, **NORM)

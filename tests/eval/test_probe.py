@@ -98,7 +98,7 @@ def test_probing_again_is_equal_and_does_not_redo_the_baselines(run, data, monke
     first = quick(run, data)
     assert len(list((cache / "probes").iterdir())) == 2
     monkeypatch.setattr(probe, "pixels", None)
-    monkeypatch.setattr("eval.target.build_encoder", None)
+    monkeypatch.setattr("pretrain.encoders.saved.fresh_encoder", None)
     again = quick(run, data)
     assert again["rows"] == first["rows"]
     assert (run / "eval" / "probe-20.json").is_file()
@@ -164,6 +164,10 @@ def test_data_that_cannot_be_probed(tmp_path, data, write_shard):
         open_splits(str(tmp_path / "half"))
     with pytest.raises(ValueError, match="is one shard"):
         open_splits(str(data / "train-000000.tar"))
+    write_shard(tmp_path / "mixed" / "train-000000.tar", [0, 1])
+    write_shard(tmp_path / "mixed" / "train-000001.tar", [1, 0])
+    with pytest.raises(ValueError, match=r"1 shards are in train and in val, the first of them .*train-000001\.tar"):
+        open_splits(str(tmp_path / "mixed"), str(tmp_path / "mixed" / "train-000001.tar"))
     with pytest.raises(ValueError, match="same samples"):
         open_splits(str(data / "train-000000.tar"), str(data / "train-000000.tar"))
     write_shard(tmp_path / "more" / "val-000000.tar", [0, 1, 5])

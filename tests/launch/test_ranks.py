@@ -47,6 +47,21 @@ def test_the_steps_own_tasks_count_not_the_jobs() -> None:
     assert rank_environment(step).master_addr == "n9"
 
 
+@pytest.mark.parametrize(
+    ("tasks", "node", "ours"), [("4(x2),3", "0", 4), ("4(x2),3", "1", 4), ("4(x2),3", "2", 3), ("8", "0", 8)]
+)
+def test_the_ranks_on_this_node_are_counted(tasks: str, node: str, ours: int) -> None:
+    step = SRUN | {"SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": node}
+    environ: dict[str, str] = {}
+    rank_environment(step).export(environ)
+    assert environ["LOCAL_WORLD_SIZE"] == str(ours)
+
+
+def test_the_deepspeed_launchers_count_is_read_too() -> None:
+    assert rank_environment(TORCHRUN | {"LOCAL_SIZE": "4"}).local_world_size == 4
+    assert rank_environment(TORCHRUN | {"LOCAL_WORLD_SIZE": "8"}).local_world_size == 8
+
+
 def test_a_given_master_is_kept() -> None:
     ranks = rank_environment(SRUN | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234"})
     assert (ranks.master_addr, ranks.master_port) == ("10.0.0.1", 1234)

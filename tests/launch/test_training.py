@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from launch.training import plan
-from pretrain.config import load_config
+from launch.training import plan, show_plan
+from pretrain.config import ConfigError, load_config
 
 PRESET = "mae_vit_cifar_cpu"
 
@@ -21,15 +20,15 @@ def test_the_plan_does_the_arithmetic(tmp_path: Path) -> None:
     assert "0.0005 at its peak" in text
 
 
-def test_the_plan_says_when_the_batch_does_not_divide(tmp_path: Path) -> None:
-    config = load_config(PRESET, [f"data.train={tmp_path}"])
-    config = replace(config, train=replace(config.train, batch_size=10))
-    assert "does NOT divide over 4 ranks" in "\n".join(plan(config, [100], 10, world_size=4))
+def test_a_dry_run_refuses_a_batch_that_does_not_divide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "a"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with pytest.raises(ConfigError, match=r"does not divide over 3 ranks x 1 .* nearest batch sizes are 126 or 129"):
+        show_plan(PRESET, [f"data.train={tmp_path}"])
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from launch.training import show_plan
-
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="no-shards"):
         show_plan(PRESET, ["data.train=no-shards"])

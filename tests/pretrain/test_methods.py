@@ -273,6 +273,22 @@ def test_head_normalises_and_keeps_its_prototypes_unit() -> None:
     torch.testing.assert_close(head.last_layer(torch.eye(4)), expected.T)
 
 
+def test_frozen_prototypes_have_no_share_in_the_gradient(dino: tuple[Config, Dino]) -> None:
+    config, method = dino
+    first_free = method.last_layer_frozen_until
+    assert first_free > 0
+    norms = {}
+    for step in (first_free - 1, first_free):
+        method.zero_grad()
+        method(random_batch(config), step)["loss"].backward()
+        gradient = method.head.last_layer.weight_v.grad
+        assert gradient is not None  # of zero, not none: every rank has the same parameters to reduce
+        norms[step] = float(gradient.norm())
+        assert all(float(layer.weight.grad.norm()) > 0 for layer in method.head.mlp if hasattr(layer, "weight"))
+    assert norms[first_free - 1] == 0.0
+    assert norms[first_free] > 0.0
+
+
 def test_frozen_encoder_of_dino_is_the_teacher(dino: tuple[Config, Dino]) -> None:
     _, method = dino
     assert method.frozen_encoder() is method.teacher["encoder"]

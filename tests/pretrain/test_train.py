@@ -21,7 +21,8 @@ from pretrain.checkpoint import Checkpoints, damage
 from pretrain.config import ConfigError, parse_config
 from pretrain.diagnostics import NonFiniteError, check_finite
 from pretrain.encoders.saved import load_encoder
-from pretrain.run_folder import check_run_folder, write_config
+from pretrain.run_folder import alone_in, check_run_folder, write_config
+from pretrain.train import pretrain
 
 HERE = Path(__file__).parent
 
@@ -205,7 +206,8 @@ def test_term_saves_and_ends_with_85(shards: Path, tmp_path: Path) -> None:
     assert checkpoint[1].step == column(data, "step")[-1]
 
 
-def test_a_damaged_checkpoint_is_skipped_for_the_one_before(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("harm", ["cut", "flipped bit"])
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(shards: Path, tmp_path: Path, harm: str) -> None:
     data = config_data("mae", "vit", shards, tmp_path, train={"steps": 12})
     run_all([data], 1, tmp_path)
     checkpoints = Checkpoints(tmp_path / "mae-vit", parse_config(data).checkpoint)
@@ -213,13 +215,19 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(shards: Path, tmp_pa
     assert (checkpoints.folder / "latest").read_text() == "step-00000012\n"
     last = checkpoints.all()[-1]
     file = next(last.glob("*.pt"))
-    file.write_bytes(file.read_bytes()[:1000])
-    assert "has 1000 bytes instead of" in str(damage(last))
+    content = bytearray(file.read_bytes())
+    if harm == "cut":
+        del content[1000:]
+    else:
+        content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    told = "has 1000 bytes instead of" if harm == "cut" else "its checksum differs"
+    assert told in str(damage(last, contents=True))
     output = run_all([data], 1, tmp_path)
     assert "is damaged" in output
     assert "continuing from" in output
     assert column(data, "step") == list(range(1, 13))
-    assert damage(checkpoints.all()[-1]) is None
+    assert damage(checkpoints.all()[-1], contents=True) is None
 
 
 def test_milestones_are_kept_for_good(shards: Path, tmp_path: Path) -> None:
@@ -249,6 +257,24 @@ def test_another_configuration_in_the_same_folder_is_refused(mae_data: dict[str,
     mae_data["optim"]["lr"] = 5.0
     with pytest.raises(ConfigError, match=r"optim\.lr: 0\.001 -> 5\.0"):
         check_run_folder(parse_config(mae_data))
+
+
+def test_a_run_is_trained_by_one_job_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    told = rf"being trained by another process .*{os.getpid()}"
+    with alone_in(folder), pytest.raises(ConfigError, match=told), alone_in(folder):
+        pytest.fail("locked twice")
+    with alone_in(folder):
+        assert (folder / ".lock").is_file()  # the first has let go
+
+
+def test_a_finished_run_is_left_as_it_is(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = config_data("mae", "vit", shards, tmp_path)
+    run_all([data], 1, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "mae-vit").rglob("*")}
+    assert pretrain(parse_config(data)) == tmp_path / "mae-vit"
+    assert "mae-vit is finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "mae-vit").rglob("*")} == before
 
 
 def test_a_folder_that_is_no_run_is_refused(mae_data: dict[str, Any]) -> None:
