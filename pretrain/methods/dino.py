@@ -115,14 +115,35 @@ class Dino(Method):
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         crops = batch["global_crops"][:, 0]
-        attention = self.teacher["encoder"].attention(self.normalise(crops))
-        if attention is None:
+        images = self.normalise(crops)
+        encoder = self.teacher["encoder"]
+        attention = encoder.attention(images)
+        if attention is not None:
+            attention = attention / attention.amax(dim=(-2, -1), keepdim=True)
+            maps = rearrange(_enlarged(attention, crops), "b heads h w -> b 1 h (heads w)")
+            label = "attention of the teacher's class token, last block (image, then a head each)"
+            return {label: torch.cat([crops, maps.expand(-1, crops.shape[1], -1, -1)], dim=-1)}
+        if crops.shape[1] != 3:
             return {}
-        attention = attention / attention.amax(dim=(-2, -1), keepdim=True)
-        maps = F.interpolate(attention, size=crops.shape[-2:], mode="nearest")
-        maps = rearrange((maps * 255).to(torch.uint8), "b heads h w -> b 1 h (heads w)")
-        label = "attention of the teacher's class token, last block (image, then a head each)"
-        return {label: torch.cat([crops, maps.expand(-1, crops.shape[1], -1, -1)], dim=-1)}
+        features = encoder(images)
+        maps = rearrange(main_directions(features.tokens), "b (h w) c -> b c h w", h=features.grid[0])
+        label = "the teacher's tokens (image, then their three main directions as red, green, blue)"
+        return {label: torch.cat([crops, _enlarged(maps, crops)], dim=-1)}
+
+
+def main_directions(tokens: Tensor) -> Tensor:
+    """Tokens (b, n, d) along the three directions in which those of all images vary most: (b, n, 3) in 0 .. 1."""
+    flat = rearrange(tokens.float(), "b n d -> (b n) d")
+    flat = flat - flat.mean(dim=0)
+    _, _, directions = torch.linalg.svd(flat, full_matrices=False)
+    along = flat @ directions[:3].T
+    low, high = along.amin(dim=0), along.amax(dim=0)
+    return rearrange((along - low) / (high - low).clamp_min(1e-12), "(b n) c -> b n c", b=len(tokens))
+
+
+def _enlarged(maps: Tensor, crops: Tensor) -> Tensor:
+    """Maps (b, c, gh, gw) in 0 .. 1 as uint8 of the crops' height and width."""
+    return (F.interpolate(maps, size=crops.shape[-2:], mode="nearest") * 255).to(torch.uint8)
 
 
 def dino_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -172,7 +172,7 @@ def test_killed_and_called_again_it_ends_as_if_undisturbed(tree: Path, tmp_path:
     out = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-c", SLOW_PACK, str(tree), str(out)])
     deadline = time.monotonic() + 60
-    while len(list(out.glob("*.tar"))) < shards_done or not list(out.glob(".*.tar.tmp")):
+    while len(list(out.glob("*.tar"))) < shards_done or not list(out.glob(".*.tar.*.tmp")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -120,6 +120,6 @@ def test_impossible_values_are_refused(change: dict[str, str], message: str) -> 
 def test_export_sets_what_torch_reads() -> None:
     environ = {"PATH": "/bin"}
     rank_environment(TORCHRUN).export(environ)
-    assert environ == TORCHRUN | {"PATH": "/bin"}
+    assert environ == TORCHRUN | {"PATH": "/bin", "LOCAL_WORLD_SIZE": "1"}
     ALONE.export(alone := {})
     assert "MASTER_PORT" not in alone  # the process takes a port that is free when it needs one

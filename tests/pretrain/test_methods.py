@@ -12,7 +12,7 @@ import torch
 from tiny import build, config_data, random_batch
 
 from pretrain.config import parse_config
-from pretrain.methods.dino import Dino, DinoHead, WeightNormLinear, dino_loss
+from pretrain.methods.dino import Dino, DinoHead, WeightNormLinear, dino_loss, main_directions
 from pretrain.methods.mae import MaskedAutoencoder
 from pretrain.patches import patchify, sincos_positions, unpatchify
 from pretrain.schema import Config, DinoConfig
@@ -20,7 +20,7 @@ from pretrain.schema import Config, DinoConfig
 
 def test_gradients_reach_every_trainable_parameter(cell: Config) -> None:
     method = build(cell).train()
-    method(random_batch(cell), 0)["loss"].backward()
+    method(random_batch(cell), step=50)["loss"].backward()  # past the time when DINO's prototypes are frozen
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
@@ -292,6 +292,31 @@ def test_frozen_prototypes_have_no_share_in_the_gradient(dino: tuple[Config, Din
 def test_frozen_encoder_of_dino_is_the_teacher(dino: tuple[Config, Dino]) -> None:
     _, method = dino
     assert method.frozen_encoder() is method.teacher["encoder"]
+
+
+@pytest.mark.parametrize(("family", "encoder"), [("swin", {}), ("vit", {"class_token": False, "pool": "mean"})])
+def test_without_a_class_token_the_tokens_are_drawn(
+    shards: Any, tmp_path: Any, family: str, encoder: dict[str, Any]
+) -> None:
+    data = config_data("dino", family, shards, tmp_path)
+    data["encoder"] |= encoder
+    config = parse_config(data)
+    method = build(config).eval()
+    ((label, picture),) = method.pictures(random_batch(config)).items()
+    assert "three main directions" in label
+    assert picture.shape == (4, 3, 32, 64)
+    assert picture.dtype == torch.uint8
+    assert picture[..., 32:].amax() == 255
+
+
+def test_main_directions_tell_groups_of_tokens_apart() -> None:
+    groups = torch.tensor([0, 1, 2, 3]).repeat(6)
+    tokens = torch.eye(8)[groups] + 0.01 * torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
+    colours = main_directions(tokens.reshape(2, 12, 8)).reshape(24, 3)
+    distances = torch.cdist(colours, colours)
+    same = groups[:, None] == groups
+    assert distances[same].max() < 0.2
+    assert distances[~same].min() > 0.5
 
 
 def test_normalisation_goes_there_and_back(dino: tuple[Config, Dino]) -> None:
