@@ -22,10 +22,10 @@ GRID = 4  # digits lie in cells of a grid, moved at random
 DIGITS = (12, 16)  # fewest and most in an image
 DIGIT_SIDES = (14, 19)  # px, smallest and largest
 MAX_SHIFT = 7  # px from the middle of the cell
-MAX_SLANT = 20  # degrees to either side
+MAX_SLANT = 15  # degrees to either side
 PAPER = 210  # mean grey level that a photograph is faded to
-CONTRAST = (0.15, 0.45)  # share of the photograph's own that is left; with all of it, images differ in little else
-DARKEST, LIGHTEST = 0, 110  # levels of each colour of the ink
+CONTRAST = (0.1, 0.4)  # share of the photograph's own that is left; with all of it, images differ in little else
+DARKEST, LIGHTEST = 0, 90  # levels of each colour of the ink
 VAL_SHARE = 0.2  # of the digits, and of the photographs' width at the right edge
 _MANIFEST = "manifest.json"
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from data_pipelines.demo import SIDE
 from pretrain.stopping import EXIT_STOPPED
 
 PRESET = "demo"
@@ -26,7 +27,8 @@ def run_demo(out: Path) -> None:
         ["pack", str(images), str(shards)],
         ["verify", str(shards)],
         ["pretrain", PRESET, "--data", str(shards), f"runs={run.parent}", "tracking.wandb=offline"],
-        ["probe", str(run), "--data", str(shards)],
+        # whole images: the crops it learned from are pieces of them at the same resolution
+        ["probe", str(run), "--data", str(shards), "--image-size", str(SIDE)],
     ]
     out.mkdir(parents=True, exist_ok=True)
     journal = _Journal(out / "steps.json")
@@ -88,9 +90,14 @@ def _show_results(run: Path) -> None:
 
 
 def _next_steps(run: Path, shards: Path) -> str:
+    newest = sorted((run / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime)[-2:]
+    pictures = "\n".join(f"  {picture}" for picture in newest)
     return f"""
+Pictures of the last step: the crops it saw, and what its tokens tell apart
+{pictures}
+
 What there is now
-  {run}/pictures/      what the encoder saw and made of it, step by step
+  {run}/pictures/      the same for earlier steps
   {run}/metrics.jsonl  every logged value; {run}/config.yaml: every setting
   {run}/encoder/       the frozen encoder
   {run}/eval/          the table above as JSON

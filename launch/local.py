@@ -45,8 +45,8 @@ def launch_local(command: Sequence[str], nproc: int, grace_seconds: float = 30.0
     try:
         port = _free_port()
         for rank in range(nproc):
-            environ = dict(os.environ, LOCAL_WORLD_SIZE=str(nproc))
-            Ranks(rank, rank, nproc, "127.0.0.1", port).export(environ)
+            environ = dict(os.environ)
+            Ranks(rank, rank, nproc, "127.0.0.1", port, local_world_size=nproc).export(environ)
             processes.append(_start(command, environ, shared_output=rank == 0))
             if rank:
                 readers.append(threading.Thread(target=_relay, args=(processes[rank], rank), daemon=True))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pretrain.schema import Config, DinoConfig
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(ArithmeticError):
     """The loss or the gradient is not a finite number; training on would destroy the weights."""
 
 

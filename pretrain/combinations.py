@@ -1,0 +1,91 @@
+"""What of a configuration goes with what, across its sections; refused in words (imports no torch)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pretrain.schema import Config
+
+
+def check_combinations(config: Config) -> None:
+    """Raise ValueError for the first combination that can't run, naming both sides and what is allowed."""
+    for check in (_check_channels, _check_schedule, _check_views, _check_sizes, _check_mask):
+        check(config)
+
+
+def _check_channels(config: Config) -> None:
+    data = config.data
+    if data.channels not in (1, 3):
+        raise ValueError(f"data.channels is {data.channels}; images are read as grey (1) or RGB (3)")
+    for name, values in (("mean", data.mean), ("std", data.std)):
+        if values is not None and len(values) != data.channels:
+            raise ValueError(f"data.{name} has {len(values)} values for data.channels = {data.channels}")
+    if (data.mean is None) != (data.std is None):
+        raise ValueError("data.mean and data.std go together: set both or neither")
+
+
+def _check_schedule(config: Config) -> None:
+    epochs, warmup = config.train.epochs, config.optim.warmup_epochs
+    if epochs is not None and warmup > epochs:
+        raise ValueError(f"optim.warmup_epochs is {warmup:g}, more than train.epochs = {epochs:g}")
+
+
+def _check_views(config: Config) -> None:
+    views, method = config.views, config.method
+    if method.name == "dino":
+        if len(views.global_crops) != 2:
+            raise ValueError(f"DINO takes 2 views.global_crops, not {len(views.global_crops)}")
+    else:
+        if len(views.global_crops) != 1:
+            raise ValueError(f"{method.name} takes 1 entry in views.global_crops, not {len(views.global_crops)}")
+        if views.local_crops is not None:
+            raise ValueError(f"{method.name} sees no local crops; remove views.local_crops")
+    if views.target_crop is not None:
+        raise ValueError("views.target_crop is for targets made by a tokenizer; pixels are read from the global crop")
+
+
+def _check_sizes(config: Config) -> None:
+    stride = config.encoder.stride
+    named = [("views.global_crops", config.views.global_size)]
+    if config.views.local_crops is not None:
+        named.append(("views.local_crops", config.views.local_crops.size))
+    for where, size in named:
+        for side in size:
+            if side % stride:
+                below = side // stride * stride
+                raise ValueError(
+                    f"{where} is {size[0]}x{size[1]} px; the encoder's stride is {stride}, "
+                    f"so each side must be a multiple of it, such as {below or stride} or {below + stride}"
+                )
+
+
+def _check_mask(config: Config) -> None:
+    method, encoder = config.method, config.encoder
+    if method.name == "dino":
+        return
+    mask, size = method.mask, config.views.global_size
+    for side in size:
+        if side % mask.unit:
+            raise ValueError(f"method.mask.unit is {mask.unit} px and does not divide the image's side of {side} px")
+    if mask.unit % encoder.patch:
+        raise ValueError(
+            f"method.mask.unit is {mask.unit} px; it must be a multiple of encoder.patch ({encoder.patch} px)"
+        )
+    finest = max(mask.unit, encoder.stride)
+    if finest % mask.unit or finest % encoder.stride:
+        raise ValueError(
+            f"method.mask.unit {mask.unit} px and the encoder's stride {encoder.stride} px: one must divide the other"
+        )
+    if method.name == "mae" and encoder.family != "vit" and mask.kind != "one_in_2x2":
+        raise ValueError(
+            f"MAE on {encoder.family} needs method.mask.kind=one_in_2x2, not {mask.kind}: "
+            "the visible units must form a dense map"
+        )
+    if mask.kind == "one_in_2x2":
+        for side in size:
+            if side % (2 * finest):
+                raise ValueError(
+                    f"the image's side is {side} px; with one visible unit in 2x2 it must be a multiple of "
+                    f"{2 * finest} px (twice the larger of mask unit {mask.unit} and encoder stride {encoder.stride})"
+                )
