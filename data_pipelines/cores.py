@@ -8,10 +8,14 @@ import os
 def cores_per_process() -> int:
     """The cores this process may run on, divided among the LOCAL_WORLD_SIZE ranks that share them.
 
-    Under srun with --cpus-per-task each rank has cores of its own already, and keeps them all.
+    Where the ranks are the tasks of an srun step, each has its --cpus-per-task, or what srun has bound it to.
     """
     ours = len(os.sched_getaffinity(0))
-    bound = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    if bound.isdigit() and "SLURM_STEP_ID" in os.environ:
-        return max(1, min(ours, int(bound)))
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS") == world_size:
+        told = os.environ.get("SLURM_CPUS_PER_TASK", "")
+        if told.isdigit():
+            return max(1, min(ours, int(told)))
+        if ours < (os.cpu_count() or 1):
+            return ours
     return max(1, ours // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -13,6 +13,7 @@ import re
 import stat
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -185,7 +186,7 @@ def _load(place: Path, stamp: tuple[int, int]) -> ShardIndex | None:
                 truncated=bool(counts[3]),
             )
             return index if _is_sound(index, shard_size=stamp[0]) else None
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, KeyError, IndexError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -26,6 +27,7 @@ from data_pipelines.streams import Purpose, random_bits, stream_key
 
 _WORK = ".pack"  # in the folder of shards while a pack is under way: its plan, and a receipt for every finished shard
 _DOOMED = "doomed.json"  # in it: shards whose removal has begun
+_SHARD_NAME = re.compile(r"[^/.][^/]*-[0-9]{6}\.tar")
 _log = logging.getLogger(__name__)
 _MAX_SHOWN = 10  # skipped images on the screen
 
@@ -138,6 +140,8 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 def _agree(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """Settle whether to begin (None), to go on (None) or that all is done (the result)."""
+    for leftover in out.glob(f".*{TEMPORARY_SUFFIX}"):  # of a call that was killed
+        leftover.unlink()
     _finish_removal(out)
     result, begun = read_json(out / "dataset.json"), read_json(out / _WORK / "plan.json")
     earlier = result["pack"] if result is not None and "pack" in result else begun
@@ -158,15 +162,13 @@ def _agree(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] |
         )
         state = "holds" if result is not None else "holds part of"
         raise FileExistsError(f"{out} {state} another pack: {told}. Take another folder, or overwrite (--overwrite)")
-    for leftover in out.glob(f".*{TEMPORARY_SUFFIX}"):
-        leftover.unlink()
     return result
 
 
 def _remove_pack(out: Path) -> None:
     """Remove the shards that earlier packs wrote here, and nothing else; a call that is killed is taken up again."""
     result = read_json(out / "dataset.json")
-    own = {path.stem for path in (out / _WORK).glob("*.tar.json")}  # their receipts
+    own = {path.stem for path in (out / _WORK).glob("*.begun")}
     if result is not None:
         own |= {shard["name"] for entry in result["splits"].values() for shard in entry["shards"]}
     (out / _WORK).mkdir(exist_ok=True)
@@ -178,6 +180,12 @@ def _finish_removal(out: Path) -> None:
     doomed = read_json(out / _WORK / _DOOMED)
     if doomed is None:
         return
+    foreign = [name for name in doomed if not _SHARD_NAME.fullmatch(name)]
+    if foreign:  # the folder may come from a stranger
+        raise ValueError(
+            f"{out} says that pack wrote {foreign[0]!r}, which is no name of a shard; nothing was removed. "
+            "Take another folder, or remove this one by hand"
+        )
     (out / "dataset.json").unlink(missing_ok=True)  # first: without it nothing looks finished
     (out / "verify.json").unlink(missing_ok=True)
     for name in doomed:
@@ -233,6 +241,7 @@ def _finish_shard(
     root: Path, shard: Path, items: list[Item], stop: Event, advance: Callable[[], None]
 ) -> dict[str, Any]:
     """One shard, its index, and last its receipt: that it is finished, and what is in it."""
+    (shard.parent / _WORK / f"{shard.name}.begun").touch()  # from now on it is ours to remove
     receipt = write_shard(root, shard, items, stop, advance)
     load_index(shard)
     write_json(_receipt_path(shard.parent, shard.name), receipt)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -50,7 +52,8 @@ def run_probe(
         target: A run folder, checkpoint or encoder folder, or timm:NAME; see `open_target`.
         data: A folder of train-*.tar and val-*.tar, labelled; with `val_data`, any data set to learn from.
         val_data: A data set to test on, where it does not lie in `data`.
-        out: The file to write; default RUN/eval/probe-STEP.json, for a timm model probes/NAME.json.
+        out: The file to write; default RUN/eval/probe-STEP-KEY.json, for a timm model probes/NAME-KEY.json, with a KEY
+            of data, image size and protocol, so that a probe replaces only its own earlier result.
         device: cpu, cuda, or auto for a GPU where there is one.
         epochs: Of the linear probe. seeds: one linear probe each. untrained_seeds: one untrained encoder each.
         image_size: Side of the centre crops in px; default: what the encoder was trained on.
@@ -101,7 +104,7 @@ def run_probe(
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start)),
         "seconds": round(time.time() - start, 1),
     }  # fmt: skip
-    path = out or subject.results
+    path = out or _results_path(subject, {**common, "size": subject.image_size})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, results)
     console.print(f"wrote {path}")
@@ -165,6 +168,11 @@ class _Probe:
                 train, val, self.protocol, num_classes=self.num_classes, headline=headline, device=self.device,
                 progress=tell,
             )  # fmt: skip
+
+
+def _results_path(subject: Target, key: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return subject.results.with_stem(f"{subject.results.stem}-{digest[:8]}")
 
 
 def _device(name: str) -> str:

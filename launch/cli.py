@@ -19,16 +19,16 @@ EXIT_USER_ERROR = 2
 class _Commands(TyperGroup):
     """The group of subcommands; turns errors that a user can mend into one readable message.
 
-    The convention: our code raises ValueError (also ConfigError), OSError and ArithmeticError with a message that
-    names the value, what is allowed and what to do. Raised by our own packages, or by the system about a file, they
-    end in `error: ...` and exit code 2; SELFSIGHT_TRACEBACK=1 shows the traceback instead. All other exceptions are
-    ours to mend and keep their traceback.
+    The convention: our code raises ValueError (also ConfigError) and OSError with a message that names the value,
+    what is allowed and what to do. Raised by our own packages, or by the system about a file, they end in
+    `error: ...` and exit code 2; SELFSIGHT_TRACEBACK=1 shows the traceback instead. All other exceptions are ours
+    to mend and keep their traceback.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().main(*args, **kwargs)
-        except (ValueError, OSError, ArithmeticError) as error:
+        except (ValueError, OSError) as error:
             if os.environ.get("SELFSIGHT_TRACEBACK") == "1" or not is_user_error(error):
                 raise
             typer.secho("error: ", fg="red", bold=True, err=True, nl=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import signal
@@ -10,7 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from data_pipelines.demo import SIDE
+from data_pipelines.files import read_json, write_json
+from pretrain.config import PRESETS
 from pretrain.stopping import EXIT_STOPPED
 
 PRESET = "demo"
@@ -21,6 +23,8 @@ def run_demo(out: Path) -> None:
 
     Raises SystemExit with the code of the first command that fails.
     """
+    from data_pipelines.demo import SIDE
+
     images, shards, run = out / "images", out / "shards", out / "runs" / PRESET
     commands = [
         ["demo-data", str(images)],
@@ -31,7 +35,7 @@ def run_demo(out: Path) -> None:
         ["probe", str(run), "--data", str(shards), "--image-size", str(SIDE)],
     ]
     out.mkdir(parents=True, exist_ok=True)
-    journal = _Journal(out / "steps.json")
+    journal = _Journal(out / "steps.json", recipe=_recipe())
     start, finished_before = time.monotonic(), True
     for position, command in enumerate(commands, 1):
         shown = shlex.join(["selfsight", *command])
@@ -55,17 +59,29 @@ def run_demo(out: Path) -> None:
 
 
 class _Journal:
-    """The commands that have succeeded, and how long each took."""
+    """The commands that have succeeded, and how long each took.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    Raises ValueError where they were made by another `recipe`: by a release with another demo.
+    """
+
+    def __init__(self, path: Path, recipe: str) -> None:
+        self.path, self.recipe = path, recipe
+        known = read_json(path) or {"recipe": recipe, "seconds": {}}
+        if known.get("recipe") != recipe:
+            raise ValueError(f"{path.parent} was made by another version of the demo; remove it, or take another --out")
+        self.seconds: dict[str, float] = known["seconds"]
 
     def add(self, command: str, seconds: float) -> None:
         self.seconds[command] = round(seconds, 1)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.seconds, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.path)
+        write_json(self.path, {"recipe": self.recipe, "seconds": self.seconds})
+
+
+def _recipe() -> str:
+    """A digest of what decides the demo's images and training."""
+    import data_pipelines.demo
+
+    sources = (Path(data_pipelines.demo.__file__), PRESETS / f"{PRESET}.yaml")
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
 def _run(command: list[str]) -> int:

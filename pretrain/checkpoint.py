@@ -130,15 +130,16 @@ def damage(path: Path, contents: bool = False) -> str | None:
     """What is wrong with a checkpoint, or None: each file must have its size and, with `contents`, its checksum."""
     try:
         files = json.loads((path / "state.json").read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"state.json: {error}"
-    for name, written in files.items():
+        expected = {name: (int(written["bytes"]), str(written["sha256"])) for name, written in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"state.json: {type(error).__name__}: {error}"
+    for name, (size, checksum) in expected.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != written["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {written['bytes']}"
-        if contents and _sha256(file) != written["sha256"]:
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if contents and _sha256(file) != checksum:
             return f"{name} is not what was written: its checksum differs"
     return None
 

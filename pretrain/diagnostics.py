@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pretrain.schema import Config, DinoConfig
 
 
-class NonFiniteError(ArithmeticError):
+class NonFiniteError(ValueError):
     """The loss or the gradient is not a finite number; training on would destroy the weights."""
 
 
@@ -26,8 +26,8 @@ def check_finite(loss_by_rank: list[float], grad_norm: float | None, step: int, 
         what = f"the gradient norm became {grad_norm} in step {step} (every rank's loss is finite)"
     where = f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "there is no checkpoint yet"
     raise NonFiniteError(
-        f"{what}; {where}. The same command continues from it; to get past the spot, lower optim.lr, set "
-        "optim.clip_grad, or use engine.precision=fp32"
+        f"{what}; {where}. The same command would meet the same batches with the same weights: start a run of its own "
+        "(name=...) with a lower optim.lr, with optim.clip_grad, or with engine.precision=fp32"
     )
 
 

@@ -56,18 +56,20 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
     folder = check_run_folder(config)
     dataset = open_dataset(config.data.train)
     normalisation = choose_normalisation(config, dataset)
-    if is_finished(folder, config, dataset):
+    # of many ranks, some might not see the files of the others' last start yet: those go the long way, together
+    if os.environ.get("WORLD_SIZE", "1") == "1" and is_finished(folder, config, dataset):
         print(f"{folder} is finished; its encoder is in {folder / 'encoder'}. To train longer, take another name=...")
         return folder
     torch.set_num_threads(config.engine.threads or cores_per_process())
 
-    with alone_in(folder) if os.environ.get("RANK", "0") == "0" else nullcontext():
+    watchdog = Watchdog(config.engine.hang_seconds)
+    with alone_in(folder) if os.environ.get("RANK", "0") == "0" else nullcontext(), watchdog:
         rank, world_size = initialise_distributed(device)
         if rank == 0:
             write_config(folder, config)
         trainer = Trainer(config, folder, dataset, normalisation, device, rank, world_size)
         try:
-            trainer.train(stop)
+            trainer.train(stop, watchdog)
         finally:
             trainer.close()
         dist.barrier()  # a launcher takes the first rank that ends with 85 for a failure and kills the others
@@ -137,15 +139,14 @@ class Trainer:
         self.step = self._resume()
         self.tracker = Tracker(folder, config, self.step) if rank == 0 else None
         self.window = Window(self.step)
-        self.watchdog = Watchdog(config.engine.hang_seconds)
 
-    def train(self, stop: StopRequest) -> None:
+    def train(self, stop: StopRequest, watchdog: Watchdog) -> None:
         """Run to the end of the timeline, or to the end of the step in which a stop is requested."""
         self._announce()
         self.engine.train()
         batches = self.loader.steps(self.step)
         while self.step < self.timeline.total_steps:
-            self.watchdog.feed()
+            watchdog.feed()
             loaded = next(batches)
             digest = sum(ids_digest(batch) for batch in loaded)
             micro_batches = [to_device(batch, self.device) for batch in loaded]
@@ -247,7 +248,6 @@ class Trainer:
             order=self.loader.state(),
             milestone=self._is_milestone(),
         )
-        self.watchdog.feed()
         with self.window.paused():
             self.last_checkpoint = self.checkpoints.save(self.engine, state, self.card())
 
@@ -276,7 +276,6 @@ class Trainer:
 
     def close(self) -> None:
         """Release threads, files and the dashboard."""
-        self.watchdog.release()
         self.loader.close()
         if self.tracker:
             self.tracker.close()

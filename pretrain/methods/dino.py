@@ -49,7 +49,6 @@ class Dino(Method):
             timeline.steps_per_epoch,
         )
         self.momentum = Cosine(config.teacher_momentum, 1.0, timeline.total_steps)
-        self.last_layer_frozen_until = timeline.steps(config.freeze_last_layer_epochs)
 
     def train(self, mode: bool = True) -> Dino:
         super().train(mode)
@@ -67,7 +66,7 @@ class Dino(Method):
         if batch["local_crops"] is not None:
             small = rearrange(self.normalise(batch["local_crops"]), "b u c h w -> (u b) c h w")
             pooled.append(self.encoder(small).pooled)
-        student = self.head(torch.cat(pooled), frozen=step < self.last_layer_frozen_until)
+        student = self.head(torch.cat(pooled))
 
         temperature = self.teacher_temperature(step)
         student = rearrange(student.float(), "(v b) k -> v b k", b=len(crops)) / self.config.student_temperature
@@ -106,7 +105,9 @@ class Dino(Method):
 
     def frozen_until(self, name: str) -> int:
         if name.startswith("head.last_layer"):
-            return self.last_layer_frozen_until
+            # the rate is zero, the gradient is not: Adam's moments are warm when it thaws. (From a gradient of zero
+            # they would start cold with their bias corrections spent, and the first steps be several times too long.)
+            return self.timeline.steps(self.config.freeze_last_layer_epochs)
         return 0
 
     def schedules(self, step: int) -> dict[str, float]:
@@ -126,6 +127,8 @@ class Dino(Method):
         if crops.shape[1] != 3:
             return {}
         features = encoder(images)
+        if min(features.tokens[..., 0].numel(), features.tokens.shape[-1]) < 3 or not features.tokens.isfinite().all():
+            return {}  # fewer than three directions, or a run that is about to stop with words of its own
         maps = rearrange(main_directions(features.tokens), "b (h w) c -> b c h w", h=features.grid[0])
         label = "the teacher's tokens (image, then their three main directions as red, green, blue)"
         return {label: torch.cat([crops, _enlarged(maps, crops)], dim=-1)}
@@ -179,12 +182,12 @@ class DinoHead(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.last_layer = WeightNormLinear(config.head_bottleneck, config.prototypes, fixed_norm=config.norm_last_layer)
 
-    def forward(self, features: Tensor, frozen: bool = False) -> Tensor:
-        """(n, d) -> (n, k). With `frozen`, the prototypes' gradient is zero."""
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, d) -> (n, k)."""
         bottleneck = self.mlp(features)
         # cosines are divided by temperatures as low as .02: in bf16 their rounding alone would be worth .2 nats
         with torch.autocast(features.device.type, enabled=False):
-            return self.last_layer(F.normalize(bottleneck.float(), dim=-1, eps=1e-12), frozen)
+            return self.last_layer(F.normalize(bottleneck.float(), dim=-1, eps=1e-12))
 
 
 class WeightNormLinear(nn.Module):
@@ -195,11 +198,6 @@ class WeightNormLinear(nn.Module):
         self.weight_v = nn.Parameter(nn.Linear(dim, num_outputs, bias=False).weight.detach())
         self.weight_g = nn.Parameter(torch.ones(num_outputs, 1), requires_grad=not fixed_norm)
 
-    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(n, d) -> (n, k)."""
-        weight = self.weight_g * F.normalize(self.weight_v, dim=1, eps=0.0)
-        if frozen:
-            # a gradient of zero, not none: every engine and ZeRO stage then treats all parameters alike, and what
-            # will not be used takes no share of the clipped norm
-            weight = weight.detach() + 0.0 * weight
-        return F.linear(x, weight)
+        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=1, eps=0.0))

@@ -7,6 +7,7 @@ import os
 import random
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,11 +136,13 @@ def test_a_stale_or_damaged_index_is_built_again(tmp_path: Path, damage: str) ->
         ("image_sizes", [1, -1, 1]),
         ("image_sizes", [1, 1, 2**63 - 1]),
         ("json_offsets", [0, 0]),  # of another number of samples
+        ("counts", [0]),
+        ("stamp", 1),
         ("labels", [0, 1, -2]),
         ("labels", [0.0, 1.0, 2.0]),
     ],
 )
-def test_an_index_from_elsewhere_is_not_taken_at_its_word(tmp_path: Path, name: str, value: list[float]) -> None:
+def test_an_index_from_elsewhere_is_not_taken_at_its_word(tmp_path: Path, name: str, value: Any) -> None:
     path = write_tar(tmp_path / "x.tar", sample_files(range(3)))
     load_index(path)
     stored = path.with_name("x.tar" + INDEX_SUFFIX)

@@ -228,6 +228,36 @@ def test_overwriting_removes_only_what_pack_wrote(tree: Path, tmp_path: Path, mo
     assert (tmp_path / "extra.tar").read_bytes() == b"precious"
 
 
+def test_a_shard_without_its_receipt_is_removed_too(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:  # killed between a shard's final name and its receipt
+        patched.setattr(write_module, "load_index", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pack(tree, out, samples_per_shard=10, workers=1, progress=False)
+    assert list(out.glob("*.tar"))
+    (out / ".train-000009.tar.x.tmp").write_bytes(b"of the killed call")
+    pack(tree, out, samples_per_shard=1000, overwrite=True, progress=False)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "dataset.json",
+        "train-000000.tar",
+        "train-000000.tar" + INDEX_SUFFIX,
+    ]
+
+
+@pytest.mark.parametrize("name", ["../precious-000000.tar", "notes.txt"])
+def test_a_folder_from_elsewhere_cannot_have_files_removed(tree: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    (out / ".pack").mkdir(parents=True)
+    (out / ".pack/doomed.json").write_text(json.dumps([name]))
+    (out / name).write_bytes(b"precious")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="no name of a shard; nothing was removed"):
+            pack(tree, out, overwrite=overwrite, progress=False)
+    assert (out / name).read_bytes() == b"precious"
+
+
 def test_two_packs_at_once_are_refused(tree: Path, tmp_path: Path) -> None:
     with write_module._alone_in(tmp_path), pytest.raises(FileExistsError, match="another pack is writing"):
         pack(tree, tmp_path, progress=False)

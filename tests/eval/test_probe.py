@@ -60,7 +60,8 @@ def test_probe_from_shards_to_tables(run, data, monkeypatch):
     logged = {}
     monkeypatch.setattr("pretrain.tracking.log_probe", lambda folder, metrics: logged.update({folder: metrics}))
     results = quick(run, data, untrained_seeds=(0, 1), logistic=True)
-    assert json.loads((run / "eval" / "probe-40.json").read_text()) == json.loads(json.dumps(results))
+    (written,) = (run / "eval").glob("probe-40-*.json")
+    assert json.loads(written.read_text()) == json.loads(json.dumps(results))
 
     rows = results["rows"]
     assert rows["chance"] == {"uniform": pytest.approx(1 / 3), "most_frequent_class": pytest.approx(1 / 3)}
@@ -101,7 +102,14 @@ def test_probing_again_is_equal_and_does_not_redo_the_baselines(run, data, monke
     monkeypatch.setattr("pretrain.encoders.saved.fresh_encoder", None)
     again = quick(run, data)
     assert again["rows"] == first["rows"]
-    assert (run / "eval" / "probe-20.json").is_file()
+    assert len(list((run / "eval").glob("probe-20-*.json"))) == 1
+
+
+def test_a_probe_replaces_only_its_own_earlier_result(run, data):
+    for size in (16, 8, 8):
+        quick(run, data, image_size=size)
+    sizes = [json.loads(p.read_text())["target"]["image_size"] for p in (run / "eval").glob("probe-20-*.json")]
+    assert sorted(sizes) == [8, 16]
 
 
 def test_untrained_is_the_same_encoder_with_fresh_weights(run):

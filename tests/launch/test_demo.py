@@ -47,6 +47,15 @@ def test_a_failed_step_ends_it_and_is_done_again(tmp_path: Path, monkeypatch: py
     assert ran == ["demo-data", "pack", "verify", "pretrain", "pretrain", "probe"]
 
 
+def test_what_another_version_made_is_not_taken_for_done(
+    tmp_path: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_demo(tmp_path)
+    monkeypatch.setattr(launch.demo, "_recipe", lambda: "another")
+    with pytest.raises(ValueError, match="made by another version of the demo"):
+        run_demo(tmp_path)
+
+
 def test_a_command_that_dies_is_told_as_a_shell_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch.demo.sys, "executable", "/bin/false")
     assert launch.demo._run(["pack"]) == 1

@@ -22,6 +22,7 @@ from pretrain.config import ConfigError, parse_config
 from pretrain.diagnostics import NonFiniteError, check_finite
 from pretrain.encoders.saved import load_encoder
 from pretrain.run_folder import alone_in, check_run_folder, write_config
+from pretrain.stopping import StopRequest
 from pretrain.train import pretrain
 
 HERE = Path(__file__).parent
@@ -272,7 +273,7 @@ def test_a_finished_run_is_left_as_it_is(shards: Path, tmp_path: Path, capsys: p
     data = config_data("mae", "vit", shards, tmp_path)
     run_all([data], 1, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "mae-vit").rglob("*")}
-    assert pretrain(parse_config(data)) == tmp_path / "mae-vit"
+    assert pretrain(parse_config(data), StopRequest()) == tmp_path / "mae-vit"
     assert "mae-vit is finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "mae-vit").rglob("*")} == before
 

@@ -18,6 +18,7 @@ from pretrain.engine import choose_device, initialise_distributed
 from pretrain.run_folder import check_run_folder, write_config
 from pretrain.stopping import StopRequest
 from pretrain.train import Trainer, choose_normalisation
+from pretrain.watchdog import Watchdog
 
 
 def run(data: dict[str, Any], rank: int, world_size: int) -> None:
@@ -29,7 +30,7 @@ def run(data: dict[str, Any], rank: int, world_size: int) -> None:
         write_config(folder, config)
     normalisation = choose_normalisation(config, dataset)
     trainer = Trainer(config, folder, dataset, normalisation, choose_device(config), rank, world_size)
-    trainer.train(StopRequest())
+    trainer.train(StopRequest(), Watchdog(None))
     trainer.close()
 
 
