@@ -207,6 +207,28 @@ def test_term_saves_and_ends_with_85(shards: Path, tmp_path: Path) -> None:
     assert checkpoint[1].step == column(data, "step")[-1]
 
 
+def test_two_ranks_stop_continue_and_finish_as_a_user_starts_them(shards: Path, tmp_path: Path) -> None:
+    data = config_data("dino", "vit", shards, tmp_path, train={"steps": 300}, engine={"zero_stage": 1})
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(json.dumps(data))
+    command = [sys.executable, "-m", "launch", "launch", "--nproc", "2", str(preset)]
+    log = tmp_path / "log"
+    codes = []
+    for stop in (True, False, False):  # stopped in the middle, continued to the end, started once more
+        with log.open("w") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            metrics = tmp_path / data["name"] / "metrics.jsonl"
+            while stop and process.poll() is None and not (metrics.is_file() and len(metrics.read_text()) > 2000):
+                time.sleep(0.05)
+            if stop:
+                process.terminate()
+            codes.append(process.wait(timeout=120))
+    assert codes == [85, 0, 0], log.read_text()
+    assert column(data, "step") == list(range(1, 301))
+    assert "finished 300 steps" in log.read_text()
+    assert load_encoder(tmp_path / data["name"] / "encoder")[1].step == 300
+
+
 @pytest.mark.parametrize("harm", ["cut", "flipped bit"])
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(shards: Path, tmp_path: Path, harm: str) -> None:
     data = config_data("mae", "vit", shards, tmp_path, train={"steps": 12})
