@@ -121,7 +121,7 @@ What there is now
 What to do next
   selfsight pack YOUR_IMAGES YOUR_SHARDS --val-share 0.05   your own images (sub-folders are classes)
   selfsight pretrain --list                                 methods and encoders to choose from
-  selfsight pretrain {PRESET} --data {shards} train.epochs=20 name=longer"""
+  selfsight pretrain {PRESET} --data {shards} train.steps=10000 name=longer"""
 
 
 def _say(text: str) -> None:

@@ -130,7 +130,7 @@ class Dino(Method):
         if min(features.tokens[..., 0].numel(), features.tokens.shape[-1]) < 3 or not features.tokens.isfinite().all():
             return {}  # fewer than three directions, or a run that is about to stop with words of its own
         maps = rearrange(main_directions(features.tokens), "b (h w) c -> b c h w", h=features.grid[0])
-        label = "the teacher's tokens (image, then their three main directions as red, green, blue)"
+        label = "tokens of the teacher (image, then their three main directions as red, green, blue)"
         return {label: torch.cat([crops, _enlarged(maps, crops)], dim=-1)}
 
 
