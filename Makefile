@@ -13,7 +13,7 @@ BENCHMARKS := $(filter-out tests/bench/_% tests/bench/conftest.py,$(wildcard tes
 SCRIPTS := .ci/run $(wildcard slurm/*.sbatch)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench lint format constraints clean
+.PHONY: help demo test bench lint format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -22,9 +22,6 @@ demo: $(VENV)/.installed ## built-in images -> shards -> a pretrained encoder ->
 	$(BIN)/selfsight demo
 
 test: $(VENV)/.installed-dev ## the test suite (minutes on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
-
-test-all: $(VENV)/.installed-dev ## the test suite with its slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 bench: $(VENV)/.installed-dev ## the benchmarks, one after the other; each prints both sides and the ratio

@@ -48,7 +48,7 @@ def run_all(configs: list[dict[str, Any]], ranks: int, tmp_path: Path, expect: i
     ]
     try:
         for process in started:
-            process.wait(timeout=240)
+            process.wait(timeout=600)
     finally:
         for process in started:
             process.kill()
@@ -88,12 +88,11 @@ def one_and_two_ranks(tmp_path_factory: pytest.TempPathFactory, shards: Path) ->
             )
             data["name"] = f"{method}-{ranks}-{stage}-{accumulation}"
             cells[method, ranks, stage, accumulation] = data
-    for ranks in (1, 2):
-        run_all([data for key, data in cells.items() if key[1] == ranks], ranks, folder)
+    for method, ranks in itertools.product(METHODS, (1, 2)):  # a few at a time: DeepSpeed's engines hold their memory
+        run_all([data for key, data in cells.items() if key[:2] == (method, ranks)], ranks, folder)
     return cells
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("stage", "accumulation"), itertools.product((0, 1, 2, 3), (1, 2)))
 def test_two_ranks_learn_what_one_does(
@@ -103,21 +102,19 @@ def test_two_ranks_learn_what_one_does(
     together = one_and_two_ranks[method, 2, stage, accumulation]
     assert column(together, "ids_digest") == column(alone, "ids_digest")
     assert len(set(column(alone, "ids_digest"))) == 20
-    assert column(together, "loss") == pytest.approx(column(alone, "loss"), rel=2e-4)
-    assert column(together, "grad_norm") == pytest.approx(column(alone, "grad_norm"), rel=5e-3)
+    assert column(together, "loss") == pytest.approx(column(alone, "loss"), rel=2e-5)
+    assert column(together, "grad_norm") == pytest.approx(column(alone, "grad_norm"), rel=1e-4)
     assert column(alone, "loss")[-1] != column(alone, "loss")[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_accumulation_alone_changes_nothing(
     one_and_two_ranks: dict[tuple[Any, ...], dict[str, Any]], method: str
 ) -> None:
     whole, halves = (one_and_two_ranks[method, 1, 0, accumulation] for accumulation in (1, 2))
-    assert column(halves, "loss") == pytest.approx(column(whole, "loss"), rel=2e-4)
+    assert column(halves, "loss") == pytest.approx(column(whole, "loss"), rel=2e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_stage_publishes_the_same_encoder(
     one_and_two_ranks: dict[tuple[Any, ...], dict[str, Any]], method: str
