@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
+_log = logging.getLogger(__name__)
 TEMPORARY_SUFFIX = ".tmp"
 
 
@@ -37,6 +40,21 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(file: IO[Any]) -> bool:
+    """Hold an open file against other processes until it is closed; False: another process holds it.
+
+    The kernel lets go when the process ends, however it does. NFS locks only files that are open for writing. Where
+    the file system cannot lock at all, a warning is logged.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        _log.warning("%s cannot be locked (%s); see to it that it is used once at a time", file.name, error.strerror)
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

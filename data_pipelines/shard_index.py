@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import stat
-import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.files import atomic_write
 from data_pipelines.tar import TarDamageError, members
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -211,12 +211,7 @@ def _store(place: Path, index: ShardIndex, stamp: tuple[int, int]) -> bool:
         if folder.exists() and not stat.S_IMODE(folder.stat().st_mode) & 0o222:
             return False  # marked read-only; root could write all the same, and must not
         folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{place.name}.", suffix=".tmp")
-    except OSError:
-        return False
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(handle, 0o644)  # mkstemp's own is for the owner only
+        with atomic_write(place) as file:
             np.savez(
                 file,
                 stamp=np.array([_VERSION, *stamp], dtype=np.int64),
@@ -232,9 +227,7 @@ def _store(place: Path, index: ShardIndex, stamp: tuple[int, int]) -> bool:
                 json_offsets=index.json_offsets,
                 json_sizes=index.json_sizes,
             )
-        Path(temporary).replace(place)
     except OSError:
-        Path(temporary).unlink(missing_ok=True)
         return False
     return True
 

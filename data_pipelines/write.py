@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import logging
 import os
 import re
 import shutil
@@ -19,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipelines.describe import describe
-from data_pipelines.files import TEMPORARY_SUFFIX, read_json, write_json
+from data_pipelines.files import TEMPORARY_SUFFIX, lock, read_json, write_json
 from data_pipelines.scan import Item, scan
 from data_pipelines.shard_index import INDEX_SUFFIX, load_index
 from data_pipelines.shard_writer import write_shard
@@ -28,7 +26,6 @@ from data_pipelines.streams import Purpose, random_bits, stream_key
 _WORK = ".pack"  # in the folder of shards while a pack is under way: its plan, and a receipt for every finished shard
 _DOOMED = "doomed.json"  # in it: shards whose removal has begun
 _SHARD_NAME = re.compile(r"[^/.][^/]*-[0-9]{6}\.tar")
-_log = logging.getLogger(__name__)
 _MAX_SHOWN = 10  # skipped images on the screen
 
 
@@ -124,14 +121,10 @@ def _report(out: Path, result: dict[str, Any]) -> None:
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
     """Hold the folder against a second pack; the kernel lets go when the process ends, however it does."""
-    place = out / ".pack.lock"  # a file, because NFS locks only what is open for writing
+    place = out / ".pack.lock"  # removed again when the pack ends
     with place.open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FileExistsError(f"another pack is writing into {out}; wait for it, or take another folder") from error
-        except OSError as error:
-            _log.warning("%s cannot be locked (%s); see to it that no other pack writes into it", out, error.strerror)
+        if not lock(file):
+            raise FileExistsError(f"another pack is writing into {out}; wait for it, or take another folder")
         try:
             yield
         finally:
@@ -230,10 +223,9 @@ def _write_shards(
         try:
             for future in as_completed(futures):
                 receipts[futures[future]] = future.result()
-        except BaseException:
+        finally:  # after a failure the others end early; after the last shard there is nothing to stop
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
     return receipts
 
 

@@ -65,7 +65,9 @@ def _from_torchrun(environ: Mapping[str, str]) -> Ranks:
             master_addr=environ["MASTER_ADDR"],
             master_port=None if port is None else _integer(environ, "MASTER_PORT"),
             # torchrun's name for it, or the deepspeed launcher's
-            local_world_size=int(environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or 1),
+            local_world_size=next(
+                (_integer(environ, n) for n in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if n in environ), 1
+            ),
         )
     )
 

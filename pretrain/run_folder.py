@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_pipelines.files import write_text
+from data_pipelines.files import lock, write_text
 from pretrain.config import ConfigError, differences, dump_config, load_config
 from pretrain.schema import Config
 
@@ -65,22 +64,17 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / ".lock"
-    with place.open("a+", encoding="utf-8") as file:  # open for writing, or NFS does not lock
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with place.open("a+", encoding="utf-8") as file:
+        if not lock(file):
             file.seek(0)
             raise ConfigError(
                 f"{folder} is being trained by another process ({file.read().strip() or 'unknown'}); "
                 "wait for it, end it, or take a name=... of its own"
-            ) from error
-        except OSError as error:
-            print(f"{place} can't be locked ({error.strerror}): make sure that {folder} is trained once at a time")
-        else:
-            holder = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
-            file.truncate(0)
-            file.write(json.dumps(holder) + "\n")
-            file.flush()
+            )
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+        file.truncate(0)
+        file.write(json.dumps(holder) + "\n")
+        file.flush()
         yield
 
 
