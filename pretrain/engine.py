@@ -129,10 +129,10 @@ def checkpoint_blocks(encoder: Encoder) -> None:
 
 
 def _checkpointed(forward: Any) -> Any:
-    def run(tokens: Tensor) -> Tensor:
+    def run(*inputs: Any) -> Tensor:
         if not torch.is_grad_enabled():
-            return forward(tokens)
-        return checkpoint(forward, tokens, use_reentrant=False)
+            return forward(*inputs)
+        return checkpoint(forward, *inputs, use_reentrant=False)
 
     return run
 

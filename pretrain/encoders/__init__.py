@@ -5,9 +5,11 @@ from __future__ import annotations
 from pretrain.encoders.base import Encoder, Features, Mask
 from pretrain.encoders.swin import SwinEncoder
 from pretrain.encoders.vit import VitEncoder
-from pretrain.schema import EncoderConfig, VitConfig
+from pretrain.schema import EncoderConfig, SwinConfig, VitConfig
 
 __all__ = ["Encoder", "Features", "Mask", "build_encoder"]
+
+FAMILIES = {VitConfig: VitEncoder, SwinConfig: SwinEncoder}
 
 
 def build_encoder(
@@ -17,5 +19,4 @@ def build_encoder(
 
     `mask_token` adds the learned token that stands in for replaced units.
     """
-    family = VitEncoder if isinstance(config, VitConfig) else SwinEncoder
-    return family(config, image_size, channels, mask_token)
+    return FAMILIES[type(config)](config, image_size, channels, mask_token)

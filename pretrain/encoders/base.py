@@ -47,6 +47,7 @@ class Features(NamedTuple):
         mask's grid, or the token grid where the mask's units are larger than a token.
     pooled: (b, d) what the DINO head and the headline probe read.
     layers: features of the blocks asked for, in the order asked, each through the final norm where widths allow.
+    states: (b, p + n, d) prefix and patch tokens before the final norm, where the encoder has them in one sequence.
     """
 
     tokens: Tensor
@@ -55,6 +56,7 @@ class Features(NamedTuple):
     units: Tensor | None
     pooled: Tensor
     layers: tuple = ()  # of Features
+    states: Tensor | None = None
 
 
 class Encoder(nn.Module):
@@ -62,7 +64,8 @@ class Encoder(nn.Module):
 
     dim: width of the output tokens. stride: pixels per output token. patch: pixels per input token.
     depth: number of blocks. has_class_token: whether `Features.prefix` starts with a class token.
-    drop_layout: which units may be dropped, `any` or `one_in_2x2` (the visible ones form a dense map).
+    drop_layout: which units may be dropped, `any`, `one_in_2x2` (the visible ones form a dense map) or `none`.
+    mean, std: of the pixels (in 0 .. 1) that its weights were trained on, where it comes with weights; else None.
     """
 
     dim: int
@@ -70,7 +73,9 @@ class Encoder(nn.Module):
     patch: int
     depth: int
     has_class_token: bool
-    drop_layout: Literal["any", "one_in_2x2"]
+    drop_layout: Literal["any", "one_in_2x2", "none"]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def forward(self, images: Tensor, mask: Mask | None = None, layers: tuple[int, ...] = ()) -> Features:
         """Encode `images` (b, c, h, w), normalised; h and w are multiples of `stride`.
@@ -87,6 +92,21 @@ class Encoder(nn.Module):
         """Depth of a parameter for layer decay: 0 for the embedding, 1 .. depth for the blocks, depth + 1 after."""
         raise TypeError(f"{type(self).__name__} does not implement layer_of")
 
+    def inner(self) -> nn.Module:
+        """The module whose state dict is saved: timm's own model where timm has it."""
+        raise TypeError(f"{type(self).__name__} does not implement inner")
+
+    def final_norm(self, states: Tensor) -> Tensor:
+        """The norm after the last block, on `Features.states` or what was made of them."""
+        raise TypeError(f"{type(self).__name__} does not implement final_norm")
+
+    def further_blocks(self, count: int) -> nn.Module:
+        """`count` fresh blocks like its own, for a head that goes on from its states.
+
+        The module maps (states (b, p + n, d), grid (h, w)) to states. ValueError where there is no such sequence.
+        """
+        raise ValueError(f"{type(self).__name__} keeps no sequence of class and patch tokens to go on from")
+
     def attention(self, images: Tensor) -> Tensor | None:
         """(b, heads, h, w) attention of the last block's class token to each patch; None without a class token."""
         return None
@@ -97,6 +117,15 @@ def refine(grid_map: Tensor, grid: tuple[int, int]) -> Tensor:
     height, width = grid[0] // grid_map.shape[1], grid[1] // grid_map.shape[2]
     assert (grid_map.shape[1] * height, grid_map.shape[2] * width) == grid, (grid_map.shape, grid)
     return repeat(grid_map, "b gh gw -> b (gh h) (gw w)", h=height, w=width)
+
+
+def zero_hidden_pixels(images: Tensor, *hidden_maps: Tensor | None) -> Tensor:
+    """Images (b, c, h, w) with the pixels of hidden units set to zero, so that no overlapping kernel reads them."""
+    for hidden in hidden_maps:
+        if hidden is not None:
+            pixels = refine(hidden, (images.shape[2], images.shape[3]))
+            images = images.masked_fill(rearrange(pixels, "b h w -> b 1 h w"), 0.0)
+    return images
 
 
 def xavier_initialise(module: nn.Module) -> None:

@@ -89,6 +89,5 @@ def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
     described.pop("timm", None)
     card = TypeAdapter(EncoderCard).validate_python(described)
     encoder = build_encoder(card.encoder, card.image_size, card.channels)
-    inner = encoder.vit if isinstance(card.encoder, VitConfig) else encoder.swin
-    inner.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    encoder.inner().load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     return encoder.eval(), card

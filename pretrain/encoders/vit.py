@@ -11,7 +11,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pretrain.encoders.base import Encoder, Features, Mask, refine
+from pretrain.encoders.base import Encoder, Features, Mask, refine, zero_hidden_pixels
 from pretrain.patches import sincos_positions
 from pretrain.schema import VitConfig
 
@@ -86,18 +86,11 @@ class VitEncoder(Encoder):
             tokens = block(tokens)
             if index in wanted:
                 kept[index] = tokens
-        last = self._features(tokens, grid, units)
-        return Features(
-            last.tokens,
-            last.prefix,
-            last.grid,
-            last.units,
-            last.pooled,
-            tuple(self._features(kept[index % self.depth], grid, units) for index in layers),
-        )
+        earlier = tuple(self._features(kept[index % self.depth], grid, units) for index in layers)
+        return self._features(tokens, grid, units)._replace(layers=earlier)
 
-    def _features(self, tokens: Tensor, grid: tuple[int, int], units: Tensor | None) -> Features:
-        tokens = self.vit.norm(tokens)
+    def _features(self, states: Tensor, grid: tuple[int, int], units: Tensor | None) -> Features:
+        tokens = self.vit.norm(states)
         num_prefix = self.vit.num_prefix_tokens
         prefix, tokens = tokens[:, :num_prefix], tokens[:, num_prefix:]
         return Features(
@@ -106,6 +99,7 @@ class VitEncoder(Encoder):
             grid=grid if units is None else None,
             units=None if units is None else rearrange(units, "b n -> b n 1"),
             pooled=prefix[:, 0] if self.pool == "class" else tokens.mean(dim=1),
+            states=states,
         )
 
     def _masks_on(self, grid: tuple[int, int], mask: Mask | None) -> tuple[Tensor | None, Tensor | None]:
@@ -141,6 +135,12 @@ class VitEncoder(Encoder):
             positions = rearrange(positions, "b d h w -> b (h w) d")
         return prefix, positions
 
+    def inner(self) -> nn.Module:
+        return self.vit
+
+    def final_norm(self, states: Tensor) -> Tensor:
+        return self.vit.norm(states)
+
     def blocks(self) -> list[nn.Module]:
         return list(self.vit.blocks)
 
@@ -167,15 +167,6 @@ class VitEncoder(Encoder):
         weights = (query @ key.transpose(-2, -1) * attn.scale).float().softmax(dim=-1)
         grid_height = images.shape[2] // self.patch
         return rearrange(weights[:, :, 0, self.vit.num_prefix_tokens :], "b heads (h w) -> b heads h w", h=grid_height)
-
-
-def zero_hidden_pixels(images: Tensor, *hidden_maps: Tensor | None) -> Tensor:
-    """Images (b, c, h, w) with the pixels of hidden units set to zero, so that no overlapping kernel reads them."""
-    for hidden in hidden_maps:
-        if hidden is not None:
-            pixels = refine(hidden, (images.shape[2], images.shape[3]))
-            images = images.masked_fill(rearrange(pixels, "b h w -> b 1 h w"), 0.0)
-    return images
 
 
 class ConvStem(nn.Module):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
 from pretrain.encoders import Encoder
+from pretrain.encoders.base import zero_hidden_pixels
 from pretrain.methods.base import Method, Normalisation, mask_of
 from pretrain.schedules import Timeline
 from pretrain.tokenizers.base import Target
@@ -42,8 +43,6 @@ class MaskedImageModelling(Method):
         pasted = self.target.pictures(self.predict(images, batch), images, batch)
         if pasted is None:
             return {}
-        from pretrain.encoders.vit import zero_hidden_pixels
-
         masked = self.to_pixels(zero_hidden_pixels(images, batch["replaced"]))
         rows = torch.stack([crops, masked, self.to_pixels(pasted)], dim=1)
         return {"reconstructions (image, input, output)": rearrange(rows, "b v c h w -> b c h (v w)")}

@@ -1,0 +1,61 @@
+"""The typed sections of a configuration (imports no torch): `run` ties together `encoders` and `methods`."""
+
+from __future__ import annotations
+
+from pretrain.schema.encoders import (
+    BeitConfig,
+    EncoderConfig,
+    PvtConfig,
+    PvtV2Config,
+    SwinConfig,
+    TimmConfig,
+    TwinsConfig,
+    VitConfig,
+)
+from pretrain.schema.methods import (
+    AggregationConfig,
+    DinoConfig,
+    DvaeConfig,
+    IbotConfig,
+    MaeConfig,
+    MaskConfig,
+    MethodConfig,
+    MimConfig,
+    VqkdConfig,
+)
+from pretrain.schema.run import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EngineConfig,
+    OptimConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AggregationConfig",
+    "BeitConfig",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "DinoConfig",
+    "DvaeConfig",
+    "EncoderConfig",
+    "EngineConfig",
+    "IbotConfig",
+    "MaeConfig",
+    "MaskConfig",
+    "MethodConfig",
+    "MimConfig",
+    "OptimConfig",
+    "PvtConfig",
+    "PvtV2Config",
+    "SwinConfig",
+    "TimmConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "TwinsConfig",
+    "VitConfig",
+    "VqkdConfig",
+]

@@ -1,0 +1,273 @@
+"""The encoders a configuration can name (imports no torch)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from data_pipelines.views import section
+
+# dim, depth, heads of the published sizes
+VIT_SIZES = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+    "giant": (1408, 40, 16),
+}
+SWIN_SIZES = {
+    "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "base": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "large": (192, (2, 2, 18, 2), (6, 12, 24, 48)),
+}
+
+
+@section
+class VitConfig:
+    """A vision transformer; `size` names dim, depth and heads, each of which may be set by itself."""
+
+    family: Literal["vit"] = "vit"
+    size: Literal["tiny", "small", "base", "large", "huge", "giant"] = "base"
+    dim: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    heads: PositiveInt | None = None
+    patch: PositiveInt = 16
+    positions: Literal["learned", "sincos"] = "learned"
+    class_token: bool = True
+    distillation_token: bool = False  # DeiT's second prefix token, beside the class token
+    registers: NonNegativeInt = 0
+    pool: Literal["class", "mean"] = "class"
+    stem: Literal["patch", "conv"] = "patch"
+    layer_scale: PositiveFloat | None = None
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Width, number of blocks, number of attention heads."""
+        dim, depth, heads = VIT_SIZES[self.size]
+        return self.dim or dim, self.depth or depth, self.heads or heads
+
+    @property
+    def stride(self) -> int:
+        """Pixels per output token."""
+        return self.patch
+
+    @model_validator(mode="after")
+    def _check(self) -> VitConfig:
+        dim, _, heads = self.shape
+        if dim % heads:
+            raise ValueError(f"dim {dim} does not divide into {heads} heads")
+        if self.positions == "sincos" and dim % 4:
+            raise ValueError(f"dim is {dim}; sin-cos positions need a multiple of 4")
+        if self.pool == "class" and not self.class_token:
+            raise ValueError("pool is 'class' but class_token is false; set pool=mean or class_token=true")
+        if self.distillation_token and (self.registers or not self.class_token or self.stem == "conv"):
+            raise ValueError("distillation_token is DeiT's: with a class token, without registers, stem=patch")
+        if self.stem == "conv" and (self.patch & (self.patch - 1) or self.patch < 2):
+            raise ValueError(f"patch is {self.patch}; a convolutional stem halves the image, so patch is a power of 2")
+        return self
+
+
+@section
+class BeitConfig:
+    """BEiT's vision transformer (Bao et al. 2022): relative positions, layer scale, q and v bias but no k bias."""
+
+    family: Literal["beit"] = "beit"
+    size: Literal["tiny", "small", "base", "large", "huge", "giant"] = "base"
+    dim: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    heads: PositiveInt | None = None
+    patch: PositiveInt = 16
+    relative_positions: Literal["shared", "per_block"] = "shared"  # one table for all blocks (pretraining), or one each
+    absolute_positions: bool = False
+    pool: Literal["class", "mean"] = "mean"
+    layer_scale: PositiveFloat | None = 0.1  # 1e-5 for L
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Width, number of blocks, number of attention heads."""
+        dim, depth, heads = VIT_SIZES[self.size]
+        return self.dim or dim, self.depth or depth, self.heads or heads
+
+    @property
+    def stride(self) -> int:
+        """Pixels per output token."""
+        return self.patch
+
+    @model_validator(mode="after")
+    def _check(self) -> BeitConfig:
+        dim, _, heads = self.shape
+        if dim % heads:
+            raise ValueError(f"dim {dim} does not divide into {heads} heads")
+        return self
+
+
+@section
+class SwinConfig:
+    """A Swin transformer; `size` names dim, depths and heads, each of which may be set by itself."""
+
+    family: Literal["swin"] = "swin"
+    version: Literal[1, 2] = 1  # 2: cosine attention, norms after the branches, positions from a small network
+    size: Literal["tiny", "small", "base", "large"] = "tiny"
+    dim: PositiveInt | None = None  # of the first stage
+    depths: tuple[PositiveInt, ...] | None = None
+    heads: tuple[PositiveInt, ...] | None = None
+    patch: PositiveInt = 4
+    window: PositiveInt = 7
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def shape(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        """Width of the first stage, blocks per stage, heads per stage."""
+        dim, depths, heads = SWIN_SIZES[self.size]
+        return self.dim or dim, self.depths or depths, self.heads or heads
+
+    @property
+    def stride(self) -> int:
+        """Pixels per output token."""
+        return self.patch * 2 ** (len(self.shape[1]) - 1)
+
+    @model_validator(mode="after")
+    def _check(self) -> SwinConfig:
+        dim, depths, heads = self.shape
+        if len(depths) != len(heads):
+            raise ValueError(f"depths {depths} name {len(depths)} stages and heads {heads} name {len(heads)}; set both")
+        for stage, num_heads in enumerate(heads):
+            if dim * 2**stage % num_heads:
+                raise ValueError(
+                    f"stage {stage} is {dim * 2**stage} wide, which does not divide into {num_heads} heads"
+                )
+        return self
+
+
+# dims of the four stages, depths; heads, MLP ratios and spatial reductions are the same for all sizes
+PVT_SIZES = {
+    "tiny": ((64, 128, 320, 512), (2, 2, 2, 2)),
+    "small": ((64, 128, 320, 512), (3, 4, 6, 3)),
+    "medium": ((64, 128, 320, 512), (3, 4, 18, 3)),
+    "large": ((64, 128, 320, 512), (3, 8, 27, 3)),
+}
+
+
+@section
+class PvtConfig:
+    """The pyramid vision transformer, version 1 (Wang et al. 2021); `size` names dims and depths.
+
+    `reduction` is how keys and values are brought to a coarser map: `conv`, the official model (kernel = stride), or
+    `pool`, UM-MAE's variant (average pooling and a 1x1 convolution, one table of positions, no class token), whose
+    weights fit the compact maps of MAE as well as whole images.
+    """
+
+    family: Literal["pvt"] = "pvt"
+    size: Literal["tiny", "small", "medium", "large"] = "small"
+    reduction: Literal["conv", "pool"] = "conv"
+    dims: tuple[PositiveInt, ...] | None = None
+    depths: tuple[PositiveInt, ...] | None = None
+    heads: tuple[PositiveInt, ...] = (1, 2, 5, 8)
+    mlp_ratios: tuple[PositiveFloat, ...] = (8, 8, 4, 4)
+    sr: tuple[PositiveInt, ...] = (8, 4, 2, 1)  # side of the keys' map relative to the queries', per stage
+    patch: PositiveInt = 4
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def shape(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Widths and numbers of blocks of the stages."""
+        dims, depths = PVT_SIZES[self.size]
+        return self.dims or dims, self.depths or depths
+
+    @property
+    def stride(self) -> int:
+        """Pixels per output token."""
+        return self.patch * 2 ** (len(self.shape[0]) - 1)
+
+    @model_validator(mode="after")
+    def _check(self) -> PvtConfig:
+        dims, depths = self.shape
+        lengths = {"dims": dims, "depths": depths, "heads": self.heads, "mlp_ratios": self.mlp_ratios, "sr": self.sr}
+        if len({len(values) for values in lengths.values()}) > 1:
+            listed = ", ".join(f"{name} {tuple(values)}" for name, values in lengths.items())
+            raise ValueError(f"each stage needs one value of every list, but they differ in length: {listed}")
+        for stage, (dim, heads, sr) in enumerate(zip(dims, self.heads, self.sr, strict=True)):
+            if dim % heads:
+                raise ValueError(f"stage {stage} is {dim} wide, which does not divide into {heads} heads")
+            if self.stride % (self.patch * 2**stage * sr):
+                raise ValueError(
+                    f"sr of stage {stage} is {sr}: {self.patch * 2**stage * sr} px, which must divide the stride of "
+                    f"{self.stride} px, so that every map divides"
+                )
+        if self.reduction == "pool" and dims[0] % 4:
+            raise ValueError(f"dims start with {dims[0]}; the sin-cos positions of reduction=pool need a multiple of 4")
+        return self
+
+
+@section
+class PvtV2Config:
+    """PVT version 2 (Wang et al. 2022): overlapping patch embedding; `linear` pools keys and values to 7x7."""
+
+    family: Literal["pvt_v2"] = "pvt_v2"
+    size: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = "b2"
+    linear: bool = False  # published for b2 (PVTv2-B2-Li)
+    dims: tuple[PositiveInt, ...] | None = None
+    depths: tuple[PositiveInt, ...] | None = None
+    heads: tuple[PositiveInt, ...] | None = None
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patch = 4
+    stride = 32
+
+    @model_validator(mode="after")
+    def _check(self) -> PvtV2Config:
+        for name in ("dims", "depths", "heads"):
+            values = getattr(self, name)
+            if values is not None and len(values) != 4:
+                raise ValueError(f"{name} {values} names {len(values)} stages; PVT v2 has 4")
+        return self
+
+
+@section
+class TwinsConfig:
+    """Twins-SVT (Chu et al. 2021): attention within windows and to a sub-sampled map, positions from convolutions."""
+
+    family: Literal["twins"] = "twins"
+    size: Literal["small", "base", "large"] = "small"
+    dims: tuple[PositiveInt, ...] | None = None
+    depths: tuple[PositiveInt, ...] | None = None
+    heads: tuple[PositiveInt, ...] | None = None
+    window: PositiveInt = 7
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patch = 4
+    stride = 32
+
+    @model_validator(mode="after")
+    def _check(self) -> TwinsConfig:
+        for name in ("dims", "depths", "heads"):
+            values = getattr(self, name)
+            if values is not None and len(values) != 4:
+                raise ValueError(f"{name} {values} names {len(values)} stages; Twins-SVT has 4")
+        return self
+
+
+@section
+class TimmConfig:
+    """Any other timm model, as it is; written `encoder: timm:NAME` for short."""
+
+    family: Literal["timm"] = "timm"
+    model: str
+    args: dict[str, Any] = Field(default_factory=dict)  # further arguments of timm.create_model
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+def _named_timm_model(value: object) -> object:
+    if isinstance(value, str) and value.startswith("timm:"):
+        return {"family": "timm", "model": value.removeprefix("timm:")}
+    return value
+
+
+EncoderConfig = Annotated[
+    VitConfig | BeitConfig | SwinConfig | PvtConfig | PvtV2Config | TwinsConfig | TimmConfig,
+    Field(discriminator="family"),
+    BeforeValidator(_named_timm_model),
+]

@@ -1,0 +1,185 @@
+"""The typed sections of a run's configuration that are neither encoder nor method (imports no torch)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    model_validator,
+)
+
+from data_pipelines.views import Share, Views, section
+from pretrain.combinations import check_combinations
+from pretrain.schema.encoders import EncoderConfig
+from pretrain.schema.methods import MethodConfig
+
+
+@section
+class DataConfig:
+    """Which shards, and how they are read."""
+
+    train: str  # a folder holding train-*.tar, or a path with {000..009} or * in it
+    channels: PositiveInt = 3
+    mean: tuple[float, ...] | None = None  # per channel, of pixels in 0 .. 1; default: dataset.json's, else ImageNet's
+    std: tuple[PositiveFloat, ...] | None = None
+    lanes: PositiveInt | None = None  # streams a batch draws from; default: the batch's largest divisor up to 512
+    shuffle_window: PositiveInt = 1024  # samples shuffled together within a lane
+    threads: PositiveInt | None = None  # default: the cores this process may use
+    prefetch: PositiveInt = 2  # batches made ahead
+    max_bad_share: Share = 0.01  # unreadable samples are replaced and counted; beyond this share the run stops
+
+
+@section
+class OptimConfig:
+    """AdamW and its schedules."""
+
+    lr: PositiveFloat  # at `lr_reference_batch`, scaled linearly with the global batch
+    lr_reference_batch: PositiveInt = 256
+    lr_scaling: Literal["linear", "sqrt"] = "linear"  # how the rate follows the batch; sqrt: DINOv2's rule
+    lr_end: NonNegativeFloat = 0.0  # absolute, not scaled
+    schedule: Literal["cosine", "steps"] = "cosine"  # steps: times `step_factor` at each of `step_epochs`
+    step_epochs: tuple[PositiveFloat, ...] = ()
+    step_factor: PositiveFloat = 0.1
+    warmup_epochs: NonNegativeFloat = 0.0
+    warmup_start: NonNegativeFloat = 0.0  # absolute, not scaled
+    warmup: Literal["linear", "linear_inclusive"] = "linear"
+    """`linear`: step s of w has s / w of the rate (MAE). `linear_inclusive`: s / (w - 1), as linspace (DINO, BEiT)."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.05
+    weight_decay_end: NonNegativeFloat | None = None  # default: constant
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # rate of a layer relative to the one above it
+    patch_embed_lr_scale: Annotated[float, Field(gt=0)] = 1.0  # on top of layer_decay; DINOv2: .2
+    clip_grad: NonNegativeFloat = 0.0  # global norm; 0 is off
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimConfig:
+        if (self.schedule == "steps") != bool(self.step_epochs):
+            raise ValueError(f"schedule is {self.schedule} and step_epochs {self.step_epochs}; they go together")
+        if list(self.step_epochs) != sorted(set(self.step_epochs)):
+            raise ValueError(f"step_epochs {self.step_epochs} must rise")
+        return self
+
+
+@section
+class TrainConfig:
+    """How long, and with what batch."""
+
+    epochs: PositiveFloat | None = None
+    steps: PositiveInt | None = None  # instead of epochs
+    batch_size: PositiveInt = 256  # global: ranks x micro-batch x accumulation
+    accumulation: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"epochs is {self.epochs} and steps is {self.steps}; set one of them (the other to null)")
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide into {self.accumulation} accumulation steps"
+            )
+        return self
+
+
+#: DeepSpeed keys that the sections of this file already decide.
+OWNED_DEEPSPEED_KEYS = {
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.batch_size and train.accumulation",
+    "gradient_accumulation_steps": "train.accumulation",
+    "gradient_clipping": "optim.clip_grad",
+    "optimizer": "optim",
+    "scheduler": "optim",
+    "torch_autocast": "engine.precision",
+    "bf16": "engine.precision (DeepSpeed's bf16 section also rounds the teacher, whose slow average then stands still)",
+    "fp16": "engine.precision (DeepSpeed's fp16 section also rounds the teacher, whose slow average then stands still)",
+    "zero_allow_untested_optimizer": "optim",
+}
+
+
+@section
+class EngineConfig:
+    """How DeepSpeed runs the model."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the arithmetic; parameters, teacher and average stay fp32
+    activation_checkpointing: bool = False
+    compile: bool = False  # the encoder's blocks
+    threads: PositiveInt | None = None  # torch's, per process; default: the cores this process may use
+    hang_seconds: PositiveFloat | None = 1800.0  # a step or save that takes longer ends the process with its stacks
+    deepspeed: dict[str, Any] = Field(default_factory=dict)  # further DeepSpeed keys, passed through
+
+    @model_validator(mode="after")
+    def _check(self) -> EngineConfig:
+        for key, owner in OWNED_DEEPSPEED_KEYS.items():
+            if key in self.deepspeed:
+                raise ValueError(f"engine.deepspeed.{key} is decided by {owner}; set that instead")
+        for key in ("zero_optimization", "elasticity"):
+            if not isinstance(self.deepspeed.get(key, {}), dict):
+                raise ValueError(f"engine.deepspeed.{key} is {self.deepspeed[key]!r}; DeepSpeed takes a mapping here")
+        if self.precision == "fp16":
+            raise ValueError(
+                "engine.precision fp16 is refused: DeepSpeed leaves autocast's loss scale out of its checkpoints, so a "
+                "resumed run would differ; use bf16, which needs no scale, or fp32"
+            )
+        if "stage" in self.deepspeed.get("zero_optimization", {}):
+            raise ValueError(
+                "engine.deepspeed.zero_optimization.stage is decided by engine.zero_stage; set that instead"
+            )
+        if self.deepspeed.get("elasticity", {}).get("enabled"):
+            raise ValueError(
+                "engine.deepspeed.elasticity changes the batch size with the ranks; the order of data forbids it"
+            )
+        return self
+
+
+@section
+class CheckpointConfig:
+    """When to save, and what to keep."""
+
+    every_steps: PositiveInt = 1000
+    keep_last: PositiveInt = 2
+    milestone_every_epochs: PositiveInt | None = None  # these are kept for good
+
+
+@section
+class TrackingConfig:
+    """What is written down while training."""
+
+    log_every_steps: PositiveInt = 10
+    pictures_every_steps: NonNegativeInt = 1000  # 0 is never
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online when logged in, else offline
+    project: str = "selfsight"
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+@section
+class Config:
+    """Everything a run depends on."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    runs: str = "runs"  # the run folder is runs/name
+    seed: NonNegativeInt = 0
+    data: DataConfig
+    views: Views
+    encoder: EncoderConfig | None = None  # all methods but dvae, which is a convolutional net of its own
+    init_from: str | None = None  # start from these weights: a run, a checkpoint, an imported folder, or timm:NAME
+    method: MethodConfig
+    optim: OptimConfig
+    train: TrainConfig
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        check_combinations(self)
+        return self
