@@ -46,14 +46,16 @@ def show_plan(preset: str, overrides: Sequence[str]) -> None:
     from data_pipelines.index import open_dataset
     from data_pipelines.order import Order
     from pretrain.config import check_batch, dump_config, load_config
+    from pretrain.scaling import resolve_auto
 
     config = load_config(preset, overrides)
     world_size = rank_environment(os.environ).world_size
     check_batch(config, world_size)
     sizes = open_dataset(config.data.train).shard_sizes
+    config, chosen = resolve_auto(config, sum(sizes))
     order = Order(config.seed, sizes, config.train.batch_size, config.data.lanes, config.data.shuffle_window)
     print(dump_config(config))
-    print("\n".join(f"# {line}" for line in plan(config, sizes, order.steps_per_pass, world_size)))
+    print("\n".join(f"# {line}" for line in chosen + plan(config, sizes, order.steps_per_pass, world_size)))
 
 
 def plan(config: Config, shard_sizes: Sequence[int], steps_per_epoch: int, world_size: int) -> list[str]:

@@ -100,6 +100,16 @@ def differences(old: Config, new: Config) -> list[str]:
     ]
 
 
+def override_section(section: Any, overrides: Sequence[str]) -> Any:
+    """One section, such as an encoder's, with `key=value` overrides applied and checked."""
+    kind = type(section)
+    data = TypeAdapter(kind).dump_python(section, mode="json")
+    for override in overrides:
+        _apply(data, override)
+    _check_keys(kind, data, "")
+    return TypeAdapter(kind).validate_python(data)
+
+
 class _Loader(yaml.SafeLoader):
     """safe_load that refuses a key written twice, which YAML would let the last one win in silence."""
 

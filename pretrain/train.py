@@ -34,6 +34,7 @@ from pretrain.methods import Method, Normalisation, build_method
 from pretrain.optim import set_rates
 from pretrain.progress import Window, memory_gb, progress_line
 from pretrain.run_folder import alone_in, check_run_folder, write_config
+from pretrain.scaling import resolve_auto
 from pretrain.schedules import Timeline, learning_rate, weight_decay
 from pretrain.schema import Config
 from pretrain.stopping import EXIT_STOPPED, StopRequest
@@ -53,8 +54,9 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
     stop = stop or StopRequest.install()  # before the slow part, so that an early signal does not kill us
     device = choose_device(config)
     check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
-    folder = check_run_folder(config)
     dataset = open_dataset(config.data.train)
+    config, chosen = resolve_auto(config, dataset.num_samples)
+    folder = check_run_folder(config)
     normalisation = choose_normalisation(config, dataset)
     # of many ranks, some might not see the files of the others' last start yet: those go the long way, together
     if os.environ.get("WORLD_SIZE", "1") == "1" and is_finished(folder, config, dataset):
@@ -67,6 +69,7 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
         rank, world_size = initialise_distributed(device)
         if rank == 0:
             write_config(folder, config)
+            print("\n".join(chosen), end="\n" if chosen else "", flush=True)
         trainer = Trainer(config, folder, dataset, normalisation, device, rank, world_size)
         try:
             trainer.train(stop, watchdog)
@@ -114,7 +117,12 @@ class Trainer:
             accumulation=config.train.accumulation,
             lanes=config.data.lanes,
             shuffle_window=config.data.shuffle_window,
-            draw_mask=draw_mask_for(config.method, config.views.global_size),
+            draw_mask=draw_mask_for(
+                config.method,
+                config.views.global_size,
+                getattr(config.encoder, "stride", None),
+                config.train.batch_size,
+            ),
             threads=config.data.threads,
             prefetch=config.data.prefetch,
             pin_memory=device.type == "cuda",

@@ -6,12 +6,19 @@ from pretrain.encoders.base import Encoder, Features, Mask
 from pretrain.encoders.beit import BeitEncoder
 from pretrain.encoders.pvt import PvtEncoder
 from pretrain.encoders.swin import SwinEncoder
+from pretrain.encoders.um_mae_swin import UmMaeSwinEncoder
 from pretrain.encoders.vit import VitEncoder
-from pretrain.schema import BeitConfig, EncoderConfig, PvtConfig, SwinConfig, VitConfig
+from pretrain.schema import BeitConfig, EncoderConfig, PvtConfig, SwinConfig, UmMaeSwinConfig, VitConfig
 
 __all__ = ["Encoder", "Features", "Mask", "build_encoder"]
 
-FAMILIES = {VitConfig: VitEncoder, BeitConfig: BeitEncoder, SwinConfig: SwinEncoder, PvtConfig: PvtEncoder}
+FAMILIES = {
+    VitConfig: VitEncoder,
+    BeitConfig: BeitEncoder,
+    SwinConfig: SwinEncoder,
+    UmMaeSwinConfig: UmMaeSwinEncoder,
+    PvtConfig: PvtEncoder,
+}
 
 
 def build_encoder(

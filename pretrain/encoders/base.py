@@ -96,6 +96,10 @@ class Encoder(nn.Module):
         """The module whose state dict is saved: timm's own model where timm has it."""
         raise TypeError(f"{type(self).__name__} does not implement inner")
 
+    def position_grid(self, key: str) -> tuple[int, int]:
+        """Rows and columns of tokens that the inner module's table of positions `key` was made for."""
+        raise TypeError(f"{type(self).__name__} has no table of positions {key}")
+
     def final_norm(self, states: Tensor) -> Tensor:
         """The norm after the last block, on `Features.states` or what was made of them."""
         raise TypeError(f"{type(self).__name__} does not implement final_norm")

@@ -117,6 +117,9 @@ class VitEncoder(Encoder):
     def inner(self) -> nn.Module:
         return self.vit
 
+    def position_grid(self, key: str) -> tuple[int, int]:
+        return self.grid
+
     def final_norm(self, states: Tensor) -> Tensor:
         return self.vit.norm(states)
 

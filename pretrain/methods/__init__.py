@@ -25,6 +25,6 @@ def build_method(config: Config, normalisation: Normalisation, timeline: Timelin
     if isinstance(method, MimConfig):
         encoder = build_encoder(config.encoder, size, channels, mask_token=True)
         return MaskedImageModelling(encoder, Pixels(encoder.stride, channels), normalisation, timeline)
-    encoder = build_encoder(config.encoder, size, channels)
+    encoder = build_encoder(config.encoder, size, channels, mask_token=method.ibot is not None)
     teacher = build_encoder(dataclasses.replace(config.encoder, drop_path=0.0), size, channels)
     return Dino(method, encoder, teacher, normalisation, timeline)

@@ -55,6 +55,9 @@ class Method(nn.Module):
     def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
         """Slow averages and centres: once after each applied optimizer step, on all ranks."""
 
+    def encoder_loaded(self) -> None:
+        """Called when other weights were put into `encoder` before training, for what must follow them."""
+
     def frozen_encoder(self) -> Encoder | None:
         """The encoder that is exported and probed."""
         return self.encoder

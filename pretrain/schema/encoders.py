@@ -108,6 +108,15 @@ class BeitConfig:
         return self
 
 
+def check_swin_shape(dim: int, depths: tuple[int, ...], heads: tuple[int, ...]) -> None:
+    """Raise ValueError unless every stage has its heads, and a width that divides into them."""
+    if len(depths) != len(heads):
+        raise ValueError(f"depths {depths} name {len(depths)} stages and heads {heads} name {len(heads)}; set both")
+    for stage, num_heads in enumerate(heads):
+        if dim * 2**stage % num_heads:
+            raise ValueError(f"stage {stage} is {dim * 2**stage} wide, which does not divide into {num_heads} heads")
+
+
 @section
 class SwinConfig:
     """A Swin transformer; `size` names dim, depths and heads, each of which may be set by itself."""
@@ -135,14 +144,38 @@ class SwinConfig:
 
     @model_validator(mode="after")
     def _check(self) -> SwinConfig:
-        dim, depths, heads = self.shape
-        if len(depths) != len(heads):
-            raise ValueError(f"depths {depths} name {len(depths)} stages and heads {heads} name {len(heads)}; set both")
-        for stage, num_heads in enumerate(heads):
-            if dim * 2**stage % num_heads:
-                raise ValueError(
-                    f"stage {stage} is {dim * 2**stage} wide, which does not divide into {num_heads} heads"
-                )
+        check_swin_shape(*self.shape)
+        return self
+
+
+@section
+class UmMaeSwinConfig:
+    """UM-MAE's Swin (Li et al. 2022): positions from a small network over coordinates, downsampling by convolution."""
+
+    family: Literal["um_mae_swin"] = "um_mae_swin"
+    size: Literal["tiny", "small", "base", "large"] = "tiny"
+    dim: PositiveInt | None = None  # of the first stage
+    depths: tuple[PositiveInt, ...] | None = None
+    heads: tuple[PositiveInt, ...] | None = None
+    patch: PositiveInt = 4
+    window: PositiveInt = 8  # on compact maps; twice that on whole images
+    position_dim: PositiveInt = 32
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def shape(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        """Width of the first stage, blocks per stage, heads per stage."""
+        dim, depths, heads = SWIN_SIZES[self.size]
+        return self.dim or dim, self.depths or depths, self.heads or heads
+
+    @property
+    def stride(self) -> int:
+        """Pixels per output token."""
+        return self.patch * 2 ** (len(self.shape[1]) - 1)
+
+    @model_validator(mode="after")
+    def _check(self) -> UmMaeSwinConfig:
+        check_swin_shape(*self.shape)
         return self
 
 
@@ -271,7 +304,7 @@ def _named_timm_model(value: object) -> object:
 
 
 EncoderConfig = Annotated[
-    VitConfig | BeitConfig | SwinConfig | PvtConfig | PvtV2Config | TwinsConfig | TimmConfig,
+    VitConfig | BeitConfig | SwinConfig | UmMaeSwinConfig | PvtConfig | PvtV2Config | TwinsConfig | TimmConfig,
     Field(discriminator="family"),
     BeforeValidator(_named_timm_model),
 ]
