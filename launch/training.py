@@ -66,12 +66,14 @@ def plan(config: Config, shard_sizes: Sequence[int], steps_per_epoch: int, world
     micro_batch = batch // (world_size * accumulation)
     timeline = Timeline.of(config.train, steps_per_epoch)
     rate = learning_rate(config.optim, batch, timeline)
+    share = f"{batch} / {config.optim.lr_reference_batch}"
+    share = f"sqrt({share})" if config.optim.lr_scaling == "sqrt" else share
     return [
         f"data: {sum(shard_sizes):,} samples in {len(shard_sizes):,} shards",
         f"global batch: {batch} = {world_size} ranks x {micro_batch} x {accumulation} accumulated",
         f"steps: {timeline.total_steps:,}, {steps_per_epoch:,} an epoch, "
         f"{timeline.epoch(timeline.total_steps):.1f} epochs; {timeline.total_steps * batch:,} samples seen",
-        f"learning rate: {rate.peak:.3g} at its peak (optim.lr x {batch} / {config.optim.lr_reference_batch}), "
+        f"learning rate: {rate.peak:.3g} at its peak (optim.lr x {share}), "
         f"after {rate.warmup_steps:,} steps of warm-up",
         f"checkpoints: every {config.checkpoint.every_steps:,} steps, in {config.runs}/{config.name}",
     ]

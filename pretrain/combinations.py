@@ -29,6 +29,12 @@ def _check_schedule(config: Config) -> None:
     epochs, warmup = config.train.epochs, config.optim.warmup_epochs
     if epochs is not None and warmup > epochs:
         raise ValueError(f"optim.warmup_epochs is {warmup:g}, more than train.epochs = {epochs:g}")
+    steps = config.optim.step_epochs
+    if epochs is not None and steps and steps[-1] >= epochs:
+        raise ValueError(
+            f"optim.step_epochs ends with {steps[-1]:g}, which train.epochs = {epochs:g} never reaches; "
+            "move the steps with the length of the run"
+        )
 
 
 def _check_views(config: Config) -> None:
@@ -41,12 +47,13 @@ def _check_views(config: Config) -> None:
             raise ValueError(f"{method.name} takes 1 entry in views.global_crops, not {len(views.global_crops)}")
         if views.local_crops is not None:
             raise ValueError(f"{method.name} sees no local crops; remove views.local_crops")
-    if views.target_crop is not None:
+    if views.target_crop is not None and not (method.name == "mim" and method.target == "codes"):
         raise ValueError("views.target_crop is for targets made by a tokenizer; pixels are read from the global crop")
 
 
 def _check_sizes(config: Config) -> None:
-    stride = config.encoder.stride
+    method = config.method
+    stride = 2 ** (method.groups - 1) if method.name == "dvae" else config.encoder.stride
     named = [("views.global_crops", config.views.global_size)]
     if config.views.local_crops is not None:
         named.append(("views.local_crops", config.views.local_crops.size))
@@ -62,7 +69,7 @@ def _check_sizes(config: Config) -> None:
 
 def _check_mask(config: Config) -> None:
     method, encoder = config.method, config.encoder
-    if method.name == "dino":
+    if method.name in ("dino", "dvae", "vqkd"):
         return
     mask, size = method.mask, config.views.global_size
     for side in size:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
