@@ -216,6 +216,14 @@ def probe(
     Console().print(probe_table(results))
 
 
+@app.command(epilog="Example:\n\n[bold]selfsight encoders[/]")
+def encoders() -> None:
+    """Show which method works with which encoder, as a markdown table."""
+    from pretrain.encoders.supported import table
+
+    typer.echo(table())
+
+
 @app.command(name="demo-data")
 def demo_data(
     out: Annotated[Path, typer.Argument(help="A new folder; gets train/CLASS/*.jpg and val/CLASS/*.jpg.")],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
 from pretrain.encoders import Encoder
-from pretrain.methods.base import Gathered, Method, Normalisation, already_whole
+from pretrain.methods.base import Gathered, Method, Normalisation, already_whole, running_statistics
 from pretrain.schedules import Cosine, Staircase, Timeline
 from pretrain.schema import DinoConfig
 
@@ -86,6 +86,7 @@ class Dino(Method):
 
     @torch.no_grad()
     def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
+        super().after_step(step, gathered)
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(self.output_sum)
             dist.all_reduce(self.output_count)
@@ -99,6 +100,9 @@ class Dino(Method):
         for slow, fast in pairs:
             with gathered([slow, fast]):
                 slow.lerp_(fast.to(slow.dtype), weight)
+        statistics = (running_statistics(encoder) for encoder in (self.teacher["encoder"], self.encoder))
+        for slow, fast in zip(*statistics, strict=True):
+            slow.lerp_(fast, weight)
 
     def frozen_encoder(self) -> Encoder | None:
         return self.teacher["encoder"]
@@ -127,8 +131,9 @@ class Dino(Method):
         if crops.shape[1] != 3:
             return {}
         features = encoder(images)
-        if min(features.tokens[..., 0].numel(), features.tokens.shape[-1]) < 3 or not features.tokens.isfinite().all():
-            return {}  # fewer than three directions, or a run that is about to stop with words of its own
+        few = features.grid is None or min(features.tokens[..., 0].numel(), features.tokens.shape[-1]) < 3
+        if few or not features.tokens.isfinite().all():
+            return {}  # no map, fewer than three directions, or a run that is about to stop with words of its own
         maps = rearrange(main_directions(features.tokens), "b (h w) c -> b c h w", h=features.grid[0])
         label = "tokens of the teacher (image, then their three main directions as red, green, blue)"
         return {label: torch.cat([crops, _enlarged(maps, crops)], dim=-1)}
