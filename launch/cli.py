@@ -259,6 +259,14 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
         raise ValueError(f"{option} is {text!r}; write numbers with commas, such as 0.5,0.5,0.5") from None
 
 
+@app.command(epilog="Example:\n\n[bold]selfsight encoders[/]")
+def encoders() -> None:
+    """Show which method works with which encoder, as a markdown table."""
+    from pretrain.encoders.supported import table
+
+    typer.echo(table())
+
+
 @app.command(name="demo-data")
 def demo_data(
     out: Annotated[Path, typer.Argument(help="A new folder; gets train/CLASS/*.jpg and val/CLASS/*.jpg.")],

@@ -51,6 +51,9 @@ def show_plan(preset: str, overrides: Sequence[str]) -> None:
     config = load_config(preset, overrides)
     world_size = rank_environment(os.environ).world_size
     check_batch(config, world_size)
+    from pretrain.encoders.supported import check_encoder  # imports torch, so after all that is known without
+
+    check_encoder(config)
     sizes = open_dataset(config.data.train).shard_sizes
     config, chosen = resolve_auto(config, sum(sizes))
     order = Order(config.seed, sizes, config.train.batch_size, config.data.lanes, config.data.shuffle_window)

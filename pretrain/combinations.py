@@ -52,6 +52,8 @@ def _check_views(config: Config) -> None:
 
 
 def _check_sizes(config: Config) -> None:
+    if config.encoder is not None and config.encoder.family == "timm":
+        return  # what it takes is known when it is built: encoders/supported.py
     method = config.method
     stride = 2 ** (method.groups - 1) if method.name == "dvae" else config.encoder.stride
     named = [("views.global_crops", config.views.global_size)]
@@ -75,15 +77,10 @@ def _check_mask(config: Config) -> None:
     for side in size:
         if side % mask.unit:
             raise ValueError(f"method.mask.unit is {mask.unit} px and does not divide the image's side of {side} px")
-    if mask.unit % encoder.patch:
-        raise ValueError(
-            f"method.mask.unit is {mask.unit} px; it must be a multiple of encoder.patch ({encoder.patch} px)"
-        )
+    if encoder.family == "timm":
+        return
+    check_units(mask.unit, encoder.stride, encoder.patch)
     finest = max(mask.unit, encoder.stride)
-    if finest % mask.unit or finest % encoder.stride:
-        raise ValueError(
-            f"method.mask.unit {mask.unit} px and the encoder's stride {encoder.stride} px: one must divide the other"
-        )
     if method.name == "mae" and encoder.family != "vit" and mask.kind != "one_in_2x2":
         raise ValueError(
             f"MAE on {encoder.family} needs method.mask.kind=one_in_2x2, not {mask.kind}: "
@@ -96,3 +93,11 @@ def _check_mask(config: Config) -> None:
                     f"the image's side is {side} px; with one visible unit in 2x2 it must be a multiple of "
                     f"{2 * finest} px (twice the larger of mask unit {mask.unit} and encoder stride {encoder.stride})"
                 )
+
+
+def check_units(unit: int, stride: int, patch: int) -> None:
+    """Raise ValueError unless mask units fit an encoder's input tokens of `patch` px and output tokens of `stride`."""
+    if unit % patch:
+        raise ValueError(f"method.mask.unit is {unit} px; it must be a multiple of encoder.patch ({patch} px)")
+    if unit % stride and stride % unit:
+        raise ValueError(f"method.mask.unit {unit} px and the encoder's stride {stride} px: one must divide the other")

@@ -14,7 +14,7 @@ from pretrain.schedules import Schedule
 from pretrain.schema import OptimConfig
 
 #: Parameters that are tokens or positions, whatever their shape: never decayed.
-TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed", "relative_position_bias_table")
+TOKENS = ("cls_token", "dist_token", "reg_token", "mask_token", "pos_embed", "relative_position_bias_table")
 
 
 def parameter_groups(method: Method, layer_decay: float, patch_embed_lr_scale: float = 1.0) -> list[dict[str, Any]]:
@@ -32,8 +32,10 @@ def parameter_groups(method: Method, layer_decay: float, patch_embed_lr_scale: f
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = method.encoder.layer_of(name) if name.startswith("encoder.") else top
-        decay = not (parameter.ndim <= 1 or name.endswith(".bias") or name.endswith(TOKENS) or method.no_decay(name))
+        own = name.startswith("encoder.")
+        layer = method.encoder.layer_of(name) if own else top
+        exempt = method.no_decay(name) or (own and method.encoder.no_decay(name))
+        decay = not (parameter.ndim <= 1 or name.endswith(".bias") or name.endswith(TOKENS) or exempt)
         scale = layer_decay ** (top - layer)
         if layer == 0 and _in_patch_embedding(name):
             scale *= patch_embed_lr_scale

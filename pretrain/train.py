@@ -22,6 +22,7 @@ from pretrain.checkpoint import Checkpoints, ResumeState, check_resume, read_sta
 from pretrain.config import ConfigError, check_batch
 from pretrain.diagnostics import alarms, check_finite
 from pretrain.encoders.saved import EncoderCard, headline_feature
+from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
     build_engine,
     choose_device,
@@ -54,6 +55,7 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
     stop = stop or StopRequest.install()  # before the slow part, so that an early signal does not kill us
     device = choose_device(config)
     check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
+    check_encoder(config)
     dataset = open_dataset(config.data.train)
     config, chosen = resolve_auto(config, dataset.num_samples)
     folder = check_run_folder(config)

@@ -92,6 +92,10 @@ class Encoder(nn.Module):
         """Depth of a parameter for layer decay: 0 for the embedding, 1 .. depth for the blocks, depth + 1 after."""
         raise TypeError(f"{type(self).__name__} does not implement layer_of")
 
+    def no_decay(self, parameter_name: str) -> bool:
+        """Whether a parameter, beside biases, norms and tokens, is exempt from weight decay."""
+        return False
+
     def inner(self) -> nn.Module:
         """The module whose state dict is saved: timm's own model where timm has it."""
         raise TypeError(f"{type(self).__name__} does not implement inner")

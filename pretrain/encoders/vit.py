@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from einops import rearrange, repeat
 from timm.layers import PatchEmbed
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -19,7 +20,9 @@ from pretrain.schema import VitConfig
 class VitEncoder(Encoder):
     """A timm VisionTransformer (`self.vit`, whose weights load in timm as they are) behind the Encoder seam.
 
-    Positions are interpolated when the image has another size than `image_size`, as DINO does it.
+    Positions are interpolated when the image has another size than `image_size`, as DINO does it. With DeiT's
+    distillation token it is timm's VisionTransformerDistilled; the token follows the class token in the prefix, and
+    `pool: class` is the mean of the two, as timm reads them (Touvron et al. 2021, section 4).
     """
 
     drop_layout = "any"
@@ -33,12 +36,15 @@ class VitEncoder(Encoder):
         self.has_class_token = config.class_token
         self.pool = config.pool
         self.grid = (image_size[0] // config.patch, image_size[1] // config.patch)
-        self.vit = VisionTransformer(
+        self.num_pooled = 2 if config.distillation_token else 1
+        model = VisionTransformerDistilled if config.distillation_token else VisionTransformer
+        pooled_token = config.pool == "class" or config.distillation_token  # the distilled model knows no other pool
+        self.vit = model(
             img_size=image_size,
             patch_size=config.patch,
             in_chans=channels,
             num_classes=0,
-            global_pool="token" if config.pool == "class" else "avg",
+            global_pool="token" if pooled_token else "avg",
             fc_norm=False,
             embed_dim=self.dim,
             depth=self.depth,
@@ -52,9 +58,8 @@ class VitEncoder(Encoder):
             norm_layer=_norm,
         )
         self.overlapping = config.stem == "conv"
-        for token in (self.vit.cls_token, self.vit.reg_token):
-            if token is not None:
-                nn.init.normal_(token, std=0.02)
+        for token in self._prefix_tokens():
+            nn.init.normal_(token, std=0.02)
         if config.positions == "sincos":
             self.vit.pos_embed.requires_grad_(False)
             self.vit.pos_embed.zero_()
@@ -98,12 +103,16 @@ class VitEncoder(Encoder):
             prefix=prefix if num_prefix else None,
             grid=grid if units is None else None,
             units=None if units is None else rearrange(units, "b n -> b n 1"),
-            pooled=prefix[:, 0] if self.pool == "class" else tokens.mean(dim=1),
+            pooled=prefix[:, : self.num_pooled].mean(dim=1) if self.pool == "class" else tokens.mean(dim=1),
             states=states,
         )
 
+    def _prefix_tokens(self) -> list[nn.Parameter]:
+        tokens = (self.vit.cls_token, getattr(self.vit, "dist_token", None), self.vit.reg_token)
+        return [token for token in tokens if token is not None]
+
     def _prefix(self, batch: int, positions: Tensor) -> Tensor:
-        tokens = [token for token in (self.vit.cls_token, self.vit.reg_token) if token is not None]
+        tokens = self._prefix_tokens()
         if not tokens:
             return positions.expand(batch, -1, -1)
         return (torch.cat(tokens, dim=1) + positions).expand(batch, -1, -1)

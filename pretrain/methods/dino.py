@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from data_pipelines.loader import Batch
 from pretrain.encoders import Encoder, Features, Mask
 from pretrain.encoders.base import refine
-from pretrain.methods.base import Gathered, Method, Normalisation, already_whole
+from pretrain.methods.base import Gathered, Method, Normalisation, already_whole, running_statistics
 from pretrain.methods.dino_head import DinoHead
 from pretrain.methods.dino_losses import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 from pretrain.schedules import Cosine, Staircase, Timeline
@@ -137,6 +137,7 @@ class Dino(Method):
 
     @torch.no_grad()
     def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
+        super().after_step(step, gathered)
         if self.config.centering == "center":
             for name in self.centers:
                 self._move_center(name)
@@ -146,6 +147,9 @@ class Dino(Method):
             for key, slow in slow_module.named_parameters():
                 with gathered([slow, fast_parameters[key]]):
                     slow.lerp_(fast_parameters[key].to(slow.dtype), weight)
+        statistics = (running_statistics(encoder) for encoder in (self.teacher["encoder"], self.encoder))
+        for slow, fast in zip(*statistics, strict=True):
+            slow.lerp_(fast, weight)
 
     def _move_center(self, name: str) -> None:
         total, count, center = (getattr(self, f"{name}{part}") for part in ("_sum", "_count", ""))
@@ -185,8 +189,9 @@ class Dino(Method):
         if crops.shape[1] != 3:
             return {}
         features = encoder(images)
-        if min(features.tokens[..., 0].numel(), features.tokens.shape[-1]) < 3 or not features.tokens.isfinite().all():
-            return {}  # fewer than three directions, or a run that is about to stop with words of its own
+        few = features.grid is None or min(features.tokens[..., 0].numel(), features.tokens.shape[-1]) < 3
+        if few or not features.tokens.isfinite().all():
+            return {}  # no map, fewer than three directions, or a run that is about to stop with words of its own
         maps = rearrange(main_directions(features.tokens), "b (h w) c -> b c h w", h=features.grid[0])
         label = "tokens of the teacher (image, then their three main directions as red, green, blue)"
         return {label: torch.cat([crops, _enlarged(maps, crops)], dim=-1)}
