@@ -10,8 +10,13 @@ if TYPE_CHECKING:
 
 def check_combinations(config: Config) -> None:
     """Raise ValueError for the first combination that can't run, naming both sides and what is allowed."""
-    for check in (_check_channels, _check_schedule, _check_views, _check_sizes, _check_mask):
-        check(config)
+    _check_channels(config)
+    _check_schedule(config)
+    _check_encoder(config)
+    _check_views(config)
+    _check_sizes(config)
+    _check_mask(config)
+    _check_aggregation(config)
 
 
 def _check_channels(config: Config) -> None:
@@ -31,6 +36,15 @@ def _check_schedule(config: Config) -> None:
         raise ValueError(f"optim.warmup_epochs is {warmup:g}, more than train.epochs = {epochs:g}")
 
 
+def _check_encoder(config: Config) -> None:
+    method, encoder = config.method, config.encoder
+    if method.name == "dvae":
+        if encoder is not None:
+            raise ValueError("dvae is a convolutional network of its own: set encoder=null")
+    elif encoder is None:
+        raise ValueError(f"{method.name} needs an encoder; set encoder.family=vit, for example")
+
+
 def _check_views(config: Config) -> None:
     views, method = config.views, config.method
     if method.name == "dino":
@@ -41,12 +55,21 @@ def _check_views(config: Config) -> None:
             raise ValueError(f"{method.name} takes 1 entry in views.global_crops, not {len(views.global_crops)}")
         if views.local_crops is not None:
             raise ValueError(f"{method.name} sees no local crops; remove views.local_crops")
-    if views.target_crop is not None:
-        raise ValueError("views.target_crop is for targets made by a tokenizer; pixels are read from the global crop")
+    wanted = method.name == "mim" and method.target == "codes"
+    if wanted and views.target_crop is None:
+        raise ValueError("target codes needs views.target_crop, the crop that the tokenizer sees")
+    if views.target_crop is not None and not wanted:
+        raise ValueError(
+            "views.target_crop is for method.target=codes; the other targets are read from the global crop"
+        )
 
 
 def _check_sizes(config: Config) -> None:
-    stride = config.encoder.stride
+    if config.method.name == "dvae":
+        who, stride = "the dVAE", 2 ** (config.method.groups - 1)
+    else:
+        assert config.encoder is not None
+        who, stride = "the encoder", config.encoder.stride
     named = [("views.global_crops", config.views.global_size)]
     if config.views.local_crops is not None:
         named.append(("views.local_crops", config.views.local_crops.size))
@@ -55,15 +78,16 @@ def _check_sizes(config: Config) -> None:
             if side % stride:
                 below = side // stride * stride
                 raise ValueError(
-                    f"{where} is {size[0]}x{size[1]} px; the encoder's stride is {stride}, "
+                    f"{where} is {size[0]}x{size[1]} px; {who}'s stride is {stride}, "
                     f"so each side must be a multiple of it, such as {below or stride} or {below + stride}"
                 )
 
 
 def _check_mask(config: Config) -> None:
     method, encoder = config.method, config.encoder
-    if method.name == "dino":
+    if method.name not in ("mae", "mim"):
         return
+    assert encoder is not None
     mask, size = method.mask, config.views.global_size
     for side in size:
         if side % mask.unit:
@@ -89,3 +113,19 @@ def _check_mask(config: Config) -> None:
                     f"the image's side is {side} px; with one visible unit in 2x2 it must be a multiple of "
                     f"{2 * finest} px (twice the larger of mask unit {mask.unit} and encoder stride {encoder.stride})"
                 )
+
+
+def _check_aggregation(config: Config) -> None:
+    method, encoder = config.method, config.encoder
+    if method.name != "mim" or method.aggregation is None:
+        return
+    if method.target != "codes":
+        raise ValueError(f"method.aggregation is BEiT v2's head for target codes, not {method.target}")
+    if encoder.family not in ("vit", "beit") or not getattr(encoder, "class_token", True):
+        raise ValueError(
+            "method.aggregation goes through the class token, so it needs family vit or beit with one; "
+            f"the encoder is {encoder.family}" + (" without" if encoder.family in ("vit", "beit") else "")
+        )
+    depth, layer = encoder.shape[1], method.aggregation.layer
+    if layer >= depth:
+        raise ValueError(f"method.aggregation.layer is {layer}; it must lie below the last of the {depth} blocks")

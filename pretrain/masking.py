@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
-from pretrain.schema import DinoConfig, MaskConfig, MethodConfig
+from pretrain.schema import MaeConfig, MaskConfig, MethodConfig, MimConfig
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 #: From a generator to (dropped, replaced), each (gh, gw) bool or None.
@@ -34,7 +34,7 @@ def num_hidden(mask: MaskConfig, grid: tuple[int, int]) -> int:
 
 def draw_mask_for(method: MethodConfig, image_size: tuple[int, int]) -> DrawMask | None:
     """What the loader calls once a row to draw that image's mask; None for methods without one."""
-    if isinstance(method, DinoConfig):
+    if not isinstance(method, MaeConfig | MimConfig):
         return None
     mask, grid = method.mask, mask_grid(method.mask, image_size)
     if method.name == "mim":

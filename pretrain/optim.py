@@ -23,12 +23,13 @@ def parameter_groups(method: Method, layer_decay: float) -> list[dict[str, Any]]
     Each group carries `lr_scale` (layer decay: rate of a layer relative to the one above it), `decay` (whether weight
     decay applies: not to biases, norms and tokens) and `frozen_until` (steps with neither rate nor decay).
     """
-    top = method.encoder.depth + 1
+    encoder = method.encoder
+    top = encoder.depth + 1 if encoder else 0
     groups: dict[tuple[float, bool, int], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = method.encoder.layer_of(name) if name.startswith("encoder.") else top
+        layer = encoder.layer_of(name) if encoder and name.startswith("encoder.") else top
         decay = not (parameter.ndim <= 1 or name.endswith(".bias") or name.endswith(TOKENS) or method.no_decay(name))
         groups[layer_decay ** (top - layer), decay, method.frozen_until(name)].append((name, parameter))
     return [
