@@ -26,15 +26,16 @@ def parameter_groups(method: Method, layer_decay: float, patch_embed_lr_scale: f
 
     Raises ValueError when the patch embedding is to have a rate of its own and the encoder names none.
     """
-    top = method.encoder.depth + 1
+    encoder = method.encoder
+    top = encoder.depth + 1 if encoder else 0
     num_scaled = 0
     groups: dict[tuple[float, bool, int], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
             continue
-        own = name.startswith("encoder.")
-        layer = method.encoder.layer_of(name) if own else top
-        exempt = method.no_decay(name) or (own and method.encoder.no_decay(name))
+        own = encoder is not None and name.startswith("encoder.")
+        layer = encoder.layer_of(name) if own else top
+        exempt = method.no_decay(name) or (own and encoder.no_decay(name))
         decay = not (parameter.ndim <= 1 or name.endswith(".bias") or name.endswith(TOKENS) or exempt)
         scale = layer_decay ** (top - layer)
         if layer == 0 and _in_patch_embedding(name):
@@ -43,7 +44,7 @@ def parameter_groups(method: Method, layer_decay: float, patch_embed_lr_scale: f
         groups[scale, decay, method.frozen_until(name)].append((name, parameter))
     if patch_embed_lr_scale != 1 and not num_scaled:
         raise ValueError(
-            f"optim.patch_embed_lr_scale is {patch_embed_lr_scale:g}, but {type(method.encoder).__name__} has no "
+            f"optim.patch_embed_lr_scale is {patch_embed_lr_scale:g}, but {type(encoder).__name__} has no "
             "patch_embed to apply it to; set it to 1"
         )
     return [

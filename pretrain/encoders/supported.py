@@ -106,7 +106,13 @@ def check_encoder(config: Config) -> None:
     if method.name == "dino" and method.ibot is not None:
         if found.unmaskable is not None:
             raise ConfigError(f"{name} does not go with method.ibot, which masks tokens: {found.unmaskable}")
-        check_units(method.ibot.unit or found.stride, found.stride, found.patch)
+        if method.ibot.unit is None:
+            raise ConfigError(f"set method.ibot.unit for {name}; a token of it is {found.stride} px")
+        if method.ibot.unit % found.stride or any(side % method.ibot.unit for side in size):
+            raise ConfigError(
+                f"method.ibot.unit is {method.ibot.unit} px; it must be a multiple of the {found.stride} px of a token "
+                f"of {name}, and divide {size[0]}x{size[1]} px"
+            )
     if method.name == "mim":
         check_units(method.mask.unit, found.stride, found.patch)
     if not found.uniform:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from einops import rearrange, repeat
 from timm.layers import PatchEmbed
+from timm.models import named_apply
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer, init_weights_vit_timm
 from torch import Tensor, nn
 
 from pretrain.encoders.base import Encoder, Features, Mask, on_token_grid, zero_hidden_pixels
@@ -31,6 +32,7 @@ class VitEncoder(Encoder):
         self, config: VitConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False
     ) -> None:
         super().__init__()
+        self.config = config
         self.dim, self.depth, heads = config.shape
         self.stride = self.patch = config.patch
         self.has_class_token = config.class_token
@@ -132,6 +134,9 @@ class VitEncoder(Encoder):
     def final_norm(self, states: Tensor) -> Tensor:
         return self.vit.norm(states)
 
+    def further_blocks(self, count: int) -> nn.Module:
+        return FurtherBlocks(self.config, count)
+
     def blocks(self) -> list[nn.Module]:
         return list(self.vit.blocks)
 
@@ -158,6 +163,32 @@ class VitEncoder(Encoder):
         weights = (query @ key.transpose(-2, -1) * attn.scale).float().softmax(dim=-1)
         grid_height = images.shape[2] // self.patch
         return rearrange(weights[:, :, 0, self.vit.num_prefix_tokens :], "b heads (h w) -> b heads h w", h=grid_height)
+
+
+class FurtherBlocks(nn.Module):
+    """Fresh blocks like those of a `VitEncoder`, initialised as timm does it, each with the last block's drop path."""
+
+    def __init__(self, config: VitConfig, count: int) -> None:
+        super().__init__()
+        dim, _, heads = config.shape
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                heads,
+                qkv_bias=True,
+                init_values=config.layer_scale,
+                drop_path=config.drop_path,
+                norm_layer=_norm,
+            )
+            for _ in range(count)
+        )
+        named_apply(init_weights_vit_timm, self.blocks)
+
+    def forward(self, states: Tensor, grid: tuple[int, int]) -> Tensor:
+        """States (b, p + n, d) on a map of `grid` patches to states."""
+        for block in self.blocks:
+            states = block(states)
+        return states
 
 
 class ConvStem(nn.Module):

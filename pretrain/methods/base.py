@@ -43,16 +43,20 @@ class Method(nn.Module):
     batch, so that the mean over ranks and micro-batches is the loss of the whole batch.
     """
 
-    encoder: Encoder
+    encoder: Encoder | None
 
     def __init__(self, normalisation: Normalisation, timeline: Timeline) -> None:
         super().__init__()
         self.timeline = timeline
+        self.encoder = None  # for a method that has none
         self.register_buffer("mean", torch.tensor(normalisation.mean) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(normalisation.std) * 255, persistent=False)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         raise TypeError(f"{type(self).__name__} does not implement forward")
+
+    def before_step(self, step: int, micro_batches: list[Batch]) -> None:
+        """What must be known of all of this rank's micro-batches before the first is learned from; on all ranks."""
 
     def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
         """Slow averages and centres: once after each applied optimizer step, on all ranks.
@@ -66,8 +70,16 @@ class Method(nn.Module):
         """Called when other weights were put into `encoder` before training, for what must follow them."""
 
     def frozen_encoder(self) -> Encoder | None:
-        """The encoder that is exported and probed."""
+        """The encoder that is exported and probed; None for a method that trains a tokenizer."""
         return self.encoder
+
+    def tokenizer(self) -> nn.Module | None:
+        """The tokenizer that is exported, where there is no encoder to export; see `tokenizers/saved.py`."""
+        return None
+
+    def pinned(self) -> dict[str, str]:
+        """Checksums of the files beside the data that the run learns from: it may be resumed with these only."""
+        return {}
 
     def no_decay(self, name: str) -> bool:
         """Whether a parameter, beside biases, norms and tokens, is exempt from weight decay."""
@@ -78,7 +90,7 @@ class Method(nn.Module):
         return 0
 
     def schedules(self, step: int) -> dict[str, float]:
-        """What the method itself changes with time, as of optimizer step `step`, to log."""
+        """What the method itself changes with time, as of the end of optimizer step `step`, to log."""
         return {}
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
@@ -112,6 +124,14 @@ def share_running_statistics(module: nn.Module) -> None:
     flat /= dist.get_world_size()
     for statistic, mean in zip(statistics, flat.split([len(part) for part in statistics]), strict=True):
         statistic.copy_(mean)
+
+
+@torch.no_grad()
+def follow(slow: nn.Module, fast: nn.Module, weight: float, gathered: Gathered) -> None:
+    """Move each parameter of `slow` the share `weight` of the way to that of `fast`, of the same architecture."""
+    for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
+        with gathered([old, new]):
+            old.lerp_(new.to(old.dtype), weight)
 
 
 def mask_of(batch: Batch, num_visible: int | None = None) -> Mask:

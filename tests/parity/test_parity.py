@@ -25,7 +25,7 @@ from pretrain.methods.mae import MaskedAutoencoder
 from pretrain.methods.mim import MaskedImageModelling
 from pretrain.optim import set_rates
 from pretrain.schedules import Cosine, Timeline
-from pretrain.schema import DinoConfig, MaeConfig, MaskConfig, VitConfig
+from pretrain.schema import DinoConfig, MaeConfig, MaskConfig, MimConfig, VitConfig
 from pretrain.tokenizers.pixels import Pixels
 
 #: Inputs of the recorded runs are normalised already.
@@ -136,7 +136,7 @@ def test_um_mae_on_pvt(tmp_path: Path) -> None:
 def test_simmim_on_vit(tmp_path: Path) -> None:
     record = recorded("simmim_vit.pt")
     encoder, found = imported(record["state_dict"], "simmim", tmp_path, "norm_eps=1e-5", mask_token=True)
-    method = MaskedImageModelling(encoder, Pixels(8, 3), AS_IT_IS, TIMELINE)
+    method = MaskedImageModelling(MimConfig(mask=MaskConfig(unit=8)), encoder, Pixels(8, 3), AS_IT_IS, TIMELINE)
     load_method(method, found)
     batch: Any = {"global_crops": record["x"][:, None], "dropped": None, "replaced": record["mask"].bool()}
     features = encoder(record["x"], Mask(replaced=batch["replaced"]))
