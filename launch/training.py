@@ -52,10 +52,17 @@ def show_plan(preset: str, overrides: Sequence[str]) -> None:
     world_size = rank_environment(os.environ).world_size
     check_batch(config, world_size)
     from pretrain.encoders.supported import check_encoder  # imports torch, so after all that is known without
+    from pretrain.initialise import check_init_from
+    from pretrain.methods import check_sources
+    from pretrain.normalisation import resolve_normalisation
 
+    check_sources(config)
     check_encoder(config)
+    check_init_from(config)
     sizes = open_dataset(config.data.train).shard_sizes
     config, chosen = resolve_auto(config, sum(sizes))
+    config, known = resolve_normalisation(config)
+    chosen += known
     order = Order(config.seed, sizes, config.train.batch_size, config.data.lanes, config.data.shuffle_window)
     print(dump_config(config))
     print("\n".join(f"# {line}" for line in chosen + plan(config, sizes, order.steps_per_pass, world_size)))

@@ -120,14 +120,19 @@ def fresh_encoder(card: EncoderCard) -> Encoder:
     return encoder.eval()
 
 
-def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
-    """The encoder saved in `folder`, on the CPU in evaluation mode, and its card."""
+def read_card(folder: Path) -> EncoderCard:
+    """The card of the encoder saved in `folder`; FileNotFoundError where a file of it is missing."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}, so it is not a saved encoder")
     described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     described.pop("timm", None)
-    card = TypeAdapter(EncoderCard).validate_python(described)
+    return TypeAdapter(EncoderCard).validate_python(described)
+
+
+def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
+    """The encoder saved in `folder`, on the CPU in evaluation mode, and its card."""
+    card = read_card(folder)
     encoder = build_encoder(card.encoder, card.image_size, card.channels)
     encoder.inner().load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     return encoder.eval(), card

@@ -62,7 +62,7 @@ def test_overrides_reach_into_sections_and_lists() -> None:
         ("engine.deepspeed", {"zero_optimization": {"stage": 2}}, "engine.zero_stage"),
         ("engine.deepspeed", {"elasticity": {"enabled": True}}, "order of data"),
         ("method.mask.unit", 6, "does not divide the image"),
-        ("method.mask.unit", 2, "multiple of the encoder.s patch"),
+        ("method.mask.unit", 2, "multiple of the encoder's patch"),
         ("method.mask.kind", "blockwise", "kind random"),
         ("data.mean", [0.5, 0.5], "2 values for data.channels = 3"),
         ("name", "../elsewhere", "pattern"),
