@@ -74,7 +74,7 @@ def _check_mask(config: Config) -> None:
         return
     check_units(mask.unit, encoder.stride, encoder.patch)
     finest = max(mask.unit, encoder.stride)
-    if method.name == "mae" and encoder.family != "vit" and mask.kind != "one_in_2x2":
+    if method.name == "mae" and encoder.family not in ("vit", "beit") and mask.kind != "one_in_2x2":
         raise ValueError(
             f"MAE on {encoder.family} needs method.mask.kind=one_in_2x2, not {mask.kind}: "
             "the visible units must form a dense map"
