@@ -41,7 +41,7 @@ class PvtV2Encoder(Pyramid):
         index, last = 0, len(self.pvt.stages) - 1
         for number, stage in enumerate(self.pvt.stages):
             if stage.downsample is not None:
-                tokens = stage.downsample(rearrange(tokens, "b h w d -> b d h w"))
+                tokens = stage.downsample(rearrange(tokens, "b h w d -> b d h w").contiguous())
             grid = (tokens.shape[1], tokens.shape[2])
             sequence = rearrange(tokens, "b h w d -> b (h w) d")
             for block in stage.blocks:

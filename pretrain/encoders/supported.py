@@ -45,7 +45,7 @@ EXAMPLES: dict[str, EncoderConfig] = {
             "focalnet_tiny_srf",
             "hiera_tiny_224",
             "mixer_s32_224",
-            "mobilevit_s",
+            "mobilevit_xxs",
             "resnet50",
         )
     },
@@ -97,12 +97,17 @@ def check_encoder(config: Config) -> None:
         return
     size, local = config.views.global_size, config.views.local_crops
     name = f"encoder timm:{encoder.model}" if isinstance(encoder, TimmConfig) else f"encoder {encoder.family}"
+    found = None
+    if isinstance(encoder, TimmConfig):
+        try:
+            found = survey(encoder, size, config.data.channels)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     reason = why_not(encoder, method.name, size, None if local is None else local.size, config.data.channels)
     if reason is not None:
         raise ConfigError(f"{name} does not go with method {method.name}: {reason}. {_hint(method.name, size)}")
-    if not isinstance(encoder, TimmConfig):
+    if found is None:
         return
-    found = survey(encoder, size, config.data.channels)
     if method.name == "dino" and method.ibot is not None:
         if found.unmaskable is not None:
             raise ConfigError(f"{name} does not go with method.ibot, which masks tokens: {found.unmaskable}")
@@ -131,7 +136,7 @@ def _hint(method: str, size: tuple[int, int]) -> str:
         "mae": "The families vit, beit, swin, um_mae_swin, pvt, pvt_v2 and twins go with MAE",
         "mim": "`selfsight encoders` shows which encoders do",
         "dino": f"Use local crops of the global size (views.local_crops.size=[{size[0]}, {size[1]}]), or none "
-        "(views.local_crops=null), if it is the local crops that don't fit",
+        "(views.local_crops=null)",
     }.get(method, "`selfsight encoders` shows what goes together")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -219,6 +219,9 @@ def create(
             model = timm.create_model(config.model, pretrained=pretrained, num_classes=0, **arguments, **drop_path)
             return model, arguments
         except TypeError as error:
+            fixed = re.search(r"multiple values for keyword argument '(\w+)'", str(error))
+            if fixed and fixed.group(1) in config.args:
+                raise ValueError(f"timm:{config.model} sets {fixed.group(1)!r} itself, so encoder.args can't") from None
             _, refused, names = str(error).partition("unexpected keyword argument")
             unknown = re.findall(r"'(\w+)'", names) if refused else []
             for name in unknown:
@@ -235,7 +238,7 @@ def create(
 def survey(config: TimmConfig, image_size: tuple[int, int] | None = None, channels: int | None = None) -> Survey:
     """What `config`'s model does with images of `image_size` px; ValueError where it does not take them."""
     check_name(config.model)
-    return _survey(config.model, json.dumps(config.args, sort_keys=True), config.drop_path, image_size, channels)
+    return _survey(_Key.of(config, image_size, channels))
 
 
 def timm_arguments(config: TimmConfig, image_size: tuple[int, int], channels: int) -> dict[str, Any]:
@@ -245,25 +248,46 @@ def timm_arguments(config: TimmConfig, image_size: tuple[int, int], channels: in
 
 def why_not_size(config: TimmConfig, built_for: tuple[int, int], channels: int, size: tuple[int, int]) -> str | None:
     """Why a model built for images of one size does not take those of another; None where it does."""
-    try:
-        _run(
-            config, built_for, channels, lambda model, images: model.forward_head(model.forward_features(images)), size
-        )
-    except Exception as error:  # hundreds of models refuse in as many ways
-        return _in_words(error)
-    return None
+    return _why_not_size(_Key.of(config, built_for, channels), size)
+
+
+class _Key(NamedTuple):
+    """A model built for images of one size, as the key of what is known of it."""
+
+    model: str
+    args: str
+    drop_path: float
+    image_size: tuple[int, int] | None
+    channels: int | None
+
+    @staticmethod
+    def of(config: TimmConfig, image_size: tuple[int, int] | None, channels: int | None) -> _Key:
+        size = None if image_size is None else (image_size[0], image_size[1])
+        return _Key(config.model, json.dumps(config.args, sort_keys=True), config.drop_path, size, channels)
+
+    def create(self) -> tuple[nn.Module, dict[str, Any]]:
+        config = TimmConfig(model=self.model, args=json.loads(self.args), drop_path=self.drop_path)
+        return create(config, self.image_size, self.channels)
 
 
 @lru_cache(maxsize=64)
-def _survey(name: str, args: str, drop_path: float, image_size: tuple[int, int] | None, channels: int | None) -> Survey:
-    config = TimmConfig(model=name, args=json.loads(args), drop_path=drop_path)
+def _survey(key: _Key) -> Survey:
     try:
-        return _run(config, image_size, channels, _look_at, None)
+        return _run(key, _look_at, None)
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith("timm:"):
             raise
-        size = "its own size" if image_size is None else f"{image_size[0]}x{image_size[1]} px"
-        raise ValueError(f"timm:{name} does not run on images of {size}: {_in_words(error)}") from error
+        size = "its own size" if key.image_size is None else f"{key.image_size[0]}x{key.image_size[1]} px"
+        raise ValueError(f"timm:{key.model} does not run on images of {size}: {_in_words(error)}") from error
+
+
+@lru_cache(maxsize=64)
+def _why_not_size(key: _Key, size: tuple[int, int]) -> str | None:
+    try:
+        _run(key, lambda model, images: model.forward_head(model.forward_features(images)), size)
+    except Exception as error:  # hundreds of models refuse in as many ways
+        return _in_words(error)
+    return None
 
 
 def _in_words(error: Exception) -> str:
@@ -271,38 +295,29 @@ def _in_words(error: Exception) -> str:
 
 
 @lru_cache(maxsize=4)
-def _without_weights(
-    name: str, args: str, drop_path: float, image_size: tuple[int, int] | None, channels: int | None
-) -> tuple[nn.Module, dict[str, Any]]:
+def _without_weights(key: _Key) -> tuple[nn.Module, dict[str, Any]]:
     with torch.device("meta"):
-        return create(TimmConfig(model=name, args=json.loads(args), drop_path=drop_path), image_size, channels)
+        return key.create()
 
 
-def _run(
-    config: TimmConfig,
-    image_size: tuple[int, int] | None,
-    channels: int | None,
-    what: Callable[[nn.Module, Tensor], Any],
-    size: tuple[int, int] | None,
-) -> Any:
+def _run(key: _Key, what: Callable[[nn.Module, Tensor], Any], size: tuple[int, int] | None) -> Any:
     """`what(model, images)` for one empty image of `size` px, without weights; with weights for the few models that
     need numbers. Leaves torch's generators as they are."""
 
     def run(model: nn.Module, arguments: dict[str, Any]) -> Any:
         data = resolve_model_data_config(model)
-        own = image_size or tuple(data["input_size"][1:])
-        given = what(model.eval(), torch.zeros(1, channels or data["input_size"][0], *(size or own)))
+        own = key.image_size or tuple(data["input_size"][1:])
+        given = what(model.eval(), torch.zeros(1, key.channels or data["input_size"][0], *(size or own)))
         return replace(given, arguments=arguments) if isinstance(given, Survey) else given
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            key = (config.model, json.dumps(config.args, sort_keys=True), config.drop_path, image_size, channels)
             with torch.device("meta"):
-                return run(*_without_weights(*key))
+                return run(*_without_weights(key))
         except (NotImplementedError, RuntimeError) as error:
             if not isinstance(error, NotImplementedError) and "meta" not in str(error):
                 raise
-        return run(*create(config, image_size, channels))
+        return run(*key.create())
 
 
 def _look_at(model: nn.Module, images: Tensor) -> Survey:

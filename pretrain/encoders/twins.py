@@ -44,7 +44,7 @@ class TwinsEncoder(Pyramid):
         index = 0
         for stage, blocks in enumerate(self.twins.blocks):
             if stage:
-                tokens = self._embed(stage, rearrange(tokens, "b h w d -> b d h w"))
+                tokens = self._embed(stage, rearrange(tokens, "b h w d -> b d h w").contiguous())
             grid = (tokens.shape[1], tokens.shape[2])
             sequence = rearrange(tokens, "b h w d -> b (h w) d")
             for position, block in enumerate(blocks):
