@@ -60,8 +60,8 @@ class PvtEncoder(Pyramid):
         return self.pvt.all_blocks()
 
     def layer_of(self, parameter_name: str) -> int:
-        name = parameter_name.removeprefix("encoder.").removeprefix("pvt.")
-        return self.pvt.layer_of(name) if parameter_name != name else 0
+        name = parameter_name.removeprefix("encoder.")
+        return self.pvt.layer_of(name.removeprefix("pvt.")) if name.startswith("pvt.") else 0
 
 
 class ReducedAttention(nn.Module):

@@ -34,6 +34,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "beit": {"family": "beit", **VIT},
     "swin": SWIN,
     "swin, version=2": {**SWIN, "version": 2},
+    "um_mae_swin": {**SWIN, "family": "um_mae_swin"},
     "pvt": PVT,
     "pvt, reduction=pool": {**PVT, "reduction": "pool"},
     "pvt_v2": {"family": "pvt_v2", **PYRAMID},
