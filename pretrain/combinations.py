@@ -16,6 +16,7 @@ def check_combinations(config: Config) -> None:
     _check_views(config)
     _check_sizes(config)
     _check_mask(config)
+    _check_ibot(config)
     _check_aggregation(config)
 
 
@@ -34,6 +35,12 @@ def _check_schedule(config: Config) -> None:
     epochs, warmup = config.train.epochs, config.optim.warmup_epochs
     if epochs is not None and warmup > epochs:
         raise ValueError(f"optim.warmup_epochs is {warmup:g}, more than train.epochs = {epochs:g}")
+    steps = config.optim.step_epochs
+    if epochs is not None and steps and steps[-1] >= epochs:
+        raise ValueError(
+            f"optim.step_epochs ends with {steps[-1]:g}, which train.epochs = {epochs:g} never reaches; "
+            "move the steps with the length of the run"
+        )
 
 
 def _check_encoder(config: Config) -> None:
@@ -65,6 +72,8 @@ def _check_views(config: Config) -> None:
 
 
 def _check_sizes(config: Config) -> None:
+    if config.encoder is not None and config.encoder.family == "timm":
+        return  # what it takes is known when it is built: encoders/supported.py
     if config.method.name == "dvae":
         who, stride = "the dVAE", 2 ** (config.method.groups - 1)
     else:
@@ -92,16 +101,11 @@ def _check_mask(config: Config) -> None:
     for side in size:
         if side % mask.unit:
             raise ValueError(f"method.mask.unit is {mask.unit} px and does not divide the image's side of {side} px")
-    if mask.unit % encoder.patch:
-        raise ValueError(
-            f"method.mask.unit is {mask.unit} px; it must be a multiple of encoder.patch ({encoder.patch} px)"
-        )
+    if encoder.family == "timm":
+        return
+    check_units(mask.unit, encoder.stride, encoder.patch)
     finest = max(mask.unit, encoder.stride)
-    if finest % mask.unit or finest % encoder.stride:
-        raise ValueError(
-            f"method.mask.unit {mask.unit} px and the encoder's stride {encoder.stride} px: one must divide the other"
-        )
-    if method.name == "mae" and encoder.family != "vit" and mask.kind != "one_in_2x2":
+    if method.name == "mae" and encoder.family not in ("vit", "beit") and mask.kind != "one_in_2x2":
         raise ValueError(
             f"MAE on {encoder.family} needs method.mask.kind=one_in_2x2, not {mask.kind}: "
             "the visible units must form a dense map"
@@ -113,6 +117,21 @@ def _check_mask(config: Config) -> None:
                     f"the image's side is {side} px; with one visible unit in 2x2 it must be a multiple of "
                     f"{2 * finest} px (twice the larger of mask unit {mask.unit} and encoder stride {encoder.stride})"
                 )
+
+
+def _check_ibot(config: Config) -> None:
+    method, encoder = config.method, config.encoder
+    if method.name != "dino" or method.ibot is None or encoder.family == "timm":
+        return
+    unit = method.ibot.unit or encoder.stride
+    if unit % encoder.stride:
+        raise ValueError(
+            f"method.ibot.unit is {unit} px; the teacher's tokens are {encoder.stride} px, so it must be a multiple of "
+            "that (null: one token)"
+        )
+    for side in config.views.global_size:
+        if side % unit:
+            raise ValueError(f"method.ibot.unit is {unit} px and does not divide the image's side of {side} px")
 
 
 def _check_aggregation(config: Config) -> None:
@@ -129,3 +148,11 @@ def _check_aggregation(config: Config) -> None:
     depth, layer = encoder.shape[1], method.aggregation.layer
     if layer >= depth:
         raise ValueError(f"method.aggregation.layer is {layer}; it must lie below the last of the {depth} blocks")
+
+
+def check_units(unit: int, stride: int, patch: int) -> None:
+    """Raise ValueError unless mask units fit an encoder's input tokens of `patch` px and output tokens of `stride`."""
+    if unit % patch:
+        raise ValueError(f"method.mask.unit is {unit} px; it must be a multiple of the encoder's patch ({patch} px)")
+    if unit % stride and stride % unit:
+        raise ValueError(f"method.mask.unit {unit} px and the encoder's stride {stride} px: one must divide the other")

@@ -129,10 +129,10 @@ def checkpoint_blocks(encoder: Encoder) -> None:
 
 
 def _checkpointed(forward: Any) -> Any:
-    def run(*inputs: Any) -> Tensor:
+    def run(*inputs: Any, **named: Any) -> Tensor:
         if not torch.is_grad_enabled():
-            return forward(*inputs)
-        return checkpoint(forward, *inputs, use_reentrant=False)
+            return forward(*inputs, **named)
+        return checkpoint(forward, *inputs, use_reentrant=False, **named)
 
     return run
 

@@ -24,6 +24,7 @@ from pretrain.checkpoint import Checkpoints, Export, ResumeState, check_resume, 
 from pretrain.config import ConfigError, check_batch
 from pretrain.diagnostics import alarms, check_finite
 from pretrain.encoders.saved import EncoderCard, headline_feature, save_encoder
+from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
     build_engine,
     choose_device,
@@ -31,11 +32,14 @@ from pretrain.engine import (
     gradient_norm,
     initialise_distributed,
 )
+from pretrain.initialise import check_init_from, start_from
 from pretrain.masking import draw_mask_for
 from pretrain.methods import Method, Normalisation, build_method, check_sources, export_folder
+from pretrain.normalisation import choose_normalisation, resolve_normalisation
 from pretrain.optim import set_rates
 from pretrain.progress import Window, memory_gb, progress_line
 from pretrain.run_folder import alone_in, check_run_folder, write_config
+from pretrain.scaling import resolve_auto
 from pretrain.schedules import Timeline, learning_rate, weight_decay
 from pretrain.schema import Config
 from pretrain.stopping import EXIT_STOPPED, StopRequest
@@ -43,8 +47,6 @@ from pretrain.tokenizers.card import TokenizerCard
 from pretrain.tokenizers.saved import save_tokenizer
 from pretrain.tracking import Tracker
 from pretrain.watchdog import Watchdog
-
-IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
@@ -58,8 +60,14 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
     device = choose_device(config)
     check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_sources(config)
-    folder = check_run_folder(config)
+    check_encoder(config)
     dataset = open_dataset(config.data.train)
+    config, chosen = resolve_auto(config, dataset.num_samples)
+    config, known = resolve_normalisation(config)
+    chosen += known
+    folder = check_run_folder(config)
+    if not Checkpoints(folder, config.checkpoint).all():  # a run that has begun needs its source no more
+        check_init_from(config)
     normalisation = choose_normalisation(config, dataset)
     # of many ranks, some might not see the files of the others' last start yet: those go the long way, together
     if os.environ.get("WORLD_SIZE", "1") == "1" and is_finished(folder, config, dataset):
@@ -73,6 +81,7 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
         rank, world_size = initialise_distributed(device)
         if rank == 0:
             write_config(folder, config)
+            print("\n".join(chosen), end="\n" if chosen else "", flush=True)
         trainer = Trainer(config, folder, dataset, normalisation, device, rank, world_size)
         try:
             trainer.train(stop, watchdog)
@@ -120,7 +129,12 @@ class Trainer:
             accumulation=config.train.accumulation,
             lanes=config.data.lanes,
             shuffle_window=config.data.shuffle_window,
-            draw_mask=draw_mask_for(config.method, config.views.global_size),
+            draw_mask=draw_mask_for(
+                config.method,
+                config.views.global_size,
+                getattr(config.encoder, "stride", None),
+                config.train.batch_size,
+            ),
             threads=config.data.threads,
             prefetch=config.data.prefetch,
             pin_memory=device.type == "cuda",
@@ -137,10 +151,12 @@ class Trainer:
         self.lr = learning_rate(config.optim, config.train.batch_size, self.timeline)
         self.weight_decay = weight_decay(config.optim, self.timeline)
         torch.manual_seed(config.seed)
+        self.checkpoints = Checkpoints(folder, config.checkpoint)
         self.method: Method = build_method(config, normalisation, self.timeline)
+        if config.init_from is not None and not self.checkpoints.all():
+            self._say("\n".join(start_from(self.method, config.init_from, config.method.name)))
         self.engine = build_engine(config, self.method, device, world_size)
         self.gathered = gathered_for(config.engine.zero_stage)
-        self.checkpoints = Checkpoints(folder, config.checkpoint)
         self.last_checkpoint: Path | None = None
         self.step = self._resume()
         self.tracker = Tracker(folder, config, self.step) if rank == 0 else None
@@ -357,18 +373,3 @@ class Trainer:
     def _say(self, text: str) -> None:
         if self.rank == 0:
             print(text, flush=True)
-
-
-def choose_normalisation(config: Config, dataset: Dataset) -> Normalisation:
-    """Mean and deviation from the preset, else from the data set's dataset.json, else ImageNet's for RGB."""
-    data = config.data
-    if data.mean is not None and data.std is not None:
-        return Normalisation(data.mean, data.std)
-    if dataset.mean is not None and dataset.std is not None and len(dataset.mean) == data.channels:
-        return Normalisation(tuple(dataset.mean), tuple(dataset.std))
-    if data.channels == 3:
-        return IMAGENET
-    raise ConfigError(
-        f"data.channels is {data.channels} and {config.data.train} has no dataset.json with a mean and deviation for "
-        "each; set data.mean and data.std (of pixels in 0 .. 1)"
-    )

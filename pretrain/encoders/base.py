@@ -92,9 +92,17 @@ class Encoder(nn.Module):
         """Depth of a parameter for layer decay: 0 for the embedding, 1 .. depth for the blocks, depth + 1 after."""
         raise TypeError(f"{type(self).__name__} does not implement layer_of")
 
+    def no_decay(self, parameter_name: str) -> bool:
+        """Whether a parameter, beside biases, norms and tokens, is exempt from weight decay."""
+        return False
+
     def inner(self) -> nn.Module:
         """The module whose state dict is saved: timm's own model where timm has it."""
         raise TypeError(f"{type(self).__name__} does not implement inner")
+
+    def position_grid(self, key: str) -> tuple[int, int]:
+        """Rows and columns of tokens that the inner module's table of positions `key` was made for."""
+        raise TypeError(f"{type(self).__name__} has no table of positions {key}")
 
     def final_norm(self, states: Tensor) -> Tensor:
         """The norm after the last block, on `Features.states` or what was made of them."""
@@ -117,6 +125,19 @@ def refine(grid_map: Tensor, grid: tuple[int, int]) -> Tensor:
     height, width = grid[0] // grid_map.shape[1], grid[1] // grid_map.shape[2]
     assert (grid_map.shape[1] * height, grid_map.shape[2] * width) == grid, (grid_map.shape, grid)
     return repeat(grid_map, "b gh gw -> b (gh h) (gw w)", h=height, w=width)
+
+
+def on_token_grid(mask: Mask | None, grid: tuple[int, int]) -> tuple[Mask | None, Tensor | None]:
+    """A mask brought to a finer `grid` of tokens: what is dropped, and the map (b, h, w) of what is replaced."""
+    dropped = replaced = None
+    if mask is not None and mask.dropped is not None:
+        num_visible = mask.num_visible
+        if num_visible is not None:
+            num_visible = num_visible * grid[0] * grid[1] // mask.dropped[0].numel()
+        dropped = Mask(refine(mask.dropped, grid), num_visible=num_visible)
+    if mask is not None and mask.replaced is not None:
+        replaced = refine(mask.replaced, grid)
+    return dropped, replaced
 
 
 def zero_hidden_pixels(images: Tensor, *hidden_maps: Tensor | None) -> Tensor:

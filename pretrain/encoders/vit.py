@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, repeat
 from timm.layers import PatchEmbed
 from timm.models import named_apply
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer, init_weights_vit_timm
 from torch import Tensor, nn
 
-from pretrain.encoders.base import Encoder, Features, Mask, refine, zero_hidden_pixels
+from pretrain.encoders.base import Encoder, Features, Mask, on_token_grid, zero_hidden_pixels
+from pretrain.encoders.positions import resize_positions
 from pretrain.patches import sincos_positions
 from pretrain.schema import VitConfig
 
@@ -20,7 +21,9 @@ from pretrain.schema import VitConfig
 class VitEncoder(Encoder):
     """A timm VisionTransformer (`self.vit`, whose weights load in timm as they are) behind the Encoder seam.
 
-    Positions are interpolated when the image has another size than `image_size`, as DINO does it.
+    Positions are interpolated when the image has another size than `image_size`, as DINO does it. With DeiT's
+    distillation token it is timm's VisionTransformerDistilled; the token follows the class token in the prefix, and
+    `pool: class` is the mean of the two, as timm reads them (Touvron et al. 2021, section 4).
     """
 
     drop_layout = "any"
@@ -35,12 +38,15 @@ class VitEncoder(Encoder):
         self.has_class_token = config.class_token
         self.pool = config.pool
         self.grid = (image_size[0] // config.patch, image_size[1] // config.patch)
-        self.vit = VisionTransformer(
+        self.num_pooled = 2 if config.distillation_token else 1
+        model = VisionTransformerDistilled if config.distillation_token else VisionTransformer
+        pooled_token = config.pool == "class" or config.distillation_token  # the distilled model knows no other pool
+        self.vit = model(
             img_size=image_size,
             patch_size=config.patch,
             in_chans=channels,
             num_classes=0,
-            global_pool="token" if config.pool == "class" else "avg",
+            global_pool="token" if pooled_token else "avg",
             fc_norm=False,
             embed_dim=self.dim,
             depth=self.depth,
@@ -54,9 +60,8 @@ class VitEncoder(Encoder):
             norm_layer=_norm,
         )
         self.overlapping = config.stem == "conv"
-        for token in (self.vit.cls_token, self.vit.reg_token):
-            if token is not None:
-                nn.init.normal_(token, std=0.02)
+        for token in self._prefix_tokens():
+            nn.init.normal_(token, std=0.02)
         if config.positions == "sincos":
             self.vit.pos_embed.requires_grad_(False)
             self.vit.pos_embed.zero_()
@@ -67,9 +72,9 @@ class VitEncoder(Encoder):
 
     def forward(self, images: Tensor, mask: Mask | None = None, layers: tuple[int, ...] = ()) -> Features:
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
-        dropped, replaced = self._masks_on(grid, mask)
+        dropped, replaced = on_token_grid(mask, grid)
         if self.overlapping:
-            images = zero_hidden_pixels(images, dropped, replaced)
+            images = zero_hidden_pixels(images, None if dropped is None else dropped.dropped, replaced)
         tokens = rearrange(self.vit.patch_embed(images), "b h w d -> b (h w) d")
         if replaced is not None:
             assert self.mask_token is not None, "built without mask_token, so no unit can be replaced"
@@ -79,7 +84,7 @@ class VitEncoder(Encoder):
         tokens = tokens + positions
         units = None
         if dropped is not None:
-            units = Mask(dropped, num_visible=self._num_visible(mask, grid)).visible_ids()
+            units = dropped.visible_ids()
             tokens = tokens.gather(1, repeat(units, "b n -> b n d", d=self.dim))
         tokens = torch.cat([self._prefix(len(images), prefix_positions), tokens], dim=1)
         wanted = {index % self.depth for index in layers}
@@ -100,45 +105,31 @@ class VitEncoder(Encoder):
             prefix=prefix if num_prefix else None,
             grid=grid if units is None else None,
             units=None if units is None else rearrange(units, "b n -> b n 1"),
-            pooled=prefix[:, 0] if self.pool == "class" else tokens.mean(dim=1),
+            pooled=prefix[:, : self.num_pooled].mean(dim=1) if self.pool == "class" else tokens.mean(dim=1),
             states=states,
         )
 
-    def _masks_on(self, grid: tuple[int, int], mask: Mask | None) -> tuple[Tensor | None, Tensor | None]:
-        """The mask's maps brought to the token grid."""
-        if mask is None:
-            return None, None
-        dropped = None if mask.dropped is None else refine(mask.dropped, grid)
-        return dropped, None if mask.replaced is None else refine(mask.replaced, grid)
-
-    def _num_visible(self, mask: Mask | None, grid: tuple[int, int]) -> int | None:
-        if mask is None or mask.num_visible is None or mask.dropped is None:
-            return None
-        return mask.num_visible * grid[0] * grid[1] // mask.dropped[0].numel()
+    def _prefix_tokens(self) -> list[nn.Parameter]:
+        tokens = (self.vit.cls_token, getattr(self.vit, "dist_token", None), self.vit.reg_token)
+        return [token for token in tokens if token is not None]
 
     def _prefix(self, batch: int, positions: Tensor) -> Tensor:
-        tokens = [token for token in (self.vit.cls_token, self.vit.reg_token) if token is not None]
+        tokens = self._prefix_tokens()
         if not tokens:
             return positions.expand(batch, -1, -1)
         return (torch.cat(tokens, dim=1) + positions).expand(batch, -1, -1)
 
     def _positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Positions of the prefix tokens (1, p, d) and of a `grid` of patches (1, n, d).
-
-        The bicubic scale is (side + .1) / old side, as in the code of DINO and DINOv2.
-        """
+        """Positions of the prefix tokens (1, p, d) and of a `grid` of patches (1, n, d)."""
         num_prefix = self.vit.num_prefix_tokens
         prefix, positions = self.vit.pos_embed[:, :num_prefix], self.vit.pos_embed[:, num_prefix:]
-        if grid != self.grid:
-            positions = rearrange(positions, "b (h w) d -> b d h w", h=self.grid[0])
-            scale = ((grid[0] + 0.1) / self.grid[0], (grid[1] + 0.1) / self.grid[1])
-            positions = F.interpolate(positions.float(), scale_factor=scale, mode="bicubic")
-            assert positions.shape[-2:] == grid, (positions.shape, grid)
-            positions = rearrange(positions, "b d h w -> b (h w) d")
-        return prefix, positions
+        return prefix, resize_positions(positions, self.grid, grid)
 
     def inner(self) -> nn.Module:
         return self.vit
+
+    def position_grid(self, key: str) -> tuple[int, int]:
+        return self.grid
 
     def final_norm(self, states: Tensor) -> Tensor:
         return self.vit.norm(states)

@@ -15,7 +15,7 @@ from pretrain.methods.mae import MaskedAutoencoder
 from pretrain.methods.mim import MaskedImageModelling
 from pretrain.methods.vqkd import Vqkd
 from pretrain.schedules import Timeline
-from pretrain.schema import Config, DvaeConfig, MaeConfig, MethodConfig, MimConfig, VqkdConfig
+from pretrain.schema import Config, DinoConfig, DvaeConfig, MaeConfig, MethodConfig, MimConfig, VqkdConfig
 from pretrain.tokenizers import build_target
 from pretrain.tokenizers.card import check_codes
 
@@ -51,7 +51,8 @@ def build_method(config: Config, normalisation: Normalisation, timeline: Timelin
         encoder = build_encoder(config.encoder, size, channels, mask_token=True)
         target = build_target(method, encoder.stride, channels)
         return MaskedImageModelling(method, encoder, target, normalisation, timeline)
-    encoder = build_encoder(config.encoder, size, channels)
+    ibot = isinstance(method, DinoConfig) and method.ibot is not None
+    encoder = build_encoder(config.encoder, size, channels, mask_token=ibot)
     if isinstance(method, VqkdConfig):
         teacher = load_any(method.teacher, size)
         if teacher.channels != channels:

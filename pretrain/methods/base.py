@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_pipelines.loader import Batch
 from pretrain.encoders import Encoder, Mask
@@ -57,7 +59,15 @@ class Method(nn.Module):
         """What must be known of all of this rank's micro-batches before the first is learned from; on all ranks."""
 
     def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
-        """Slow averages and centres: once after each applied optimizer step, on all ranks."""
+        """Slow averages and centres: once after each applied optimizer step, on all ranks.
+
+        Here the running statistics of batch normalisation, which each rank counts over its own micro-batches, are
+        brought together. Subclasses call it first.
+        """
+        share_running_statistics(self)
+
+    def encoder_loaded(self) -> None:
+        """Called when other weights were put into `encoder` before training, for what must follow them."""
 
     def frozen_encoder(self) -> Encoder | None:
         """The encoder that is exported and probed; None for a method that trains a tokenizer."""
@@ -95,6 +105,25 @@ class Method(nn.Module):
         """The inverse of `normalise`, clamped and rounded to uint8."""
         pixels = images.float() * rearrange(self.std, "c -> c 1 1") + rearrange(self.mean, "c -> c 1 1")
         return pixels.round().clamp(0, 255).to(torch.uint8)
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """Running means and variances of a module's batch normalisations, in order."""
+    layers = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
+    return [statistic for layer in layers for statistic in (layer.running_mean, layer.running_var)]
+
+
+@torch.no_grad()
+def share_running_statistics(module: nn.Module) -> None:
+    """Replace running statistics by their mean over the ranks, so that all ranks hold one model. Collective."""
+    statistics = running_statistics(module)
+    if not statistics or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    flat = torch.cat(statistics)
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for statistic, mean in zip(statistics, flat.split([len(part) for part in statistics]), strict=True):
+        statistic.copy_(mean)
 
 
 @torch.no_grad()

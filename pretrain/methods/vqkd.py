@@ -89,6 +89,7 @@ class Vqkd(Method):
         self.train(was_training)
 
     def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
+        super().after_step(step, gathered)
         self.codebook.update(step)
 
     def frozen_encoder(self) -> None:

@@ -1,0 +1,1 @@
+"""Encoders from and to the formats that others use."""
