@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from test_train import column, run_all
 from tiny import build, config_data, random_batch
 
@@ -185,11 +186,13 @@ def test_vqkd_starts_from_clusters_of_the_whole_first_batch(shards: Path, tmp_pa
         {key: value[rows] if value is not None else None for key, value in whole.items()}
         for rows in (slice(0, 4), slice(4, 8))
     ]
-    method.train().before_step(0, halves)
+    method.train().before_step(0, halves, lambda batch: method(batch, 0))
+    assert method.training
+    assert not method.codebook.sums.any()
     tokens = method.eval().vectors(whole["global_crops"][:, 0]).detach().flatten(0, 1)
     torch.testing.assert_close(method.codebook.vectors, spherical_kmeans(tokens, 16, 10, seed=0))
     started = method.codebook.vectors.clone()
-    method.before_step(1, [random_batch(config, seed=3)])
+    method.before_step(1, [random_batch(config, seed=3)], pytest.fail)
     assert torch.equal(method.codebook.vectors, started)
 
 
@@ -225,6 +228,37 @@ def test_vqkd_runs_resume_to_the_last_bit_and_their_codes_can_be_learned(shards:
     folders[0].write_bytes((checkpoints / "step-00000008" / "tokenizer" / "model.safetensors").read_bytes())
     with pytest.raises(ConfigError, match=r"reached with method\.tokenizer = "):  # which would speak another language
         check_resume(path, state, 1, 0, build(config).pinned())
+
+
+def test_two_ranks_agree_on_codes_and_learn_what_one_does(shards: Path, tmp_path: Path) -> None:
+    """The k-means start, the codebook and its restarts, the dVAE's noise and average, the mask counts."""
+    runs: dict[int, list[dict[str, Any]]] = {}
+    for ranks, stage in ((1, 0), (2, 3)):
+        runs[ranks] = []
+        for name in ("vqkd", "dvae", "beitv2"):
+            data = config_data(
+                name,
+                "vit",
+                shards,
+                tmp_path / str(ranks),
+                train={"steps": 8, "batch_size": 8, "accumulation": ranks},
+                engine={"zero_stage": stage},
+                checkpoint={"every_steps": 100},
+            )
+            runs[ranks].append(data)
+        run_all(runs[ranks], ranks, tmp_path)
+    for alone, together in zip(runs[1], runs[2], strict=True):
+        assert column(together, "loss") == pytest.approx(column(alone, "loss"), rel=2e-5), alone["name"]
+        assert len(set(column(alone, "loss"))) == 8
+        if alone["method"]["name"] != "mim":
+            assert column(together, "codes_used") == column(alone, "codes_used")
+            states = [
+                load_file(tmp_path / ranks / alone["name"] / "tokenizer" / "model.safetensors") for ranks in ("1", "2")
+            ]
+            for name, value in states[0].items():
+                torch.testing.assert_close(states[1][name], value, atol=2e-4, rtol=1e-2)
+    restarted = column(runs[1][0], "codes_used")
+    assert max(restarted) > min(restarted)
 
 
 # the dVAE
