@@ -51,7 +51,8 @@ class Target:
 
 
 def open_target(target: str, image_size: int | None = None) -> Target:
-    """A run folder (its final encoder, or else its latest checkpoint's), a checkpoint, an encoder folder, or timm:NAME.
+    """What TARGET names: a run folder (its final encoder, or else its latest checkpoint's), a checkpoint, an encoder
+    folder, an exported .safetensors file, or timm:NAME.
 
     `image_size` is the side of the images to probe, by default what the encoder was trained on.
 
@@ -84,17 +85,20 @@ def open_target(target: str, image_size: int | None = None) -> Target:
         step=card.step,
         epoch=card.epoch,
         run=run,
-        results=(run or folder) / "eval" / f"probe-{card.step}.json",
+        results=(run or (folder if folder.is_dir() else folder.parent)) / "eval" / f"probe-{card.step}.json",
     )
 
 
 def find_encoder(folder: Path) -> Path:
-    """The encoder folder that `folder` is or holds; see `open_target`."""
+    """The encoder folder that `folder` is or holds, or the exported file that it is; see `open_target`."""
+    if folder.is_file() and folder.suffix == ".safetensors":
+        return folder
     if not folder.is_dir():
         near = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
         hint = f"; {folder.parent} holds {', '.join(near[:10])}" if near else ""
         raise FileNotFoundError(
-            f"{folder} is not a folder{hint}. Name a run, a checkpoint or an encoder folder, or timm:MODEL"
+            f"{folder} is not a folder{hint}. Name a run, a checkpoint, an encoder folder, an exported "
+            ".safetensors file, or timm:MODEL"
         )
     candidates = [folder, folder / "encoder"]
     latest = folder / "checkpoints" / "latest"

@@ -216,6 +216,23 @@ def probe(
     Console().print(probe_table(results))
 
 
+@app.command(
+    epilog="Examples:\n\n[bold]selfsight export runs/photos photos.safetensors --to timm[/]\n\n"
+    "[bold]selfsight export runs/photos photos-hub/ --to hf[/]\n\n"
+    "[bold]selfsight export runs/photos/checkpoints/step-00001000 photos.onnx --to onnx[/]"
+)
+def export(
+    target: Annotated[str, typer.Argument(help="A run, a checkpoint, an encoder folder or an exported .safetensors.")],
+    out: Annotated[Path, typer.Argument(help="The file to write; for hf a folder.")],
+    to: Annotated[str, typer.Option(help="timm, safetensors, hf (a Hugging Face Hub folder) or onnx.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an OUT that is an earlier export.")] = False,
+) -> None:
+    """Write an encoder for use elsewhere, open it again and compare its features."""
+    from launch.exporting import export as export_target
+
+    export_target(target, out, to, overwrite)
+
+
 @app.command(name="demo-data")
 def demo_data(
     out: Annotated[Path, typer.Argument(help="A new folder; gets train/CLASS/*.jpg and val/CLASS/*.jpg.")],
