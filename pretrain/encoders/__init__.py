@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pretrain.encoders.base import Encoder, Features, Mask
+from pretrain.encoders.beit import BeitEncoder
+from pretrain.encoders.pvt import PvtEncoder
 from pretrain.encoders.swin import SwinEncoder
 from pretrain.encoders.vit import VitEncoder
-from pretrain.schema import EncoderConfig, SwinConfig, VitConfig
+from pretrain.schema import BeitConfig, EncoderConfig, PvtConfig, SwinConfig, VitConfig
 
 __all__ = ["Encoder", "Features", "Mask", "build_encoder"]
 
-FAMILIES = {VitConfig: VitEncoder, SwinConfig: SwinEncoder}
+FAMILIES = {VitConfig: VitEncoder, BeitConfig: BeitEncoder, SwinConfig: SwinEncoder, PvtConfig: PvtEncoder}
 
 
 def build_encoder(

@@ -119,6 +119,19 @@ def refine(grid_map: Tensor, grid: tuple[int, int]) -> Tensor:
     return repeat(grid_map, "b gh gw -> b (gh h) (gw w)", h=height, w=width)
 
 
+def on_token_grid(mask: Mask | None, grid: tuple[int, int]) -> tuple[Mask | None, Tensor | None]:
+    """A mask brought to a finer `grid` of tokens: what is dropped, and the map (b, h, w) of what is replaced."""
+    dropped = replaced = None
+    if mask is not None and mask.dropped is not None:
+        num_visible = mask.num_visible
+        if num_visible is not None:
+            num_visible = num_visible * grid[0] * grid[1] // mask.dropped[0].numel()
+        dropped = Mask(refine(mask.dropped, grid), num_visible=num_visible)
+    if mask is not None and mask.replaced is not None:
+        replaced = refine(mask.replaced, grid)
+    return dropped, replaced
+
+
 def zero_hidden_pixels(images: Tensor, *hidden_maps: Tensor | None) -> Tensor:
     """Images (b, c, h, w) with the pixels of hidden units set to zero, so that no overlapping kernel reads them."""
     for hidden in hidden_maps:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pretrain.encoders import Encoder, build_encoder
 from pretrain.encoders.base import xavier_initialise
-from pretrain.schema import Config, EncoderConfig, SwinConfig, VitConfig
+from pretrain.schema import BeitConfig, Config, EncoderConfig, PvtConfig, SwinConfig, VitConfig
 
 CARD_KEY = "selfsight"  # of the header of an exported .safetensors file, where the card has no file of its own
 
@@ -38,7 +38,12 @@ class EncoderCard:
 
 def headline_feature(config: Config) -> Literal["class", "mean"]:
     """The class token for DINO on an encoder that has one, the mean of the patch tokens otherwise."""
-    has_class_token = isinstance(config.encoder, VitConfig) and config.encoder.class_token
+    encoder = config.encoder
+    has_class_token = (
+        (isinstance(encoder, VitConfig) and encoder.class_token)
+        or isinstance(encoder, BeitConfig)
+        or (isinstance(encoder, PvtConfig) and encoder.reduction == "conv")
+    )
     return "class" if config.method.name == "dino" and has_class_token else "mean"
 
 
@@ -51,7 +56,15 @@ def timm_recipe(card: EncoderCard) -> dict[str, Any] | None:
         own = {"embed_dim": dim, "depths": list(depths), "num_heads": list(heads)}
         own |= {"patch_size": config.patch, "window_size": config.window}
         return {"model_name": "swin_tiny_patch4_window7_224", **shared, **own}
-    if config.stem == "conv":
+    if isinstance(config, BeitConfig):
+        dim, depth, heads = config.shape
+        own = {"embed_dim": dim, "depth": depth, "num_heads": heads, "patch_size": config.patch}
+        own |= {"use_abs_pos_emb": config.absolute_positions, "init_values": config.layer_scale}
+        own |= {"use_shared_rel_pos_bias": config.relative_positions == "shared"}
+        own |= {"use_rel_pos_bias": config.relative_positions == "per_block", "use_fc_norm": config.pooled_norm}
+        own |= {"global_pool": "token" if config.pool == "class" else "avg"}
+        return {"model_name": "beit_base_patch16_224", **shared, **own}
+    if not isinstance(config, VitConfig) or config.stem == "conv":
         return None
     dim, depth, heads = config.shape
     own = {"embed_dim": dim, "depth": depth, "num_heads": heads, "patch_size": config.patch, "fc_norm": False}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, repeat
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pretrain.encoders.base import Encoder, Features, Mask, refine, zero_hidden_pixels
+from pretrain.encoders.base import Encoder, Features, Mask, on_token_grid, zero_hidden_pixels
+from pretrain.encoders.positions import resize_positions
 from pretrain.patches import sincos_positions
 from pretrain.schema import VitConfig
 
@@ -65,9 +65,9 @@ class VitEncoder(Encoder):
 
     def forward(self, images: Tensor, mask: Mask | None = None, layers: tuple[int, ...] = ()) -> Features:
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
-        dropped, replaced = self._masks_on(grid, mask)
+        dropped, replaced = on_token_grid(mask, grid)
         if self.overlapping:
-            images = zero_hidden_pixels(images, dropped, replaced)
+            images = zero_hidden_pixels(images, None if dropped is None else dropped.dropped, replaced)
         tokens = rearrange(self.vit.patch_embed(images), "b h w d -> b (h w) d")
         if replaced is not None:
             assert self.mask_token is not None, "built without mask_token, so no unit can be replaced"
@@ -77,7 +77,7 @@ class VitEncoder(Encoder):
         tokens = tokens + positions
         units = None
         if dropped is not None:
-            units = Mask(dropped, num_visible=self._num_visible(mask, grid)).visible_ids()
+            units = dropped.visible_ids()
             tokens = tokens.gather(1, repeat(units, "b n -> b n d", d=self.dim))
         tokens = torch.cat([self._prefix(images.shape[0], prefix_positions), tokens], dim=1)
         wanted = {index % self.depth for index in layers}
@@ -102,18 +102,6 @@ class VitEncoder(Encoder):
             states=states,
         )
 
-    def _masks_on(self, grid: tuple[int, int], mask: Mask | None) -> tuple[Tensor | None, Tensor | None]:
-        """The mask's maps brought to the token grid."""
-        if mask is None:
-            return None, None
-        dropped = None if mask.dropped is None else refine(mask.dropped, grid)
-        return dropped, None if mask.replaced is None else refine(mask.replaced, grid)
-
-    def _num_visible(self, mask: Mask | None, grid: tuple[int, int]) -> int | None:
-        if mask is None or mask.num_visible is None or mask.dropped is None:
-            return None
-        return mask.num_visible * grid[0] * grid[1] // mask.dropped[0].numel()
-
     def _prefix(self, batch: int, positions: Tensor) -> Tensor:
         tokens = [token for token in (self.vit.cls_token, self.vit.reg_token) if token is not None]
         if not tokens:
@@ -121,19 +109,10 @@ class VitEncoder(Encoder):
         return (torch.cat(tokens, dim=1) + positions).expand(batch, -1, -1)
 
     def _positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Positions of the prefix tokens (1, p, d) and of a `grid` of patches (1, n, d).
-
-        The bicubic scale is (side + .1) / old side, as in the code of DINO and DINOv2.
-        """
+        """Positions of the prefix tokens (1, p, d) and of a `grid` of patches (1, n, d)."""
         num_prefix = self.vit.num_prefix_tokens
         prefix, positions = self.vit.pos_embed[:, :num_prefix], self.vit.pos_embed[:, num_prefix:]
-        if grid != self.grid:
-            positions = rearrange(positions, "b (h w) d -> b d h w", h=self.grid[0])
-            scale = ((grid[0] + 0.1) / self.grid[0], (grid[1] + 0.1) / self.grid[1])
-            positions = F.interpolate(positions.float(), scale_factor=scale, mode="bicubic")
-            assert positions.shape[-2:] == grid, (positions.shape, grid)
-            positions = rearrange(positions, "b d h w -> b (h w) d")
-        return prefix, positions
+        return prefix, resize_positions(positions, self.grid, grid)
 
     def inner(self) -> nn.Module:
         return self.vit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from einops import rearrange, repeat
 from timm.models.vision_transformer import Block
@@ -36,7 +38,7 @@ class MaskedAutoencoder(Method):
     ) -> None:
         super().__init__(normalisation, timeline)
         self.encoder = encoder
-        self.norm_pix_loss = config.norm_pix_loss
+        self.norm_pix_loss, self.position_order = config.norm_pix_loss, config.position_order
         self.unit = min(config.mask.unit, encoder.stride)  # px of a decoded position
         self.grid = (image_size[0] // self.unit, image_size[1] // self.unit)
         units = mask_grid(config.mask, image_size)
@@ -48,14 +50,11 @@ class MaskedAutoencoder(Method):
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
         self.register_buffer("decoder_positions", sincos_positions(dim, self.grid)[None], persistent=False)
         self.decoder_blocks = nn.ModuleList(
-            Block(dim, config.decoder_heads, qkv_bias=True, norm_layer=nn.LayerNorm)
+            Block(dim, config.decoder_heads, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
             for _ in range(config.decoder_depth)
         )
-        self.decoder_norm = nn.LayerNorm(dim)
+        self.decoder_norm = nn.LayerNorm(dim, eps=1e-6)
         self.decoder_pred = nn.Linear(dim, self.unit**2 * channels)
-        for module in self.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.eps = 1e-6
         xavier_initialise(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -75,11 +74,14 @@ class MaskedAutoencoder(Method):
         """From the features of the visible tokens to the patches of the whole image (b, n, p)."""
         assert features.units is not None
         tokens = rearrange(self.decoder_embed(features.tokens), "b n (k d) -> b (n k) d", k=self.per_token)
-        units = rearrange(features.units, "b n k -> b (n k) 1").expand(-1, -1, tokens.shape[-1])
+        units = rearrange(features.units, "b n k -> b (n k)")
+        if self.position_order == "um_mae":
+            units = raster_order(units, self.grid[1])
+        units = rearrange(units, "b n -> b n 1").expand(-1, -1, tokens.shape[-1])
         full = repeat(self.mask_token.to(tokens.dtype), "1 1 d -> b n d", b=len(tokens), n=self.grid[0] * self.grid[1])
         full = full.scatter(1, units, tokens) + self.decoder_positions
         num_prefix = 0
-        if features.prefix is not None:
+        if features.prefix is not None and self.per_token == 1:  # a pyramid's embedding makes 2x2 positions of a token
             num_prefix = features.prefix.shape[1]
             full = torch.cat([self.decoder_embed(features.prefix), full], dim=1)
         for block in self.decoder_blocks:
@@ -111,3 +113,13 @@ class MaskedAutoencoder(Method):
         label = "reconstructions (image, input, output"
         label += "; patches de-normalised with the true mean and deviation)" if self.norm_pix_loss else ")"
         return {label: rearrange(rows, "b v c h w -> b c h (v w)")}
+
+
+def raster_order(units: Tensor, width: int) -> Tensor:
+    """The units (b, n) that UM-MAE's code takes its tokens for: the i-th quad's for the i-th visible unit.
+
+    Tokens leave its encoder in raster order of their 2x2 quads, while the positions are read in raster order of the
+    units, on a grid `width` wide. The two differ wherever neighbouring quads show different rows.
+    """
+    quads = units // width // 2 * (width // 2) + units % width // 2
+    return units.sort(dim=1).values.gather(1, quads)

@@ -84,6 +84,8 @@ class BeitConfig:
     relative_positions: Literal["shared", "per_block"] = "shared"  # one table for all blocks (pretraining), or one each
     absolute_positions: bool = False
     pool: Literal["class", "mean"] = "mean"
+    norm_eps: PositiveFloat = 1e-6
+    pooled_norm: bool = False  # the final norm after pooling, not before (fine-tuned checkpoints)
     layer_scale: PositiveFloat | None = 0.1  # 1e-5 for L
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -199,6 +201,8 @@ class PvtConfig:
                     f"sr of stage {stage} is {sr}: {self.patch * 2**stage * sr} px, which must divide the stride of "
                     f"{self.stride} px, so that every map divides"
                 )
+        if self.reduction == "conv" and self.sr[-1] != 1:
+            raise ValueError(f"sr ends with {self.sr[-1]}; the last stage holds the class token and takes 1 only")
         if self.reduction == "pool" and dims[0] % 4:
             raise ValueError(f"dims start with {dims[0]}; the sin-cos positions of reduction=pool need a multiple of 4")
         return self

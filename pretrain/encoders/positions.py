@@ -1,0 +1,35 @@
+"""Learned positions brought from one grid of patches to another."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Positions (1, h * w, d) of an `old` grid, bicubically interpolated to a `new` one.
+
+    The scale is (side + .1) / old side, as in the code of DINO and DINOv2.
+    """
+    if new == old:
+        return positions
+    spatial = rearrange(positions, "1 (h w) d -> 1 d h w", h=old[0])
+    scale = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
+    resized = F.interpolate(spatial.float(), scale_factor=scale, mode="bicubic")
+    assert resized.shape[-2:] == new, (resized.shape, new)
+    return rearrange(resized, "1 d h w -> 1 (h w) d")
+
+
+def resize_relative_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], num_extra: int = 0) -> Tensor:
+    """A table of relative positions ((2h - 1) * (2w - 1) + num_extra, heads), bicubically interpolated to a new window.
+
+    The last `num_extra` rows (BEiT's three for the class token) stay as they are.
+    """
+    if new == old:
+        return table
+    offsets, extra = (table[: len(table) - num_extra], table[len(table) - num_extra :])
+    spatial = rearrange(offsets, "(h w) heads -> 1 heads h w", h=2 * old[0] - 1)
+    resized = F.interpolate(spatial.float(), size=(2 * new[0] - 1, 2 * new[1] - 1), mode="bicubic")
+    return torch.cat([rearrange(resized, "1 heads h w -> (h w) heads").to(table.dtype), extra])
