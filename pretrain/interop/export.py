@@ -70,7 +70,8 @@ def export_encoder(
     encoder, card = load_encoder(source)
     with _staged(out, overwrite) as path:
         if kind == "onnx":
-            write_onnx(path, encoder, card)
+            with _told(kind):
+                write_onnx(path, encoder, card)
         elif kind == "hf":
             assert recipe is not None
             write_hub_folder(path, encoder, card, recipe, model_card(card, recipe, run=run, probes=probes))
@@ -117,15 +118,10 @@ def check_export(path: Path, kind: Format, encoder: Encoder, card: EncoderCard, 
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(NUM_IMAGES, card.channels, *card.image_size, generator=generator)
     model = WholeImages(encoder, card)
-    try:
-        with torch.no_grad():
-            expected = dict(zip(model.names, model(images), strict=True))
+    with torch.no_grad():
+        expected = dict(zip(model.names, model(images), strict=True))
+        with _told(kind):
             found = _features_of(path, kind, recipe, images)
-    except Exception as error:  # timm, onnxruntime and safetensors each raise kinds of their own
-        raise ValueError(
-            f"the export to {kind} can't be used, so it was removed ({type(error).__name__}: {error}). "
-            f"{_alternatives(kind)}"
-        ) from error
     difference = 0.0
     for name, feature in found.items():
         if feature.shape != expected[name].shape:
@@ -140,6 +136,19 @@ def check_export(path: Path, kind: Format, encoder: Encoder, card: EncoderCard, 
             f"(allowed {TOLERANCES[kind]:g}), so it was removed. {why}{_alternatives(kind)}"
         )
     return difference
+
+
+@contextmanager
+def _told(kind: Format) -> Iterator[None]:
+    """torch's exporter, timm, onnxruntime and safetensors each raise kinds of their own: ValueError for all."""
+    try:
+        yield
+    except Exception as error:
+        told = " ".join(str(error).split())
+        raise ValueError(
+            f"the export to {kind} failed, and nothing was kept of it ({type(error).__name__}: "
+            f"{told[:300]}{'...' if len(told) > 300 else ''}). {_alternatives(kind)}"
+        ) from error
 
 
 def _features_of(path: Path, kind: Format, recipe: dict[str, Any] | None, images: Tensor) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from pydantic import TypeAdapter
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pretrain.encoders import Encoder
 from pretrain.encoders.saved import CARD_KEY, EncoderCard
@@ -62,7 +63,8 @@ def write_onnx(path: Path, encoder: Encoder, card: EncoderCard) -> None:
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # the fused kernels lay attention out in memory as the exporter's own formula does not
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")  # torch's notes to itself about names and tracing
             program = torch.onnx.export(
                 model,
