@@ -22,8 +22,9 @@ from data_pipelines.order import Order
 from data_pipelines.streams import Purpose, stream_key
 from data_pipelines.views import Views
 
-#: Draws the masks of one image: bool (gh, gw) arrays of the units dropped and of those replaced, or None.
-DrawMask = Callable[[np.random.Generator], tuple[np.ndarray | None, np.ndarray | None]]
+#: Draws the masks of one image, given the step and its row in the global batch as well: bool (gh, gw) arrays, or with
+#: further axes in front, of the units dropped and of those replaced, or None.
+DrawMask = Callable[[np.random.Generator, int, int], tuple[np.ndarray | None, np.ndarray | None]]
 
 _THUMBNAIL_BYTES = 8192
 _DATASET = 0  # the only one there is as yet
@@ -151,7 +152,7 @@ class Loader:
     def _allocate(self) -> StepBuffer:
         shapes: tuple[Any, Any] = (None, None)
         if self._draw_mask is not None:
-            dropped, replaced = self._draw_mask(mask_generator(self.seed, 0, 0))  # for their shapes only
+            dropped, replaced = self._draw_mask(mask_generator(self.seed, 0, 0), 0, 0)  # for their shapes only
             shapes = (None if dropped is None else dropped.shape, None if replaced is None else replaced.shape)
         rows = range(self.first_row, self.first_row + self.num_rows)
         return StepBuffer(self._views, self._channels, rows, shapes, self._pin_memory)
@@ -174,7 +175,8 @@ class Loader:
             arrays["labels"][row] = NO_LABEL if decoded.label is None else decoded.label
             arrays["ids"][row] = (_DATASET, decoded.sample)
             if self._draw_mask is not None:
-                masks = self._draw_mask(mask_generator(self.seed, step, self.first_row + row))
+                place = self.first_row + row
+                masks = self._draw_mask(mask_generator(self.seed, step, place), step, place)
                 for name, mask in zip(("dropped", "replaced"), masks, strict=True):
                     if mask is not None:
                         arrays[name][row] = mask

@@ -11,10 +11,8 @@ import torch
 from pydantic import TypeAdapter
 
 from pretrain.encoders import Encoder
+from pretrain.encoders.load import TIMM_PREFIX, find_encoder, load_any
 from pretrain.schema import EncoderConfig
-
-ENCODER_FILES = ("config.json", "model.safetensors")
-TIMM_PREFIX = "timm:"
 
 
 @dataclass(frozen=True)
@@ -89,31 +87,6 @@ def open_target(target: str, image_size: int | None = None) -> Target:
     )
 
 
-def find_encoder(folder: Path) -> Path:
-    """The encoder folder that `folder` is or holds, or the exported file that it is; see `open_target`."""
-    if folder.is_file() and folder.suffix == ".safetensors":
-        return folder
-    if not folder.is_dir():
-        near = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
-        hint = f"; {folder.parent} holds {', '.join(near[:10])}" if near else ""
-        raise FileNotFoundError(
-            f"{folder} is not a folder{hint}. Name a run, a checkpoint, an encoder folder, an exported "
-            ".safetensors file, or timm:MODEL"
-        )
-    candidates = [folder, folder / "encoder"]
-    latest = folder / "checkpoints" / "latest"
-    if latest.is_file():
-        candidates.append(latest.parent / latest.read_text(encoding="utf-8").strip() / "encoder")
-    for candidate in candidates:
-        if all((candidate / name).is_file() for name in ENCODER_FILES):
-            return candidate
-    found = sorted(path.name for path in folder.iterdir())
-    raise FileNotFoundError(
-        f"no encoder in {folder}: it holds {', '.join(found[:10]) or 'nothing'}, and an encoder is a folder with "
-        f"{' and '.join(ENCODER_FILES)}. A run has one from its first checkpoint on (see checkpoint.every_steps)"
-    )
-
-
 def run_of(encoder_folder: Path) -> Path | None:
     """The run folder of RUN/encoder or RUN/checkpoints/step-N/encoder; None for an encoder that stands alone."""
     parents = encoder_folder.resolve().parents
@@ -144,26 +117,16 @@ def _open_timm(name: str, image_size: int | None) -> Target:
     from pretrain.encoders.timm_model import TimmEncoder
 
     size = None if image_size is None else (image_size, image_size)
-
-    try:
-        encoder = TimmEncoder(name, pretrained=True, image_size=size)
-    except ValueError:
-        raise
-    except Exception as error:  # the hub's client raises a dozen kinds for "no network" and "no such weights"
-        raise ValueError(
-            f"the weights of timm:{name} could not be loaded ({type(error).__name__}: {error}). They come from the "
-            "Hugging Face hub: run this once where there is a network, then carry its cache along (HF_HOME names it). "
-            "A model without published weights has no pretrained row to report"
-        ) from error
+    loaded = load_any(TIMM_PREFIX + name, size)
     return Target(
         name=f"timm:{name}",
-        encoder=encoder,
+        encoder=loaded.encoder,
         fresh=lambda: TimmEncoder(name, pretrained=False, image_size=size),
-        architecture={"timm": name, "built_for": encoder.image_size},
-        image_size=_side(image_size, encoder.image_size, 1),
-        channels=encoder.channels,
-        mean=encoder.mean,
-        std=encoder.std,
+        architecture={"timm": name, "built_for": loaded.image_size},
+        image_size=_side(image_size, loaded.image_size, 1),
+        channels=loaded.channels,
+        mean=loaded.mean,
+        std=loaded.std,
         headline=None,
         method="timm",
         step=None,

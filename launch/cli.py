@@ -233,6 +233,57 @@ def export(
     export_target(target, out, to, overwrite)
 
 
+@app.command(
+    name="import",
+    epilog="Examples:\n\n[bold]selfsight import mae_pretrain_vit_base.pth imported/mae_b --as mae[/]\n\n"
+    "[bold]selfsight import simmim_swin.pth imported/swin --as simmim --image-size 224[/]\n\n"
+    "[bold]selfsight import small.pth imported/small --as dino heads=6[/]",
+)
+def import_(
+    file: Annotated[Path, typer.Argument(help="A checkpoint: .pth, .pt or .bin of tensors, or .safetensors.")],
+    out: Annotated[Path, typer.Argument(help="A new folder; probe it, export it, or start runs with init_from=OUT.")],
+    layout: Annotated[str, typer.Option("--as", help="mae, dino, dinov2, beit, simmim, um_mae, pvt or timm.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What weights do not tell.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Fit positions to images of this side in px.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Of its pixels, a value a channel: 0.5,0.5,0.5.")] = None,
+    std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    which: Annotated[str, typer.Option(help="teacher or student, where a checkpoint holds both.")] = "teacher",
+) -> None:
+    """Read an official checkpoint, every key accounted for."""
+    from pretrain.interop.official import describe, import_checkpoint
+
+    imported = import_checkpoint(
+        file,
+        layout,
+        out,
+        overrides=overrides or (),
+        image_size=image_size,
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
+        which=which,
+    )
+    typer.echo(describe(imported, out))
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} is {text!r}; write numbers with commas, such as 0.5,0.5,0.5") from None
+
+
+@app.command(epilog="Example:\n\n[bold]selfsight encoders[/]")
+def encoders() -> None:
+    """Show which method works with which encoder, as a markdown table."""
+    from pretrain.encoders.supported import table
+
+    typer.echo(table())
+
+
 @app.command(name="demo-data")
 def demo_data(
     out: Annotated[Path, typer.Argument(help="A new folder; gets train/CLASS/*.jpg and val/CLASS/*.jpg.")],

@@ -11,7 +11,8 @@ _SPLITS = ("train", "val")
 
 def export(target: str, out: Path, to: str, overwrite: bool) -> None:
     """Export what TARGET names and print how to use it; see `pretrain.interop.export` for the errors."""
-    from eval.target import TIMM_PREFIX, find_encoder, run_of
+    from eval.target import run_of
+    from pretrain.encoders.load import TIMM_PREFIX, find_encoder
 
     if target.startswith(TIMM_PREFIX):
         raise ValueError(f"{target} is a model that timm has already; name a run, a checkpoint or an encoder folder")

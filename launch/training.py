@@ -46,14 +46,26 @@ def show_plan(preset: str, overrides: Sequence[str]) -> None:
     from data_pipelines.index import open_dataset
     from data_pipelines.order import Order
     from pretrain.config import check_batch, dump_config, load_config
+    from pretrain.scaling import resolve_auto
 
     config = load_config(preset, overrides)
     world_size = rank_environment(os.environ).world_size
     check_batch(config, world_size)
+    from pretrain.encoders.supported import check_encoder  # imports torch, so after all that is known without
+    from pretrain.initialise import check_init_from
+    from pretrain.methods import check_sources
+    from pretrain.normalisation import resolve_normalisation
+
+    check_sources(config)
+    check_encoder(config)
+    check_init_from(config)
     sizes = open_dataset(config.data.train).shard_sizes
+    config, chosen = resolve_auto(config, sum(sizes))
+    config, known = resolve_normalisation(config)
+    chosen += known
     order = Order(config.seed, sizes, config.train.batch_size, config.data.lanes, config.data.shuffle_window)
     print(dump_config(config))
-    print("\n".join(f"# {line}" for line in plan(config, sizes, order.steps_per_pass, world_size)))
+    print("\n".join(f"# {line}" for line in chosen + plan(config, sizes, order.steps_per_pass, world_size)))
 
 
 def plan(config: Config, shard_sizes: Sequence[int], steps_per_epoch: int, world_size: int) -> list[str]:
@@ -64,12 +76,14 @@ def plan(config: Config, shard_sizes: Sequence[int], steps_per_epoch: int, world
     micro_batch = batch // (world_size * accumulation)
     timeline = Timeline.of(config.train, steps_per_epoch)
     rate = learning_rate(config.optim, batch, timeline)
+    share = f"{batch} / {config.optim.lr_reference_batch}"
+    share = f"sqrt({share})" if config.optim.lr_scaling == "sqrt" else share
     return [
         f"data: {sum(shard_sizes):,} samples in {len(shard_sizes):,} shards",
         f"global batch: {batch} = {world_size} ranks x {micro_batch} x {accumulation} accumulated",
         f"steps: {timeline.total_steps:,}, {steps_per_epoch:,} an epoch, "
         f"{timeline.epoch(timeline.total_steps):.1f} epochs; {timeline.total_steps * batch:,} samples seen",
-        f"learning rate: {rate.peak:.3g} at its peak (optim.lr x {batch} / {config.optim.lr_reference_batch}), "
+        f"learning rate: {rate.peak:.3g} at its peak (optim.lr x {share}), "
         f"after {rate.warmup_steps:,} steps of warm-up",
         f"checkpoints: every {config.checkpoint.every_steps:,} steps, in {config.runs}/{config.name}",
     ]

@@ -1,8 +1,8 @@
 """Checkpoints that are either whole or not there, and finding the last good one.
 
 A checkpoint `checkpoints/step-N/` is the state after N optimizer steps: DeepSpeed's files, `state.json` (what a resume
-must agree on, and the size and checksum of every file), and `encoder/`, the frozen encoder as of that step. It is
-written under a temporary name, synced to disk, renamed, and only then named by `checkpoints/latest`.
+must agree on, and the size and checksum of every file), and `encoder/` (or `tokenizer/`), what the run is for as of
+that step. It is written under a temporary name, synced to disk, renamed, and only then named by `checkpoints/latest`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from data_pipelines.files import sync, write_text
 from pretrain.config import ConfigError
-from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.engine import whole_state_dict
 from pretrain.schema import CheckpointConfig
 
@@ -32,6 +33,18 @@ class ResumeState:
     zero_stage: int
     order: dict[str, Any]  # seed, batch size, lanes, window and checksum of the data, from the loader
     milestone: bool = False
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a run is for: a folder of every checkpoint, and of the run at its end.
+
+    write: puts the module's whole state dict into the folder, which it makes.
+    """
+
+    folder: str  # encoder or tokenizer
+    module: nn.Module
+    write: Callable[[Path, dict[str, Tensor]], None]
 
 
 class Checkpoints:
@@ -59,7 +72,7 @@ class Checkpoints:
         """Where the checkpoint of a step lies."""
         return self.folder / f"step-{step:08d}"
 
-    def save(self, engine: Any, state: ResumeState, card: EncoderCard) -> Path:
+    def save(self, engine: Any, state: ResumeState, export: Export) -> Path:
         """Write the checkpoint of `state.step`, make it the latest, and remove those no longer kept."""
         final = self.path(state.step)
         temporary = self.folder / f".{final.name}.tmp"
@@ -69,12 +82,12 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
         dist.barrier()
         engine.save_checkpoint(str(self.folder), tag=temporary.name, save_latest=False)
-        weights = whole_state_dict(engine.module.frozen_encoder(), state.zero_stage)
+        weights = whole_state_dict(export.module, state.zero_stage)
         for path in _files_written_by_this_rank(temporary, first):
             sync(path)
         dist.barrier()
         if first:
-            save_encoder(temporary / "encoder", weights, card)
+            export.write(temporary / export.folder, weights)
             _write_state(temporary, state)
             if final.exists():  # damaged, or the run would have gone on from it
                 shutil.rmtree(final)
@@ -91,11 +104,11 @@ class Checkpoints:
         if loaded is None:
             raise FileNotFoundError(f"DeepSpeed found no checkpoint in {path}")
 
-    def publish_encoder(self, path: Path, target: Path) -> None:
-        """Copy a checkpoint's encoder to `target`, replacing what is there as a whole."""
+    def publish(self, path: Path, target: Path) -> None:
+        """Copy a checkpoint's folder of that name to `target`, replacing what is there as a whole."""
         temporary = target.with_name(f".{target.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(path / "encoder", temporary)
+        shutil.copytree(path / target.name, temporary)
         for file in temporary.iterdir():
             sync(file)
         old = target.with_name(f".{target.name}.old")
@@ -168,7 +181,8 @@ def _write_state(folder: Path, state: ResumeState) -> None:
     }
     text = json.dumps({"state": asdict(state), "files": files}, indent=2) + "\n"
     (folder / "state.json").write_text(text, encoding="utf-8")
-    for path in [*(folder / "encoder").iterdir(), folder / "encoder", folder / "state.json", folder]:
+    exported = [path for place in folder.iterdir() if place.is_dir() for path in (*place.iterdir(), place)]
+    for path in [*exported, folder / "state.json", folder]:
         sync(path)
 
 

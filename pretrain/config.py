@@ -40,21 +40,13 @@ def list_presets() -> list[Preset]:
 def load_config(preset: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a preset by name, or any YAML file by path, and apply `key.sub=value` overrides.
 
+    `extends: NAME` in a file starts from another preset (or from the file at a path relative to it): mappings are
+    merged, lists and values replace the other's, and so does a section of another `family` or `name`.
+
     Raises ConfigError when a key, a value or a combination is not allowed, before anything has started.
     """
-    path = Path(preset)
-    if path.suffix not in {".yaml", ".yml"}:
-        path = PRESETS / f"{preset}.yaml"
-        if not path.is_file():
-            names = [known.name for known in list_presets()]
-            near = difflib.get_close_matches(str(preset), names, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"presets: {', '.join(names)}."
-            raise ConfigError(
-                f"there is no preset {str(preset)!r}; {hint} A file of your own is named by its path.yaml"
-            )
-    elif not path.is_file():
-        raise ConfigError(f"there is no file {path}; `selfsight pretrain --list` shows the presets by name")
-    data = _read_yaml(path)
+    path = _preset_path(preset, Path())
+    data = _read_preset(path)
     data.setdefault("name", path.stem)
     for override in overrides:
         _apply(data, override)
@@ -98,6 +90,62 @@ def differences(old: Config, new: Config) -> list[str]:
         for key in keys
         if before.get(key, absent) != after.get(key, absent)
     ]
+
+
+def override_section(section: Any, overrides: Sequence[str]) -> Any:
+    """One section, such as an encoder's, with `key=value` overrides applied and checked."""
+    kind = type(section)
+    data = TypeAdapter(kind).dump_python(section, mode="json")
+    for override in overrides:
+        _apply(data, override)
+    _check_keys(kind, data, "")
+    return TypeAdapter(kind).validate_python(data)
+
+
+def _preset_path(preset: str | Path, folder: Path) -> Path:
+    """The file of a preset by name, or by a path that starts in `folder`."""
+    if Path(preset).suffix in {".yaml", ".yml"}:
+        path = folder / preset
+        if not path.is_file():
+            raise ConfigError(f"there is no file {path}; `selfsight pretrain --list` shows the presets by name")
+        return path
+    path = PRESETS / f"{preset}.yaml"
+    if not path.is_file():
+        names = [known.name for known in list_presets()]
+        near = difflib.get_close_matches(str(preset), names, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"presets: {', '.join(names)}."
+        raise ConfigError(f"there is no preset {str(preset)!r}; {hint} A file of your own is named by its path.yaml")
+    return path
+
+
+def _read_preset(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a file holds, over what it extends; `below` are the files that extend this one."""
+    if path.resolve() in below:
+        chain = " -> ".join(file.name for file in (*below, path))
+        raise ConfigError(f"{path} extends itself: {chain}; remove one `extends`")
+    data = _read_yaml(path)
+    base = data.pop("extends", None)
+    if base is None:
+        return _merged({}, data)
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends is {base!r}; name one preset, or one path.yaml")
+    try:
+        inherited = _read_preset(_preset_path(base, path.parent), (*below, path.resolve()))
+    except ConfigError as error:
+        raise error if below else ConfigError(f"{path} extends {base}: {error}") from None
+    inherited.pop("name", None)  # the name of the run is the extending file's
+    return _merged(inherited, data)
+
+
+def _merged(base: Any, over: Any) -> Any:
+    """`over` on top of `base`, made anew: what a YAML alias made one is set apart, so that an override changes one."""
+    if isinstance(over, Mapping):
+        other_section = isinstance(base, Mapping) and any(
+            tag in base and tag in over and base[tag] != over[tag] for tag in ("family", "name")
+        )
+        merged = {} if other_section or not isinstance(base, Mapping) else dict(base)
+        return merged | {key: _merged(merged.get(key), value) for key, value in over.items()}
+    return [_merged(None, item) for item in over] if isinstance(over, list) else over
 
 
 class _Loader(yaml.SafeLoader):

@@ -36,13 +36,14 @@ def alarms(config: Config, metrics: Mapping[str, float], epoch: float) -> list[s
     if not isinstance(config.method, DinoConfig) or epoch < max(1.0, config.method.freeze_last_layer_epochs):
         return []
     found = []
-    uniform = math.log(config.method.prototypes)
-    if metrics["loss"] > 0.99 * uniform and metrics["teacher_entropy"] > 0.99 * uniform:
+    uniform = math.log(int(config.method.prototypes))
+    loss = metrics.get("dino", metrics["loss"])  # without DINOv2's further terms
+    if loss > 0.99 * uniform and metrics["teacher_entropy"] > 0.99 * uniform:
         found.append(
-            f"loss {metrics['loss']:.2f} stands at ln K = {uniform:.2f}: the teacher says the same of every image "
+            f"loss {loss:.2f} stands at ln K = {uniform:.2f}: the teacher says the same of every image "
             "(collapse to uniform). Lower method.teacher_temperature or optim.lr"
         )
-    if metrics["teacher_entropy"] < 0.01 * uniform and metrics["loss"] < 0.01 * uniform:
+    if metrics["teacher_entropy"] < 0.01 * uniform and loss < 0.01 * uniform:
         found.append(
             f"teacher entropy is {metrics['teacher_entropy']:.3f}: it gives every image the same prototype "
             "(collapse to one). Raise method.teacher_temperature or lower method.center_momentum"

@@ -104,9 +104,9 @@ def build_engine(config: Config, method: Method, device: torch.device, world_siz
     """Wrap a Method in a DeepSpeed engine with its optimizer. The process group must exist."""
     import deepspeed
 
-    if config.engine.activation_checkpointing:
+    if method.encoder and config.engine.activation_checkpointing:
         checkpoint_blocks(method.encoder)
-    if config.engine.compile:
+    if method.encoder and config.engine.compile:
         for block in method.encoder.blocks():
             block.compile(dynamic=True)
     method.to(device)
@@ -129,10 +129,10 @@ def checkpoint_blocks(encoder: Encoder) -> None:
 
 
 def _checkpointed(forward: Any) -> Any:
-    def run(*inputs: Any) -> Tensor:
+    def run(*inputs: Any, **named: Any) -> Tensor:
         if not torch.is_grad_enabled():
-            return forward(*inputs)
-        return checkpoint(forward, *inputs, use_reentrant=False)
+            return forward(*inputs, **named)
+        return checkpoint(forward, *inputs, use_reentrant=False, **named)
 
     return run
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
-from pretrain.schema import DinoConfig, MaskConfig, MethodConfig
+from data_pipelines.streams import Purpose, Stream
+from pretrain.schema import IbotConfig, MaskConfig, MethodConfig
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
-#: From a generator to (dropped, replaced), each (gh, gw) bool or None.
-DrawMask = Callable[[np.random.Generator], tuple[BoolArray | None, BoolArray | None]]
+#: From a generator, the step and the row to (dropped, replaced), each (gh, gw) bool (DINO: (2, gh, gw)) or None.
+DrawMask = Callable[[np.random.Generator, int, int], tuple[BoolArray | None, BoolArray | None]]
 
 
 def mask_grid(mask: MaskConfig, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -32,16 +33,52 @@ def num_hidden(mask: MaskConfig, grid: tuple[int, int]) -> int:
     return min(max(hidden, 1), grid[0] * grid[1] - 1)
 
 
-def draw_mask_for(method: MethodConfig, image_size: tuple[int, int]) -> DrawMask | None:
-    """What the loader calls once a row to draw that image's mask; None for methods without one."""
-    if isinstance(method, DinoConfig):
+def draw_mask_for(
+    method: MethodConfig, image_size: tuple[int, int], stride: int | None = None, batch_size: int = 1
+) -> DrawMask | None:
+    """What the loader calls once a row to draw that image's mask; None for methods without one.
+
+    `stride` (px) of the encoder and the global `batch_size` count for DINO's patch loss only.
+    """
+    if method.name == "dino" and method.ibot is not None:
+        return _ibot_masks(method.ibot, image_size, stride, batch_size)
+    if method.name not in ("mae", "mim"):
         return None
     mask, grid = method.mask, mask_grid(method.mask, image_size)
     if method.name == "mim":
-        return lambda rng: (None, _draw(rng, mask, grid))
+        return lambda rng, step, row: (None, _draw(rng, mask, grid))
     if mask.secondary:
-        return lambda rng: _with_secondary(rng, mask, one_in_2x2(rng, grid))
-    return lambda rng: (_draw(rng, mask, grid), None)
+        return lambda rng, step, row: _with_secondary(rng, mask, one_in_2x2(rng, grid))
+    return lambda rng, step, row: (_draw(rng, mask, grid), None)
+
+
+def _ibot_masks(ibot: IbotConfig, image_size: tuple[int, int], stride: int | None, batch_size: int) -> DrawMask:
+    """Of the 2B global crops of a step exactly a share is masked, at ratios stratified over those that are.
+
+    DINOv2's collate function, made a function of (step, row) alone: a crop's place in the strata is an affine bijection
+    of its number, turned anew at every step.
+    """
+    unit = ibot.unit or stride
+    assert unit is not None
+    grid = (image_size[0] // unit, image_size[1] // unit)
+    count = 2 * batch_size
+    masked = max(1, round(count * ibot.masked_share))
+    factor = next(n for n in range(max(1, round(count * 0.618)), 2 * count + 2) if math.gcd(n, count) == 1)
+    low, high = ibot.ratio
+
+    def draw(rng: np.random.Generator, step: int, row: int) -> tuple[None, BoolArray]:
+        turn = Stream(Purpose.MASKS, step).integer(count)
+        maps = []
+        for view in range(2):
+            place = ((2 * row + view) * factor + turn) % count
+            hidden = np.zeros(grid, dtype=np.bool_)
+            if place < masked:
+                ratio = low + (high - low) * (place + rng.random()) / masked
+                hidden = blockwise(rng, grid, max(1, int(grid[0] * grid[1] * ratio)), ibot.min_block, ibot.min_aspect)
+            maps.append(hidden)
+        return None, np.stack(maps)
+
+    return draw
 
 
 def _draw(rng: np.random.Generator, mask: MaskConfig, grid: tuple[int, int]) -> BoolArray:
@@ -75,7 +112,8 @@ def one_in_2x2(rng: np.random.Generator, grid: tuple[int, int]) -> BoolArray:
 def _with_secondary(rng: np.random.Generator, mask: MaskConfig, dropped: BoolArray) -> tuple[BoolArray, BoolArray]:
     """Some of the visible units become a mask token as well (UM-MAE, section 3.2)."""
     visible = np.flatnonzero(~dropped)
-    chosen = rng.permutation(visible)[: int(visible.size * mask.secondary)]
+    kept = int(round(visible.size * (1 - mask.secondary), 6))  # as the authors count
+    chosen = rng.permutation(visible)[kept:]
     replaced = np.zeros(dropped.size, dtype=np.bool_)
     replaced[chosen] = True
     return dropped, replaced.reshape(dropped.shape)

@@ -10,27 +10,43 @@ import torch
 from torch import nn
 
 from pretrain.methods.base import Method
-from pretrain.schedules import Cosine
+from pretrain.schedules import Schedule
 from pretrain.schema import OptimConfig
 
 #: Parameters that are tokens or positions, whatever their shape: never decayed.
-TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed", "relative_position_bias_table")
+TOKENS = ("cls_token", "dist_token", "reg_token", "mask_token", "pos_embed", "relative_position_bias_table")
 
 
-def parameter_groups(method: Method, layer_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(method: Method, layer_decay: float, patch_embed_lr_scale: float = 1.0) -> list[dict[str, Any]]:
     """Trainable parameters grouped by what differs between them.
 
-    Each group carries `lr_scale` (layer decay: rate of a layer relative to the one above it), `decay` (whether weight
-    decay applies: not to biases, norms and tokens) and `frozen_until` (steps with neither rate nor decay).
+    Each group carries `lr_scale` (layer decay: rate of a layer relative to the one above it; times
+    `patch_embed_lr_scale` for the patch embedding), `decay` (whether weight decay applies: not to biases, norms and
+    tokens) and `frozen_until` (steps with neither rate nor decay).
+
+    Raises ValueError when the patch embedding is to have a rate of its own and the encoder names none.
     """
-    top = method.encoder.depth + 1
+    encoder = method.encoder
+    top = encoder.depth + 1 if encoder else 0
+    num_scaled = 0
     groups: dict[tuple[float, bool, int], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = method.encoder.layer_of(name) if name.startswith("encoder.") else top
-        decay = not (parameter.ndim <= 1 or name.endswith(".bias") or name.endswith(TOKENS) or method.no_decay(name))
-        groups[layer_decay ** (top - layer), decay, method.frozen_until(name)].append((name, parameter))
+        own = encoder is not None and name.startswith("encoder.")
+        layer = encoder.layer_of(name) if own else top
+        exempt = method.no_decay(name) or (own and encoder.no_decay(name))
+        decay = not (parameter.ndim <= 1 or name.endswith(".bias") or name.endswith(TOKENS) or exempt)
+        scale = layer_decay ** (top - layer)
+        if layer == 0 and _in_patch_embedding(name):
+            scale *= patch_embed_lr_scale
+            num_scaled += 1
+        groups[scale, decay, method.frozen_until(name)].append((name, parameter))
+    if patch_embed_lr_scale != 1 and not num_scaled:
+        raise ValueError(
+            f"optim.patch_embed_lr_scale is {patch_embed_lr_scale:g}, but {type(encoder).__name__} has no "
+            "patch_embed to apply it to; set it to 1"
+        )
     return [
         {
             "params": [parameter for _, parameter in members],
@@ -43,13 +59,18 @@ def parameter_groups(method: Method, layer_decay: float) -> list[dict[str, Any]]
     ]
 
 
+def _in_patch_embedding(name: str) -> bool:
+    """Whether a parameter belongs to a module that makes tokens of pixels: `patch_embed`, `patch_embed1`, ..."""
+    return any(part.startswith("patch_embed") for part in name.split(".")[:-1])
+
+
 def build_optimizer(method: Method, config: OptimConfig, fused: bool) -> torch.optim.AdamW:
     """AdamW over the method's groups; `set_rates` gives it its rates before each step."""
-    groups = parameter_groups(method, config.layer_decay)
+    groups = parameter_groups(method, config.layer_decay, config.patch_embed_lr_scale)
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=fused)
 
 
-def set_rates(groups: Iterable[dict[str, Any]], step: int, lr: Cosine, weight_decay: Cosine) -> tuple[float, float]:
+def set_rates(groups: Iterable[dict[str, Any]], step: int, lr: Schedule, weight_decay: Schedule) -> tuple[float, float]:
     """Write the rates of optimizer step `step` into the groups; gives the base rate and the weight decay.
 
     A frozen group has rate 0 AND decay 0. torch's AdamW multiplies the decay by the rate, but not every optimizer

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pretrain.schema import OptimConfig, TrainConfig
+
+#: From an optimizer step (from 0) to the value it uses.
+Schedule = Callable[[int], float]
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,33 @@ class Cosine:
     def __call__(self, step: int) -> float:
         """The value that optimizer step `step` (from 0) uses."""
         if step < self.warmup_steps:
-            last = self.warmup_steps - 1 if self.inclusive else self.warmup_steps
-            return self.start + (self.peak - self.start) * (step / last if last else 1.0)
+            return _warmup(step, self.start, self.peak, self.warmup_steps, self.inclusive)
         length = self.total_steps - self.warmup_steps
         share = min(1.0, (step - self.warmup_steps) / length) if length else 1.0
         return self.end + 0.5 * (self.peak - self.end) * (1 + math.cos(math.pi * share))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A linear warm-up as `Cosine`'s, then `peak`, multiplied by `factor` at each of the `milestones` (SimMIM)."""
+
+    peak: float
+    factor: float
+    milestones: tuple[int, ...]  # optimizer steps, ascending
+    warmup_steps: int = 0
+    start: float = 0.0
+    inclusive: bool = False
+
+    def __call__(self, step: int) -> float:
+        """The value that optimizer step `step` (from 0) uses."""
+        if step < self.warmup_steps:
+            return _warmup(step, self.start, self.peak, self.warmup_steps, self.inclusive)
+        return self.peak * self.factor ** bisect_right(self.milestones, step)
+
+
+def _warmup(step: int, start: float, peak: float, steps: int, inclusive: bool) -> float:
+    last = steps - 1 if inclusive else steps
+    return start + (peak - start) * (step / last if last else 1.0)
 
 
 @dataclass(frozen=True)
@@ -74,15 +101,15 @@ class Staircase:
         return self.start + (self.end - self.start) * (epoch / (self.epochs - 1) if self.epochs > 1 else 0.0)
 
 
-def learning_rate(optim: OptimConfig, batch_size: int, timeline: Timeline) -> Cosine:
-    """The learning rate, scaled linearly with the global batch."""
-    return Cosine(
-        peak=optim.lr * batch_size / optim.lr_reference_batch,
-        end=optim.lr_end,
-        total_steps=timeline.total_steps,
-        warmup_steps=timeline.steps(optim.warmup_epochs),
-        inclusive=optim.warmup == "linear_inclusive",
-    )
+def learning_rate(optim: OptimConfig, batch_size: int, timeline: Timeline) -> Cosine | Steps:
+    """The learning rate, its peak scaled with the global batch: linearly (Goyal et al. 2017), or with its root."""
+    share = batch_size / optim.lr_reference_batch
+    peak = optim.lr * (math.sqrt(share) if optim.lr_scaling == "sqrt" else share)
+    warmup_steps, inclusive = timeline.steps(optim.warmup_epochs), optim.warmup == "linear_inclusive"
+    if optim.schedule == "steps":
+        milestones = tuple(timeline.steps(epoch) for epoch in optim.step_epochs)
+        return Steps(peak, optim.step_factor, milestones, warmup_steps, optim.warmup_start, inclusive)
+    return Cosine(peak, optim.lr_end, timeline.total_steps, warmup_steps, optim.warmup_start, inclusive)
 
 
 def weight_decay(optim: OptimConfig, timeline: Timeline) -> Cosine:

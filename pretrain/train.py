@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipelines.buffers import map_batch
 from data_pipelines.cores import cores_per_process
@@ -18,10 +20,11 @@ from data_pipelines.index import Dataset, open_dataset
 from data_pipelines.loader import Batch, Loader
 from data_pipelines.order import Order
 from pretrain.batches import crop_sheet, ids_digest, seed_dropout, share_mask_counts, to_device
-from pretrain.checkpoint import Checkpoints, ResumeState, check_resume, read_state
+from pretrain.checkpoint import Checkpoints, Export, ResumeState, check_resume, read_state
 from pretrain.config import ConfigError, check_batch
 from pretrain.diagnostics import alarms, check_finite
-from pretrain.encoders.saved import EncoderCard, headline_feature
+from pretrain.encoders.saved import EncoderCard, headline_feature, save_encoder
+from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
     build_engine,
     choose_device,
@@ -29,18 +32,21 @@ from pretrain.engine import (
     gradient_norm,
     initialise_distributed,
 )
+from pretrain.initialise import check_init_from, start_from
 from pretrain.masking import draw_mask_for
-from pretrain.methods import Method, Normalisation, build_method
+from pretrain.methods import Method, Normalisation, build_method, check_sources, export_folder
+from pretrain.normalisation import choose_normalisation, resolve_normalisation
 from pretrain.optim import set_rates
 from pretrain.progress import Window, memory_gb, progress_line
 from pretrain.run_folder import alone_in, check_run_folder, write_config
+from pretrain.scaling import resolve_auto
 from pretrain.schedules import Timeline, learning_rate, weight_decay
 from pretrain.schema import Config
 from pretrain.stopping import EXIT_STOPPED, StopRequest
+from pretrain.tokenizers.card import TokenizerCard
+from pretrain.tokenizers.saved import save_tokenizer
 from pretrain.tracking import Tracker
 from pretrain.watchdog import Watchdog
-
-IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
@@ -53,12 +59,20 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
     stop = stop or StopRequest.install()  # before the slow part, so that an early signal does not kill us
     device = choose_device(config)
     check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
-    folder = check_run_folder(config)
+    check_sources(config)
+    check_encoder(config)
     dataset = open_dataset(config.data.train)
+    config, chosen = resolve_auto(config, dataset.num_samples)
+    config, known = resolve_normalisation(config)
+    chosen += known
+    folder = check_run_folder(config)
+    if not Checkpoints(folder, config.checkpoint).all():  # a run that has begun needs its source no more
+        check_init_from(config)
     normalisation = choose_normalisation(config, dataset)
     # of many ranks, some might not see the files of the others' last start yet: those go the long way, together
     if os.environ.get("WORLD_SIZE", "1") == "1" and is_finished(folder, config, dataset):
-        print(f"{folder} is finished; its encoder is in {folder / 'encoder'}. To train longer, take another name=...")
+        what = export_folder(config.method)
+        print(f"{folder} is finished; its {what} is in {folder / what}. To train longer, take another name=...")
         return folder
     torch.set_num_threads(config.engine.threads or cores_per_process())
 
@@ -67,6 +81,7 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
         rank, world_size = initialise_distributed(device)
         if rank == 0:
             write_config(folder, config)
+            print("\n".join(chosen), end="\n" if chosen else "", flush=True)
         trainer = Trainer(config, folder, dataset, normalisation, device, rank, world_size)
         try:
             trainer.train(stop, watchdog)
@@ -79,8 +94,8 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
 
 
 def is_finished(folder: Path, config: Config, dataset: Dataset) -> bool:
-    """Whether the run has published the encoder of its last step."""
-    card = read_json(folder / "encoder" / "config.json")
+    """Whether the run has published the encoder, or tokenizer, of its last step."""
+    card = read_json(folder / export_folder(config.method) / "config.json")
     if card is None:
         return False
     data, train = config.data, config.train
@@ -114,7 +129,12 @@ class Trainer:
             accumulation=config.train.accumulation,
             lanes=config.data.lanes,
             shuffle_window=config.data.shuffle_window,
-            draw_mask=draw_mask_for(config.method, config.views.global_size),
+            draw_mask=draw_mask_for(
+                config.method,
+                config.views.global_size,
+                getattr(config.encoder, "stride", None),
+                config.train.batch_size,
+            ),
             threads=config.data.threads,
             prefetch=config.data.prefetch,
             pin_memory=device.type == "cuda",
@@ -131,10 +151,12 @@ class Trainer:
         self.lr = learning_rate(config.optim, config.train.batch_size, self.timeline)
         self.weight_decay = weight_decay(config.optim, self.timeline)
         torch.manual_seed(config.seed)
+        self.checkpoints = Checkpoints(folder, config.checkpoint)
         self.method: Method = build_method(config, normalisation, self.timeline)
+        if config.init_from is not None and not self.checkpoints.all():
+            self._say("\n".join(start_from(self.method, config.init_from, config.method.name)))
         self.engine = build_engine(config, self.method, device, world_size)
         self.gathered = gathered_for(config.engine.zero_stage)
-        self.checkpoints = Checkpoints(folder, config.checkpoint)
         self.last_checkpoint: Path | None = None
         self.step = self._resume()
         self.tracker = Tracker(folder, config, self.step) if rank == 0 else None
@@ -151,6 +173,7 @@ class Trainer:
             digest = sum(ids_digest(batch) for batch in loaded)
             micro_batches = [to_device(batch, self.device) for batch in loaded]
             share_mask_counts(micro_batches, self.world_size)
+            self.method.before_step(self.step, micro_batches)
             metrics, grad_norm = self.optimizer_step(micro_batches)
             losses, metrics, stopping = self.agree(metrics, digest, stop)
             check_finite(losses, grad_norm, self.step + 1, str(self.last_checkpoint or "") or None)
@@ -245,11 +268,20 @@ class Trainer:
             step=self.step,
             world_size=self.world_size,
             zero_stage=self.config.engine.zero_stage,
-            order=self.loader.state(),
+            order=self._pinned(),
             milestone=self._is_milestone(),
         )
         with self.window.paused():
-            self.last_checkpoint = self.checkpoints.save(self.engine, state, self.card())
+            self.last_checkpoint = self.checkpoints.save(self.engine, state, self.export())
+
+    def export(self) -> Export:
+        """What is saved for use beyond the run: the frozen encoder, or the tokenizer that was trained."""
+        tokenizer = self.method.tokenizer()
+        if tokenizer is not None:
+            return Export("tokenizer", tokenizer, partial(save_tokenizer, card=self._tokenizer_card(tokenizer)))
+        encoder = self.method.frozen_encoder()
+        assert encoder is not None
+        return Export("encoder", encoder, partial(save_encoder, card=self.card()))
 
     def card(self) -> EncoderCard:
         """What the saved encoder says of itself."""
@@ -267,12 +299,31 @@ class Trainer:
             run=config.name,
         )
 
+    def _tokenizer_card(self, tokenizer: nn.Module) -> TokenizerCard:
+        config = self.config
+        normalised = config.encoder is not None
+        return TokenizerCard(
+            kind=config.method.name,
+            vocabulary=tokenizer.vocabulary,
+            stride=tokenizer.stride,
+            channels=config.data.channels,
+            image_size=config.views.global_size,
+            mean=self.normalisation.mean if normalised else None,
+            std=self.normalisation.std if normalised else None,
+            method=config.method,
+            encoder=config.encoder,
+            step=self.step,
+            epoch=self.timeline.epoch(self.step),
+            run=config.name,
+        )
+
     def publish(self) -> None:
-        """Put the last checkpoint's encoder at `RUN/encoder`."""
+        """Put the last checkpoint's encoder at `RUN/encoder`, or its tokenizer at `RUN/tokenizer`."""
+        what = export_folder(self.config.method)
         if self.rank == 0 and self.last_checkpoint is not None:
-            self.checkpoints.publish_encoder(self.last_checkpoint, self.folder / "encoder")
+            self.checkpoints.publish(self.last_checkpoint, self.folder / what)
         dist.barrier()
-        self._say(f"finished {self.step} steps; the encoder is in {self.folder / 'encoder'}")
+        self._say(f"finished {self.step} steps; the {what} is in {self.folder / what}")
 
     def close(self) -> None:
         """Release threads, files and the dashboard."""
@@ -289,11 +340,15 @@ class Trainer:
             return 0
         path = self.checkpoints.path(int(chosen))
         state = read_state(path)
-        check_resume(path, state, self.world_size, self.config.engine.zero_stage, self.loader.state())
+        check_resume(path, state, self.world_size, self.config.engine.zero_stage, self._pinned())
         self.checkpoints.load(self.engine, path)
         self.last_checkpoint = path
         self._say(f"continuing from {path}")
         return state.step
+
+    def _pinned(self) -> dict[str, Any]:
+        """What a resumed run must agree on."""
+        return {**self.loader.state(), **self.method.pinned()}
 
     def _is_milestone(self) -> bool:
         every = self.config.checkpoint.milestone_every_epochs
@@ -303,10 +358,11 @@ class Trainer:
         return period > 0 and self.step % period == 0
 
     def _announce(self) -> None:
-        config, encoder = self.config, self.method.frozen_encoder()
-        size = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in encoder.parameters()) if encoder else 0
+        config, module = self.config, self.export().module
+        size = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in module.parameters())
+        on = "" if config.encoder is None else f" on {config.encoder.family}"
         self._say(
-            f"{config.name}: {config.method.name} on {config.encoder.family} ({size / 1e6:.1f} M parameters), "
+            f"{config.name}: {config.method.name}{on} ({size / 1e6:.1f} M parameters), "
             f"{self.world_size} rank(s) on {self.device.type}, ZeRO {config.engine.zero_stage}, "
             f"{config.engine.precision}; global batch {config.train.batch_size} = {self.world_size} ranks x "
             f"{config.train.batch_size // self.world_size // config.train.accumulation} x "
@@ -317,18 +373,3 @@ class Trainer:
     def _say(self, text: str) -> None:
         if self.rank == 0:
             print(text, flush=True)
-
-
-def choose_normalisation(config: Config, dataset: Dataset) -> Normalisation:
-    """Mean and deviation from the preset, else from the data set's dataset.json, else ImageNet's for RGB."""
-    data = config.data
-    if data.mean is not None and data.std is not None:
-        return Normalisation(data.mean, data.std)
-    if dataset.mean is not None and dataset.std is not None and len(dataset.mean) == data.channels:
-        return Normalisation(tuple(dataset.mean), tuple(dataset.std))
-    if data.channels == 3:
-        return IMAGENET
-    raise ConfigError(
-        f"data.channels is {data.channels} and {config.data.train} has no dataset.json with a mean and deviation for "
-        "each; set data.mean and data.std (of pixels in 0 .. 1)"
-    )

@@ -5,13 +5,36 @@ from __future__ import annotations
 from pretrain.encoders.base import Encoder, Features, Mask
 from pretrain.encoders.beit import BeitEncoder
 from pretrain.encoders.pvt import PvtEncoder
+from pretrain.encoders.pvt_v2 import PvtV2Encoder
 from pretrain.encoders.swin import SwinEncoder
+from pretrain.encoders.timm_model import TimmEncoder
+from pretrain.encoders.twins import TwinsEncoder
+from pretrain.encoders.um_mae_swin import UmMaeSwinEncoder
 from pretrain.encoders.vit import VitEncoder
-from pretrain.schema import BeitConfig, EncoderConfig, PvtConfig, SwinConfig, VitConfig
+from pretrain.schema import (
+    BeitConfig,
+    EncoderConfig,
+    PvtConfig,
+    PvtV2Config,
+    SwinConfig,
+    TimmConfig,
+    TwinsConfig,
+    UmMaeSwinConfig,
+    VitConfig,
+)
 
 __all__ = ["Encoder", "Features", "Mask", "build_encoder"]
 
-FAMILIES = {VitConfig: VitEncoder, BeitConfig: BeitEncoder, SwinConfig: SwinEncoder, PvtConfig: PvtEncoder}
+FAMILIES = {
+    VitConfig: VitEncoder,
+    BeitConfig: BeitEncoder,
+    SwinConfig: SwinEncoder,
+    UmMaeSwinConfig: UmMaeSwinEncoder,
+    PvtConfig: PvtEncoder,
+    PvtV2Config: PvtV2Encoder,
+    TwinsConfig: TwinsEncoder,
+    TimmConfig: TimmEncoder,
+}
 
 
 def build_encoder(

@@ -92,9 +92,17 @@ class Encoder(nn.Module):
         """Depth of a parameter for layer decay: 0 for the embedding, 1 .. depth for the blocks, depth + 1 after."""
         raise TypeError(f"{type(self).__name__} does not implement layer_of")
 
+    def no_decay(self, parameter_name: str) -> bool:
+        """Whether a parameter, beside biases, norms and tokens, is exempt from weight decay."""
+        return False
+
     def inner(self) -> nn.Module:
         """The module whose state dict is saved: timm's own model where timm has it."""
         raise TypeError(f"{type(self).__name__} does not implement inner")
+
+    def position_grid(self, key: str) -> tuple[int, int]:
+        """Rows and columns of tokens that the inner module's table of positions `key` was made for."""
+        raise TypeError(f"{type(self).__name__} has no table of positions {key}")
 
     def final_norm(self, states: Tensor) -> Tensor:
         """The norm after the last block, on `Features.states` or what was made of them."""

@@ -103,6 +103,9 @@ class BeitEncoder(Encoder):
     def inner(self) -> nn.Module:
         return self.beit
 
+    def position_grid(self, key: str) -> tuple[int, int]:
+        return self.grid
+
     def final_norm(self, states: Tensor) -> Tensor:
         return self.beit.norm(states)
 
@@ -135,7 +138,7 @@ class FurtherBeitBlocks(nn.Module):
                 init_values=encoder.config.layer_scale,
                 window_size=window,
                 norm_layer=partial(nn.LayerNorm, eps=encoder.config.norm_eps),
-            )  # fmt: skip
+            )
             for _ in range(count)
         )
         for position, block in enumerate(self.blocks):

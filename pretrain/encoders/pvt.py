@@ -50,6 +50,9 @@ class PvtEncoder(Pyramid):
     def inner(self) -> nn.Module:
         return self.pvt
 
+    def position_grid(self, key: str) -> tuple[int, int]:
+        return self.pvt.position_grid(key)
+
     def final_norm(self, states: Tensor) -> Tensor:
         return self.pvt.norm(states)
 
@@ -202,6 +205,10 @@ class ConvPvt(nn.Module):
         positions = rearrange(positions, "1 d h w -> 1 h w d")
         return prefix, positions if compact is None else compact.positions(positions)
 
+    def position_grid(self, key: str) -> tuple[int, int]:
+        """See `Encoder.position_grid`."""
+        return self.grids[int(key.removeprefix("pos_embed")) - 1]
+
     def all_blocks(self) -> list[nn.Module]:
         """All stages' blocks in order."""
         return [block for stage in range(self.num_stages) for block in getattr(self, f"block{stage + 1}")]
@@ -268,6 +275,10 @@ class PoolPvt(nn.Module):
             if index in wanted:
                 kept[index] = rearrange(tokens, "b (h w) d -> b h w d", h=grid[0])
         return rearrange(tokens, "b (h w) d -> b h w d", h=grid[0]), kept
+
+    def position_grid(self, key: str) -> tuple[int, int]:
+        """See `Encoder.position_grid`."""
+        return self.grid
 
     def all_blocks(self) -> list[nn.Module]:
         """All stages' blocks in order."""

@@ -30,6 +30,11 @@ class Pyramid(Encoder):
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
 
+    def replacement(self) -> Tensor:
+        """What stands in the place of a replaced unit's tokens, (1, 1, 1, d)."""
+        assert self.mask_token is not None, "built without mask_token, so no unit can be replaced"
+        return self.mask_token
+
     def embed(self, images: Tensor) -> Tensor:
         """Images (b, c, h, w) to the first stage's tokens (b, h, w, d), before any positions."""
         raise TypeError(f"{type(self).__name__} does not implement embed")
@@ -50,9 +55,8 @@ class Pyramid(Encoder):
             images = zero_hidden_pixels(images, replaced)
         tokens = self.embed(images)
         if replaced is not None:
-            assert self.mask_token is not None, "built without mask_token, so no unit can be replaced"
             hidden = rearrange(refine(replaced, (tokens.shape[1], tokens.shape[2])), "b h w -> b h w 1")
-            tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
+            tokens = torch.where(hidden, self.replacement().to(tokens.dtype), tokens)
         tokens, kept = self.run(tokens, compact, {index % self.depth for index in layers})
         earlier = tuple(self._features(kept[index % self.depth], None) for index in layers)
         return self._features(tokens, units)._replace(layers=earlier)

@@ -13,9 +13,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pretrain.encoders import Encoder, build_encoder
+from pretrain.encoders import Encoder, build_encoder, pvt_v2, timm_model, twins
 from pretrain.encoders.base import xavier_initialise
-from pretrain.schema import BeitConfig, Config, EncoderConfig, PvtConfig, SwinConfig, VitConfig
+from pretrain.schema import (
+    BeitConfig,
+    Config,
+    EncoderConfig,
+    PvtConfig,
+    PvtV2Config,
+    SwinConfig,
+    TimmConfig,
+    TwinsConfig,
+    VitConfig,
+)
 
 CARD_KEY = "selfsight"  # of the header of an exported .safetensors file, where the card has no file of its own
 
@@ -30,15 +40,21 @@ class EncoderCard:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     method: str
-    headline: Literal["class", "mean"]  # which feature the headline probe reads
+    headline: Literal["class", "mean"] | None  # which feature the headline probe reads; None: the model's own
     step: int
     epoch: float
     run: str
 
 
-def headline_feature(config: Config) -> Literal["class", "mean"]:
-    """The class token for DINO on an encoder that has one, the mean of the patch tokens otherwise."""
+def headline_feature(config: Config) -> Literal["class", "mean"] | None:
+    """The class token for DINO on an encoder that has one, the mean of the patch tokens otherwise.
+
+    None for DINO on a timm model or with a distillation token: the pooled feature, which was trained.
+    """
     encoder = config.encoder
+    own = isinstance(encoder, TimmConfig) or (isinstance(encoder, VitConfig) and encoder.distillation_token)
+    if config.method.name == "dino" and own:
+        return None
     has_class_token = (
         (isinstance(encoder, VitConfig) and encoder.class_token)
         or isinstance(encoder, BeitConfig)
@@ -55,7 +71,15 @@ def timm_recipe(card: EncoderCard) -> dict[str, Any] | None:
         dim, depths, heads = config.shape
         own = {"embed_dim": dim, "depths": list(depths), "num_heads": list(heads)}
         own |= {"patch_size": config.patch, "window_size": config.window}
-        return {"model_name": "swin_tiny_patch4_window7_224", **shared, **own}
+        name = "swin_tiny_patch4_window7_224" if config.version == 1 else "swinv2_tiny_window8_256"
+        return {"model_name": name, **shared, **own}
+    if isinstance(config, PvtV2Config):
+        del shared["img_size"]  # it takes any
+        return {**pvt_v2.timm_arguments(config), **shared}
+    if isinstance(config, TwinsConfig):
+        return {**twins.timm_arguments(config), **shared}
+    if isinstance(config, TimmConfig):
+        return timm_model.timm_arguments(config, card.image_size, card.channels)
     if isinstance(config, BeitConfig):
         dim, depth, heads = config.shape
         own = {"embed_dim": dim, "depth": depth, "num_heads": heads, "patch_size": config.patch}
@@ -70,6 +94,9 @@ def timm_recipe(card: EncoderCard) -> dict[str, Any] | None:
     own = {"embed_dim": dim, "depth": depth, "num_heads": heads, "patch_size": config.patch, "fc_norm": False}
     own |= {"class_token": config.class_token, "reg_tokens": config.registers, "init_values": config.layer_scale}
     own |= {"global_pool": "token" if config.pool == "class" else "avg"}
+    if config.distillation_token:
+        own["global_pool"] = "token"  # it knows no other, so with pool=mean its pooled feature is not ours
+        return {"model_name": "deit_base_distilled_patch16_224", **shared, **own}
     return {"model_name": "vit_base_patch16_224", **shared, **own}
 
 

@@ -77,6 +77,9 @@ class SwinEncoder(Pyramid):
         before = sum(len(earlier.blocks) for earlier in self.swin.layers[:stage])
         return before + (int(parts[parts.index("blocks") + 1]) + 1 if "blocks" in parts else 1)
 
+    def no_decay(self, parameter_name: str) -> bool:
+        return "cpb_mlp" in parameter_name or "logit_scale" in parameter_name  # of version 2
+
 
 class AnySizeWindows:
     """The windows of timm's Swin blocks (`_attn` of both versions), right for maps of any size.

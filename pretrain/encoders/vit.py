@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from einops import rearrange, repeat
 from timm.layers import PatchEmbed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models import named_apply
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer, init_weights_vit_timm
 from torch import Tensor, nn
 
 from pretrain.encoders.base import Encoder, Features, Mask, on_token_grid, zero_hidden_pixels
@@ -19,7 +21,9 @@ from pretrain.schema import VitConfig
 class VitEncoder(Encoder):
     """A timm VisionTransformer (`self.vit`, whose weights load in timm as they are) behind the Encoder seam.
 
-    Positions are interpolated when the image has another size than `image_size`, as DINO does it.
+    Positions are interpolated when the image has another size than `image_size`, as DINO does it. With DeiT's
+    distillation token it is timm's VisionTransformerDistilled; the token follows the class token in the prefix, and
+    `pool: class` is the mean of the two, as timm reads them (Touvron et al. 2021, section 4).
     """
 
     drop_layout = "any"
@@ -28,17 +32,21 @@ class VitEncoder(Encoder):
         self, config: VitConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False
     ) -> None:
         super().__init__()
+        self.config = config
         self.dim, self.depth, heads = config.shape
         self.stride = self.patch = config.patch
         self.has_class_token = config.class_token
         self.pool = config.pool
         self.grid = (image_size[0] // config.patch, image_size[1] // config.patch)
-        self.vit = VisionTransformer(
+        self.num_pooled = 2 if config.distillation_token else 1
+        model = VisionTransformerDistilled if config.distillation_token else VisionTransformer
+        pooled_token = config.pool == "class" or config.distillation_token  # the distilled model knows no other pool
+        self.vit = model(
             img_size=image_size,
             patch_size=config.patch,
             in_chans=channels,
             num_classes=0,
-            global_pool="token" if config.pool == "class" else "avg",
+            global_pool="token" if pooled_token else "avg",
             fc_norm=False,
             embed_dim=self.dim,
             depth=self.depth,
@@ -52,9 +60,8 @@ class VitEncoder(Encoder):
             norm_layer=_norm,
         )
         self.overlapping = config.stem == "conv"
-        for token in (self.vit.cls_token, self.vit.reg_token):
-            if token is not None:
-                nn.init.normal_(token, std=0.02)
+        for token in self._prefix_tokens():
+            nn.init.normal_(token, std=0.02)
         if config.positions == "sincos":
             self.vit.pos_embed.requires_grad_(False)
             self.vit.pos_embed.zero_()
@@ -98,12 +105,16 @@ class VitEncoder(Encoder):
             prefix=prefix if num_prefix else None,
             grid=grid if units is None else None,
             units=None if units is None else rearrange(units, "b n -> b n 1"),
-            pooled=prefix[:, 0] if self.pool == "class" else tokens.mean(dim=1),
+            pooled=prefix[:, : self.num_pooled].mean(dim=1) if self.pool == "class" else tokens.mean(dim=1),
             states=states,
         )
 
+    def _prefix_tokens(self) -> list[nn.Parameter]:
+        tokens = (self.vit.cls_token, getattr(self.vit, "dist_token", None), self.vit.reg_token)
+        return [token for token in tokens if token is not None]
+
     def _prefix(self, batch: int, positions: Tensor) -> Tensor:
-        tokens = [token for token in (self.vit.cls_token, self.vit.reg_token) if token is not None]
+        tokens = self._prefix_tokens()
         if not tokens:
             return positions.expand(batch, -1, -1)
         return (torch.cat(tokens, dim=1) + positions).expand(batch, -1, -1)
@@ -117,8 +128,14 @@ class VitEncoder(Encoder):
     def inner(self) -> nn.Module:
         return self.vit
 
+    def position_grid(self, key: str) -> tuple[int, int]:
+        return self.grid
+
     def final_norm(self, states: Tensor) -> Tensor:
         return self.vit.norm(states)
+
+    def further_blocks(self, count: int) -> nn.Module:
+        return FurtherBlocks(self.config, count)
 
     def blocks(self) -> list[nn.Module]:
         return list(self.vit.blocks)
@@ -146,6 +163,32 @@ class VitEncoder(Encoder):
         weights = (query @ key.transpose(-2, -1) * attn.scale).float().softmax(dim=-1)
         grid_height = images.shape[2] // self.patch
         return rearrange(weights[:, :, 0, self.vit.num_prefix_tokens :], "b heads (h w) -> b heads h w", h=grid_height)
+
+
+class FurtherBlocks(nn.Module):
+    """Fresh blocks like those of a `VitEncoder`, initialised as timm does it, each with the last block's drop path."""
+
+    def __init__(self, config: VitConfig, count: int) -> None:
+        super().__init__()
+        dim, _, heads = config.shape
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                heads,
+                qkv_bias=True,
+                init_values=config.layer_scale,
+                drop_path=config.drop_path,
+                norm_layer=_norm,
+            )
+            for _ in range(count)
+        )
+        named_apply(init_weights_vit_timm, self.blocks)
+
+    def forward(self, states: Tensor, grid: tuple[int, int]) -> Tensor:
+        """States (b, p + n, d) on a map of `grid` patches to states."""
+        for block in self.blocks:
+            states = block(states)
+        return states
 
 
 class ConvStem(nn.Module):

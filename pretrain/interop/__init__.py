@@ -1,1 +1,1 @@
-"""To and from what the field already has: official checkpoints come in, encoders go out."""
+"""Encoders from and to the formats that others use."""

@@ -79,7 +79,8 @@ taken whole. Their headline feature is {_headline(card)}."""
 
 
 def _headline(card: EncoderCard) -> str:
-    return {"class": "the class token", "mean": "the mean of the patch tokens"}.get(card.headline, card.headline)
+    names = {"class": "the class token", "mean": "the mean of the patch tokens", None: "the model's own pooled feature"}
+    return names[card.headline]
 
 
 def _recipe(card: EncoderCard, recipe: dict[str, Any] | None, config: dict[str, Any] | None) -> str:

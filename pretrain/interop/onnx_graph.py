@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,12 @@ class WholeImages(nn.Module):
     def __init__(self, encoder: Encoder, card: EncoderCard) -> None:
         super().__init__()
         self.encoder = encoder
-        self.names = ("pooled", "tokens", "class") if encoder.has_class_token else ("pooled", "tokens")
         self.register_buffer("mean", rearrange(torch.tensor(card.mean), "c -> c 1 1"))
         self.register_buffer("std", rearrange(torch.tensor(card.std), "c -> c 1 1"))
+        with torch.no_grad():
+            shown = encoder(torch.zeros(1, card.channels, *card.image_size))
+        has_class = encoder.has_class_token and shown.prefix is not None
+        self.names = ("pooled", "tokens", "class") if has_class else ("pooled", "tokens")
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = self.encoder((images - self.mean) / self.std)
@@ -64,7 +69,7 @@ def write_onnx(path: Path, encoder: Encoder, card: EncoderCard) -> None:
     log.setLevel(logging.ERROR)
     try:
         # the fused kernels lay attention out in memory as the exporter's own formula does not
-        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), _written_out(model):
             warnings.simplefilter("ignore")  # torch's notes to itself about names and tracing
             program = torch.onnx.export(
                 model,
@@ -88,6 +93,19 @@ def write_onnx(path: Path, encoder: Encoder, card: EncoderCard) -> None:
         value.metadata_props.clear()  # stack traces, with paths of this machine
     program.model.metadata_props.update(described)
     program.save(str(path))
+
+
+@contextmanager
+def _written_out(model: nn.Module) -> Iterator[None]:
+    """While it lasts, timm's attention is products and a softmax: the exporter knows the fused form of 4 axes only."""
+    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    for module in fused:
+        module.fused_attn = False
+    try:
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True
 
 
 def run_onnx(path: Path, images: Tensor) -> dict[str, Tensor]:

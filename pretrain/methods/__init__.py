@@ -1,30 +1,65 @@
-"""What is learned: MAE, masked image modelling and DINO behind one seam (`base.Method`)."""
+"""What is learned, behind one seam (`base.Method`): encoders by MAE, masked modelling and DINO, and tokenizers."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+from pretrain.config import ConfigError
 from pretrain.encoders import build_encoder
+from pretrain.encoders.load import TIMM_PREFIX, find_encoder, load_any
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.dino import Dino
+from pretrain.methods.dvae import Dvae
 from pretrain.methods.mae import MaskedAutoencoder
 from pretrain.methods.mim import MaskedImageModelling
+from pretrain.methods.vqkd import Vqkd
 from pretrain.schedules import Timeline
-from pretrain.schema import Config, MaeConfig, MimConfig
-from pretrain.tokenizers.pixels import Pixels
+from pretrain.schema import Config, DinoConfig, DvaeConfig, MaeConfig, MethodConfig, MimConfig, VqkdConfig
+from pretrain.tokenizers import build_target
+from pretrain.tokenizers.card import check_codes
 
-__all__ = ["Method", "Normalisation", "build_method"]
+__all__ = ["Method", "Normalisation", "build_method", "check_sources", "export_folder"]
+
+
+def export_folder(method: MethodConfig) -> str:
+    """The folder of a run that holds what it is for: `encoder`, or `tokenizer`."""
+    return "tokenizer" if isinstance(method, DvaeConfig | VqkdConfig) else "encoder"
+
+
+def check_sources(config: Config) -> None:
+    """Raise ConfigError unless the other runs that a method learns from are there and fit; starts nothing."""
+    check_codes(config)
+    method = config.method
+    if isinstance(method, VqkdConfig) and not method.teacher.startswith(TIMM_PREFIX):
+        try:
+            find_encoder(Path(method.teacher).expanduser())
+        except FileNotFoundError as error:
+            raise ConfigError(f"method.teacher: {error}") from None
 
 
 def build_method(config: Config, normalisation: Normalisation, timeline: Timeline) -> Method:
     """The method that `config` names around the encoder that it names, freshly initialised from torch's generator."""
     size, channels, method = config.views.global_size, config.data.channels, config.method
+    if isinstance(method, DvaeConfig):
+        return Dvae(method, channels, normalisation, timeline, config.seed)
+    assert config.encoder is not None
     if isinstance(method, MaeConfig):
         encoder = build_encoder(config.encoder, size, channels, mask_token=method.mask.secondary > 0)
         return MaskedAutoencoder(method, encoder, size, channels, normalisation, timeline)
     if isinstance(method, MimConfig):
         encoder = build_encoder(config.encoder, size, channels, mask_token=True)
-        return MaskedImageModelling(encoder, Pixels(encoder.stride, channels), normalisation, timeline)
-    encoder = build_encoder(config.encoder, size, channels)
+        target = build_target(method, encoder.stride, channels)
+        return MaskedImageModelling(method, encoder, target, normalisation, timeline)
+    ibot = isinstance(method, DinoConfig) and method.ibot is not None
+    encoder = build_encoder(config.encoder, size, channels, mask_token=ibot)
+    if isinstance(method, VqkdConfig):
+        teacher = load_any(method.teacher, size)
+        if teacher.channels != channels:
+            raise ConfigError(
+                f"method.teacher {method.teacher} reads images of {teacher.channels} channels and data.channels is "
+                f"{channels}; they must be equal"
+            )
+        return Vqkd(method, encoder, teacher, size, normalisation, timeline)
     teacher = build_encoder(dataclasses.replace(config.encoder, drop_path=0.0), size, channels)
     return Dino(method, encoder, teacher, normalisation, timeline)

@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_pipelines.loader import Batch
 from pretrain.encoders import Encoder, Mask
@@ -41,23 +43,43 @@ class Method(nn.Module):
     batch, so that the mean over ranks and micro-batches is the loss of the whole batch.
     """
 
-    encoder: Encoder
+    encoder: Encoder | None
 
     def __init__(self, normalisation: Normalisation, timeline: Timeline) -> None:
         super().__init__()
         self.timeline = timeline
+        self.encoder = None  # for a method that has none
         self.register_buffer("mean", torch.tensor(normalisation.mean) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(normalisation.std) * 255, persistent=False)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         raise TypeError(f"{type(self).__name__} does not implement forward")
 
+    def before_step(self, step: int, micro_batches: list[Batch]) -> None:
+        """What must be known of all of this rank's micro-batches before the first is learned from; on all ranks."""
+
     def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
-        """Slow averages and centres: once after each applied optimizer step, on all ranks."""
+        """Slow averages and centres: once after each applied optimizer step, on all ranks.
+
+        Here the running statistics of batch normalisation, which each rank counts over its own micro-batches, are
+        brought together. Subclasses call it first.
+        """
+        share_running_statistics(self)
+
+    def encoder_loaded(self) -> None:
+        """Called when other weights were put into `encoder` before training, for what must follow them."""
 
     def frozen_encoder(self) -> Encoder | None:
-        """The encoder that is exported and probed."""
+        """The encoder that is exported and probed; None for a method that trains a tokenizer."""
         return self.encoder
+
+    def tokenizer(self) -> nn.Module | None:
+        """The tokenizer that is exported, where there is no encoder to export; see `tokenizers/saved.py`."""
+        return None
+
+    def pinned(self) -> dict[str, str]:
+        """Checksums of the files beside the data that the run learns from: it may be resumed with these only."""
+        return {}
 
     def no_decay(self, name: str) -> bool:
         """Whether a parameter, beside biases, norms and tokens, is exempt from weight decay."""
@@ -68,7 +90,7 @@ class Method(nn.Module):
         return 0
 
     def schedules(self, step: int) -> dict[str, float]:
-        """What the method itself changes with time, as of optimizer step `step`, to log."""
+        """What the method itself changes with time, as of the end of optimizer step `step`, to log."""
         return {}
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
@@ -83,6 +105,33 @@ class Method(nn.Module):
         """The inverse of `normalise`, clamped and rounded to uint8."""
         pixels = images.float() * rearrange(self.std, "c -> c 1 1") + rearrange(self.mean, "c -> c 1 1")
         return pixels.round().clamp(0, 255).to(torch.uint8)
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """Running means and variances of a module's batch normalisations, in order."""
+    layers = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
+    return [statistic for layer in layers for statistic in (layer.running_mean, layer.running_var)]
+
+
+@torch.no_grad()
+def share_running_statistics(module: nn.Module) -> None:
+    """Replace running statistics by their mean over the ranks, so that all ranks hold one model. Collective."""
+    statistics = running_statistics(module)
+    if not statistics or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    flat = torch.cat(statistics)
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for statistic, mean in zip(statistics, flat.split([len(part) for part in statistics]), strict=True):
+        statistic.copy_(mean)
+
+
+@torch.no_grad()
+def follow(slow: nn.Module, fast: nn.Module, weight: float, gathered: Gathered) -> None:
+    """Move each parameter of `slow` the share `weight` of the way to that of `fast`, of the same architecture."""
+    for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
+        with gathered([old, new]):
+            old.lerp_(new.to(old.dtype), weight)
 
 
 def mask_of(batch: Batch, num_visible: int | None = None) -> Mask:

@@ -1,16 +1,19 @@
-"""Self-distillation with no labels (DINO, Caron et al. 2021)."""
+"""Self-distillation with no labels (DINO, Caron et al. 2021), with DINOv2's additions (Oquab et al. 2024)."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
-from pretrain.encoders import Encoder
-from pretrain.methods.base import Gathered, Method, Normalisation, already_whole
+from pretrain.encoders import Encoder, Features, Mask
+from pretrain.encoders.base import refine
+from pretrain.methods.base import Gathered, Method, Normalisation, already_whole, running_statistics
+from pretrain.methods.dino_head import DinoHead
+from pretrain.methods.dino_losses import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 from pretrain.schedules import Cosine, Staircase, Timeline
 from pretrain.schema import DinoConfig
 
@@ -19,7 +22,8 @@ class Dino(Method):
     """A student matches, on every crop, what its slow average (the teacher) says of the global crops.
 
     `encoder` and `teacher_encoder` are of one architecture; the teacher's has no drop path. The teacher stays fp32:
-    in bf16 an average with momentum .996 would never move.
+    in bf16 an average with momentum .996 would never move. With `config.ibot` the student sees some global crops with
+    units hidden and also matches the teacher's patch tokens there.
     """
 
     def __init__(
@@ -35,13 +39,20 @@ class Dino(Method):
         self.encoder = encoder
         self.head = DinoHead(encoder.dim, config)
         self.teacher = nn.ModuleDict({"encoder": teacher_encoder, "head": DinoHead(encoder.dim, config)})
-        self.teacher["encoder"].load_state_dict(encoder.state_dict())
-        self.teacher["head"].load_state_dict(self.head.state_dict())
+        prototypes = {"center": self.head.num_prototypes}
+        if config.ibot is not None:
+            if config.ibot.separate_head:
+                self.patch_head = DinoHead(encoder.dim, config, config.ibot.prototypes)
+                self.teacher["patch_head"] = DinoHead(encoder.dim, config, config.ibot.prototypes)
+            prototypes["patch_center"] = self._head("patch_head").num_prototypes
+        self.encoder_loaded()
         self.teacher.requires_grad_(False)
-        self.register_buffer("center", torch.zeros(1, config.prototypes))
-        # teacher outputs of the micro-batches since the last step, not part of a checkpoint (which is after a step)
-        self.register_buffer("output_sum", torch.zeros(1, config.prototypes), persistent=False)
-        self.register_buffer("output_count", torch.zeros(()), persistent=False)
+        for name, count in prototypes.items():
+            self.register_buffer(name, torch.zeros(1, count))
+            # teacher outputs of the micro-batches since the last step, not part of a checkpoint (which is after a step)
+            self.register_buffer(f"{name}_sum", torch.zeros(1, count), persistent=False)
+            self.register_buffer(f"{name}_count", torch.zeros(()), persistent=False)
+        self.centers = tuple(prototypes)
         self.teacher_temperature = Staircase(
             config.warmup_teacher_temperature,
             config.teacher_temperature,
@@ -50,6 +61,12 @@ class Dino(Method):
         )
         self.momentum = Cosine(config.teacher_momentum, 1.0, timeline.total_steps)
 
+    def encoder_loaded(self) -> None:
+        for name, slow in self.teacher.items():
+            slow.load_state_dict(
+                {key: value for key, value in getattr(self, name).state_dict().items() if key != "mask_token"}
+            )
+
     def train(self, mode: bool = True) -> Dino:
         super().train(mode)
         self.teacher.eval()
@@ -57,54 +74,99 @@ class Dino(Method):
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         crops = batch["global_crops"]
-        views = rearrange(self.normalise(crops), "b v c h w -> v b c h w")
-        num_global, images = len(views), rearrange(views, "v b c h w -> (v b) c h w")
+        size, num_global = crops.shape[:2]
+        images = rearrange(self.normalise(crops), "b v c h w -> (v b) c h w")
         with torch.no_grad():
-            teacher = self.teacher["head"](self.teacher["encoder"](images).pooled)
-        features = self.encoder(images).pooled
-        pooled = [features]
+            teacher_features = self.teacher["encoder"](images)
+            teacher = self.teacher["head"](teacher_features.pooled).float()
+        mask = None
+        if self.config.ibot is not None:
+            mask = Mask(replaced=rearrange(batch["replaced"], "b v gh gw -> (v b) gh gw"))
+        features = self.encoder(images, mask)
+        pooled = [features.pooled]
         if batch["local_crops"] is not None:
             small = rearrange(self.normalise(batch["local_crops"]), "b u c h w -> (u b) c h w")
             pooled.append(self.encoder(small).pooled)
-        student = self.head(torch.cat(pooled))
+        student = rearrange(self.head(torch.cat(pooled)).float(), "(v b) k -> v b k", b=size)
 
-        temperature = self.teacher_temperature(step)
-        student = rearrange(student.float(), "(v b) k -> v b k", b=len(crops)) / self.config.student_temperature
-        teacher = rearrange(teacher.float(), "(v b) k -> v b k", v=num_global)
-        probabilities = ((teacher - self.center) / temperature).softmax(dim=-1)
+        probabilities = rearrange(self._targets(teacher, "center", step), "(v b) k -> v b k", v=num_global)
+        result = {"loss": dino_loss(student / self.config.student_temperature, probabilities)}
+        if self.config.koleo_weight:
+            views = rearrange(features.pooled, "(v b) d -> v b d", v=num_global)
+            result["koleo"] = torch.stack([koleo_loss(view) for view in views]).sum()
+        if mask is not None:
+            result["ibot"] = self._ibot(features, teacher_features, mask, step)
+        if len(result) > 1:
+            result["dino"] = result["loss"]
+            result["loss"] = result["dino"] + self.config.koleo_weight * result.get("koleo", 0.0)
+            if self.config.ibot is not None:
+                result["loss"] = result["loss"] + self.config.ibot.weight * result["ibot"]
         with torch.no_grad():
-            self.output_sum += teacher.sum(dim=(0, 1))
-            self.output_count += teacher.shape[0] * teacher.shape[1]
             entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim=-1).mean()
-            directions = F.normalize(features[: len(crops)].float(), dim=-1)
+            directions = F.normalize(features.pooled[:size].float(), dim=-1)
             deviation = directions.std(dim=0, unbiased=False).mean() * directions.shape[-1] ** 0.5
-        return {
-            "loss": dino_loss(student, probabilities),
-            "teacher_entropy": entropy,
-            "feature_std": deviation,  # 1: the first global crops' directions spread evenly; 0: collapsed
-        }
+        # feature_std, 1: the first global crops' directions spread evenly; 0: collapsed
+        return {**result, "teacher_entropy": entropy, "feature_std": deviation}
+
+    def _ibot(self, features: Features, teacher: Features, mask: Mask, step: int) -> Tensor:
+        """The loss at hidden patch tokens, all global views together."""
+        assert mask.replaced is not None
+        assert features.grid is not None
+        hidden = rearrange(refine(mask.replaced, features.grid), "n h w -> n (h w)")
+        weights = (1.0 / hidden.sum(dim=1, keepdim=True).clamp_min(1)).expand_as(hidden)[hidden]
+        student = self._head("patch_head")(features.tokens[hidden]).float() / self.config.student_temperature
+        with torch.no_grad():
+            name = "patch_head" if "patch_head" in self.teacher else "head"
+            outputs = self.teacher[name](teacher.tokens[hidden]).float()
+            targets = self._targets(outputs, "patch_center", step)
+        return ibot_loss(student, targets, weights, num_crops=len(hidden))
+
+    def _head(self, name: str) -> DinoHead:
+        """The class head, or the patch tokens' own where there is one."""
+        return self.patch_head if name == "patch_head" and hasattr(self, "patch_head") else self.head
+
+    @torch.no_grad()
+    def _targets(self, outputs: Tensor, center: str, step: int) -> Tensor:
+        """Teacher outputs (n, k) to probabilities; their sum is kept for the centre."""
+        temperature = self.teacher_temperature(step)
+        if self.config.centering == "sinkhorn":
+            return sinkhorn_knopp(outputs, temperature, self.config.sinkhorn_iterations)
+        getattr(self, f"{center}_sum").add_(outputs.sum(dim=0))
+        getattr(self, f"{center}_count").add_(len(outputs))
+        return ((outputs - getattr(self, center)) / temperature).softmax(dim=-1)
 
     @torch.no_grad()
     def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(self.output_sum)
-            dist.all_reduce(self.output_count)
-        momentum = self.config.center_momentum
-        self.center.mul_(momentum).add_(self.output_sum / self.output_count, alpha=1 - momentum)
-        self.output_sum.zero_()
-        self.output_count.zero_()
-        pairs = list(zip(self.teacher["encoder"].parameters(), self.encoder.parameters(), strict=True))
-        pairs += zip(self.teacher["head"].parameters(), self.head.parameters(), strict=True)
+        super().after_step(step, gathered)
+        if self.config.centering == "center":
+            for name in self.centers:
+                self._move_center(name)
         weight = 1 - self.momentum(step)
-        for slow, fast in pairs:
-            with gathered([slow, fast]):
-                slow.lerp_(fast.to(slow.dtype), weight)
+        for name, slow_module in self.teacher.items():
+            fast_parameters = dict(getattr(self, name).named_parameters())
+            for key, slow in slow_module.named_parameters():
+                with gathered([slow, fast_parameters[key]]):
+                    slow.lerp_(fast_parameters[key].to(slow.dtype), weight)
+        statistics = (running_statistics(encoder) for encoder in (self.teacher["encoder"], self.encoder))
+        for slow, fast in zip(*statistics, strict=True):
+            slow.lerp_(fast, weight)
+
+    def _move_center(self, name: str) -> None:
+        total, count, center = (getattr(self, f"{name}{part}") for part in ("_sum", "_count", ""))
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(total)
+            dist.all_reduce(count)
+        if count > 0:
+            momentum = self.config.center_momentum
+            center.mul_(momentum).add_(total / count, alpha=1 - momentum)
+        total.zero_()
+        count.zero_()
 
     def frozen_encoder(self) -> Encoder | None:
         return self.teacher["encoder"]
 
     def frozen_until(self, name: str) -> int:
-        if name.startswith("head.last_layer"):
+        if name.startswith(("head.last_layer", "patch_head.last_layer")):
             # the rate is zero, the gradient is not: Adam's moments are warm when it thaws. (From a gradient of zero
             # they would start cold with their bias corrections spent, and the first steps be several times too long.)
             return self.timeline.steps(self.config.freeze_last_layer_epochs)
@@ -127,8 +189,9 @@ class Dino(Method):
         if crops.shape[1] != 3:
             return {}
         features = encoder(images)
-        if min(features.tokens[..., 0].numel(), features.tokens.shape[-1]) < 3 or not features.tokens.isfinite().all():
-            return {}  # fewer than three directions, or a run that is about to stop with words of its own
+        few = features.grid is None or min(features.tokens[..., 0].numel(), features.tokens.shape[-1]) < 3
+        if few or not features.tokens.isfinite().all():
+            return {}  # no map, fewer than three directions, or a run that is about to stop with words of its own
         maps = rearrange(main_directions(features.tokens), "b (h w) c -> b c h w", h=features.grid[0])
         label = "tokens of the teacher (image, then their three main directions as red, green, blue)"
         return {label: torch.cat([crops, _enlarged(maps, crops)], dim=-1)}
@@ -147,57 +210,3 @@ def main_directions(tokens: Tensor) -> Tensor:
 def _enlarged(maps: Tensor, crops: Tensor) -> Tensor:
     """Maps (b, c, gh, gw) in 0 .. 1 as uint8 of the crops' height and width."""
     return (F.interpolate(maps, size=crops.shape[-2:], mode="nearest") * 255).to(torch.uint8)
-
-
-def dino_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Cross-entropy between all (teacher view, student view) pairs but those of the same view, averaged over pairs.
-
-    student (v, b, k): outputs divided by the student's temperature, global views first. teacher (g, b, k):
-    probabilities. Gives a scalar (Caron et al. 2021, equation 3).
-    """
-    log_student = student.log_softmax(dim=-1)
-    num_teacher, batch = teacher.shape[:2]
-    # the sum over views first: no tensor of all pairs is ever made
-    every = einsum(teacher.sum(dim=0), log_student.sum(dim=0), "b k, b k ->")
-    same = einsum(teacher, log_student[:num_teacher], "g b k, g b k ->")
-    num_pairs = num_teacher * (len(student) - 1)
-    return (same - every) / (num_pairs * batch)
-
-
-class DinoHead(nn.Module):
-    """Three linear layers with GELU, l2-normalised, then a weight-normalised projection to the prototypes."""
-
-    def __init__(self, dim: int, config: DinoConfig) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, config.head_hidden),
-            nn.GELU(),
-            nn.Linear(config.head_hidden, config.head_hidden),
-            nn.GELU(),
-            nn.Linear(config.head_hidden, config.head_bottleneck),
-        )
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
-        self.last_layer = WeightNormLinear(config.head_bottleneck, config.prototypes, fixed_norm=config.norm_last_layer)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(n, d) -> (n, k)."""
-        bottleneck = self.mlp(features)
-        # cosines are divided by temperatures as low as .02: in bf16 their rounding alone would be worth .2 nats
-        with torch.autocast(features.device.type, enabled=False):
-            return self.last_layer(F.normalize(bottleneck.float(), dim=-1, eps=1e-12))
-
-
-class WeightNormLinear(nn.Module):
-    """y = g * v / |v| x without bias, its norms `weight_g` fixed at 1 if `fixed_norm` (Salimans and Kingma 2016)."""
-
-    def __init__(self, dim: int, num_outputs: int, fixed_norm: bool) -> None:
-        super().__init__()
-        self.weight_v = nn.Parameter(nn.Linear(dim, num_outputs, bias=False).weight.detach())
-        self.weight_g = nn.Parameter(torch.ones(num_outputs, 1), requires_grad=not fixed_norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, d) -> (n, k)."""
-        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=1, eps=0.0))

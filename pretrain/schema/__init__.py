@@ -10,6 +10,7 @@ from pretrain.schema.encoders import (
     SwinConfig,
     TimmConfig,
     TwinsConfig,
+    UmMaeSwinConfig,
     VitConfig,
 )
 from pretrain.schema.methods import (
@@ -56,6 +57,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "TwinsConfig",
+    "UmMaeSwinConfig",
     "VitConfig",
     "VqkdConfig",
 ]

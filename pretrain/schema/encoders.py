@@ -108,6 +108,15 @@ class BeitConfig:
         return self
 
 
+def check_swin_shape(dim: int, depths: tuple[int, ...], heads: tuple[int, ...]) -> None:
+    """Raise ValueError unless every stage has its heads, and a width that divides into them."""
+    if len(depths) != len(heads):
+        raise ValueError(f"depths {depths} name {len(depths)} stages and heads {heads} name {len(heads)}; set both")
+    for stage, num_heads in enumerate(heads):
+        if dim * 2**stage % num_heads:
+            raise ValueError(f"stage {stage} is {dim * 2**stage} wide, which does not divide into {num_heads} heads")
+
+
 @section
 class SwinConfig:
     """A Swin transformer; `size` names dim, depths and heads, each of which may be set by itself."""
@@ -135,14 +144,38 @@ class SwinConfig:
 
     @model_validator(mode="after")
     def _check(self) -> SwinConfig:
-        dim, depths, heads = self.shape
-        if len(depths) != len(heads):
-            raise ValueError(f"depths {depths} name {len(depths)} stages and heads {heads} name {len(heads)}; set both")
-        for stage, num_heads in enumerate(heads):
-            if dim * 2**stage % num_heads:
-                raise ValueError(
-                    f"stage {stage} is {dim * 2**stage} wide, which does not divide into {num_heads} heads"
-                )
+        check_swin_shape(*self.shape)
+        return self
+
+
+@section
+class UmMaeSwinConfig:
+    """UM-MAE's Swin (Li et al. 2022): positions from a small network over coordinates, downsampling by convolution."""
+
+    family: Literal["um_mae_swin"] = "um_mae_swin"
+    size: Literal["tiny", "small", "base", "large"] = "tiny"
+    dim: PositiveInt | None = None  # of the first stage
+    depths: tuple[PositiveInt, ...] | None = None
+    heads: tuple[PositiveInt, ...] | None = None
+    patch: PositiveInt = 4
+    window: PositiveInt = 8  # on compact maps; twice that on whole images
+    position_dim: PositiveInt = 32
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def shape(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        """Width of the first stage, blocks per stage, heads per stage."""
+        dim, depths, heads = SWIN_SIZES[self.size]
+        return self.dim or dim, self.depths or depths, self.heads or heads
+
+    @property
+    def stride(self) -> int:
+        """Pixels per output token."""
+        return self.patch * 2 ** (len(self.shape[1]) - 1)
+
+    @model_validator(mode="after")
+    def _check(self) -> UmMaeSwinConfig:
+        check_swin_shape(*self.shape)
         return self
 
 
@@ -208,9 +241,28 @@ class PvtConfig:
         return self
 
 
+# dims of the four stages, depths, heads
+PVT_V2_SIZES = {
+    "b0": ((32, 64, 160, 256), (2, 2, 2, 2), (1, 2, 5, 8)),
+    "b1": ((64, 128, 320, 512), (2, 2, 2, 2), (1, 2, 5, 8)),
+    "b2": ((64, 128, 320, 512), (3, 4, 6, 3), (1, 2, 5, 8)),
+    "b3": ((64, 128, 320, 512), (3, 4, 18, 3), (1, 2, 5, 8)),
+    "b4": ((64, 128, 320, 512), (3, 8, 27, 3), (1, 2, 5, 8)),
+    "b5": ((64, 128, 320, 512), (3, 6, 40, 3), (1, 2, 5, 8)),
+}
+TWINS_SIZES = {
+    "small": ((64, 128, 256, 512), (2, 2, 10, 4), (2, 4, 8, 16)),
+    "base": ((96, 192, 384, 768), (2, 2, 18, 2), (3, 6, 12, 24)),
+    "large": ((128, 256, 512, 1024), (2, 2, 18, 2), (4, 8, 16, 32)),
+}
+
+
 @section
 class PvtV2Config:
-    """PVT version 2 (Wang et al. 2022): overlapping patch embedding; `linear` pools keys and values to 7x7."""
+    """PVT version 2 (Wang et al. 2022); `size` names dims, depths and heads, each of which may be set by itself.
+
+    Patches overlap, and positions come from depth-wise convolutions. `linear` pools keys and values to a map of 7x7.
+    """
 
     family: Literal["pvt_v2"] = "pvt_v2"
     size: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = "b2"
@@ -222,36 +274,69 @@ class PvtV2Config:
     patch = 4
     stride = 32
 
+    @property
+    def shape(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Widths, numbers of blocks and numbers of heads of the stages."""
+        dims, depths, heads = PVT_V2_SIZES[self.size]
+        return self.dims or dims, self.depths or depths, self.heads or heads
+
     @model_validator(mode="after")
     def _check(self) -> PvtV2Config:
-        for name in ("dims", "depths", "heads"):
-            values = getattr(self, name)
-            if values is not None and len(values) != 4:
-                raise ValueError(f"{name} {values} names {len(values)} stages; PVT v2 has 4")
+        _check_four_stages(*self.shape)
         return self
 
 
 @section
 class TwinsConfig:
-    """Twins-SVT (Chu et al. 2021): attention within windows and to a sub-sampled map, positions from convolutions."""
+    """Twins-SVT (Chu et al. 2021); `size` names dims, depths and heads, each of which may be set by itself.
+
+    Attention within windows and to a sub-sampled map in turn; positions come from depth-wise convolutions.
+    """
 
     family: Literal["twins"] = "twins"
     size: Literal["small", "base", "large"] = "small"
     dims: tuple[PositiveInt, ...] | None = None
     depths: tuple[PositiveInt, ...] | None = None
     heads: tuple[PositiveInt, ...] | None = None
-    window: PositiveInt = 7
+    window: Annotated[int, Field(ge=2)] = 7
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     patch = 4
     stride = 32
 
+    @property
+    def shape(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Widths, numbers of blocks and numbers of heads of the stages."""
+        dims, depths, heads = TWINS_SIZES[self.size]
+        return self.dims or dims, self.depths or depths, self.heads or heads
+
     @model_validator(mode="after")
     def _check(self) -> TwinsConfig:
-        for name in ("dims", "depths", "heads"):
-            values = getattr(self, name)
-            if values is not None and len(values) != 4:
-                raise ValueError(f"{name} {values} names {len(values)} stages; Twins-SVT has 4")
+        _check_four_stages(*self.shape)
         return self
+
+
+def _check_four_stages(dims: tuple[int, ...], depths: tuple[int, ...], heads: tuple[int, ...]) -> None:
+    for name, values in (("dims", dims), ("depths", depths), ("heads", heads)):
+        if len(values) != 4:
+            raise ValueError(f"{name} {tuple(values)} names {len(values)} stages; this family has 4")
+    for stage, (dim, num_heads) in enumerate(zip(dims, heads, strict=True)):
+        if dim % num_heads:
+            raise ValueError(f"stage {stage} is {dim} wide, which does not divide into {num_heads} heads")
+
+
+#: Arguments of timm.create_model that other settings own, or that would load files.
+TIMM_RESERVED = {
+    "num_classes": "an encoder has no classifier",
+    "in_chans": "it follows data.channels",
+    "img_size": "it follows views.global_crops",
+    "drop_path_rate": "set encoder.drop_path",
+    "pretrained": "set init_from=timm:NAME",
+    "checkpoint_path": "set init_from",
+    **dict.fromkeys(
+        ("cache_dir", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "features_only"),
+        "it is not an argument of the architecture",
+    ),
+}
 
 
 @section
@@ -263,6 +348,13 @@ class TimmConfig:
     args: dict[str, Any] = Field(default_factory=dict)  # further arguments of timm.create_model
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
+    @model_validator(mode="after")
+    def _check(self) -> TimmConfig:
+        for name in self.args:
+            if name in TIMM_RESERVED:
+                raise ValueError(f"args has {name!r}, which can't be set here: {TIMM_RESERVED[name]}")
+        return self
+
 
 def _named_timm_model(value: object) -> object:
     if isinstance(value, str) and value.startswith("timm:"):
@@ -271,7 +363,7 @@ def _named_timm_model(value: object) -> object:
 
 
 EncoderConfig = Annotated[
-    VitConfig | BeitConfig | SwinConfig | PvtConfig | PvtV2Config | TwinsConfig | TimmConfig,
+    VitConfig | BeitConfig | SwinConfig | UmMaeSwinConfig | PvtConfig | PvtV2Config | TwinsConfig | TimmConfig,
     Field(discriminator="family"),
     BeforeValidator(_named_timm_model),
 ]

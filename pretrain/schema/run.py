@@ -39,7 +39,7 @@ class DataConfig:
 class OptimConfig:
     """AdamW and its schedules."""
 
-    lr: PositiveFloat  # at `lr_reference_batch`, scaled linearly with the global batch
+    lr: PositiveFloat  # at `lr_reference_batch`, scaled with the global batch
     lr_reference_batch: PositiveInt = 256
     lr_scaling: Literal["linear", "sqrt"] = "linear"  # how the rate follows the batch; sqrt: DINOv2's rule
     lr_end: NonNegativeFloat = 0.0  # absolute, not scaled
@@ -64,6 +64,12 @@ class OptimConfig:
             raise ValueError(f"schedule is {self.schedule} and step_epochs {self.step_epochs}; they go together")
         if list(self.step_epochs) != sorted(set(self.step_epochs)):
             raise ValueError(f"step_epochs {self.step_epochs} must rise")
+        if self.schedule == "steps" and self.lr_end:
+            raise ValueError(f"lr_end is {self.lr_end:g}, which belongs to schedule cosine; remove it")
+        if self.step_epochs and self.warmup_epochs > self.step_epochs[0]:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} go beyond the first of step_epochs {self.step_epochs}"
+            )
         return self
 
 

@@ -8,15 +8,23 @@ from data_pipelines.loader import Batch
 
 
 class Target(nn.Module):
-    """What is predicted at each output token of the encoder. Its parameters, if any, are frozen.
+    """What is predicted at each cell of an image, from the features that the encoder has there.
 
-    num_outputs: predicted values per output token.
+    cell: side in px of what one prediction is for. num_outputs: predicted values per cell.
     """
 
+    cell: int
     num_outputs: int
 
-    def loss(self, predicted: Tensor, images: Tensor, batch: Batch, mean_hidden: Tensor) -> Tensor:
-        """The loss () of predictions (b, h, w, num_outputs) for normalised `images` (b, c, H, W).
+    def wanted(self, images: Tensor, batch: Batch) -> Tensor:
+        """What is to be predicted for normalised `images` (b, c, H, W), in the form that `loss` takes."""
+        raise TypeError(f"{type(self).__name__} does not implement wanted")
+
+    def loss(
+        self, head: nn.Module, cells: Tensor, wanted: Tensor, batch: Batch, mean_hidden: Tensor
+    ) -> dict[str, Tensor]:
+        """The "loss" () of what `head` (d -> num_outputs) predicts from the features of the cells (b, h, w, d), and
+        further scalars to log.
 
         `mean_hidden` () is the number of hidden mask units per micro-batch, averaged over the global batch: dividing
         by it, not by this micro-batch's count, makes the mean over ranks and micro-batches the global loss.
@@ -24,5 +32,10 @@ class Target(nn.Module):
         raise TypeError(f"{type(self).__name__} does not implement loss")
 
     def pictures(self, predicted: Tensor, images: Tensor, batch: Batch) -> Tensor | None:
-        """Normalised pictures (b, c, H, W) of the predictions pasted into the image, where they can be drawn."""
+        """Normalised pictures (b, c, H, W) of predictions (b, h, w, num_outputs) pasted into the image, where they can
+        be drawn."""
         return None
+
+    def pinned(self) -> dict[str, str]:
+        """Checksums of the files that it reads."""
+        return {}

@@ -12,8 +12,9 @@ from eval import baselines, probe
 from eval.probe import run_probe
 from eval.report import markdown_table, probe_table
 from eval.splits import open_splits
-from eval.target import find_encoder, open_target, run_of
+from eval.target import open_target, run_of
 from pretrain.encoders import build_encoder
+from pretrain.encoders.load import find_encoder
 from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.schema import VitConfig
 

@@ -17,7 +17,13 @@ def test_the_plan_does_the_arithmetic(tmp_path: Path) -> None:
     assert "1,001 samples in 2 shards" in text
     assert "64 = 4 ranks x 8 x 2 accumulated" in text
     assert "45, 15 an epoch, 3.0 epochs; 2,880 samples seen" in text
-    assert "0.0005 at its peak" in text
+    assert "0.0005 at its peak (optim.lr x 64 / 128)" in text
+
+
+def test_the_plan_says_by_which_rule_the_rate_follows_the_batch(tmp_path: Path) -> None:
+    changes = ["train.batch_size=512", "optim.lr=0.004", "optim.lr_reference_batch=128", "optim.lr_scaling=sqrt"]
+    text = "\n".join(plan(load_config(PRESET, [f"data.train={tmp_path}", *changes]), [600], 1, world_size=1))
+    assert "0.008 at its peak (optim.lr x sqrt(512 / 128))" in text
 
 
 def test_a_dry_run_refuses_a_batch_that_does_not_divide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,11 +62,14 @@ def test_overrides_reach_into_sections_and_lists() -> None:
         ("engine.deepspeed", {"zero_optimization": {"stage": 2}}, "engine.zero_stage"),
         ("engine.deepspeed", {"elasticity": {"enabled": True}}, "order of data"),
         ("method.mask.unit", 6, "does not divide the image"),
-        ("method.mask.unit", 2, "multiple of encoder.patch"),
+        ("method.mask.unit", 2, "multiple of the encoder's patch"),
         ("method.mask.kind", "blockwise", "kind random"),
         ("data.mean", [0.5, 0.5], "2 values for data.channels = 3"),
         ("name", "../elsewhere", "pattern"),
         ("views.local_crops", {"size": 16}, "sees no local crops"),
+        ("optim.schedule", "steps", "they go together"),
+        ("optim", {"lr": 1, "schedule": "steps", "step_epochs": [3], "lr_end": 0.1}, "belongs to schedule cosine"),
+        ("optim", {"lr": 1, "schedule": "steps", "step_epochs": [3], "warmup_epochs": 4}, "beyond the first of step"),
     ],
 )
 def test_refusals_name_the_key_and_the_way_out(mae_data: dict[str, Any], key: str, value: Any, says: str) -> None:
@@ -84,6 +87,85 @@ def test_a_pyramid_needs_its_own_masks(mae_data: dict[str, Any]) -> None:
     mae_data["method"]["mask"]["kind"] = "one_in_2x2"
     with pytest.raises(ConfigError, match="multiple of 64"):
         parse_config(mae_data)
+
+
+def test_steps_that_a_run_never_reaches_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"step_epochs ends with 700, which train.epochs = 100 never reaches"):
+        load_config("simmim_vitb16_in1k_800", ["data.train=x", "train.epochs=100"])
+
+
+def written(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def test_a_file_extends_a_preset(tmp_path: Path) -> None:
+    """Mappings are merged, values and lists replace the other's, and the name is the extending file's."""
+    written(
+        tmp_path,
+        mine="""
+            extends: dino_vits16_in1k_100
+            views: {global_crops: [{size: 64}, {size: 64}], local_crops: {size: 32}}
+            encoder: {patch: 8}
+            optim: {lr: 0.5}
+        """,
+    )
+    ours = load_config(tmp_path / "mine.yaml", ["data.train=x"])
+    base = load_config("dino_vits16_in1k_100", ["data.train=x"])
+    assert ours.name == "mine"
+    assert (ours.encoder.patch, ours.encoder.size, ours.encoder.drop_path) == (8, "small", 0.1)
+    assert (ours.optim.lr, ours.optim.weight_decay_end) == (0.5, 0.4)
+    assert ours.views.global_crops[0].blur == 0.0, "a list replaces a list"
+    assert (ours.views.local_crops.size, ours.views.local_crops.blur) == ((32, 32), 0.5)
+    assert ours.method == base.method
+    assert "extends" not in dump_config(ours)
+
+
+def test_a_section_of_another_tag_replaces_the_whole(tmp_path: Path) -> None:
+    written(
+        tmp_path,
+        other="extends: dino_vits16_in1k_100\nencoder: {family: swin, window: 8}",
+        same="extends: dino_vits16_in1k_100\nmethod: {name: dino, prototypes: 8}",
+    )
+    swin = load_config(tmp_path / "other.yaml", ["data.train=x"]).encoder
+    assert (swin.family, swin.window, swin.size, swin.drop_path) == ("swin", 8, "tiny", 0.0)
+    dino = load_config(tmp_path / "same.yaml", ["data.train=x", "method.freeze_last_layer_epochs=3"]).method
+    assert (dino.prototypes, dino.freeze_last_layer_epochs, dino.teacher_temperature) == (8, 3, 0.04)
+
+
+def test_extending_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    written(
+        tmp_path,
+        first="extends: mae_vit_cifar_cpu\nname: first\nseed: 1\noptim: {lr: 0.25}",
+        second="extends: first.yaml\nseed: 2",
+    )
+    written(tmp_path / "deep", third="extends: ../second.yaml\ntrain: {batch_size: 64}")
+    config = load_config(tmp_path / "deep" / "third.yaml", ["data.train=x"])
+    assert (config.name, config.seed, config.optim.lr, config.train.batch_size) == ("third", 2, 0.25, 64)
+    assert config.method == load_config("mae_vit_cifar_cpu", ["data.train=x"]).method
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("extends: mae_vit_cifar_gpu", r"a.yaml extends mae_vit_cifar_gpu: .* did you mean mae_vit_cifar_cpu"),
+        ("extends: other.yaml", "there is no file .*other.yaml"),
+        ("extends: [demo]", r"extends is \['demo'\]; name one preset"),
+        ("extends: a.yaml", "a.yaml -> a.yaml"),
+        ("extends: b.yaml", "a.yaml -> b.yaml -> c.yaml -> a.yaml"),
+    ],
+)
+def test_what_cannot_be_extended_is_named(tmp_path: Path, text: str, says: str) -> None:
+    written(tmp_path, a=text, b="extends: c.yaml", c="extends: a.yaml")
+    with pytest.raises(ConfigError, match=says):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_an_override_of_one_crop_leaves_the_other() -> None:
+    """The two are one object in the file, by a YAML alias."""
+    crops = load_config("demo", ["data.train=x", "views.global_crops.0.grey=0.1"]).views.global_crops
+    assert (crops[0].grey, crops[1].grey) == (0.1, 0.3)
 
 
 def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:

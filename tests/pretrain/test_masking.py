@@ -42,7 +42,7 @@ def test_secondary_masks_lie_on_visible_units() -> None:
     config = MaeConfig(mask=MaskConfig(kind="one_in_2x2", unit=4, secondary=0.25))
     draw = draw_mask_for(config, (32, 32))
     assert draw is not None
-    dropped, replaced = draw(np.random.default_rng(0))
+    dropped, replaced = draw(np.random.default_rng(0), 0, 0)
     assert dropped is not None
     assert replaced is not None
     assert not (dropped & replaced).any()
@@ -72,6 +72,6 @@ def test_methods_drop_or_replace() -> None:
     mae, mim = draw_mask_for(MaeConfig(), (224, 224)), draw_mask_for(MimConfig(), (192, 192))
     assert mae is not None
     assert mim is not None
-    assert [None if part is None else part.shape for part in mae(rng)] == [(14, 14), None]
-    assert [None if part is None else part.shape for part in mim(rng)] == [None, (6, 6)]
+    assert [None if part is None else part.shape for part in mae(rng, 0, 0)] == [(14, 14), None]
+    assert [None if part is None else part.shape for part in mim(rng, 0, 0)] == [None, (6, 6)]
     assert draw_mask_for(DinoConfig(), (224, 224)) is None

@@ -12,7 +12,9 @@ import torch
 from tiny import build, config_data, random_batch
 
 from pretrain.config import parse_config
-from pretrain.methods.dino import Dino, DinoHead, WeightNormLinear, dino_loss, main_directions
+from pretrain.methods.dino import Dino, main_directions
+from pretrain.methods.dino_head import DinoHead, WeightNormLinear
+from pretrain.methods.dino_losses import dino_loss
 from pretrain.methods.mae import MaskedAutoencoder
 from pretrain.optim import build_optimizer, set_rates
 from pretrain.patches import patchify, sincos_positions, unpatchify

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pretrain.schedules import Cosine, Staircase, Timeline, learning_rate, weight_decay
+from pretrain.schedules import Cosine, Staircase, Steps, Timeline, learning_rate, weight_decay
 from pretrain.schema import OptimConfig, TrainConfig
 
 
@@ -66,3 +67,38 @@ def test_decay_is_constant_unless_an_end_is_set() -> None:
 def test_a_run_has_a_step_at_least() -> None:
     assert Timeline.of(TrainConfig(epochs=0.001, batch_size=8), 10.0).total_steps == 1
     assert Timeline.of(TrainConfig(steps=7, batch_size=8), 10.0).epoch(5) == 0.5
+
+
+def test_the_root_rule_is_dinov2s() -> None:
+    optim = OptimConfig(lr=4e-3, lr_reference_batch=1024, lr_scaling="sqrt")
+    timeline = Timeline(100, 10.0)
+    assert learning_rate(optim, 2048, timeline).peak == pytest.approx(4e-3 * math.sqrt(2))
+    assert learning_rate(optim, 1024, timeline).peak == pytest.approx(4e-3)
+    assert learning_rate(optim, 256, timeline).peak == pytest.approx(2e-3)
+
+
+def test_steps_are_simmims_schedule() -> None:
+    """SimMIM's ViT-B: a linear warm-up from a rate of its own, then the rate times .1 at each milestone."""
+    per_epoch, epochs, batch = 5, 16, 1024
+    optim = OptimConfig(
+        lr=1e-4, lr_reference_batch=512, warmup_epochs=2, warmup_start=1e-6, schedule="steps", step_epochs=(7, 14)
+    )
+    rate = learning_rate(optim, batch, Timeline(per_epoch * epochs, per_epoch))
+    assert isinstance(rate, Steps)
+    expected = 2e-4
+    for step in range(per_epoch * epochs):
+        if step in (7 * per_epoch, 14 * per_epoch):
+            expected *= 0.1
+        warmed = 1e-6 + (2e-4 - 1e-6) * step / 10
+        assert rate(step) == pytest.approx(warmed if step < 10 else expected, rel=1e-12)
+    assert rate(10**6) == pytest.approx(2e-6)
+
+
+@pytest.mark.parametrize("schedule", [{}, {"schedule": "steps", "step_epochs": (5,)}])
+@pytest.mark.parametrize("warmup", ["linear", "linear_inclusive"])
+def test_a_warmup_starts_where_it_is_told(schedule: dict[str, Any], warmup: str) -> None:
+    optim = OptimConfig(lr=1.0, warmup_epochs=2, warmup_start=0.25, warmup=warmup, **schedule)
+    rate = learning_rate(optim, 256, Timeline(100, 10.0))
+    expected = np.linspace(0.25, 1.0, 20) if warmup == "linear_inclusive" else np.linspace(0.25, 1.0, 21)[:-1]
+    assert [rate(step) for step in range(20)] == pytest.approx(expected.tolist())
+    assert rate(20) == 1.0

@@ -15,9 +15,10 @@ import torch
 from data_pipelines.index import open_dataset
 from pretrain.config import parse_config
 from pretrain.engine import choose_device, initialise_distributed
+from pretrain.normalisation import choose_normalisation
 from pretrain.run_folder import check_run_folder, write_config
 from pretrain.stopping import StopRequest
-from pretrain.train import Trainer, choose_normalisation
+from pretrain.train import Trainer
 from pretrain.watchdog import Watchdog
 
 

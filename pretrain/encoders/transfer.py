@@ -1,0 +1,141 @@
+"""One encoder's weights brought into another of its family: other sizes of image and patch, registers, channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from timm.layers import resample_patch_embed
+from timm.models import adapt_input_conv
+from torch import Tensor
+
+from pretrain.encoders.base import Encoder
+from pretrain.encoders.positions import resize_positions, resize_relative_table
+
+PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
+
+
+@dataclass
+class Fitted:
+    """What `fit` made of a state dict: the weights to load, and what happened to each key that did not fit as it was.
+
+    resized: taken after interpolation, with both shapes. left: in the source and not taken. fresh: in the encoder and
+    not in the source, so that it keeps the value it has. Each with a reason.
+    """
+
+    weights: dict[str, Tensor]
+    resized: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    fresh: dict[str, str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """For people: how much was taken, and every key of which something is to be said."""
+        taken = len(self.weights) - len(self.fresh) - len(self.resized)
+        parts = [f"{taken} tensors taken as they are"]
+        for what, keys in (("resized", self.resized), ("not taken", self.left), ("fresh", self.fresh)):
+            parts += [f"{what}: {key} ({why})" for key, why in keys.items()]
+        return parts
+
+
+def fit(source: dict[str, Tensor], encoder: Encoder, old_grid: tuple[int, int] | None = None) -> Fitted:
+    """Bring a `source` state dict to the inner module of `encoder`.
+
+    Positions and tables of relative positions are interpolated, a patch embedding of another patch size is resampled
+    (FlexiViT, Beyer et al. 2023), one of other channels is adapted by their mean. `old_grid`: the patches (h, w) the
+    source's positions were made for; default: a square.
+    """
+    own = encoder.inner().state_dict()
+    fitted = Fitted(dict(own))
+    for key, value in source.items():
+        if key not in own:
+            fitted.left[key] = "the encoder has no such tensor"
+            continue
+        wanted = own[key]
+        if value.shape == wanted.shape:
+            fitted.weights[key] = value.to(wanted.dtype)
+            continue
+        changed = _resized(key, value, wanted, source, own, encoder, old_grid)
+        if changed is None:
+            fitted.left[key] = f"shape {tuple(value.shape)}, the encoder's is {tuple(wanted.shape)}"
+        else:
+            fitted.weights[key] = changed.to(wanted.dtype)
+            fitted.resized[key] = f"{tuple(value.shape)} to {tuple(wanted.shape)}"
+    for key in own:
+        if key not in source:
+            fitted.fresh[key] = "not in the source"
+        elif key in fitted.left:
+            fitted.fresh[key] = "its shape differs"
+    return fitted
+
+
+def _resized(
+    key: str,
+    value: Tensor,
+    wanted: Tensor,
+    source: dict[str, Tensor],
+    own: dict[str, Tensor],
+    encoder: Encoder,
+    old_grid: tuple[int, int] | None,
+) -> Tensor | None:
+    """`value` in the shape of `wanted`; None where there is no meaning to that."""
+    if key.startswith("pos_embed") and value.shape[-1] == wanted.shape[-1]:
+        return _positions(key, value, wanted, source, own, encoder, old_grid)
+    if key.endswith("relative_position_bias_table") and value.shape[1] == wanted.shape[1]:
+        extra = 3 if encoder.has_class_token else 0
+        old, new = (_window(len(table) - extra) for table in (value, wanted))
+        return None if old is None or new is None else resize_relative_table(value, old, new, extra)
+    if key in ("patch_embed.proj.weight", "patch_embed1.proj.weight") and value.shape[0] == wanted.shape[0]:
+        if value.shape[1] != wanted.shape[1]:
+            value = adapt_input_conv(wanted.shape[1], value)
+        if value.shape[2:] != wanted.shape[2:]:
+            value = resample_patch_embed(value, list(wanted.shape[2:]))
+        return value
+    return None
+
+
+def _positions(
+    key: str,
+    value: Tensor,
+    wanted: Tensor,
+    source: dict[str, Tensor],
+    own: dict[str, Tensor],
+    encoder: Encoder,
+    old_grid: tuple[int, int] | None,
+) -> Tensor | None:
+    """Positions of prefix tokens by token, those of patches by interpolation; a new register's is zero."""
+    at_first_stage = key in ("pos_embed", "pos_embed1")
+    counts = [_num_prefix(key, state) for state in (source, own)]
+    new_grid = encoder.position_grid(key)
+    num_old = value.shape[1] - counts[0]
+    if old_grid is None or not at_first_stage:
+        scale = 1 if old_grid is None else (old_grid[0] * old_grid[1] / num_old) ** 0.5
+        grid = _sides(num_old) if old_grid is None else (round(old_grid[0] / scale), round(old_grid[1] / scale))
+    else:
+        grid = old_grid
+    if grid is None or grid[0] * grid[1] != num_old or new_grid[0] * new_grid[1] != wanted.shape[1] - counts[1]:
+        return None
+    prefix, patches = value[:, : counts[0]], resize_positions(value[:, counts[0] :], grid, new_grid)
+    if counts[0] != counts[1]:
+        kept = prefix[:, : min(counts)]
+        prefix = torch.cat([kept, torch.zeros(1, counts[1] - kept.shape[1], value.shape[-1])], dim=1)
+    return torch.cat([prefix, patches.to(value.dtype)], dim=1)
+
+
+def _num_prefix(key: str, state: dict[str, Tensor]) -> int:
+    """Prefix tokens that have a position in the table `key`."""
+    if key == "pos_embed":
+        if "cls_token" in state or "reg_token" in state or "dist_token" in state:
+            return sum(state[name].shape[1] for name in PREFIX_TOKENS if name in state)
+        return 0
+    last = max(name for name in state if name.startswith("pos_embed"))
+    return int(key == last and "cls_token" in state)
+
+
+def _window(count: int) -> tuple[int, int] | None:
+    sides = _sides(count)
+    return None if sides is None else ((sides[0] + 1) // 2, (sides[1] + 1) // 2)
+
+
+def _sides(count: int) -> tuple[int, int] | None:
+    side = round(count**0.5)
+    return (side, side) if side * side == count else None

@@ -1,0 +1,25 @@
+"""A network that is used but not trained: a teacher of another run, a tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Frozen:
+    """A network kept beside a module, not in it: fp32, in evaluation mode, and in no optimizer, checkpoint or ZeRO
+    partition. It comes from a file that stays where it is, so a checkpoint need not hold it again."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.float().eval().requires_grad_(False)
+        self._device = torch.device("cpu")
+
+    def __call__(self, inputs: Tensor) -> Any:
+        """What the network makes of `inputs`, on their device, without gradients or autocast."""
+        if inputs.device != self._device:
+            self.network.to(inputs.device)
+            self._device = inputs.device
+        with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+            return self.network(inputs)

@@ -1,0 +1,60 @@
+"""With which mean and deviation a run normalises its pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import timm
+
+from data_pipelines.index import Dataset
+from pretrain.config import ConfigError
+from pretrain.encoders.load import TIMM_PREFIX, find_encoder
+from pretrain.encoders.saved import read_card
+from pretrain.methods import Normalisation
+from pretrain.schema import Config
+
+IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def choose_normalisation(config: Config, dataset: Dataset) -> Normalisation:
+    """Mean and deviation from the configuration, else from the data set's dataset.json, else ImageNet's for RGB."""
+    data = config.data
+    if data.mean is not None and data.std is not None:
+        return Normalisation(data.mean, data.std)
+    if dataset.mean is not None and dataset.std is not None and len(dataset.mean) == data.channels:
+        return Normalisation(tuple(dataset.mean), tuple(dataset.std))
+    if data.channels == 3:
+        return IMAGENET
+    raise ConfigError(
+        f"data.channels is {data.channels} and {config.data.train} has no dataset.json with a mean and deviation for "
+        "each; set data.mean and data.std (of pixels in 0 .. 1)"
+    )
+
+
+def resolve_normalisation(config: Config) -> tuple[Config, list[str]]:
+    """The configuration with the mean and deviation that the weights of `init_from` know, and a line that says so.
+
+    They become part of the run's configuration, so that it can't continue with others when the source is gone.
+    """
+    data = config.data
+    if config.init_from is None or data.mean is not None:
+        return config, []
+    known = _known(config.init_from)
+    if known is None or len(known.mean) != data.channels:
+        return config, []
+    changed = dataclasses.replace(data, mean=known.mean, std=known.std)
+    line = f"data.mean and data.std: {known.mean} and {known.std}, as {config.init_from} was trained"
+    return dataclasses.replace(config, data=changed), [line]
+
+
+def _known(source: str) -> Normalisation | None:
+    """What the encoder that `source` names was trained with; None where that is not there to ask."""
+    if source.startswith(TIMM_PREFIX):
+        known = timm.get_pretrained_cfg(source.removeprefix(TIMM_PREFIX))
+        return None if known is None else Normalisation(tuple(known.mean), tuple(known.std))
+    try:
+        card = read_card(find_encoder(Path(source).expanduser()))
+    except FileNotFoundError:
+        return None
+    return Normalisation(tuple(card.mean), tuple(card.std))

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import NORMALISATION, config_data
+from torch import nn
+
+from pretrain.config import parse_config
+from pretrain.methods import Method, build_method
+from pretrain.optim import build_optimizer, parameter_groups
+from pretrain.schedules import Timeline
+
+
+def tiny_method(family: str, tmp_path: Path) -> Method:
+    config = parse_config(config_data("dino", family, tmp_path, tmp_path))
+    torch.manual_seed(0)
+    return build_method(config, NORMALISATION, Timeline(8, 4.0))
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_rates_by_depth_are_a_slow_loop(family: str, tmp_path: Path) -> None:
+    """layer_decay ** (layers above), and for the patch embedding (not positions, nor tokens) its own factor besides."""
+    method = tiny_method(family, tmp_path)
+    scales = {name: group["lr_scale"] for group in parameter_groups(method, 0.5, 0.2) for name in group["names"]}
+    assert scales.keys() == {name for name, parameter in method.named_parameters() if parameter.requires_grad}
+    num_scaled = 0
+    for name, scale in scales.items():
+        top = method.encoder.depth + 1
+        expected = 0.5 ** (top - method.encoder.layer_of(name)) if name.startswith("encoder.") else 1.0
+        if "patch_embed." in name:
+            expected *= 0.2
+            num_scaled += 1
+        assert scale == pytest.approx(expected), name
+    assert num_scaled >= 2
+    assert not any("patch_embed" in name for name in scales if "pos_embed" in name or "token" in name)
+
+
+def test_only_the_first_patch_embedding_of_a_pyramid_counts(tmp_path: Path) -> None:
+    """PVT and Twins name those between stages alike; they make tokens of tokens."""
+    method = tiny_method("swin", tmp_path)
+    method.encoder.patch_embed1 = nn.Linear(2, 2)
+    method.encoder.patch_embeds = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    depths = {"patch_embed1": 0, "patch_embeds.0": 0, "patch_embeds.1": 2}
+    layer_of = method.encoder.layer_of
+    method.encoder.layer_of = lambda name: next((depth for key, depth in depths.items() if key in name), layer_of(name))
+    scales = {name: group["lr_scale"] for group in parameter_groups(method, 1.0, 0.2) for name in group["names"]}
+    assert scales["encoder.patch_embed1.weight"] == scales["encoder.patch_embeds.0.bias"] == 0.2
+    assert scales["encoder.patch_embeds.1.weight"] == 1.0
+
+
+def test_an_encoder_without_patch_embedding_is_refused(tmp_path: Path) -> None:
+    method = tiny_method("vit", tmp_path)
+    method.encoder.layer_of = lambda name: 1
+    assert parameter_groups(method, 1.0)
+    with pytest.raises(ValueError, match=r"patch_embed_lr_scale is 0.2, but VitEncoder has no patch_embed"):
+        parameter_groups(method, 1.0, 0.2)
+
+
+def test_the_optimizer_takes_the_factor_from_the_configuration(tmp_path: Path) -> None:
+    config = parse_config(config_data("mae", "vit", tmp_path, tmp_path, optim={"patch_embed_lr_scale": 0.2}))
+    method = build_method(config, NORMALISATION, Timeline(8, 4.0))
+    groups = build_optimizer(method, config.optim, fused=False).param_groups
+    assert {group["lr_scale"] for group in groups} == {0.2, 1.0}

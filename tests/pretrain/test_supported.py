@@ -1,0 +1,168 @@
+"""The table of methods and encoders: it is the README's, and every yes of it runs forward and backward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import build, config_data, random_batch
+
+from pretrain.config import ConfigError, parse_config
+from pretrain.encoders import FAMILIES
+from pretrain.encoders.supported import EXAMPLES, METHODS, cell, check_encoder, table, why_not
+from pretrain.schema import Config, TimmConfig
+
+README = Path(__file__).parents[2] / "README.md"
+PYRAMID = {"dims": [8, 16, 16, 32], "depths": [1, 1, 1, 2], "heads": [1, 2, 2, 4]}
+VIT = {"dim": 32, "depth": 2, "heads": 2, "patch": 16}
+SWIN = {"family": "swin", "dim": 8, "depths": [2, 2], "heads": [1, 2], "patch": 8, "window": 4}
+PVT = {
+    "family": "pvt",
+    "dims": [8, 16],
+    "depths": [1, 1],
+    "heads": [1, 2],
+    "mlp_ratios": [2, 2],
+    "sr": [2, 1],
+    "patch": 8,
+}
+#: Every row of the table in small.
+SMALL: dict[str, dict[str, Any]] = {
+    "vit": {"family": "vit", **VIT},
+    "vit, distillation_token": {"family": "vit", **VIT, "distillation_token": True},
+    "beit": {"family": "beit", **VIT},
+    "swin": SWIN,
+    "swin, version=2": {**SWIN, "version": 2},
+    "pvt": PVT,
+    "pvt, reduction=pool": {**PVT, "reduction": "pool"},
+    "pvt_v2": {"family": "pvt_v2", **PYRAMID},
+    "pvt_v2, linear": {"family": "pvt_v2", "linear": True, **PYRAMID},
+    "twins": {"family": "twins", **PYRAMID},
+    "timm:cait_xxs24_224": {"depth": 1, "depth_token_only": 1, "embed_dim": 32, "num_heads": 2},
+    "timm:coatnet_0_rw_224": {"embed_dim": [16, 32, 32, 32], "depths": [1, 1, 1, 1], "stem_width": 16},
+    "timm:convit_tiny": {"depth": 2, "local_up_to_layer": 1, "embed_dim": 8},
+    "timm:convnext_tiny": {"depths": [1, 1, 1, 1], "dims": [8, 16, 16, 32]},
+    "timm:crossvit_9_240": {"embed_dim": [16, 32], "depth": [[1, 1, 0]]},
+    "timm:focalnet_tiny_srf": {"mlp_ratio": 0.1},
+    "timm:hiera_tiny_224": {"stages": [1, 1, 1, 1], "embed_dim": 16},
+    "timm:mixer_s32_224": {"mlp_ratio": [0.1, 0.1]},
+    "timm:mobilevit_xxs": {},
+    "timm:resnet50": {"layers": [1, 1, 1, 1], "base_width": 16},
+}
+
+
+def config_of(
+    method: str, encoder: dict[str, Any] | str, local: int | None = 32, unit: int = 32, size: int = 64, **sections: Any
+) -> Config:
+    data = config_data(method, "vit", Path("nowhere"), Path("nowhere"), **sections)
+    data["encoder"] = encoder
+    for crop in data["views"]["global_crops"]:
+        crop["size"] = size
+    if method == "dino":
+        data["views"]["local_crops"] = None if local is None else {**data["views"]["local_crops"], "size": local}
+    elif method == "mim":
+        data["method"]["mask"] = {"kind": "random", "ratio": 0.5, "unit": unit if size == 64 else 20}
+    elif method == "mae":
+        pyramid = isinstance(encoder, dict) and encoder["family"] not in ("vit", "beit", "timm")
+        data["method"]["mask"] = {"kind": "one_in_2x2" if pyramid else "random", "unit": 16 if size == 64 else 20}
+    return parse_config(data)
+
+
+def small(row: str) -> dict[str, Any]:
+    name = row.removeprefix("timm:")
+    return SMALL[row] if name == row else {"family": "timm", "model": name, "args": SMALL[row]}
+
+
+def test_readme_shows_the_table() -> None:
+    text = README.read_text(encoding="utf-8")
+    shown = text.split("<!-- selfsight encoders -->")[1].split("<!-- end of the table -->")[0]
+    assert shown.strip() == table(), "`selfsight encoders` prints the table that belongs into README.md"
+
+
+def test_the_table_has_every_family() -> None:
+    assert {type(config) for config in EXAMPLES.values()} == set(FAMILIES)
+    assert SMALL.keys() == EXAMPLES.keys()
+
+
+@pytest.mark.parametrize("row", SMALL)
+def test_every_yes_runs_forward_and_backward(row: str) -> None:
+    size = 120 if row == "timm:crossvit_9_240" else 64  # its two patch sizes, 12 and 16 px, must fit
+    for name in METHODS:
+        says = cell(EXAMPLES[row], name)
+        if name == "probe":
+            assert says == "yes"
+            encoder = trained.encoder.eval()  # DINO's, which goes with all
+            with torch.no_grad():
+                features = encoder(torch.randn(2, 3, size, size))
+            assert features.pooled.shape == (2, encoder.dim)
+            assert features.pooled.isfinite().all()
+            continue
+        local = size if says == "yes, crops of one size" else 32
+        if not says.startswith("yes"):
+            with pytest.raises(ConfigError, match=f"does not go with method {name}: {says}"):
+                check_encoder(config_of(name, small(row), local, size=size))
+            continue
+        config = config_of(name, small(row), local, size=size)
+        check_encoder(config)
+        trained = build(config).train()
+        loss = trained(random_batch(config), 0)["loss"]
+        loss.backward()
+        assert loss.isfinite(), name
+        reached = [p for p in trained.encoder.parameters() if p.grad is not None]
+        assert sum(p.numel() for p in reached) > 0.5 * sum(p.numel() for p in trained.encoder.parameters()), name
+
+
+def test_crops_of_two_sizes_are_refused_where_a_model_takes_one() -> None:
+    config = config_of("dino", small("timm:convit_tiny"), local=32)
+    with pytest.raises(ConfigError, match=r"32x32 px is another than 64x64 .*views\.local_crops\.size=\[64, 64\]"):
+        check_encoder(config)
+    check_encoder(config_of("dino", small("timm:convit_tiny"), local=64))
+    check_encoder(config_of("dino", small("timm:convit_tiny"), local=None))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (lambda: config_of("mae", "timm:resnet18"), "takes whole images only.*go with MAE"),
+        (lambda: config_of("mim", "timm:resnet18"), "no single patch embedding.*selfsight encoders"),
+        (lambda: config_of("mim", "timm:levit_128s"), "its features form no map"),
+        (lambda: config_of("mim", "timm:vit_tiny_patch16_224", unit=8), r"a multiple of encoder.patch \(16 px\)"),
+        (lambda: config_of("dino", "timm:resnet1"), "has no model 'resnet1'; the nearest names: .*resnet18"),
+        (lambda: config_of("dino", "timm:vit_small_patch14_dinov2"), "does not run on images of 64x64"),
+        (
+            lambda: config_of("dino", "timm:resnet18", engine={"activation_checkpointing": True}),
+            "engine.activation_checkpointing works on an encoder's equal blocks",
+        ),
+        (
+            lambda: config_of("dino", {"family": "timm", "model": "vit_tiny_patch16_224", "args": {"detph": 3}}),
+            "takes no argument 'detph'",
+        ),
+        (
+            lambda: config_of("dino", {"family": "timm", "model": "mixer_s32_224", "args": {"num_blocks": 2}}, 64),
+            "sets 'num_blocks' itself",
+        ),
+        (
+            lambda: config_of("dino", {"family": "timm", "model": "vgg11", "drop_path": 0.1}),
+            r"takes no drop path; set encoder.drop_path=0",
+        ),
+        (
+            lambda: config_of("dino", {"family": "timm", "model": "mixer_s32_224", "args": {"global_pool": ""}}, 64),
+            "its pooled feature is not one vector",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(config: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_encoder(config())
+
+
+def test_arguments_that_others_own_are_refused() -> None:
+    for name in ("pretrained", "checkpoint_path", "img_size", "num_classes", "pretrained_cfg"):
+        with pytest.raises(ValueError, match=f"args has '{name}'"):
+            TimmConfig(model="resnet18", args={name: 1})
+
+
+def test_a_tokenizer_needs_a_map() -> None:
+    assert why_not(TimmConfig(model="crossvit_9_240"), "vqkd") == "its features form no map"
+    assert why_not(TimmConfig(model="resnet18"), "vqkd") is None
