@@ -173,7 +173,7 @@ class Trainer:
             digest = sum(ids_digest(batch) for batch in loaded)
             micro_batches = [to_device(batch, self.device) for batch in loaded]
             share_mask_counts(micro_batches, self.world_size)
-            self.method.before_step(self.step, micro_batches)
+            self.method.before_step(self.step, micro_batches, self.look)
             metrics, grad_norm = self.optimizer_step(micro_batches)
             losses, metrics, stopping = self.agree(metrics, digest, stop)
             check_finite(losses, grad_norm, self.step + 1, str(self.last_checkpoint or "") or None)
@@ -189,6 +189,11 @@ class Trainer:
                 )
                 return
         self.publish()
+
+    def look(self, batch: Batch) -> None:
+        """A forward pass that nothing is learned from."""
+        with torch.no_grad():
+            self.engine(batch, self.step)
 
     def optimizer_step(self, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], float | None]:
         """Forward and backward over the micro-batches, then a step; the mean of what is reported, and the norm."""

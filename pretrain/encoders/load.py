@@ -58,14 +58,15 @@ def find_encoder(folder: Path) -> Path:
     latest = folder / "checkpoints" / "latest"
     if latest.is_file():
         candidates.append(latest.parent / latest.read_text(encoding="utf-8").strip() / "encoder")
-    if any(is_tokenizer(place) for place in (folder, *(candidate.with_name("tokenizer") for candidate in candidates))):
+    for candidate in candidates:
+        if all((candidate / name).is_file() for name in ENCODER_FILES) and not is_tokenizer(candidate):
+            return candidate
+    tokenizers = [folder, *(candidate.with_name("tokenizer") for candidate in candidates[1:])]
+    if any(is_tokenizer(place) for place in tokenizers):
         raise FileNotFoundError(
             f"{folder} holds a tokenizer (method dvae or vqkd), which gives codes to predict and no features: there is "
             "no encoder to load or probe. Pretrain on its codes (method.target=codes) and name that run"
         )
-    for candidate in candidates:
-        if all((candidate / name).is_file() for name in ENCODER_FILES):
-            return candidate
     found = sorted(path.name for path in folder.iterdir())
     raise FileNotFoundError(
         f"no encoder in {folder}: it holds {', '.join(found[:10]) or 'nothing'}, and an encoder is a folder with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -60,8 +61,8 @@ class PvtEncoder(Pyramid):
         return self.pvt.all_blocks()
 
     def layer_of(self, parameter_name: str) -> int:
-        name = parameter_name.removeprefix("encoder.").removeprefix("pvt.")
-        return self.pvt.layer_of(name) if parameter_name != name else 0
+        name = parameter_name.removeprefix("encoder.")
+        return self.pvt.layer_of(name.removeprefix("pvt.")) if name.startswith("pvt.") else 0
 
 
 class ReducedAttention(nn.Module):
@@ -145,7 +146,7 @@ class ConvPvt(nn.Module):
         super().__init__()
         dims, depths = config.shape
         self.num_stages = len(dims)
-        rates = iter(torch.linspace(0, config.drop_path, sum(depths)).tolist())
+        rates = iter(np.linspace(0, config.drop_path, sum(depths)).tolist())
         grid = (image_size[0] // config.patch, image_size[1] // config.patch)
         self.grids = [(grid[0] // 2**stage, grid[1] // 2**stage) for stage in range(self.num_stages)]
         previous, last = channels, self.num_stages - 1
@@ -234,7 +235,7 @@ class PoolPvt(nn.Module):
     def __init__(self, config: PvtConfig, image_size: tuple[int, int], channels: int) -> None:
         super().__init__()
         dims, depths = config.shape
-        rates = iter(torch.linspace(0, config.drop_path, sum(depths)).tolist())
+        rates = iter(np.linspace(0, config.drop_path, sum(depths)).tolist())
         self.patch_embed = PatchProjection(channels, dims[0], config.patch, norm=False)
         grid = (image_size[0] // config.patch, image_size[1] // config.patch)
         self.pos_embed = nn.Parameter(sincos_positions(dims[0], grid)[None], requires_grad=False)

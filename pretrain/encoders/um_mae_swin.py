@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -84,7 +85,7 @@ class UmMaeSwin(nn.Module):
     def __init__(self, config: UmMaeSwinConfig, channels: int) -> None:
         super().__init__()
         dim, depths, heads = config.shape
-        rates = iter(torch.linspace(0, config.drop_path, sum(depths)).tolist())
+        rates = iter(np.linspace(0, config.drop_path, sum(depths)).tolist())
         self.patch_embed = PatchProjection(channels, dim, config.patch)
         self.patch_embed.norm.eps = 1e-6
         blocks = []

@@ -55,8 +55,11 @@ class Method(nn.Module):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         raise TypeError(f"{type(self).__name__} does not implement forward")
 
-    def before_step(self, step: int, micro_batches: list[Batch]) -> None:
-        """What must be known of all of this rank's micro-batches before the first is learned from; on all ranks."""
+    def before_step(self, step: int, micro_batches: list[Batch], look: Callable[[Batch], object]) -> None:
+        """What must be known of all of this rank's micro-batches before the first is learned from; on all ranks.
+
+        `look(batch)` is `forward` without gradients, as the engine runs it: under ZeRO 3 there is no other way.
+        """
 
     def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
         """Slow averages and centres: once after each applied optimizer step, on all ranks.

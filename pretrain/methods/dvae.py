@@ -72,6 +72,7 @@ class Dvae(Method):
 
     @torch.no_grad()
     def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
+        super().after_step(step, gathered)
         self.usage.close_step()
         follow(self.average, self.network, 1 - self.config.average_momentum, gathered)
 

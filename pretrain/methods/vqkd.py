@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -78,17 +80,18 @@ class Vqkd(Method):
         maps = F.interpolate(maps, size=self.grid, mode="bilinear", align_corners=False)
         return rearrange(maps, "b d h w -> b (h w) d")
 
-    @torch.no_grad()
-    def before_step(self, step: int, micro_batches: list[Batch]) -> None:
+    def before_step(self, step: int, micro_batches: list[Batch], look: Callable[[Batch], object]) -> None:
         if step:
             return
-        was_training = self.training
         self.eval()
-        tokens = [rearrange(self.vectors(batch["global_crops"][:, 0]), "b n d -> (b n) d") for batch in micro_batches]
-        self.codebook.start(torch.cat(tokens))
-        self.train(was_training)
+        self.codebook.train()  # it remembers the tokens that it is shown
+        for batch in micro_batches:
+            look(batch)
+        self.codebook.start()
+        self.train()
 
     def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
+        super().after_step(step, gathered)
         self.codebook.update(step)
 
     def frozen_encoder(self) -> None:

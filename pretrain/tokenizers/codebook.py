@@ -57,7 +57,11 @@ class Codebook(nn.Module):
         self.vectors.copy_(torch.where(used[:, None], moved, self.vectors))
         self.shares.mul_(momentum).add_(counts / counts.sum().clamp_min(1), alpha=1 - momentum)
         self._restart(step)
+        self._forget()
+
+    def _forget(self) -> None:
         self.sums.zero_()
+        self.usage.counts.zero_()
         self._recent = []
 
     def _restart(self, step: int) -> None:
@@ -76,9 +80,10 @@ class Codebook(nn.Module):
         self.shares[dead] = 1 / len(self.shares)
 
     @torch.no_grad()
-    def start(self, tokens: Tensor) -> None:
-        """Begin with the clusters of all ranks' tokens, this rank's being (n, d) unit vectors. Collective."""
+    def start(self) -> None:
+        """Begin with the clusters of the tokens that all ranks were shown since the last step. Collective."""
         rank, world_size = _place()
+        tokens = torch.cat(self._recent)
         if world_size > 1:
             gathered = tokens.new_empty(world_size * len(tokens), tokens.shape[1])
             dist.all_gather_into_tensor(gathered, tokens.contiguous())
@@ -87,6 +92,7 @@ class Codebook(nn.Module):
             self.vectors.copy_(spherical_kmeans(tokens, len(self.vectors), self.config.kmeans_iterations, seed=0))
         if world_size > 1:
             dist.broadcast(self.vectors, src=0)  # sums on a GPU may differ in the last bit from rank to rank
+        self._forget()
 
     def values(self) -> dict[str, float]:
         """What to log: of the last step, and the share of codes that are not about to be restarted."""

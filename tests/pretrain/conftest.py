@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import config_data, write_shards
+from tiny import config_data, write_shards, write_sources
 
 from pretrain.config import parse_config
 from pretrain.schema import Config
@@ -14,13 +14,14 @@ from pretrain.schema import Config
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 images of 32x32 px in two shards."""
+    """120 images of 32x32 px in two shards, and a tokenizer and a teacher."""
     folder = tmp_path_factory.mktemp("tiny-shards")
     write_shards(folder)
+    write_sources(folder)
     return folder
 
 
-@pytest.fixture(params=["mae", "mim", "dino"])
+@pytest.fixture(params=["mae", "mim", "hog", "normalised_pixels", "codes", "dino", "vqkd", "dvae"])
 def method_name(request: pytest.FixtureRequest) -> str:
     return request.param
 

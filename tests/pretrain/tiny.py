@@ -12,10 +12,15 @@ import webdataset as wds
 from PIL import Image
 
 from data_pipelines.loader import Batch
+from pretrain.encoders import build_encoder
+from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.masking import draw_mask_for
 from pretrain.methods import Method, Normalisation, build_method
 from pretrain.schedules import Timeline
-from pretrain.schema import Config
+from pretrain.schema import Config, DvaeConfig, VitConfig
+from pretrain.tokenizers.card import TokenizerCard
+from pretrain.tokenizers.dvae import DvaeEncoder, DvaeTokenizer
+from pretrain.tokenizers.saved import save_tokenizer
 
 COLOURS = {"jitter": [0.4, 0.4, 0.2, 0.1], "jitter_prob": 0.8, "grey": 0.2}
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -37,8 +42,24 @@ def write_shards(folder: Path, num_images: int = 120, shards: int = 2) -> None:
                 writer.write({"__key__": f"{number:06d}", "jpg": file.getvalue(), "cls": str(number % 10)})
 
 
+def write_sources(folder: Path) -> None:
+    """What the methods that learn from other runs need: a `tokenizer` of 16 codes of 4 px, a `teacher`, untrained."""
+    dvae = DvaeConfig(vocabulary=16, hidden=8, blocks_per_group=1, groups=3)
+    torch.manual_seed(1)
+    tokenizer = DvaeTokenizer(DvaeEncoder(dvae, 3))
+    card = TokenizerCard("dvae", 16, 4, 3, (32, 32), None, None, dvae, None, step=1, epoch=1.0, run="tokenizer")
+    save_tokenizer(folder / "tokenizer", tokenizer.state_dict(), card)
+    vit = VitConfig(dim=24, depth=1, heads=2, patch=8, pool="mean")
+    about = EncoderCard(vit, (32, 32), 3, (0.4,) * 3, (0.3,) * 3, "dino", "mean", step=1, epoch=1.0, run="teacher")
+    save_encoder(folder / "teacher", build_encoder(vit, (32, 32)).state_dict(), about)
+
+
 def config_data(method: str, family: str, shards: Path, runs: Path, **sections: dict[str, Any]) -> dict[str, Any]:
-    """The nested dictionary of a run of 8 steps with 8 images; `sections` are merged in."""
+    """The nested dictionary of a run of 8 steps with 8 images; `sections` are merged in.
+
+    `method` may also be a target of masked image modelling: `hog`, `normalised_pixels`, `codes` (BEiT), and `beitv2`
+    for codes with aggregation. Those of codes, and `vqkd`, need `write_sources(shards)`.
+    """
     pyramid = family == "swin"
     whole = {"size": 32, "scale": [0.5, 1.0]}
     methods: dict[str, dict[str, Any]] = {
@@ -56,20 +77,42 @@ def config_data(method: str, family: str, shards: Path, runs: Path, **sections: 
             "teacher_momentum": 0.9,
             "freeze_last_layer_epochs": 0.1,
         },
+        "dvae": {"vocabulary": 32, "hidden": 8, "blocks_per_group": 1, "groups": 3, "average_momentum": 0.5},
+        "vqkd": {
+            "teacher": str(shards / "teacher"),
+            "codes": 16,
+            "code_dim": 8,
+            "decoder_depth": 1,
+            "decoder_heads": 2,
+            "momentum": 0.8,
+            "restart_below": 0.2,
+        },
     }
+    blocks = {"kind": "blockwise", "ratio": 0.5, "min_block": 4}
+    mim: dict[str, dict[str, Any]] = {
+        "hog": {"target": "hog", "mask": {**blocks, "min_block": 2, "unit": 8}},
+        "normalised_pixels": {"target": "normalised_pixels", "mask": {**blocks, "unit": 4}},
+        "codes": {"target": "codes", "tokenizer": str(shards / "tokenizer"), "mask": {**blocks, "unit": 4}},
+    }
+    mim["beitv2"] = {**mim["codes"], "aggregation": {"layer": 1, "depth": 1}}
+    name = "mim" if method in mim else method
+    methods |= mim
     views: dict[str, Any] = {"global_crops": [whole]}
     if method == "dino":
         views = {
             "global_crops": [{**whole, **COLOURS, "blur": 1.0}, {**whole, **COLOURS, "solarise": 0.2}],
             "local_crops": {"count": 2, "size": 16, "scale": [0.2, 0.5], **COLOURS},
         }
+    if "tokenizer" in methods[method]:
+        views["target_crop"] = {"size": 32}
+    encoder = dict(ENCODERS[family]) | ({"pool": "mean"} if family == "vit" and method != "dino" else {})
     data: dict[str, Any] = {
         "name": f"{method}-{family}",
         "runs": str(runs),
         "data": {"train": str(shards), "threads": 1, "shuffle_window": 16},
         "views": views,
-        "encoder": dict(ENCODERS[family]) | ({"pool": "mean"} if family == "vit" and method != "dino" else {}),
-        "method": {"name": method, **methods[method]},
+        "encoder": None if method == "dvae" else encoder,
+        "method": {"name": name, **methods[method]},
         "optim": {"lr": 1e-3, "lr_reference_batch": 8, "clip_grad": 1.0},
         "train": {"steps": 8, "batch_size": 8},
         "engine": {"device": "cpu", "threads": 1},
@@ -105,7 +148,7 @@ def random_batch(config: Config, size: int = 4, seed: int = 0) -> Batch:
     return {
         "global_crops": crops(len(views.global_crops), views.global_size),
         "local_crops": None if local is None else crops(local.count, local.size),
-        "target_crops": None,
+        "target_crops": None if views.target_crop is None else crops(1, views.target_crop.size)[:, 0],
         "dropped": dropped,
         "replaced": replaced,
         "labels": None,

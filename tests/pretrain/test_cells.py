@@ -1,0 +1,90 @@
+"""Every method on every encoder, as a user has it: trained, saved, continued after a kill, exported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pretrain.interop.export import export_encoder
+from test_supported import SMALL, small
+from tiny import config_data
+
+from pretrain.config import parse_config
+from pretrain.encoders.saved import read_card, timm_recipe
+from pretrain.encoders.supported import METHODS
+from pretrain.train import pretrain
+
+ENCODERS = [row for row in SMALL if not row.startswith("timm:")] + ["timm:convnext_tiny", "timm:hiera_tiny_224"]
+#: Every pair, and what else a method can be told to do on a few encoders.
+CELLS = [(method, row) for row in ENCODERS for method in METHODS if method != "probe"]
+CELLS += [("dinov2", "vit"), ("dinov2", "swin"), ("dinov2", "pvt"), ("hog", "swin"), ("normalised_pixels", "pvt_v2")]
+
+
+def cell_data(method: str, row: str, shards: Path, runs: Path) -> dict[str, Any]:
+    """Two steps of four images of 64 px, with a checkpoint after each."""
+    kind = {"dinov2": "dino", "hog": "mim", "normalised_pixels": "mim", "codes": "mim"}.get(method, method)
+    data = config_data(kind, "vit", shards, runs)
+    data["name"] = "cell"
+    data["encoder"] = small(row)
+    data["train"] = {"steps": 2, "batch_size": 4}
+    data["checkpoint"] = {"every_steps": 1}
+    for crop in data["views"]["global_crops"]:
+        crop["size"] = 64
+    pyramid = not row.startswith(("vit", "beit", "timm"))
+    if kind == "dino":
+        one_size = row == "timm:hiera_tiny_224"
+        data["views"]["local_crops"] = None if one_size else {**data["views"]["local_crops"], "size": 32}
+    elif kind == "mae":
+        data["method"]["mask"] = {"kind": "one_in_2x2" if pyramid else "random", "unit": 16}
+        data["method"]["mask"] |= {"secondary": 0.25} if pyramid else {}
+    elif kind == "mim":
+        data["method"]["mask"] = {"kind": "blockwise", "ratio": 0.5, "unit": 32 if pyramid else 16, "min_block": 1}
+        if row.startswith("timm:"):
+            data["method"]["mask"]["unit"] = 32
+    if method == "dinov2":
+        data["method"] |= {"ibot": {}, "centering": "sinkhorn", "koleo_weight": 0.1}
+        data["optim"] |= {"layer_decay": 0.9, "patch_embed_lr_scale": 0.2, "lr_scaling": "sqrt"}
+    elif method in ("hog", "normalised_pixels"):
+        data["method"]["target"] = method
+    return data
+
+
+def finish(data: dict[str, Any], tmp_path: Path, folder: str) -> Path:
+    """Train; then once more from a copy that was killed after its first step; both must end alike."""
+    run = pretrain(parse_config(data))
+    other = {**data, "runs": str(tmp_path / "other")}
+    copy = tmp_path / "other" / data["name"]
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / folder)
+    shutil.rmtree(copy / "checkpoints" / "step-00000002")
+    stored = (copy / "config.yaml").read_text(encoding="utf-8")
+    (copy / "config.yaml").write_text(stored.replace(str(data["runs"]), other["runs"]), encoding="utf-8")
+    assert pretrain(parse_config(other)) == copy
+    rows = [
+        [json.loads(line) for line in (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        for place in (run, copy)
+    ]
+    assert [row["step"] for row in rows[1]] == [1, 2]
+    assert [[row["loss"], row["grad_norm"], row["ids_digest"]] for row in rows[0]] == [
+        [row["loss"], row["grad_norm"], row["ids_digest"]] for row in rows[1]
+    ]
+    weights = [(place / folder / "model.safetensors").read_bytes() for place in (run, copy)]
+    assert weights[0] == weights[1]
+    return run
+
+
+@pytest.mark.parametrize(("method", "row"), CELLS)
+def test_a_cell_trains_continues_and_exports(method: str, row: str, shards: Path, tmp_path: Path) -> None:
+    data = cell_data(method, row, shards, tmp_path / "runs")
+    if row.startswith("timm:") and method == "mae":
+        with pytest.raises(ValueError, match="takes whole images only"):
+            pretrain(parse_config(data))
+        assert not (tmp_path / "runs").exists()
+        return
+    encoder = finish(data, tmp_path, "encoder") / "encoder"
+    to = "safetensors" if timm_recipe(read_card(encoder)) is None else "timm"
+    exported = export_encoder(encoder, tmp_path / "exported.safetensors", to)
+    assert exported.difference <= exported.tolerance
