@@ -182,7 +182,7 @@ class ConvPvt(nn.Module):
             tokens = rearrange(tokens + positions, "b h w d -> b (h w) d")
             last = stage == self.num_stages - 1
             if last:
-                prefix = (self.cls_token + prefix_position).expand(len(tokens), -1, -1)
+                prefix = (self.cls_token + prefix_position).expand(tokens.shape[0], -1, -1)
                 tokens = torch.cat([prefix, tokens], dim=1)
             for block in getattr(self, f"block{stage + 1}"):
                 tokens = block(tokens, grid, 1)
