@@ -237,7 +237,7 @@ def crop(view: Crop) -> str:
 def encoder(config: Config) -> str:
     ours = config.encoder
     text = f"{ours.family} {ours.size}/{ours.patch}"
-    if ours.family == "swin":
+    if ours.family in ("swin", "um_mae_swin"):
         text += f" window {ours.window}"
     if ours.family == "pvt":
         text += f" {ours.reduction}"
