@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pretrain.interop.export import export_encoder
 from test_supported import SMALL, small
 from tiny import config_data
 
 from pretrain.config import parse_config
 from pretrain.encoders.saved import read_card, timm_recipe
 from pretrain.encoders.supported import METHODS
+from pretrain.interop.export import export_encoder
 from pretrain.train import pretrain
 
 ENCODERS = [row for row in SMALL if not row.startswith("timm:")] + ["timm:convnext_tiny", "timm:hiera_tiny_224"]
