@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -26,22 +26,15 @@ SWIN_SIZES = {
 
 
 @section
-class VitConfig:
-    """A vision transformer; `size` names dim, depth and heads, each of which may be set by itself."""
+class VitShape:
+    """What every vision transformer is told: `size` names dim, depth and heads, each of which may be set by itself."""
 
-    family: Literal["vit"] = "vit"
+    family: str = ""
     size: Literal["tiny", "small", "base", "large", "huge", "giant"] = "base"
     dim: PositiveInt | None = None
     depth: PositiveInt | None = None
     heads: PositiveInt | None = None
     patch: PositiveInt = 16
-    positions: Literal["learned", "sincos"] = "learned"
-    class_token: bool = True
-    distillation_token: bool = False  # DeiT's second prefix token, beside the class token
-    registers: NonNegativeInt = 0
-    pool: Literal["class", "mean"] = "class"
-    stem: Literal["patch", "conv"] = "patch"
-    layer_scale: PositiveFloat | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
@@ -56,12 +49,30 @@ class VitConfig:
         return self.patch
 
     @model_validator(mode="after")
-    def _check(self) -> VitConfig:
+    def _check_shape(self) -> Self:
         dim, _, heads = self.shape
         if dim % heads:
             raise ValueError(f"dim {dim} does not divide into {heads} heads")
-        if self.positions == "sincos" and dim % 4:
-            raise ValueError(f"dim is {dim}; sin-cos positions need a multiple of 4")
+        return self
+
+
+@section
+class VitConfig(VitShape):
+    """A vision transformer (Dosovitskiy et al. 2021), and DeiT's with a distillation token."""
+
+    family: Literal["vit"] = "vit"
+    positions: Literal["learned", "sincos"] = "learned"
+    class_token: bool = True
+    distillation_token: bool = False  # DeiT's second prefix token, beside the class token
+    registers: NonNegativeInt = 0
+    pool: Literal["class", "mean"] = "class"
+    stem: Literal["patch", "conv"] = "patch"
+    layer_scale: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.positions == "sincos" and self.shape[0] % 4:
+            raise ValueError(f"dim is {self.shape[0]}; sin-cos positions need a multiple of 4")
         if self.pool == "class" and not self.class_token:
             raise ValueError("pool is 'class' but class_token is false; set pool=mean or class_token=true")
         if self.distillation_token and (self.registers or not self.class_token or self.stem == "conv"):
@@ -72,57 +83,23 @@ class VitConfig:
 
 
 @section
-class BeitConfig:
+class BeitConfig(VitShape):
     """BEiT's vision transformer (Bao et al. 2022): relative positions, layer scale, q and v bias but no k bias."""
 
     family: Literal["beit"] = "beit"
-    size: Literal["tiny", "small", "base", "large", "huge", "giant"] = "base"
-    dim: PositiveInt | None = None
-    depth: PositiveInt | None = None
-    heads: PositiveInt | None = None
-    patch: PositiveInt = 16
     relative_positions: Literal["shared", "per_block"] = "shared"  # one table for all blocks (pretraining), or one each
     absolute_positions: bool = False
     pool: Literal["class", "mean"] = "mean"
     norm_eps: PositiveFloat = 1e-6
     pooled_norm: bool = False  # the final norm after pooling, not before (fine-tuned checkpoints)
     layer_scale: PositiveFloat | None = 0.1  # 1e-5 for L
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Width, number of blocks, number of attention heads."""
-        dim, depth, heads = VIT_SIZES[self.size]
-        return self.dim or dim, self.depth or depth, self.heads or heads
-
-    @property
-    def stride(self) -> int:
-        """Pixels per output token."""
-        return self.patch
-
-    @model_validator(mode="after")
-    def _check(self) -> BeitConfig:
-        dim, _, heads = self.shape
-        if dim % heads:
-            raise ValueError(f"dim {dim} does not divide into {heads} heads")
-        return self
-
-
-def check_swin_shape(dim: int, depths: tuple[int, ...], heads: tuple[int, ...]) -> None:
-    """Raise ValueError unless every stage has its heads, and a width that divides into them."""
-    if len(depths) != len(heads):
-        raise ValueError(f"depths {depths} name {len(depths)} stages and heads {heads} name {len(heads)}; set both")
-    for stage, num_heads in enumerate(heads):
-        if dim * 2**stage % num_heads:
-            raise ValueError(f"stage {stage} is {dim * 2**stage} wide, which does not divide into {num_heads} heads")
 
 
 @section
-class SwinConfig:
-    """A Swin transformer; `size` names dim, depths and heads, each of which may be set by itself."""
+class SwinShape:
+    """What every Swin is told: `size` names dim, depths and heads, each of which may be set by itself."""
 
-    family: Literal["swin"] = "swin"
-    version: Literal[1, 2] = 1  # 2: cosine attention, norms after the branches, positions from a small network
+    family: str = ""
     size: Literal["tiny", "small", "base", "large"] = "tiny"
     dim: PositiveInt | None = None  # of the first stage
     depths: tuple[PositiveInt, ...] | None = None
@@ -143,40 +120,32 @@ class SwinConfig:
         return self.patch * 2 ** (len(self.shape[1]) - 1)
 
     @model_validator(mode="after")
-    def _check(self) -> SwinConfig:
-        check_swin_shape(*self.shape)
+    def _check_shape(self) -> Self:
+        dim, depths, heads = self.shape
+        if len(depths) != len(heads):
+            raise ValueError(f"depths {depths} name {len(depths)} stages and heads {heads} name {len(heads)}; set both")
+        for stage, num_heads in enumerate(heads):
+            width = dim * 2**stage
+            if width % num_heads:
+                raise ValueError(f"stage {stage} is {width} wide, which does not divide into {num_heads} heads")
         return self
 
 
 @section
-class UmMaeSwinConfig:
+class SwinConfig(SwinShape):
+    """A Swin transformer (Liu et al. 2021, 2022)."""
+
+    family: Literal["swin"] = "swin"
+    version: Literal[1, 2] = 1  # 2: cosine attention, norms after the branches, positions from a small network
+
+
+@section
+class UmMaeSwinConfig(SwinShape):
     """UM-MAE's Swin (Li et al. 2022): positions from a small network over coordinates, downsampling by convolution."""
 
     family: Literal["um_mae_swin"] = "um_mae_swin"
-    size: Literal["tiny", "small", "base", "large"] = "tiny"
-    dim: PositiveInt | None = None  # of the first stage
-    depths: tuple[PositiveInt, ...] | None = None
-    heads: tuple[PositiveInt, ...] | None = None
-    patch: PositiveInt = 4
     window: PositiveInt = 8  # on compact maps; twice that on whole images
     position_dim: PositiveInt = 32
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-    @property
-    def shape(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-        """Width of the first stage, blocks per stage, heads per stage."""
-        dim, depths, heads = SWIN_SIZES[self.size]
-        return self.dim or dim, self.depths or depths, self.heads or heads
-
-    @property
-    def stride(self) -> int:
-        """Pixels per output token."""
-        return self.patch * 2 ** (len(self.shape[1]) - 1)
-
-    @model_validator(mode="after")
-    def _check(self) -> UmMaeSwinConfig:
-        check_swin_shape(*self.shape)
-        return self
 
 
 # dims of the four stages, depths; heads, MLP ratios and spatial reductions are the same for all sizes
