@@ -49,7 +49,8 @@ class Target:
 
 
 def open_target(target: str, image_size: int | None = None) -> Target:
-    """A run folder (its final encoder, or else its latest checkpoint's), a checkpoint, an encoder folder, or timm:NAME.
+    """What TARGET names: a run folder (its final encoder, or else its latest checkpoint's), a checkpoint, an encoder
+    folder, an exported .safetensors file, or timm:NAME.
 
     `image_size` is the side of the images to probe, by default what the encoder was trained on.
 
@@ -82,7 +83,7 @@ def open_target(target: str, image_size: int | None = None) -> Target:
         step=card.step,
         epoch=card.epoch,
         run=run,
-        results=(run or folder) / "eval" / f"probe-{card.step}.json",
+        results=(run or (folder if folder.is_dir() else folder.parent)) / "eval" / f"probe-{card.step}.json",
     )
 
 

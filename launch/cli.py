@@ -217,6 +217,23 @@ def probe(
 
 
 @app.command(
+    epilog="Examples:\n\n[bold]selfsight export runs/photos photos.safetensors --to timm[/]\n\n"
+    "[bold]selfsight export runs/photos photos-hub/ --to hf[/]\n\n"
+    "[bold]selfsight export runs/photos/checkpoints/step-00001000 photos.onnx --to onnx[/]"
+)
+def export(
+    target: Annotated[str, typer.Argument(help="A run, a checkpoint, an encoder folder or an exported .safetensors.")],
+    out: Annotated[Path, typer.Argument(help="The file to write; for hf a folder.")],
+    to: Annotated[str, typer.Option(help="timm, safetensors, hf (a Hugging Face Hub folder) or onnx.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an OUT that is an earlier export.")] = False,
+) -> None:
+    """Write an encoder for use elsewhere, open it again and compare its features."""
+    from launch.exporting import export as export_target
+
+    export_target(target, out, to, overwrite)
+
+
+@app.command(
     name="import",
     epilog="Examples:\n\n[bold]selfsight import mae_pretrain_vit_base.pth imported/mae_b --as mae[/]\n\n"
     "[bold]selfsight import simmim_swin.pth imported/swin --as simmim --image-size 224[/]\n\n"

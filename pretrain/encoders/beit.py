@@ -77,7 +77,7 @@ class BeitEncoder(Encoder):
         if dropped is not None:
             units = dropped.visible_ids()
             tokens = tokens.gather(1, repeat(units, "b n -> b n d", d=self.dim))
-        states = torch.cat([prefix.expand(len(images), -1, -1), tokens], dim=1)
+        states = torch.cat([prefix.expand(images.shape[0], -1, -1), tokens], dim=1)
         shared = None if self.beit.rel_pos_bias is None else self.beit.rel_pos_bias(grid, units)
         wanted = {index % self.depth for index in layers}
         kept = {}

@@ -1,4 +1,4 @@
-"""Encoders by name: a run, a checkpoint, an encoder folder, or timm:NAME."""
+"""Encoders by name: a run, a checkpoint, an encoder folder, an exported file, or timm:NAME."""
 
 from __future__ import annotations
 
@@ -41,12 +41,18 @@ def load_any(target: str, image_size: tuple[int, int] | None = None) -> LoadedEn
 
 
 def find_encoder(folder: Path) -> Path:
-    """The encoder folder that `folder` is or holds: a run's final one, or else its latest checkpoint's."""
+    """The encoder folder that `folder` is or holds: a run's final one, or else its latest checkpoint's.
+
+    An exported .safetensors file is an encoder as well, and is returned as it is.
+    """
+    if folder.is_file() and folder.suffix == ".safetensors":
+        return folder
     if not folder.is_dir():
         near = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
         hint = f"; {folder.parent} holds {', '.join(near[:10])}" if near else ""
         raise FileNotFoundError(
-            f"{folder} is not a folder{hint}. Name a run, a checkpoint or an encoder folder, or timm:MODEL"
+            f"{folder} is not a folder{hint}. Name a run, a checkpoint, an encoder folder, an exported "
+            ".safetensors file, or timm:MODEL"
         )
     candidates = [folder, folder / "encoder"]
     latest = folder / "checkpoints" / "latest"

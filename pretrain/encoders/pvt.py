@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -145,7 +146,7 @@ class ConvPvt(nn.Module):
         super().__init__()
         dims, depths = config.shape
         self.num_stages = len(dims)
-        rates = iter(torch.linspace(0, config.drop_path, sum(depths)).tolist())
+        rates = iter(np.linspace(0, config.drop_path, sum(depths)).tolist())
         grid = (image_size[0] // config.patch, image_size[1] // config.patch)
         self.grids = [(grid[0] // 2**stage, grid[1] // 2**stage) for stage in range(self.num_stages)]
         previous, last = channels, self.num_stages - 1
@@ -181,7 +182,7 @@ class ConvPvt(nn.Module):
             tokens = rearrange(tokens + positions, "b h w d -> b (h w) d")
             last = stage == self.num_stages - 1
             if last:
-                prefix = (self.cls_token + prefix_position).expand(len(tokens), -1, -1)
+                prefix = (self.cls_token + prefix_position).expand(tokens.shape[0], -1, -1)
                 tokens = torch.cat([prefix, tokens], dim=1)
             for block in getattr(self, f"block{stage + 1}"):
                 tokens = block(tokens, grid, 1)
@@ -234,7 +235,7 @@ class PoolPvt(nn.Module):
     def __init__(self, config: PvtConfig, image_size: tuple[int, int], channels: int) -> None:
         super().__init__()
         dims, depths = config.shape
-        rates = iter(torch.linspace(0, config.drop_path, sum(depths)).tolist())
+        rates = iter(np.linspace(0, config.drop_path, sum(depths)).tolist())
         self.patch_embed = PatchProjection(channels, dims[0], config.patch, norm=False)
         grid = (image_size[0] // config.patch, image_size[1] // config.patch)
         self.pos_embed = nn.Parameter(sincos_positions(dims[0], grid)[None], requires_grad=False)

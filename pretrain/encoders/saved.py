@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -25,6 +26,8 @@ from pretrain.schema import (
     TwinsConfig,
     VitConfig,
 )
+
+CARD_KEY = "selfsight"  # of the header of an exported .safetensors file, where the card has no file of its own
 
 
 @dataclass(frozen=True)
@@ -120,19 +123,54 @@ def fresh_encoder(card: EncoderCard) -> Encoder:
     return encoder.eval()
 
 
-def read_card(folder: Path) -> EncoderCard:
-    """The card of the encoder saved in `folder`; FileNotFoundError where a file of it is missing."""
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no {name}, so it is not a saved encoder")
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def encoder_bytes(encoder: Encoder, card: EncoderCard) -> bytes:
+    """A .safetensors file that says all by itself: the weights, and in its header the card and timm's recipe."""
+    tensors = {key: value.detach().to("cpu", torch.float32) for key, value in encoder.inner().state_dict().items()}
+    header = {"format": "pt", CARD_KEY: TypeAdapter(EncoderCard).dump_json(card).decode()}
+    recipe = timm_recipe(card)
+    if recipe is not None:
+        header["timm"] = json.dumps(recipe)
+    return save({key: value.contiguous() for key, value in tensors.items()}, metadata=header)
+
+
+def read_card(place: Path) -> EncoderCard:
+    """The card of an encoder folder, or of an exported file or folder, whose weights carry it in their header.
+
+    Raises FileNotFoundError where there is no encoder, ValueError where the file is damaged or has no card.
+    """
+    file = place / "model.safetensors" if place.is_dir() else place
+    if not file.is_file():
+        raise FileNotFoundError(f"{place} holds no {file.name}, so it is not a saved encoder")
+    try:
+        with safe_open(file, "pt") as opened:
+            header = opened.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a whole safetensors file ({error}); copy or export it again") from error
+    if CARD_KEY in header:
+        return _parse_card(json.loads(header[CARD_KEY]), file)
+    if place == file:
+        raise ValueError(
+            f"{file} has no entry {CARD_KEY!r} in its header, so it does not say which encoder it is; name a run, an "
+            "encoder folder, or a file that `selfsight export` wrote"
+        )
+    if not (place / "config.json").is_file():
+        raise FileNotFoundError(f"{place} holds no config.json, so it is not a saved encoder")
+    described = json.loads((place / "config.json").read_text(encoding="utf-8"))
     described.pop("timm", None)
-    return TypeAdapter(EncoderCard).validate_python(described)
+    return _parse_card(described, place / "config.json")
 
 
-def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
-    """The encoder saved in `folder`, on the CPU in evaluation mode, and its card."""
-    card = read_card(folder)
+def _parse_card(described: Any, file: Path) -> EncoderCard:
+    try:
+        return TypeAdapter(EncoderCard).validate_python(described)
+    except ValidationError as error:
+        raise ValueError(f"the description of the encoder in {file} can't be read: {error}") from error
+
+
+def load_encoder(place: Path) -> tuple[Encoder, EncoderCard]:
+    """The encoder saved at `place` (see `read_card`), on the CPU in evaluation mode, and its card."""
+    card = read_card(place)
     encoder = build_encoder(card.encoder, card.image_size, card.channels)
-    encoder.inner().load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    weights = load_file(place / "model.safetensors" if place.is_dir() else place)
+    encoder.inner().load_state_dict(weights, strict=True)
     return encoder.eval(), card

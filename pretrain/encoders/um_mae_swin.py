@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -84,7 +85,7 @@ class UmMaeSwin(nn.Module):
     def __init__(self, config: UmMaeSwinConfig, channels: int) -> None:
         super().__init__()
         dim, depths, heads = config.shape
-        rates = iter(torch.linspace(0, config.drop_path, sum(depths)).tolist())
+        rates = iter(np.linspace(0, config.drop_path, sum(depths)).tolist())
         self.patch_embed = PatchProjection(channels, dim, config.patch)
         self.patch_embed.norm.eps = 1e-6
         blocks = []
@@ -184,8 +185,8 @@ class CoordinateAttention(nn.Module):
         offsets = rearrange(coordinates, "w two j -> w two 1 j") - rearrange(coordinates, "w two i -> w two i 1")
         bias = self.posmlp(offsets.sign() * offsets.abs().log1p())
         if mask is not None:
-            bias = bias + repeat(mask, "m i j -> (b m) 1 i j", b=len(bias) // len(mask))
-        bias = repeat(bias, "w h i j -> (b w) h i j", b=len(tokens) // len(bias))
+            bias = bias + repeat(mask, "m i j -> (b m) 1 i j", b=bias.shape[0] // mask.shape[0])
+        bias = repeat(bias, "w h i j -> (b w) h i j", b=tokens.shape[0] // bias.shape[0])
         query, key, value = rearrange(self.qkv(tokens), "w n (three h d) -> three w h n d", three=3, h=self.heads)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
         return self.proj(rearrange(mixed, "w h n d -> w n (h d)"))

@@ -86,7 +86,7 @@ class VitEncoder(Encoder):
         if dropped is not None:
             units = dropped.visible_ids()
             tokens = tokens.gather(1, repeat(units, "b n -> b n d", d=self.dim))
-        tokens = torch.cat([self._prefix(len(images), prefix_positions), tokens], dim=1)
+        tokens = torch.cat([self._prefix(images.shape[0], prefix_positions), tokens], dim=1)
         wanted = {index % self.depth for index in layers}
         kept = {}
         for index, block in enumerate(self.vit.blocks):

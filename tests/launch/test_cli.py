@@ -10,7 +10,7 @@ import launch.local
 import launch.training
 from launch.cli import app, is_user_error, main
 
-SUBCOMMANDS = ["demo", "pack", "verify", "pretrain", "launch", "probe", "demo-data"]
+SUBCOMMANDS = ["demo", "pack", "verify", "pretrain", "launch", "probe", "export", "demo-data"]
 
 
 @pytest.fixture

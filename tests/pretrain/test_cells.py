@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_supported import SMALL, small
 from tiny import config_data
 
@@ -15,6 +16,7 @@ from pretrain.config import parse_config
 from pretrain.encoders.saved import read_card, timm_recipe
 from pretrain.encoders.supported import METHODS
 from pretrain.interop.export import export_encoder
+from pretrain.tokenizers.saved import load_tokenizer
 from pretrain.train import pretrain
 
 ENCODERS = [row for row in SMALL if not row.startswith("timm:")] + ["timm:convnext_tiny", "timm:hiera_tiny_224"]
@@ -88,3 +90,24 @@ def test_a_cell_trains_continues_and_exports(method: str, row: str, shards: Path
     to = "safetensors" if timm_recipe(read_card(encoder)) is None else "timm"
     exported = export_encoder(encoder, tmp_path / "exported.safetensors", to)
     assert exported.difference <= exported.tolerance
+
+
+@pytest.mark.parametrize(("method", "family"), [("codes", "beit"), ("codes", "pvt"), ("beitv2", "beit")])
+def test_codes_of_a_tokenizer(method: str, family: str, shards: Path, tmp_path: Path) -> None:
+    data = config_data(method, "vit", shards, tmp_path / "runs", train={"batch_size": 4, "steps": 2})
+    if family == "beit":
+        data["encoder"] = {"family": "beit", "dim": 32, "depth": 2, "heads": 2, "patch": 4}
+    else:
+        data["encoder"] = {**small("pvt"), "patch": 4}
+    data |= {"name": "cell", "checkpoint": {"every_steps": 1}}
+    finish(data, tmp_path, "encoder")
+
+
+@pytest.mark.parametrize("method", ["dvae", "vqkd"])
+def test_a_tokenizer_trains_and_continues(method: str, shards: Path, tmp_path: Path) -> None:
+    data = config_data(method, "vit", shards, tmp_path / "runs", train={"batch_size": 4, "steps": 2})
+    data |= {"name": "cell", "checkpoint": {"every_steps": 1}}
+    run = finish(data, tmp_path, "tokenizer")
+    tokenizer, card = load_tokenizer(run / "tokenizer")
+    codes = tokenizer(torch.zeros(1, 3, *card.image_size, dtype=torch.uint8))
+    assert codes.shape == (1, card.image_size[0] // card.stride, card.image_size[1] // card.stride)

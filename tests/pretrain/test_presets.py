@@ -125,7 +125,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "mae_vitl16_in1k_1600": MAE | {"encoder": "vit large/16", "epochs": 1600},
     "mae_vith14_in1k_800": MAE_HUGE,
     "mae_vith14_in1k_1600": MAE_HUGE | {"epochs": 1600},
-    "ummae_swint_in1k_200": UM_MAE | {"encoder": "swin tiny/4 window 8"},
+    "ummae_swint_in1k_200": UM_MAE | {"encoder": "um_mae_swin tiny/4 window 8"},
     "ummae_pvts_in1k_200": UM_MAE | {"encoder": "pvt small/4 pool"},
     "simmim_swinb_in1k_100": SIMMIM,
     "simmim_swinb_in1k_800": SIMMIM_800,
@@ -237,7 +237,7 @@ def crop(view: Crop) -> str:
 def encoder(config: Config) -> str:
     ours = config.encoder
     text = f"{ours.family} {ours.size}/{ours.patch}"
-    if ours.family == "swin":
+    if ours.family in ("swin", "um_mae_swin"):
         text += f" window {ours.window}"
     if ours.family == "pvt":
         text += f" {ours.reduction}"

@@ -89,16 +89,9 @@ def test_the_table_has_every_family() -> None:
 @pytest.mark.parametrize("row", SMALL)
 def test_every_yes_runs_forward_and_backward(row: str) -> None:
     size = 120 if row == "timm:crossvit_9_240" else 64  # its two patch sizes, 12 and 16 px, must fit
-    for name in METHODS:
+    assert METHODS == ("mae", "mim", "dino", "probe")
+    for name in METHODS[:3]:
         says = cell(EXAMPLES[row], name)
-        if name == "probe":
-            assert says == "yes"
-            encoder = trained.encoder.eval()  # DINO's, which goes with all
-            with torch.no_grad():
-                features = encoder(torch.randn(2, 3, size, size))
-            assert features.pooled.shape == (2, encoder.dim)
-            assert features.pooled.isfinite().all()
-            continue
         local = size if says == "yes, crops of one size" else 32
         if not says.startswith("yes"):
             with pytest.raises(ConfigError, match=f"does not go with method {name}: {says}"):
@@ -112,6 +105,12 @@ def test_every_yes_runs_forward_and_backward(row: str) -> None:
         assert loss.isfinite(), name
         reached = [p for p in trained.encoder.parameters() if p.grad is not None]
         assert sum(p.numel() for p in reached) > 0.5 * sum(p.numel() for p in trained.encoder.parameters()), name
+    assert cell(EXAMPLES[row], "probe") == "yes"
+    encoder = trained.encoder.eval()  # DINO's, which goes with all
+    with torch.no_grad():
+        features = encoder(torch.randn(2, 3, size, size))
+    assert features.pooled.shape == (2, encoder.dim)
+    assert features.pooled.isfinite().all()
 
 
 def test_crops_of_two_sizes_are_refused_where_a_model_takes_one() -> None:

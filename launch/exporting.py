@@ -1,0 +1,53 @@
+"""What `selfsight export` does besides writing files: finding the encoder and its probes, and telling what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+_SPLITS = ("train", "val")
+
+
+def export(target: str, out: Path, to: str, overwrite: bool) -> None:
+    """Export what TARGET names and print how to use it; see `pretrain.interop.export` for the errors."""
+    from eval.target import run_of
+    from pretrain.encoders.load import TIMM_PREFIX, find_encoder
+
+    if target.startswith(TIMM_PREFIX):
+        raise ValueError(f"{target} is a model that timm has already; name a run, a checkpoint or an encoder folder")
+    source = find_encoder(Path(target).expanduser())
+    from pretrain.encoders.saved import read_card
+    from pretrain.interop.export import export_encoder
+
+    run = run_of(source)
+    tables = list(probe_tables(run or source, read_card(source).step)) if to == "hf" else []
+    done = export_encoder(source, out, to, run=run, probes=tables, overwrite=overwrite)
+    print(
+        f"wrote {done.path} ({done.num_bytes / 1e6:.1f} MB). Opened again, its features of random images differ by "
+        f"at most {done.difference:.2g} (allowed {done.tolerance:g}).\n\n{done.usage}"
+    )
+
+
+def probe_tables(folder: Path, step: int) -> Iterator[str]:
+    """Markdown of every probe of the encoder of `step` that was written to `folder`/eval."""
+    from data_pipelines.files import read_json
+    from eval.report import markdown_table
+
+    for path in sorted((folder / "eval").glob("probe-*.json")):
+        results: Any = read_json(path)
+        try:
+            if results["target"]["step"] == step:
+                yield f"{markdown_table(results).rstrip()}\n{_labelled(results)}"
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is not a result of `selfsight probe` as this version writes it ({error!r}); "
+                "probe again, or move it away"
+            ) from error
+
+
+def _labelled(results: dict[str, Any]) -> str:
+    """Which labelled images were used, by name and checksum, and at what size."""
+    data, side = results["data"], results["target"]["image_size"]
+    named = (f"{split} `{PurePath(data[split]['spec']).name}` ({data[split]['checksum'][:16]})" for split in _SPLITS)
+    return f"- labelled images: {', '.join(named)}, at {side}x{side} px"

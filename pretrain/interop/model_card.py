@@ -1,0 +1,172 @@
+"""The model card of an exported encoder: recipe, data and probes, and nothing of the machine it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import timm
+import yaml
+from pydantic import TypeAdapter
+
+from data_pipelines.files import read_json
+from pretrain.encoders.saved import EncoderCard
+from pretrain.schema import EncoderConfig
+
+HIDDEN_SECTIONS = ("runs", "tracking", "checkpoint")  # of the configuration: they change nothing that is learned
+FREE_TEXT = ("name", "description")
+
+
+def model_card(
+    card: EncoderCard, recipe: dict[str, Any] | None, *, run: Path | None = None, probes: Sequence[str] = ()
+) -> str:
+    """README.md of a Hugging Face Hub folder, with the head that the Hub reads.
+
+    Args:
+        recipe: timm's, as in `timm_recipe`.
+        run: The run folder; its configuration and what its checkpoints say of the data go into the card.
+        probes: Markdown, one piece a probe.
+    """
+    head = {
+        "library_name": "timm",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["image-feature-extraction", "timm", "self-supervised", "selfsight", card.method],
+        "license": "unknown",
+    }
+    config = _config_of(run)
+    sections = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {card.run}",
+        _summary(card, config),
+        "## How to load\n\n" + _loading(card),
+        "## Recipe\n\n" + _recipe(card, recipe, config),
+        "## Data\n\n" + _data(card, run, config),
+        "## Probes\n\n" + _probes(card, probes),
+        "## Licence\n\nNot chosen yet. Whoever publishes this folder names the licence here and in the head of this "
+        "file, and makes sure that the training images allow it.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _summary(card: EncoderCard, config: dict[str, Any] | None) -> str:
+    origin = (
+        f"pretrained with {card.method}, without labels, by selfsight"
+        if config is not None
+        else f"({card.method}), exported by selfsight without the run that it came from"
+    )
+    text = (
+        f"An image encoder {origin}. It has no classifier: it gives features of images of "
+        f"{card.image_size[0]}x{card.image_size[1]} px with {card.channels} channels."
+    )
+    description = (config or {}).get("description")
+    return f"{text}\n\n> {' '.join(str(description).split())}" if description else text
+
+
+def _loading(card: EncoderCard) -> str:
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (card.mean, card.std))
+    return f"""```python
+import timm
+
+model = timm.create_model("hf-hub:USER/NAME", pretrained=True).eval()  # or "local-dir:FOLDER"
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+features = model(transform(image).unsqueeze(0))
+```
+
+Pixels are in 0 .. 1, minus mean ({mean}), divided by std ({std}), as in training. The probes resize the
+short side to 256 / 224 of the crop by bicubic interpolation and crop the centre; images of exactly the crop's size are
+taken whole. Their headline feature is {_headline(card)}."""
+
+
+def _headline(card: EncoderCard) -> str:
+    names = {"class": "the class token", "mean": "the mean of the patch tokens", None: "the model's own pooled feature"}
+    return names[card.headline]
+
+
+def _recipe(card: EncoderCard, recipe: dict[str, Any] | None, config: dict[str, Any] | None) -> str:
+    encoder = TypeAdapter(EncoderConfig).dump_python(card.encoder, mode="json")
+    family = encoder.pop("family")
+    options = ", ".join(f"{key} {value}" for key, value in encoder.items() if value is not None)
+    rows = {"method": card.method, "encoder": f"{family}: {options}"}
+    if card.step:
+        rows["trained for"] = f"{card.step:,} steps, {card.epoch:.4g} epochs"
+    if recipe is not None:
+        rows["timm"] = f"`{recipe['model_name']}` with the arguments of `config.json`, checked with {timm.__version__}"
+    table = _table(rows)
+    if config is None:
+        return table + "\n\nThe configuration of the run was not at hand when this was written."
+    text = yaml.safe_dump(config, sort_keys=False, width=110)
+    return f"{table}\n\n<details><summary>The whole configuration</summary>\n\n```yaml\n{text}```\n\n</details>"
+
+
+def _data(card: EncoderCard, run: Path | None, config: dict[str, Any] | None) -> str:
+    state = None if run is None else _state_of(run, card.step)
+    rows = {}
+    data = (config or {}).get("data")
+    if isinstance(data, dict) and data.get("train"):
+        rows["name"] = str(data["train"])
+    if state is not None:
+        if card.epoch and card.step:
+            images = card.step * state["batch_size"] / card.epoch
+            rows["images"] = f"about {images:,.0f} (steps x batch size {state['batch_size']} / epochs)"
+        rows["checksum"] = f"`{state['dataset']}`"
+    if not rows:
+        return "Which images the encoder was trained on is not recorded beside it."
+    return _table(rows) + "\n\nPretraining used no labels."
+
+
+def _probes(card: EncoderCard, probes: Sequence[str]) -> str:
+    if not probes:
+        which = f"encoder of step {card.step:,}" if card.step else "encoder"
+        return f"The {which} has not been probed, so nothing is known here of how good it is."
+    note = (
+        "Frozen features, under one protocol, beside what needs no pretraining: the same encoder untrained, raw pixels "
+        "and chance."
+    )
+    return "\n\n".join([note, *(piece.strip() for piece in probes)])
+
+
+def _config_of(run: Path | None) -> dict[str, Any] | None:
+    """The run's resolved configuration as it may be shown: of paths only the last name."""
+    if run is None or not (run / "config.yaml").is_file():
+        return None
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        return None
+    if not isinstance(config, dict):
+        return None
+    return {
+        key: value if key in FREE_TEXT else _without_paths(value)
+        for key, value in config.items()
+        if key not in HIDDEN_SECTIONS
+    }
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(inner) for inner in value]
+    if isinstance(value, str) and not value.startswith("timm:"):
+        path = PurePath(value)
+        shards = path.suffix == ".tar" and path.parent.name  # shards/train-{000..009}.tar is called shards
+        return (path.parent.name if shards else path.name) if len(path.parts) > 1 else value
+    return value
+
+
+def _state_of(run: Path, step: int) -> dict[str, Any] | None:
+    """What a checkpoint says of the order of data: that of `step`, else any, for a run keeps to its data."""
+    own = run / "checkpoints" / f"step-{step:08d}" / "state.json"
+    for path in (own, *sorted((run / "checkpoints").glob("step-*/state.json"), reverse=True)):
+        try:
+            order = (read_json(path) or {}).get("state", {}).get("order", {})
+        except (ValueError, AttributeError):
+            continue
+        if {"batch_size", "dataset"} <= set(order):
+            return order
+    return None
+
+
+def _table(rows: dict[str, str]) -> str:
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())])

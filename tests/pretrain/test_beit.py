@@ -1,0 +1,118 @@
+"""BEiT's ViT: timm's own numbers, other grids, and visible tokens alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from einops import rearrange
+from timm.models.beit import Beit
+from torch import Tensor, nn
+
+from pretrain.encoders import build_encoder
+from pretrain.encoders.base import Mask
+from pretrain.encoders.beit import BeitEncoder, relative_bias
+from pretrain.encoders.positions import resize_relative_table
+from pretrain.schema import BeitConfig
+
+
+def make(relative_positions: str = "shared", size: tuple[int, int] = (32, 32), **settings: object) -> BeitEncoder:
+    torch.manual_seed(0)
+    config = BeitConfig(dim=32, depth=2, heads=2, patch=8, relative_positions=relative_positions, **settings)  # type: ignore[arg-type]
+    encoder = build_encoder(config, size, mask_token=True).eval()
+    assert isinstance(encoder, BeitEncoder)
+    for name, parameter in encoder.named_parameters():
+        if "relative_position_bias_table" in name or name.endswith(("q_bias", "v_bias")):
+            nn.init.normal_(parameter, std=0.5)  # zero at the start, which would prove nothing
+    return encoder
+
+
+def images(size: tuple[int, int] = (32, 32), count: int = 2) -> Tensor:
+    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("relative_positions", ["shared", "per_block"])
+@pytest.mark.parametrize("size", [(32, 32), (32, 48)])
+def test_whole_images_are_timms(relative_positions: str, size: tuple[int, int]) -> None:
+    encoder = make(relative_positions, size)
+    expected = Beit.forward_features(_as_timm(encoder, relative_positions, size), images(size))
+    features = encoder(images(size))
+    torch.testing.assert_close(torch.cat([features.prefix, features.tokens], dim=1), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(features.pooled, features.tokens.mean(dim=1))
+
+
+def _as_timm(encoder: BeitEncoder, relative_positions: str, size: tuple[int, int]) -> Beit:
+    model = Beit(
+        img_size=size, patch_size=8, num_classes=0, embed_dim=32, depth=2, num_heads=2, init_values=0.1,
+        use_abs_pos_emb=False, use_rel_pos_bias=relative_positions == "per_block", use_fc_norm=False,
+        use_shared_rel_pos_bias=relative_positions == "shared",
+    )  # fmt: skip
+    model.load_state_dict(encoder.inner().state_dict())
+    return model.eval()
+
+
+def test_dropped_units_leave_the_others_their_own_offsets() -> None:
+    """With zero attention to the dropped tokens, the visible ones see the same whether those are there or not."""
+    encoder = make()
+    grid, units = (4, 4), torch.tensor([[0, 3, 5, 10], [1, 2, 12, 15]])
+    table = encoder.beit.rel_pos_bias.relative_position_bias_table
+    whole = relative_bias(table, (4, 4), grid, None)
+    chosen = relative_bias(table, (4, 4), grid, units)
+    assert chosen.shape == (2, 2, 5, 5)
+    for image in range(2):
+        kept = torch.cat([torch.zeros(1, dtype=torch.int64), units[image] + 1])
+        torch.testing.assert_close(chosen[image], whole[0][:, kept][:, :, kept])
+
+
+@pytest.mark.parametrize("relative_positions", ["shared", "per_block"])
+def test_hidden_pixels_change_nothing(relative_positions: str) -> None:
+    encoder = make(relative_positions)
+    hidden = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)).argsort(dim=-1) < 2
+    pixels = hidden.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)[:, None]
+    other = torch.where(pixels, torch.randn_like(images()), images())
+    for mask in (Mask(dropped=hidden), Mask(replaced=hidden)):
+        assert torch.equal(encoder(images(), mask).tokens, encoder(other, mask).tokens)
+
+
+def test_a_table_brought_to_a_window_and_back_keeps_what_is_smooth() -> None:
+    rows = torch.linspace(-1, 1, 13)
+    smooth = rearrange(rows[:, None] * 0.3 + rows[None, :] ** 2, "h w -> (h w) 1")
+    table = torch.cat([smooth, torch.tensor([[7.0], [8.0], [9.0]])])
+    there = resize_relative_table(table, (7, 7), (14, 14), num_extra=3)
+    assert there.shape == (27 * 27 + 3, 1)
+    assert there[-3:].flatten().tolist() == [7.0, 8.0, 9.0]
+    back = resize_relative_table(there, (14, 14), (7, 7), num_extra=3)
+    assert (back - table).abs().max() < 0.06
+
+
+def test_other_image_sizes_run_and_gradients_reach_the_table() -> None:
+    for relative_positions in ("shared", "per_block"):
+        encoder = make(relative_positions).train()
+        encoder(images((16, 40))).tokens.square().sum().backward()
+        reached = {name: parameter.grad for name, parameter in encoder.named_parameters() if name != "mask_token"}
+        assert all(gradient is not None for gradient in reached.values())
+
+
+def test_further_blocks_go_on_with_the_shared_positions() -> None:
+    encoder = make()
+    further = encoder.further_blocks(2)
+    assert not any("rel_pos_bias" in name for name, _ in further.named_parameters())  # the encoder's own
+    features = encoder(images())
+    assert features.states is not None
+    states = further(features.states, (4, 4))
+    assert states.shape == features.states.shape
+    expected = features.states
+    bias = encoder.beit.rel_pos_bias((4, 4), None)
+    for block in further.blocks:
+        expected = block(expected, (4, 4), None, bias)
+    torch.testing.assert_close(states, expected)
+
+
+def test_the_start_is_beits() -> None:
+    encoder = build_encoder(BeitConfig(dim=64, depth=4, heads=4, patch=8), (32, 32))
+    for number, block in enumerate(encoder.blocks()):
+        shrink = (2.0 * (number + 1)) ** 0.5
+        assert float(block.attn.proj.weight.detach().std()) == pytest.approx(0.02 / shrink, rel=0.1)
+        assert float(block.mlp.fc2.weight.detach().std()) == pytest.approx(0.02 / shrink, rel=0.1)
+        assert block.gamma_1.unique().tolist() == pytest.approx([0.1])
+        assert not block.attn.qkv.bias
+        assert {"q_bias", "v_bias"} <= {name for name, _ in block.attn.named_parameters()}

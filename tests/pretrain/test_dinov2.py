@@ -1,0 +1,181 @@
+"""DINOv2's additions and DINO's `auto`: slow loops from the papers, several ranks, and what the masks promise."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tiny import build, config_data, random_batch
+
+from pretrain.config import parse_config
+from pretrain.masking import draw_mask_for
+from pretrain.methods.dino import Dino
+from pretrain.methods.dino_losses import ibot_loss, koleo_loss, sinkhorn_knopp
+from pretrain.scaling import resolve_auto
+from pretrain.schema import DinoConfig, IbotConfig
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_sinkhorn_is_the_papers() -> None:
+    outputs = noise(6, 4)
+    table = [[math.exp(float(outputs[n, k]) / 0.1) for k in range(4)] for n in range(6)]
+    for _ in range(3):
+        for k in range(4):
+            total = sum(table[n][k] for n in range(6))
+            for n in range(6):
+                table[n][k] /= total * 4
+        for n in range(6):
+            total = sum(table[n])
+            table[n] = [value / (total * 6) for value in table[n]]
+    found = sinkhorn_knopp(outputs, 0.1, 3)
+    assert found.flatten().tolist() == pytest.approx([6 * value for row in table for value in row], rel=1e-4)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(6))
+    assert sinkhorn_knopp(outputs[:0], 0.1, 3).shape == (0, 4)
+
+
+def _one_rank(rank: int, folder: str, parts: list[torch.Tensor]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(parts))
+    torch.save(sinkhorn_knopp(parts[rank], 0.05, 3), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_sinkhorn_over_ranks_of_unequal_numbers_is_that_of_all_rows(tmp_path: Path) -> None:
+    outputs = noise(7, 5)
+    mp.spawn(_one_rank, (str(tmp_path), [outputs[:5], outputs[5:]]), nprocs=2)
+    found = torch.cat([torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)])
+    torch.testing.assert_close(found, sinkhorn_knopp(outputs, 0.05, 3))
+
+
+def test_koleo_is_the_papers_and_bears_duplicates() -> None:
+    features = noise(5, 3)
+    unit = [row / row.norm() for row in features]
+    total = 0.0
+    for i in range(5):
+        nearest = min(float((unit[i] - unit[j]).norm()) for j in range(5) if j != i)
+        total -= math.log(nearest + 1e-8) / 5
+    assert float(koleo_loss(features)) == pytest.approx(total, rel=1e-4)
+    doubled = features.repeat(2, 1).requires_grad_()
+    loss = koleo_loss(doubled)
+    loss.backward()
+    assert loss.isfinite()
+    assert doubled.grad is not None
+    assert doubled.grad.isfinite().all()
+
+
+def test_ibot_weighs_every_masked_crop_alike() -> None:
+    student, teacher = noise(5, 4), noise(5, 4, seed=1).softmax(dim=-1)
+    counts = [2, 3]  # hidden tokens of two masked crops, of four global ones
+    weights = torch.tensor([1 / 2] * 2 + [1 / 3] * 3)
+    total, row = 0.0, 0
+    for count in counts:
+        for _ in range(count):
+            log = student[row].log_softmax(dim=-1)
+            total += -sum(float(teacher[row, k] * log[k]) for k in range(4)) / count
+            row += 1
+    assert float(ibot_loss(student, teacher, weights, 4)) == pytest.approx(total / 4, rel=1e-5)
+
+
+def test_ibot_masks_are_stratified_over_the_batch_and_drawn_row_by_row() -> None:
+    size, batch = (224, 224), 64
+    draw = draw_mask_for(DinoConfig(ibot=IbotConfig()), size, stride=16, batch_size=batch)
+    assert draw is not None
+    for step in (0, 7):
+        maps = np.stack([draw(np.random.default_rng((step, row)), step, row)[1] for row in range(batch)])  # type: ignore[arg-type]
+        assert maps.shape == (batch, 2, 14, 14)
+        shares = np.sort(maps.reshape(2 * batch, -1).mean(axis=1))
+        assert (shares[:batch] == 0).all()  # exactly half of the crops are whole
+        assert shares[batch:].min() >= 0.08
+        assert shares[batch:].max() <= 0.5
+        assert shares[batch:].mean() == pytest.approx(0.3, abs=0.02)  # of .1 to .5
+        again = draw(np.random.default_rng((step, 5)), step, 5)[1]
+        assert again is not None
+        assert (again == maps[5]).all()
+
+
+@pytest.fixture
+def dinov2_data(shards: Path, tmp_path: Path) -> dict[str, Any]:
+    data = config_data("dino", "vit", shards, tmp_path)
+    data["method"] |= {"ibot": {"min_block": 1}, "koleo_weight": 0.1}
+    return data
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("centering", ["center", "sinkhorn"])
+def test_the_loss_is_the_sum_of_its_terms(dinov2_data: dict[str, Any], separate: bool, centering: str) -> None:
+    dinov2_data["method"] |= {"centering": centering}
+    dinov2_data["method"]["ibot"] |= {"separate_head": separate, "weight": 0.5}
+    config = parse_config(dinov2_data)
+    method = build(config).train()
+    assert isinstance(method, Dino)
+    result = method(random_batch(config), 0)
+    expected = result["dino"] + 0.1 * result["koleo"] + 0.5 * result["ibot"]
+    torch.testing.assert_close(result["loss"], expected)
+    result["loss"].backward()
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+    before = method.teacher["encoder"].state_dict()["vit.norm.weight"].clone()
+    with torch.no_grad():
+        method.encoder.vit.norm.weight.add_(1.0)
+    method.after_step(0)
+    assert not torch.equal(before, method.teacher["encoder"].state_dict()["vit.norm.weight"])
+    moved = {name: bool(getattr(method, name).abs().sum() > 0) for name in method.centers}
+    assert moved == dict.fromkeys(("center", "patch_center"), centering == "center")
+
+
+def test_the_student_does_not_see_what_is_hidden(dinov2_data: dict[str, Any]) -> None:
+    """Other pixels below the masks change the teacher's targets, not the student's prediction of them."""
+    config = parse_config(dinov2_data)
+    method = build(config).eval()
+    first, second = random_batch(config), random_batch(config)
+    hidden = first["replaced"]
+    assert hidden is not None
+    pixels = hidden.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)[:, :, None]
+    second["global_crops"] = torch.where(pixels, random_batch(config, seed=9)["global_crops"], first["global_crops"])
+    seen = []
+    for batch in (first, second):
+        images = method.normalise(batch["global_crops"].flatten(0, 1))
+        from pretrain.encoders import Mask
+
+        seen.append(method.encoder(images, Mask(replaced=hidden.flatten(0, 1))).tokens)
+    assert torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize(
+    ("images", "prototypes", "temperature", "momentum"),
+    [
+        (640, 1024, 0.02, 0.99),
+        (20_000, 2048, 0.02, 0.99),
+        (150_000, 16384, 0.025, 0.991),
+        (1_281_167, 65536, 0.07, 0.996),
+    ],
+)
+def test_auto_is_chosen_from_the_number_of_images(
+    dinov2_data: dict[str, Any], images: int, prototypes: int, temperature: float, momentum: float
+) -> None:
+    auto = {"prototypes": "auto", "teacher_temperature": "auto", "teacher_momentum": "auto"}
+    dinov2_data["method"] |= auto
+    config, lines = resolve_auto(parse_config(dinov2_data), images)
+    method = config.method
+    assert isinstance(method, DinoConfig)
+    assert (method.prototypes, method.teacher_temperature, method.teacher_momentum) == (
+        prototypes, temperature, momentum,
+    )  # fmt: skip
+    assert method.warmup_teacher_temperature <= temperature
+    assert sum(str(value) in " ".join(lines) for value in (prototypes, f"{images:,}")) == 2
+    assert resolve_auto(config, images) == (config, [])
+
+
+def test_a_patch_loss_on_units_that_are_no_tokens_is_refused(dinov2_data: dict[str, Any]) -> None:
+    dinov2_data["method"]["ibot"]["unit"] = 6
+    with pytest.raises(ValueError, match=r"ibot.unit is 6 px; the teacher's tokens are 4 px"):
+        parse_config(dinov2_data)

@@ -1,0 +1,186 @@
+"""Any timm model behind the Encoder seam."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from pretrain.encoders import build_encoder
+from pretrain.encoders.base import Mask, refine
+from pretrain.encoders.timm_model import TimmEncoder, map_of, survey
+from pretrain.methods import Normalisation
+from pretrain.methods.base import running_statistics
+from pretrain.methods.dino import Dino
+from pretrain.schedules import Timeline
+from pretrain.schema import DinoConfig, TimmConfig
+
+MASKABLE: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": {"depth": 2, "embed_dim": 32, "num_heads": 2},  # (b, h, w, d)
+    "cait_xxs24_224": {"depth": 1, "depth_token_only": 1, "embed_dim": 32, "num_heads": 2},  # (b, n, d)
+    "hiera_tiny_224": {"stages": [1, 1, 1, 1], "embed_dim": 16},  # overlapping patches
+    "convnext_tiny": {"depths": [1, 1, 1, 1], "dims": [8, 16, 16, 32]},  # (b, d, h, w)
+    "coatnet_0_rw_224": {"embed_dim": [16, 32, 32, 32], "depths": [1, 1, 1, 1], "stem_width": 16},  # batch norm
+    "mvitv2_tiny": {},  # (tokens, size)
+}
+
+
+def make(name: str, size: tuple[int, int] = (64, 64), mask_token: bool = True, **fields: Any) -> TimmEncoder:
+    torch.manual_seed(0)
+    args = fields.pop("args", MASKABLE.get(name, {}))
+    encoder = build_encoder(TimmConfig(model=name, args=args, **fields), size, 3, mask_token)
+    assert isinstance(encoder, TimmEncoder)
+    return encoder.eval()
+
+
+def images(size: tuple[int, int] = (64, 64), seed: int = 0) -> Tensor:
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", MASKABLE)
+def test_hidden_pixels_change_nothing(name: str) -> None:
+    size = (64, 64) if name in ("hiera_tiny_224", "mvitv2_tiny") else (64, 96)
+    encoder = make(name, size)
+    replaced = torch.rand(2, size[0] // 16, size[1] // 16, generator=torch.Generator().manual_seed(0)) < 0.5
+    pixels = refine(replaced, size)[:, None]
+    first = encoder(images(size), Mask(replaced=replaced))
+    second = encoder(torch.where(pixels, images(size, 1), images(size)), Mask(replaced=replaced))
+    assert torch.equal(first.tokens, second.tokens)
+    assert torch.equal(first.pooled, second.pooled)
+    shown = encoder(torch.where(pixels, images(size), images(size, 1)), Mask(replaced=replaced))
+    assert not torch.allclose(first.tokens, shown.tokens)
+    assert encoder.mask_token is not None
+    encoder.mask_token.data += 1.0
+    assert not torch.allclose(first.tokens, encoder(images(size), Mask(replaced=replaced)).tokens)
+    encoder.train()(images(size), Mask(replaced=replaced)).tokens.square().sum().backward()
+    assert encoder.mask_token.grad is not None
+    assert encoder.mask_token.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", MASKABLE)
+def test_an_unmasked_image_is_timms(name: str) -> None:
+    encoder = make(name)
+    features = encoder(images())
+    assert features.grid == (64 // encoder.stride, 64 // encoder.stride)
+    assert features.tokens.shape == (2, features.grid[0] * features.grid[1], encoder.dim)
+    torch.testing.assert_close(features.pooled, encoder.model(images()), rtol=0, atol=0)
+
+
+def test_the_mask_token_stands_where_the_units_are() -> None:
+    """With one unit hidden in the raster's third place, the third embedded token is the mask token."""
+    for name in MASKABLE:
+        encoder = make(name)
+        replaced = torch.zeros(2, 4, 4, dtype=torch.bool)
+        replaced[:, 0, 2] = True
+        seen: list[Any] = []
+        after = encoder.model.get_submodule(encoder.survey.embedding or "")
+        with encoder._replacing(replaced, (64, 64)):
+            handle = after.register_forward_hook(lambda _, __, output: seen.append(output))  # noqa: B023
+            encoder.model.forward_features(images())
+            handle.remove()
+        given = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+        side = 64 // encoder.patch
+        if encoder.survey.embedded_as == "channels rows columns":
+            given = given.permute(0, 2, 3, 1)
+        cells = given.reshape(2, side, side, -1)
+        is_token = (cells == encoder.mask_token).all(dim=-1)
+        assert torch.equal(is_token, refine(replaced, (side, side))), name
+
+
+def test_sizes_and_shapes_are_found_without_weights() -> None:
+    generator = torch.get_rng_state()
+    found = survey(TimmConfig(model="resnet50"))
+    assert torch.equal(generator, torch.get_rng_state())
+    assert (found.image_size, found.stride, found.dim, found.grid) == ((224, 224), 32, 2048, (7, 7))
+    assert found.unmaskable == "no single patch embedding"
+    swin = survey(TimmConfig(model="swin_tiny_patch4_window7_224"), (64, 128), 1)
+    assert (swin.grid, swin.stride, swin.patch, swin.channels) == ((2, 4), 32, 4, 1)
+    crossvit = survey(TimmConfig(model="crossvit_9_240"))
+    assert (crossvit.grid, crossvit.layout, crossvit.dim) == (None, "none", 384)
+    mobile = survey(TimmConfig(model="mobilenetv3_small_100"))
+    assert (mobile.layout, mobile.dim) == ("none", 1024)
+
+
+def test_maps_of_tokens() -> None:
+    assert map_of(12, (48, 64)) == (3, 4)
+    assert map_of(13, (48, 64)) is None
+    assert map_of(0, (48, 64)) is None
+
+
+def test_units_are_never_dropped() -> None:
+    with pytest.raises(ValueError, match="replaced, not dropped"):
+        make("convnext_tiny")(images(), Mask(dropped=torch.ones(2, 2, 2, dtype=torch.bool)))
+    with pytest.raises(ValueError, match="no single patch embedding"):
+        make("resnet18")
+
+
+def test_layers_of_equal_blocks() -> None:
+    encoder = make("vit_tiny_patch16_224")
+    assert len(encoder.blocks()) == encoder.depth == 2
+    features = encoder(images((32, 96)), layers=(-1, 0))
+    torch.testing.assert_close(features.layers[0].tokens, features.tokens)
+    assert features.layers[1].prefix is not None
+    assert not torch.allclose(features.layers[1].pooled, features.pooled)
+    numbers = {name: encoder.layer_of(name) for name, _ in encoder.named_parameters()}
+    assert numbers["model.blocks.0.attn.qkv.weight"] == 1
+    assert numbers["model.norm.weight"] == 3
+    assert numbers["model.patch_embed.proj.weight"] == numbers["mask_token"] == numbers["model.cls_token"] == 0
+    assert encoder.no_decay("encoder.model.pos_embed")
+    cait = make("cait_xxs24_224")
+    assert cait.blocks() == []
+    with pytest.raises(ValueError, match="no earlier layers"):
+        cait(images(), layers=(0,))
+
+
+def test_layers_rise_where_there_are_no_equal_blocks() -> None:
+    encoder = make("convnext_tiny")
+    numbers = [encoder.layer_of(name) for name, _ in encoder.named_parameters()]
+    assert min(numbers) == 0
+    assert max(numbers) == encoder.depth + 1
+
+
+def test_probing_by_name_needs_no_config() -> None:
+    encoder = TimmEncoder("vit_tiny_patch16_224", pretrained=False, image_size=(96, 96)).eval()
+    assert (encoder.image_size, encoder.channels) == ((96, 96), 3)
+    assert len(encoder.mean) == len(encoder.std) == 3
+    assert encoder.has_class_token
+    assert encoder(images((96, 96))).tokens.shape == (2, 36, 192)
+
+
+def test_drop_path_and_channels() -> None:
+    encoder = build_encoder(
+        TimmConfig(model="convnext_tiny", args=MASKABLE["convnext_tiny"], drop_path=0.5), (64, 64), 1
+    )
+    assert any(getattr(part, "drop_prob", 0) == 0.5 for part in encoder.modules())
+    assert encoder(torch.zeros(1, 1, 64, 64)).pooled.shape == (1, 32)
+
+
+def test_the_teachers_running_statistics_follow_the_students() -> None:
+    """A teacher is never in training mode: without this its batch normalisation would keep the start's values."""
+    config = DinoConfig(prototypes=8, head_hidden=8, head_bottleneck=4, teacher_momentum=0.5)
+    size = (32, 32)
+    encoders = [build_encoder(TimmConfig(model="resnet18", args={"layers": [1, 1, 1, 1]}), size, 3) for _ in range(2)]
+    normalisation = Normalisation((0.5,) * 3, (0.2,) * 3)
+    method = Dino(config, *encoders, normalisation, Timeline(100, 10.0))
+    method.train()
+    before = [statistic.clone() for statistic in running_statistics(method.teacher["encoder"])]
+    method.encoder(images(size))
+    method.output_count += 1
+    method.after_step(0)
+    student = running_statistics(method.encoder)
+    weight = 1 - method.momentum(0)
+    assert before
+    for old, now, fast in zip(before, running_statistics(method.teacher["encoder"]), student, strict=True):
+        torch.testing.assert_close(now, old + weight * (fast - old))
+        assert not torch.equal(fast, old)
+
+
+def test_names_and_arguments_that_are_wrong() -> None:
+    with pytest.raises(ValueError, match=r"has no model .resnet1818.; the nearest names: .*resnet18"):
+        make("resnet1818", mask_token=False)
+    with pytest.raises(ValueError, match="does not run on images of 60x60 px"):
+        make("vit_tiny_patch16_224", (60, 60), mask_token=False)
+    assert isinstance(timm.create_model("resnet18", num_classes=0), nn.Module)
