@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, reduce
 from torch import Tensor
 
 from data_pipelines.loader import Batch
@@ -23,7 +24,7 @@ from pretrain.tokenizers.dvae import (
     map_pixels,
     unmap_pixels,
 )
-from pretrain.tokenizers.usage import CodeUsage
+from pretrain.tokenizers.usage import CodeUsage, sum_over_ranks
 
 
 class Dvae(Method):
@@ -42,6 +43,7 @@ class Dvae(Method):
         self.decoder = DvaeDecoder(config, channels)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.usage = CodeUsage(config.vocabulary)
+        self._seen: list[Tensor] | None = None  # sums of logits, while the first batch is looked at
         self.values_per_code = channels * self.network.stride**2
         total = timeline.total_steps
         self.temperature = Cosine(
@@ -56,6 +58,9 @@ class Dvae(Method):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         mapped = map_pixels(batch["global_crops"][:, 0])
         logits = self.network(mapped).float()
+        if self._seen is not None:
+            count = logits.new_tensor([logits[:, 0].numel()])
+            self._seen.append(torch.cat([reduce(logits, "b k h w -> k", "sum"), count]))
         noise = gumbel_noise(logits, batch["rows"], self.seed, step)
         shares = ((logits + noise) / self.temperature(step)).softmax(dim=1)
         likelihood = logit_laplace(mapped, *self.decoder(shares)).mean()
@@ -69,6 +74,18 @@ class Dvae(Method):
             "likelihood": likelihood.detach(),
             "divergence": divergence.detach(),
         }
+
+    def before_step(self, step: int, micro_batches: list[Batch], look: Callable[[Batch], object]) -> None:
+        if step or self.config.start == "published":
+            return
+        self._seen = []
+        for batch in micro_batches:
+            look(batch)
+        sums = sum_over_ranks(torch.stack(self._seen).sum(dim=0))  # of the logits, and how many there were
+        self._seen = None
+        for network in (self.network, self.average):
+            network.shift.copy_(sums[:-1] / sums[-1])
+        self.usage.counts.zero_()
 
     @torch.no_grad()
     def after_step(self, step: int, gathered: Gathered = already_whole) -> None:

@@ -160,6 +160,9 @@ class DvaeConfig:
     divergence_weight: NonNegativeFloat = 6.6
     divergence_share: Share = 0.0017  # of the run until the full weight, linear
     average_momentum: Share = 0.999  # of the weights that are saved
+    start: Literal["published", "spread"] = "published"
+    """`spread`: places differ in their codes from the first step. As published they begin nearly alike, and a run of
+    some thousand steps ends with a handful of codes in use."""
 
 
 @section

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from pretrain.schema import DvaeConfig
@@ -43,10 +44,22 @@ class DvaeEncoder(nn.Module):
                 layers.append(Residual(width, config.hidden * 2**group, (3, 3, 3, 1), gain))
                 width = config.hidden * 2**group
         self.layers = nn.Sequential(*layers, nn.ReLU(), _conv(width, config.vocabulary, 1))
+        self.register_buffer("shift", torch.zeros(config.vocabulary))  # of the logits; see `spread`
+        if config.start == "spread":
+            self.spread()
 
     def forward(self, mapped: Tensor) -> Tensor:
         """Pixels of `map_pixels` (b, c, h, w) to logits (b, k, h / stride, w / stride)."""
-        return self.layers(mapped)
+        return self.layers(mapped) - rearrange(self.shift, "k -> k 1 1")
+
+    @torch.no_grad()
+    def spread(self) -> None:
+        """Begin with logits that differ between places by about 3: pixels centred and of deviation 1 or so, and a
+        larger last layer. What all places have in common is the `shift`, to be set from the first batch."""
+        first, last = self.layers[0], self.layers[-1]
+        first.weight.mul_(4)
+        first.bias.copy_(-0.5 * reduce(first.weight, "o i h w -> o", "sum"))
+        last.weight.mul_(6)
 
 
 class DvaeDecoder(nn.Module):

@@ -318,6 +318,30 @@ def test_dvae_noise_belongs_to_the_row_and_not_to_the_micro_batch() -> None:
     assert float(noise.var()) == pytest.approx(math.pi**2 / 6, abs=0.1)
 
 
+@pytest.mark.parametrize("start", ["published", "spread"])
+def test_dvae_starts_as_published_or_with_codes_that_differ_between_places(
+    start: str, shards: Path, tmp_path: Path
+) -> None:
+    method, config = method_of("dvae", shards, tmp_path, start=start)
+    halves = [random_batch(config, seed=seed) for seed in (0, 1)]
+    method.train().before_step(0, halves, lambda batch: method(batch, 0))
+    crops = torch.cat([batch["global_crops"][:, 0] for batch in halves])
+    logits = method.network(map_pixels(crops)).detach()
+    common = logits.mean(dim=(0, 2, 3))
+    assert torch.equal(method.average.shift, method.network.shift)
+    assert not method.usage.counts.any()
+    if start == "published":
+        assert not method.network.shift.any()
+        assert float(method.network.layers[0].bias.detach().abs().max()) == 0
+        return
+    torch.testing.assert_close(common, torch.zeros(32), atol=1e-4, rtol=0)
+    deviation = float(logits.std())
+    assert 1 < deviation < 10
+    shift = method.network.shift.clone()
+    method.before_step(1, halves, pytest.fail)
+    assert torch.equal(method.network.shift, shift)
+
+
 def test_dvae_saves_the_slow_average(shards: Path, tmp_path: Path) -> None:
     method, config = method_of("dvae", shards, tmp_path)
     method.train()

@@ -77,7 +77,14 @@ def config_data(method: str, family: str, shards: Path, runs: Path, **sections: 
             "teacher_momentum": 0.9,
             "freeze_last_layer_epochs": 0.1,
         },
-        "dvae": {"vocabulary": 32, "hidden": 8, "blocks_per_group": 1, "groups": 3, "average_momentum": 0.5},
+        "dvae": {
+            "vocabulary": 32,
+            "hidden": 8,
+            "blocks_per_group": 1,
+            "groups": 3,
+            "average_momentum": 0.5,
+            "start": "spread",
+        },
         "vqkd": {
             "teacher": str(shards / "teacher"),
             "codes": 16,
