@@ -45,7 +45,7 @@ def test_a_few_steps_lower_the_loss_of_one_batch(cell: Config) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.97 * losses[0]
+    assert losses[-1] < losses[0] - 0.03 * abs(losses[0])
 
 
 def test_pictures_are_uint8_rows_of_the_batch(cell: Config) -> None:

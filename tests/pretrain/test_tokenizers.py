@@ -284,7 +284,9 @@ def test_pixels_map_to_a_tenth_from_both_ends_and_back() -> None:
 
 def test_dvae_loss_is_the_papers(shards: Path, tmp_path: Path) -> None:
     """Both terms summed over an image and divided by its pixel values (Ramesh et al. 2021, A.2)."""
-    method, config = method_of("dvae", shards, tmp_path, divergence_share=0.1, temperature_share=0.5)
+    method, config = method_of(
+        "dvae", shards, tmp_path, divergence_weight=6.6, divergence_share=0.1, temperature_share=0.5
+    )
     batch, step = random_batch(config), 5
     values = method(batch, step)
     mapped = map_pixels(batch["global_crops"][:, 0])

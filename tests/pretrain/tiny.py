@@ -83,6 +83,7 @@ def config_data(method: str, family: str, shards: Path, runs: Path, **sections: 
             "blocks_per_group": 1,
             "groups": 3,
             "average_momentum": 0.5,
+            "divergence_weight": 0.05,
             "start": "spread",
         },
         "vqkd": {
