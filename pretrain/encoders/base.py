@@ -111,7 +111,8 @@ class Encoder(nn.Module):
     def further_blocks(self, count: int, after: int) -> nn.Module:
         """`count` fresh blocks like those that follow its first `after`, for a head that goes on from its states.
 
-        They start, and drop their paths, as blocks of that depth do. The module maps (states (b, p + n, d), grid (h, w)) to states. ValueError where there is no such sequence.
+        They start, and drop their paths, as blocks of that depth do. The module maps (states (b, p + n, d), grid
+        (h, w)) to states. ValueError where there is no such sequence.
         """
         raise ValueError(f"{type(self).__name__} keeps no sequence of class and patch tokens to go on from")
 
