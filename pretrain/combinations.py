@@ -48,6 +48,15 @@ def _check_encoder(config: Config) -> None:
     if method.name == "dvae":
         if encoder is not None:
             raise ValueError("dvae is a convolutional network of its own: set encoder=null")
+        engine, optim = config.engine, config.optim
+        for name, value, without in (
+            ("engine.activation_checkpointing", engine.activation_checkpointing, False),
+            ("engine.compile", engine.compile, False),
+            ("optim.layer_decay", optim.layer_decay, 1.0),
+            ("optim.patch_embed_lr_scale", optim.patch_embed_lr_scale, 1.0),
+        ):
+            if value != without:
+                raise ValueError(f"{name} is about an encoder's blocks, and dvae has none: set {name}={without}")
     elif encoder is None:
         raise ValueError(f"{method.name} needs an encoder; set encoder.family=vit, for example")
 

@@ -64,6 +64,13 @@ def check_batch(config: Config, world_size: int) -> None:
             f"train.batch_size {batch} (global) does not divide over {world_size} ranks x {accumulation} "
             f"accumulation steps = {share}; the nearest batch sizes are {near}"
         )
+    method = config.method
+    if method.name == "dino" and method.koleo_weight and batch == share:
+        raise ConfigError(
+            f"method.koleo_weight is {method.koleo_weight:g}, which spreads the images of a micro-batch, and train."
+            f"batch_size {batch} over {world_size} ranks x {accumulation} accumulation steps leaves one in each; give "
+            "each two or more, or set method.koleo_weight=0"
+        )
 
 
 def parse_config(data: Mapping[str, Any]) -> Config:

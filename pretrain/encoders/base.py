@@ -108,16 +108,23 @@ class Encoder(nn.Module):
         """The norm after the last block, on `Features.states` or what was made of them."""
         raise TypeError(f"{type(self).__name__} does not implement final_norm")
 
-    def further_blocks(self, count: int) -> nn.Module:
-        """`count` fresh blocks like its own, for a head that goes on from its states.
+    def further_blocks(self, count: int, after: int) -> nn.Module:
+        """`count` fresh blocks like those that follow its first `after`, for a head that goes on from its states.
 
-        The module maps (states (b, p + n, d), grid (h, w)) to states. ValueError where there is no such sequence.
+        They start, and drop their paths, as blocks of that depth do. The module maps (states (b, p + n, d), grid
+        (h, w)) to states. ValueError where there is no such sequence.
         """
         raise ValueError(f"{type(self).__name__} keeps no sequence of class and patch tokens to go on from")
 
     def attention(self, images: Tensor) -> Tensor | None:
         """(b, heads, h, w) attention of the last block's class token to each patch; None without a class token."""
         return None
+
+
+def drop_path_rates(rate: float, depth: int, first: int, count: int) -> list[float]:
+    """Of `count` blocks from number `first` on, where the rate rises linearly over all blocks up to `rate`."""
+    total = max(depth, first + count)
+    return [rate * number / max(total - 1, 1) for number in range(first, first + count)]
 
 
 def refine(grid_map: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -11,7 +11,7 @@ from timm.layers import gen_relative_position_index
 from timm.models.beit import Attention, Beit, Block, RelativePositionBias
 from torch import Tensor, nn
 
-from pretrain.encoders.base import Encoder, Features, Mask, on_token_grid
+from pretrain.encoders.base import Encoder, Features, Mask, drop_path_rates, on_token_grid
 from pretrain.encoders.positions import resize_positions, resize_relative_table
 from pretrain.schema import BeitConfig
 
@@ -112,8 +112,8 @@ class BeitEncoder(Encoder):
     def blocks(self) -> list[nn.Module]:
         return list(self.beit.blocks)
 
-    def further_blocks(self, count: int) -> nn.Module:
-        return FurtherBeitBlocks(self, count)
+    def further_blocks(self, count: int, after: int) -> nn.Module:
+        return FurtherBeitBlocks(self, count, after)
 
     def layer_of(self, parameter_name: str) -> int:
         parts = parameter_name.split(".")
@@ -123,9 +123,12 @@ class BeitEncoder(Encoder):
 
 
 class FurtherBeitBlocks(nn.Module):
-    """Blocks that go on from a BeitEncoder's states, with its shared relative positions or tables of their own."""
+    """Blocks that go on from a BeitEncoder's states, with its shared relative positions or tables of their own.
 
-    def __init__(self, encoder: BeitEncoder, count: int) -> None:
+    Drop path and the shrunk start are those of blocks that follow the first `after` (BEiT v2's code).
+    """
+
+    def __init__(self, encoder: BeitEncoder, count: int, after: int) -> None:
         super().__init__()
         dim, depth, heads = encoder.config.shape
         window = None if encoder.beit.rel_pos_bias is not None else encoder.grid
@@ -137,9 +140,10 @@ class FurtherBeitBlocks(nn.Module):
                 qkv_bias=True,
                 init_values=encoder.config.layer_scale,
                 window_size=window,
+                drop_path=rate,
                 norm_layer=partial(nn.LayerNorm, eps=encoder.config.norm_eps),
             )
-            for _ in range(count)
+            for rate in drop_path_rates(encoder.config.drop_path, depth, after, count)
         )
         for position, block in enumerate(self.blocks):
             _teach(block)
@@ -149,7 +153,7 @@ class FurtherBeitBlocks(nn.Module):
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
             for layer in (block.attn.proj, block.mlp.fc2):
-                layer.weight.data.div_((2.0 * (depth + position + 1)) ** 0.5)
+                layer.weight.data.div_((2.0 * (after + position + 1)) ** 0.5)
 
     def forward(self, states: Tensor, grid: tuple[int, int]) -> Tensor:
         """States (b, 1 + h * w, d) of a map of `grid` to states."""

@@ -64,6 +64,9 @@ class PvtEncoder(Pyramid):
         name = parameter_name.removeprefix("encoder.")
         return self.pvt.layer_of(name.removeprefix("pvt.")) if name.startswith("pvt.") else 0
 
+    def no_decay(self, parameter_name: str) -> bool:
+        return "pos_embed" in parameter_name  # one table a stage, numbered
+
 
 class ReducedAttention(nn.Module):
     """Attention to keys and values from a coarser map.

@@ -12,7 +12,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer, init_weights_vit_timm
 from torch import Tensor, nn
 
-from pretrain.encoders.base import Encoder, Features, Mask, on_token_grid, zero_hidden_pixels
+from pretrain.encoders.base import Encoder, Features, Mask, drop_path_rates, on_token_grid, zero_hidden_pixels
 from pretrain.encoders.positions import resize_positions
 from pretrain.patches import sincos_positions
 from pretrain.schema import VitConfig
@@ -134,8 +134,8 @@ class VitEncoder(Encoder):
     def final_norm(self, states: Tensor) -> Tensor:
         return self.vit.norm(states)
 
-    def further_blocks(self, count: int) -> nn.Module:
-        return FurtherBlocks(self.config, count)
+    def further_blocks(self, count: int, after: int) -> nn.Module:
+        return FurtherBlocks(self.config, count, after)
 
     def blocks(self) -> list[nn.Module]:
         return list(self.vit.blocks)
@@ -166,21 +166,21 @@ class VitEncoder(Encoder):
 
 
 class FurtherBlocks(nn.Module):
-    """Fresh blocks like those of a `VitEncoder`, initialised as timm does it, each with the last block's drop path."""
+    """Fresh blocks like those after the first `after` of a `VitEncoder`, initialised as timm does it."""
 
-    def __init__(self, config: VitConfig, count: int) -> None:
+    def __init__(self, config: VitConfig, count: int, after: int) -> None:
         super().__init__()
-        dim, _, heads = config.shape
+        dim, depth, heads = config.shape
         self.blocks = nn.ModuleList(
             Block(
                 dim,
                 heads,
                 qkv_bias=True,
                 init_values=config.layer_scale,
-                drop_path=config.drop_path,
+                drop_path=rate,
                 norm_layer=_norm,
             )
-            for _ in range(count)
+            for rate in drop_path_rates(config.drop_path, depth, after, count)
         )
         named_apply(init_weights_vit_timm, self.blocks)
 

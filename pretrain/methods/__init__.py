@@ -8,6 +8,8 @@ from pathlib import Path
 from pretrain.config import ConfigError
 from pretrain.encoders import build_encoder
 from pretrain.encoders.load import TIMM_PREFIX, find_encoder, load_any
+from pretrain.encoders.saved import read_card
+from pretrain.encoders.timm_model import survey, why_not_size
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.dino import Dino
 from pretrain.methods.dvae import Dvae
@@ -15,7 +17,7 @@ from pretrain.methods.mae import MaskedAutoencoder
 from pretrain.methods.mim import MaskedImageModelling
 from pretrain.methods.vqkd import Vqkd
 from pretrain.schedules import Timeline
-from pretrain.schema import Config, DinoConfig, DvaeConfig, MaeConfig, MethodConfig, MimConfig, VqkdConfig
+from pretrain.schema import Config, DinoConfig, DvaeConfig, MaeConfig, MethodConfig, MimConfig, TimmConfig, VqkdConfig
 from pretrain.tokenizers import build_target
 from pretrain.tokenizers.card import check_codes
 
@@ -31,11 +33,39 @@ def check_sources(config: Config) -> None:
     """Raise ConfigError unless the other runs that a method learns from are there and fit; starts nothing."""
     check_codes(config)
     method = config.method
-    if isinstance(method, VqkdConfig) and not method.teacher.startswith(TIMM_PREFIX):
-        try:
-            find_encoder(Path(method.teacher).expanduser())
-        except FileNotFoundError as error:
-            raise ConfigError(f"method.teacher: {error}") from None
+    if isinstance(method, VqkdConfig):
+        _check_teacher(method.teacher, config.views.global_size, config.data.channels)
+
+
+def _check_teacher(name: str, size: tuple[int, int], channels: int) -> None:
+    """Raise ConfigError unless the encoder that `name` names is there and has a map of tokens for the run's images."""
+    timm_config, built_for = None, size
+    try:
+        if name.startswith(TIMM_PREFIX):
+            timm_config = TimmConfig(model=name.removeprefix(TIMM_PREFIX))
+            reads = survey(timm_config, size).channels
+        else:
+            card = read_card(find_encoder(Path(name).expanduser()))
+            reads, built_for = card.channels, card.image_size
+            if isinstance(card.encoder, TimmConfig):
+                timm_config = card.encoder
+            elif any(side % card.encoder.stride for side in size):
+                raise ValueError(
+                    f"its tokens are {card.encoder.stride} px, which do not divide views.global_crops of "
+                    f"{size[0]}x{size[1]} px; name another teacher or another size"
+                )
+        if reads != channels:
+            raise ValueError(
+                f"{name} reads images of {reads} channels and data.channels is {channels}; they must be equal"
+            )
+        if timm_config is not None:
+            reason = why_not_size(timm_config, built_for, channels, size)
+            if reason is None and survey(timm_config, built_for, channels).grid is None:
+                reason = "its features form no map, which VQ-KD needs"
+            if reason is not None:
+                raise ValueError(f"{name} can't teach on {size[0]}x{size[1]} px: {reason}")
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"method.teacher: {error}") from None
 
 
 def build_method(config: Config, normalisation: Normalisation, timeline: Timeline) -> Method:
@@ -54,12 +84,6 @@ def build_method(config: Config, normalisation: Normalisation, timeline: Timelin
     ibot = isinstance(method, DinoConfig) and method.ibot is not None
     encoder = build_encoder(config.encoder, size, channels, mask_token=ibot)
     if isinstance(method, VqkdConfig):
-        teacher = load_any(method.teacher, size)
-        if teacher.channels != channels:
-            raise ConfigError(
-                f"method.teacher {method.teacher} reads images of {teacher.channels} channels and data.channels is "
-                f"{channels}; they must be equal"
-            )
-        return Vqkd(method, encoder, teacher, size, normalisation, timeline)
+        return Vqkd(method, encoder, load_any(method.teacher, size), size, normalisation, timeline)
     teacher = build_encoder(dataclasses.replace(config.encoder, drop_path=0.0), size, channels)
     return Dino(method, encoder, teacher, normalisation, timeline)

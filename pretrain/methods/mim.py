@@ -38,7 +38,9 @@ class MaskedImageModelling(Method):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
         self.layer = None if config.aggregation is None else config.aggregation.layer - 1
-        self.aggregation = None if config.aggregation is None else encoder.further_blocks(config.aggregation.depth)
+        self.aggregation = None
+        if config.aggregation is not None:
+            self.aggregation = encoder.further_blocks(config.aggregation.depth, after=config.aggregation.layer)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = self.normalise(batch["global_crops"][:, 0])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data_pipelines.loader import Batch
 from pretrain.encoders import Encoder
 from pretrain.encoders.load import LoadedEncoder
-from pretrain.frozen import Frozen
+from pretrain.frozen import Frozen, checksum
 from pretrain.methods.base import Gathered, Method, Normalisation, already_whole
 from pretrain.patches import sincos_positions
 from pretrain.schedules import Timeline
@@ -46,6 +46,7 @@ class Vqkd(Method):
         self.codebook = Codebook(config)
         self.decoder = Decoder(config, encoder.dim, teacher.encoder.dim, self.grid)
         self.teacher = Frozen(teacher.encoder)
+        self._checksum = checksum(teacher.encoder)
         self.register_buffer("teacher_mean", torch.tensor(teacher.mean) * 255, persistent=False)
         self.register_buffer("teacher_std", torch.tensor(teacher.std) * 255, persistent=False)
         self.commitment = config.commitment
@@ -93,6 +94,10 @@ class Vqkd(Method):
     def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
         super().after_step(step, gathered)
         self.codebook.update(step)
+
+    def pinned(self) -> dict[str, str]:
+        """The teacher's weights: a run that is named as the teacher may have gone on meanwhile."""
+        return {"method.teacher": self._checksum}
 
     def frozen_encoder(self) -> None:
         return None

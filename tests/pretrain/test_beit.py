@@ -12,7 +12,7 @@ from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Mask
 from pretrain.encoders.beit import BeitEncoder, relative_bias
 from pretrain.encoders.positions import resize_relative_table
-from pretrain.schema import BeitConfig
+from pretrain.schema import BeitConfig, VitConfig
 
 
 def make(relative_positions: str = "shared", size: tuple[int, int] = (32, 32), **settings: object) -> BeitEncoder:
@@ -94,7 +94,7 @@ def test_other_image_sizes_run_and_gradients_reach_the_table() -> None:
 
 def test_further_blocks_go_on_with_the_shared_positions() -> None:
     encoder = make()
-    further = encoder.further_blocks(2)
+    further = encoder.further_blocks(2, after=1)
     assert not any("rel_pos_bias" in name for name, _ in further.named_parameters())  # the encoder's own
     features = encoder(images())
     assert features.states is not None
@@ -105,6 +105,20 @@ def test_further_blocks_go_on_with_the_shared_positions() -> None:
     for block in further.blocks:
         expected = block(expected, (4, 4), None, bias)
     torch.testing.assert_close(states, expected)
+
+
+@pytest.mark.parametrize("family", ["beit", "vit"])
+def test_further_blocks_are_like_those_at_their_depth(family: str) -> None:
+    """BEiT v2's head after layer 9 of 12 drops paths, and starts, as layers 10 and 11 do."""
+    config = (BeitConfig if family == "beit" else VitConfig)(dim=64, depth=12, heads=4, patch=8, drop_path=0.11)
+    further = build_encoder(config, (32, 32)).further_blocks(2, after=9)
+    for number, block in zip((9, 10), further.blocks, strict=True):
+        assert block.drop_path1.drop_prob == pytest.approx(0.11 * number / 11)
+        assert block.drop_path2.drop_prob == pytest.approx(0.11 * number / 11)
+        if family == "beit":
+            shrink = (2.0 * (number + 1)) ** 0.5
+            assert float(block.attn.proj.weight.detach().std()) == pytest.approx(0.02 / shrink, rel=0.05)
+            assert float(block.mlp.fc2.weight.detach().std()) == pytest.approx(0.02 / shrink, rel=0.05)
 
 
 def test_the_start_is_beits() -> None:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from tiny import build, config_data, random_batch
 
-from pretrain.config import parse_config
+from pretrain.config import ConfigError, check_batch, parse_config
 from pretrain.masking import draw_mask_for
 from pretrain.methods.dino import Dino
 from pretrain.methods.dino_losses import ibot_loss, koleo_loss, sinkhorn_knopp
@@ -173,6 +173,13 @@ def test_auto_is_chosen_from_the_number_of_images(
     assert method.warmup_teacher_temperature <= temperature
     assert sum(str(value) in " ".join(lines) for value in (prototypes, f"{images:,}")) == 2
     assert resolve_auto(config, images) == (config, [])
+
+
+def test_koleo_needs_two_images_in_a_micro_batch(dinov2_data: dict[str, Any]) -> None:
+    config = parse_config(dinov2_data)
+    check_batch(config, 4)
+    with pytest.raises(ConfigError, match=r"koleo_weight is 0.1, which spreads the images .* leaves one in each"):
+        check_batch(config, 8)
 
 
 def test_a_patch_loss_on_units_that_are_no_tokens_is_refused(dinov2_data: dict[str, Any]) -> None:

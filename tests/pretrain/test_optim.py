@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_supported import SMALL, small
 from tiny import NORMALISATION, config_data
 from torch import nn
 
@@ -35,6 +36,23 @@ def test_rates_by_depth_are_a_slow_loop(family: str, tmp_path: Path) -> None:
         assert scale == pytest.approx(expected), name
     assert num_scaled >= 2
     assert not any("patch_embed" in name for name in scales if "pos_embed" in name or "token" in name)
+
+
+@pytest.mark.parametrize("row", [row for row in SMALL if not row.startswith("timm:")])
+def test_only_matrices_decay(row: str, shards: Path, tmp_path: Path) -> None:
+    """Not tokens, positions (those of PVT have a number behind their name), norms, biases or layer scales."""
+    data = config_data("dino", "vit", shards, tmp_path)
+    data["encoder"] = small(row)
+    data["method"]["ibot"] = {}
+    for crop in (*data["views"]["global_crops"], data["views"]["local_crops"]):
+        crop["size"] = 64
+    method = build_method(parse_config(data), NORMALISATION, Timeline(8, 4.0))
+    decayed = {name for group in parameter_groups(method, 1.0) if group["decay"] for name in group["names"]}
+    assert decayed
+    odd = [
+        name for name in decayed if any(part in name for part in ("token", "pos_e", "norm", "bias", "gamma", "scale"))
+    ]
+    assert odd == []
 
 
 def test_only_the_first_patch_embedding_of_a_pyramid_counts(tmp_path: Path) -> None:

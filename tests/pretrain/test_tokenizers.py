@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_train import column, run_all
 from tiny import build, config_data, random_batch
 
 from pretrain.batches import share_mask_counts
-from pretrain.checkpoint import check_resume, read_state
+from pretrain.checkpoint import ResumeState, check_resume, read_state
 from pretrain.config import ConfigError, parse_config
 from pretrain.encoders.load import find_encoder, load_any
 from pretrain.methods import check_sources
@@ -177,6 +178,23 @@ def test_the_teacher_is_in_no_checkpoint_and_in_no_optimizer(shards: Path, tmp_p
     assert not method.teacher.network.training
     method(random_batch(config), 0)["loss"].backward()
     assert all(parameter.grad is None for parameter in method.teacher.network.parameters())
+
+
+def test_a_run_goes_on_with_the_teacher_it_began_with(shards: Path, tmp_path: Path) -> None:
+    """A run that is named as the teacher may have gone on meanwhile."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(shards / "teacher", folder)
+    began, _ = method_of("vqkd", shards, tmp_path, teacher=str(folder))
+    again, _ = method_of("vqkd", shards, tmp_path, teacher=str(folder))
+    assert began.pinned() == again.pinned()
+    weights = load_file(folder / "model.safetensors")
+    weights["norm.bias"] += 1e-3
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    changed, _ = method_of("vqkd", shards, tmp_path, teacher=str(folder))
+    state = ResumeState(step=4, world_size=1, zero_stage=0, order=began.pinned())
+    check_resume(folder, state, 1, 0, again.pinned())
+    with pytest.raises(ConfigError, match=r"reached with method\.teacher = "):
+        check_resume(folder, state, 1, 0, changed.pinned())
 
 
 def test_vqkd_starts_from_clusters_of_the_whole_first_batch(shards: Path, tmp_path: Path) -> None:
@@ -515,6 +533,8 @@ def test_tokens_are_brought_to_the_cells(shards: Path, tmp_path: Path) -> None:
         ("beitv2", {"method": {"aggregation": {"layer": 2}}}, "below the last of the 2 blocks"),
         ("hog", {"method": {"aggregation": {"layer": 1}}}, "head for target codes"),
         ("dvae", {"encoder": {"family": "vit"}}, "set encoder=null"),
+        ("dvae", {"engine": {"activation_checkpointing": True}}, "set engine.activation_checkpointing=False"),
+        ("dvae", {"optim": {"layer_decay": 0.9}}, "set optim.layer_decay=1.0"),
         ("dvae", {"views": {"global_crops": [{"size": 30}]}}, "the dVAE's stride is 4"),
         ("vqkd", {"encoder": None}, "vqkd needs an encoder"),
         ("vqkd", {"views": {"local_crops": {"size": 16}}}, "sees no local crops"),
@@ -536,6 +556,10 @@ def test_refusals(name: str, changes: dict[str, Any], says: str, shards: Path, t
         ("codes", "views", {"target_crop": {"size": 16}}, "set views.target_crop.size=32"),
         ("codes", "data", {"channels": 1}, "reads images of 3 channels"),
         ("vqkd", "method", {"teacher": "/nowhere"}, "method.teacher: /nowhere is not a folder"),
+        ("vqkd", "method", {"teacher": "timm:vit_tinny"}, "method.teacher: timm"),
+        ("vqkd", "method", {"teacher": "timm:crossvit_tiny_240"}, "does not run on images of 32x32 px"),
+        ("vqkd", "views", {"global_crops": [{"size": 36}]}, "its tokens are 8 px, which do not divide"),
+        ("vqkd", "data", {"channels": 1}, "reads images of 3 channels"),
     ],
 )
 def test_other_runs_are_looked_at_before_anything_starts(
