@@ -13,6 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pretrain.schema import Config
+from pretrain.schema.encoders import expand_encoder
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -124,6 +125,8 @@ def _read_preset(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
         chain = " -> ".join(file.name for file in (*below, path))
         raise ConfigError(f"{path} extends itself: {chain}; remove one `extends`")
     data = _read_yaml(path)
+    if "encoder" in data:
+        data["encoder"] = expand_encoder(data["encoder"])
     base = data.pop("extends", None)
     if base is None:
         return _merged({}, data)
@@ -204,7 +207,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     if isinstance(node, list):
         node[_position(node, last, key)] = value
     else:
-        node[last] = value
+        node[last] = expand_encoder(value) if key == "encoder" else value
 
 
 def _position(items: list[Any], part: str, key: str) -> int:
