@@ -171,6 +171,8 @@ def _parse_card(text: str, file: Path) -> EncoderCard:
             f"{file} describes an encoder of {card.channels} channels with mean {card.mean} and std {card.std}; each "
             "channel needs a mean, and a std above 0"
         )
+    if card.channels < 1 or min(card.image_size) < 1:
+        raise ValueError(f"{file} describes an encoder of images of {card.channels} x {card.image_size} px")
     return card
 
 

@@ -13,6 +13,13 @@ from torch import Tensor
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.positions import resize_positions, resize_relative_table
 
+#: The weights that read pixels.
+FIRST_CONVOLUTIONS = (
+    "patch_embed.proj.weight",
+    "patch_embed1.proj.weight",
+    "patch_embeds.0.proj.weight",
+    "patch_embed.convs.0.weight",
+)
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 
 
@@ -86,7 +93,7 @@ def _resized(
         extra = 3 if encoder.has_class_token else 0
         old, new = (_window(len(table) - extra) for table in (value, wanted))
         return None if old is None or new is None else resize_relative_table(value, old, new, extra)
-    if key in ("patch_embed.proj.weight", "patch_embed1.proj.weight") and value.shape[0] == wanted.shape[0]:
+    if key in FIRST_CONVOLUTIONS and value.ndim == 4 and value.shape[0] == wanted.shape[0]:
         if value.shape[1] != wanted.shape[1]:
             old, new = value.shape[1], wanted.shape[1]
             value = repeat(value.mean(dim=1) * (old / new), "d h w -> d c h w", c=new)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pretrain.config import ConfigError, differences, dump_config, list_presets, load_config, parse_config
+from pretrain.schema import TimmConfig
 
 
 def set_key(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -131,6 +132,19 @@ def test_a_section_of_another_tag_replaces_the_whole(tmp_path: Path) -> None:
     assert (swin.family, swin.window, swin.size, swin.drop_path) == ("swin", 8, "tiny", 0.0)
     dino = load_config(tmp_path / "same.yaml", ["data.train=x", "method.freeze_last_layer_epochs=3"]).method
     assert (dino.prototypes, dino.freeze_last_layer_epochs, dino.teacher_temperature) == (8, 3, 0.04)
+
+
+def test_a_timm_model_by_its_short_name_has_settings(tmp_path: Path) -> None:
+    short = ["encoder=timm:resnet18", "encoder.drop_path=0.1", "encoder.args.layers=[1,1,1,1]", "data.train=x"]
+    config = load_config("dino_swint_in1k_300", [*short, "views.local_crops=null"])
+    assert config.encoder == TimmConfig(model="resnet18", drop_path=0.1, args={"layers": [1, 1, 1, 1]})
+    written(
+        tmp_path,
+        base="extends: dino_swint_in1k_300\nencoder: timm:resnet18",
+        top="extends: base.yaml\nencoder: {drop_path: 0.2}",
+    )
+    config = load_config(tmp_path / "top.yaml", ["data.train=x", "views.local_crops=null"])
+    assert config.encoder == TimmConfig(model="resnet18", drop_path=0.2)
 
 
 def test_extending_goes_on(tmp_path: Path) -> None:

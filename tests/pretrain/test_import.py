@@ -26,6 +26,7 @@ from pretrain.encoders.saved import load_encoder
 from pretrain.initialise import check_init_from, start_from
 from pretrain.interop.official import LAYOUTS, describe, import_checkpoint
 from pretrain.normalisation import resolve_normalisation
+from pretrain.run_folder import check_run_folder, write_config
 from pretrain.schema import BeitConfig, PvtConfig, SwinConfig, UmMaeSwinConfig, VitConfig
 
 State = dict[str, Tensor]
@@ -424,6 +425,34 @@ def test_what_cannot_start_a_run_is_refused_before_it(
     data = run_data("dino", shards, tmp_path)
     data["encoder"] = encoder or data["encoder"]
     data["init_from"] = source_name or source
+    with pytest.raises(ConfigError, match=message):
+        check_init_from(parse_config(data))
+
+
+def test_a_run_that_has_begun_keeps_its_normalisation(source: str, shards: Path, tmp_path: Path) -> None:
+    config = parse_config({**run_data("mae", shards, tmp_path), "init_from": source})
+    begun, said = resolve_normalisation(config)
+    assert said
+    write_config(check_run_folder(begun), begun)
+    Path(source).rename(tmp_path / "gone")
+    again, _ = resolve_normalisation(config)
+    assert again == begun
+    check_run_folder(again)
+    other = parse_config({**run_data("mae", shards, tmp_path), "init_from": "elsewhere"})
+    assert resolve_normalisation(other)[0].data.mean is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "source_name", "message"),
+    [
+        ({"dim": 32}, None, "64 wide and the encoder of the run 32"),
+        ({}, "timm:vit_tiny_patch16_24", "init_from: timm .* has no model 'vit_tiny_patch16_24'; the nearest names"),
+    ],
+)
+def test_other_widths_and_unknown_names_are_refused_before_a_run(
+    settings: dict[str, Any], source_name: str | None, message: str, source: str, shards: Path, tmp_path: Path
+) -> None:
+    data = {**run_data("dino", shards, tmp_path, **settings), "init_from": source_name or source}
     with pytest.raises(ConfigError, match=message):
         check_init_from(parse_config(data))
 
