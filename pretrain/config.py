@@ -16,6 +16,7 @@ from pretrain.schema import Config
 from pretrain.schema.encoders import expand_encoder
 
 PRESETS = Path(__file__).parent / "presets"
+MOST_VALUES = 100_000  # of one file
 
 
 class ConfigError(ValueError):
@@ -180,7 +181,25 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}; a configuration is a mapping of sections")
+    _count_values(data, path, {})
     return data
+
+
+def _count_values(node: Any, path: Path, counts: dict[int, int | None]) -> int:
+    """Values of a file with each alias counted where it stands, which a few lines can make billions of."""
+    if not isinstance(node, (dict, list)):
+        return 1
+    known = counts.get(id(node), 0)
+    if known is None:
+        raise ConfigError(f"{path} holds a YAML alias that contains itself")
+    if not known:
+        counts[id(node)] = None
+        items = node.values() if isinstance(node, dict) else node
+        known = 1 + sum(_count_values(item, path, counts) for item in items)
+        if known > MOST_VALUES:
+            raise ConfigError(f"{path} holds more than {MOST_VALUES:,} values, its YAML aliases written out")
+        counts[id(node)] = known
+    return known
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

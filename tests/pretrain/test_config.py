@@ -196,6 +196,19 @@ def test_yaml_tags_that_build_objects_are_refused(tmp_path: Path) -> None:
         load_config(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a0: &a0 [x]\n" + "\n".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]" for i in range(1, 10)), "more than"),
+        ("data: &a {train: *a}", "contains itself"),
+    ],
+)
+def test_yaml_aliases_do_not_fill_the_memory(tmp_path: Path, text: str, says: str) -> None:
+    written(tmp_path, bomb=text)
+    with pytest.raises(ConfigError, match=says):
+        load_config(tmp_path / "bomb.yaml")
+
+
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean mae_vit_cifar_cpu"):
         load_config("mae_vit_cifar_gpu")
