@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,30 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)  # still there only if the block failed
     sync(path.parent)
+
+
+@contextmanager
+def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A place where the file or folder `out` is made; it goes to where it belongs if the block ends well, and else
+    nowhere. Files made beside it go along."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=TEMPORARY_SUFFIX))
+    try:
+        (folder / "new").mkdir()
+        (folder / "old").mkdir()
+        yield folder / "new" / out.name
+        for path in (folder / "new").rglob("*"):
+            sync(path)
+        for path in sorted((folder / "new").iterdir(), key=lambda path: path.name == out.name):  # `out` itself last
+            final = out.parent / path.name
+            if final.exists():
+                if not overwrite:
+                    raise FileExistsError(f"{final} appeared meanwhile; choose another place")
+                final.rename(folder / "old" / path.name)
+            path.rename(final)
+        sync(out.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -65,6 +65,10 @@ def open_target(target: str, image_size: int | None = None) -> Target:
     encoder, card = load_encoder(folder)
     config, size, channels = card.encoder, card.image_size, card.channels
     run = run_of(folder)
+    if folder.is_file():  # beside it may lie others
+        results = folder.parent / "eval" / f"probe-{folder.stem}-{card.step}.json"
+    else:
+        results = (run or folder) / "eval" / f"probe-{card.step}.json"
     return Target(
         name=card.run,
         encoder=encoder,
@@ -83,7 +87,7 @@ def open_target(target: str, image_size: int | None = None) -> Target:
         step=card.step,
         epoch=card.epoch,
         run=run,
-        results=(run or (folder if folder.is_dir() else folder.parent)) / "eval" / f"probe-{card.step}.json",
+        results=results,
     )
 
 

@@ -13,8 +13,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pretrain.schema import Config
+from pretrain.schema.encoders import expand_encoder
 
 PRESETS = Path(__file__).parent / "presets"
+MOST_VALUES = 100_000  # of one file
 
 
 class ConfigError(ValueError):
@@ -131,6 +133,8 @@ def _read_preset(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
         chain = " -> ".join(file.name for file in (*below, path))
         raise ConfigError(f"{path} extends itself: {chain}; remove one `extends`")
     data = _read_yaml(path)
+    if "encoder" in data:
+        data["encoder"] = expand_encoder(data["encoder"])
     base = data.pop("extends", None)
     if base is None:
         return _merged({}, data)
@@ -184,7 +188,25 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}; a configuration is a mapping of sections")
+    _count_values(data, path, {})
     return data
+
+
+def _count_values(node: Any, path: Path, counts: dict[int, int | None]) -> int:
+    """Values of a file with each alias counted where it stands, which a few lines can make billions of."""
+    if not isinstance(node, (dict, list)):
+        return 1
+    known = counts.get(id(node), 0)
+    if known is None:
+        raise ConfigError(f"{path} holds a YAML alias that contains itself")
+    if not known:
+        counts[id(node)] = None
+        items = node.values() if isinstance(node, dict) else node
+        known = 1 + sum(_count_values(item, path, counts) for item in items)
+        if known > MOST_VALUES:
+            raise ConfigError(f"{path} holds more than {MOST_VALUES:,} values, its YAML aliases written out")
+        counts[id(node)] = known
+    return known
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -211,7 +233,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     if isinstance(node, list):
         node[_position(node, last, key)] = value
     else:
-        node[last] = value
+        node[last] = expand_encoder(value) if key == "encoder" else value
 
 
 def _position(items: list[Any], part: str, key: str) -> int:

@@ -11,7 +11,7 @@ from pretrain.config import ConfigError
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.load import TIMM_PREFIX, find_encoder, load_any
 from pretrain.encoders.saved import read_card
-from pretrain.encoders.timm_model import TimmEncoder
+from pretrain.encoders.timm_model import TimmEncoder, check_name
 from pretrain.encoders.transfer import fit
 from pretrain.methods import Method
 from pretrain.schema import Config
@@ -27,6 +27,10 @@ def check_init_from(config: Config) -> None:
     if config.encoder is None:
         raise ConfigError(f"init_from is {source}, but {config.method.name} trains no encoder; set init_from=null")
     if source.startswith(TIMM_PREFIX):
+        try:
+            check_name(source.removeprefix(TIMM_PREFIX))
+        except ValueError as error:
+            raise ConfigError(f"init_from: {error}") from None
         return
     try:
         card = read_card(find_encoder(Path(source).expanduser()))
@@ -37,6 +41,12 @@ def check_init_from(config: Config) -> None:
             f"init_from {source} is an encoder of family {card.encoder.family}, and the run trains family "
             f"{config.encoder.family}; weights are brought from one to another of the same family only. "
             f"Set encoder.family={card.encoder.family}, or name another source"
+        )
+    theirs, ours = (getattr(encoder, "shape", (None,))[0] for encoder in (card.encoder, config.encoder))
+    if theirs != ours:
+        raise ConfigError(
+            f"init_from {source} is {theirs} wide and the encoder of the run {ours}, so none of its blocks fits; give "
+            "the encoder the size that the source has"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import timm
 
 from data_pipelines.index import Dataset
-from pretrain.config import ConfigError
+from pretrain.config import ConfigError, load_config
 from pretrain.encoders.load import TIMM_PREFIX, find_encoder
 from pretrain.encoders.saved import read_card
 from pretrain.methods import Normalisation
@@ -35,12 +35,12 @@ def choose_normalisation(config: Config, dataset: Dataset) -> Normalisation:
 def resolve_normalisation(config: Config) -> tuple[Config, list[str]]:
     """The configuration with the mean and deviation that the weights of `init_from` know, and a line that says so.
 
-    They become part of the run's configuration, so that it can't continue with others when the source is gone.
+    They become part of the run's configuration, from where a run that has begun takes them when the source is gone.
     """
     data = config.data
     if config.init_from is None or data.mean is not None:
         return config, []
-    known = _known(config.init_from)
+    known = _known(config.init_from) or _stored(config)
     if known is None or len(known.mean) != data.channels:
         return config, []
     changed = dataclasses.replace(data, mean=known.mean, std=known.std)
@@ -55,6 +55,15 @@ def _known(source: str) -> Normalisation | None:
         return None if known is None else Normalisation(tuple(known.mean), tuple(known.std))
     try:
         card = read_card(find_encoder(Path(source).expanduser()))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # told by `check_init_from`, where the run has yet to begin
         return None
     return Normalisation(tuple(card.mean), tuple(card.std))
+
+
+def _stored(config: Config) -> Normalisation | None:
+    """What the run of this name took from the same source when it began; None where it has not."""
+    stored = Path(config.runs) / config.name / "config.yaml"
+    begun = load_config(stored) if stored.is_file() else None
+    if begun is None or begun.init_from != config.init_from or begun.data.mean is None or begun.data.std is None:
+        return None
+    return Normalisation(begun.data.mean, begun.data.std)

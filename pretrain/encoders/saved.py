@@ -147,7 +147,7 @@ def read_card(place: Path) -> EncoderCard:
     except SafetensorError as error:
         raise ValueError(f"{file} is not a whole safetensors file ({error}); copy or export it again") from error
     if CARD_KEY in header:
-        return _parse_card(json.loads(header[CARD_KEY]), file)
+        return _parse_card(header[CARD_KEY], file)
     if place == file:
         raise ValueError(
             f"{file} has no entry {CARD_KEY!r} in its header, so it does not say which encoder it is; name a run, an "
@@ -155,22 +155,35 @@ def read_card(place: Path) -> EncoderCard:
         )
     if not (place / "config.json").is_file():
         raise FileNotFoundError(f"{place} holds no config.json, so it is not a saved encoder")
-    described = json.loads((place / "config.json").read_text(encoding="utf-8"))
-    described.pop("timm", None)
-    return _parse_card(described, place / "config.json")
+    return _parse_card((place / "config.json").read_text(encoding="utf-8", errors="replace"), place / "config.json")
 
 
-def _parse_card(described: Any, file: Path) -> EncoderCard:
+def _parse_card(text: str, file: Path) -> EncoderCard:
     try:
-        return TypeAdapter(EncoderCard).validate_python(described)
-    except ValidationError as error:
+        described = json.loads(text)
+        if isinstance(described, dict):
+            described.pop("timm", None)
+        card = TypeAdapter(EncoderCard).validate_python(described)
+    except (ValidationError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"the description of the encoder in {file} can't be read: {error}") from error
+    if not len(card.mean) == len(card.std) == card.channels or not all(value > 0 for value in card.std):
+        raise ValueError(
+            f"{file} describes an encoder of {card.channels} channels with mean {card.mean} and std {card.std}; each "
+            "channel needs a mean, and a std above 0"
+        )
+    if card.channels < 1 or min(card.image_size) < 1:
+        raise ValueError(f"{file} describes an encoder of images of {card.channels} x {card.image_size} px")
+    return card
 
 
 def load_encoder(place: Path) -> tuple[Encoder, EncoderCard]:
     """The encoder saved at `place` (see `read_card`), on the CPU in evaluation mode, and its card."""
     card = read_card(place)
     encoder = build_encoder(card.encoder, card.image_size, card.channels)
-    weights = load_file(place / "model.safetensors" if place.is_dir() else place)
-    encoder.inner().load_state_dict(weights, strict=True)
+    file = place / "model.safetensors" if place.is_dir() else place
+    try:
+        encoder.inner().load_state_dict(load_file(file), strict=True)
+    except RuntimeError as error:
+        lines = " ".join(str(error).split())
+        raise ValueError(f"the weights in {file} are not of the encoder that it describes: {lines[:400]}") from error
     return encoder.eval(), card

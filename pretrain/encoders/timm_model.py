@@ -176,6 +176,9 @@ class TimmEncoder(Encoder):
     def inner(self) -> nn.Module:
         return self.model
 
+    def position_grid(self, key: str) -> tuple[int, int]:
+        return self.image_size[0] // self.patch, self.image_size[1] // self.patch
+
     def final_norm(self, states: Tensor) -> Tensor:
         norm = getattr(self.model, "norm", None)
         return states if norm is None else norm(states)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
+from einops import repeat
 from timm.layers import resample_patch_embed
-from timm.models import adapt_input_conv
 from torch import Tensor
 
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.positions import resize_positions, resize_relative_table
 
+#: The weights that read pixels.
+FIRST_CONVOLUTIONS = (
+    "patch_embed.proj.weight",
+    "patch_embed1.proj.weight",
+    "patch_embeds.0.proj.weight",
+    "patch_embed.convs.0.weight",
+)
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 
 
@@ -41,7 +49,8 @@ def fit(source: dict[str, Tensor], encoder: Encoder, old_grid: tuple[int, int] |
     """Bring a `source` state dict to the inner module of `encoder`.
 
     Positions and tables of relative positions are interpolated, a patch embedding of another patch size is resampled
-    (FlexiViT, Beyer et al. 2023), one of other channels is adapted by their mean. `old_grid`: the patches (h, w) the
+    (FlexiViT, Beyer et al. 2023). One of other channels gets the mean over them, scaled so that a grey image in all
+    channels is embedded as before. `old_grid`: the patches (h, w) the
     source's positions were made for; default: a square.
     """
     own = encoder.inner().state_dict()
@@ -78,15 +87,16 @@ def _resized(
     old_grid: tuple[int, int] | None,
 ) -> Tensor | None:
     """`value` in the shape of `wanted`; None where there is no meaning to that."""
-    if key.startswith("pos_embed") and value.shape[-1] == wanted.shape[-1]:
+    if key.startswith("pos_embed") and value.ndim == wanted.ndim == 3 and value.shape[-1] == wanted.shape[-1]:
         return _positions(key, value, wanted, source, own, encoder, old_grid)
     if key.endswith("relative_position_bias_table") and value.shape[1] == wanted.shape[1]:
         extra = 3 if encoder.has_class_token else 0
         old, new = (_window(len(table) - extra) for table in (value, wanted))
         return None if old is None or new is None else resize_relative_table(value, old, new, extra)
-    if key in ("patch_embed.proj.weight", "patch_embed1.proj.weight") and value.shape[0] == wanted.shape[0]:
+    if key in FIRST_CONVOLUTIONS and value.ndim == 4 and value.shape[0] == wanted.shape[0]:
         if value.shape[1] != wanted.shape[1]:
-            value = adapt_input_conv(wanted.shape[1], value)
+            old, new = value.shape[1], wanted.shape[1]
+            value = repeat(value.mean(dim=1) * (old / new), "d h w -> d c h w", c=new)
         if value.shape[2:] != wanted.shape[2:]:
             value = resample_patch_embed(value, list(wanted.shape[2:]))
         return value
@@ -104,31 +114,43 @@ def _positions(
 ) -> Tensor | None:
     """Positions of prefix tokens by token, those of patches by interpolation; a new register's is zero."""
     at_first_stage = key in ("pos_embed", "pos_embed1")
-    counts = [_num_prefix(key, state) for state in (source, own)]
     new_grid = encoder.position_grid(key)
-    num_old = value.shape[1] - counts[0]
+    theirs = _prefix_rows(key, source, value.shape[1], old_grid if at_first_stage else None)
+    ours = _prefix_rows(key, own, wanted.shape[1], new_grid)
+    num_old = value.shape[1] - sum(theirs.values())
     if old_grid is None or not at_first_stage:
         scale = 1 if old_grid is None else (old_grid[0] * old_grid[1] / num_old) ** 0.5
         grid = _sides(num_old) if old_grid is None else (round(old_grid[0] / scale), round(old_grid[1] / scale))
     else:
         grid = old_grid
-    if grid is None or grid[0] * grid[1] != num_old or new_grid[0] * new_grid[1] != wanted.shape[1] - counts[1]:
+    if (
+        grid is None
+        or grid[0] * grid[1] != num_old
+        or new_grid[0] * new_grid[1] != wanted.shape[1] - sum(ours.values())
+    ):
         return None
-    prefix, patches = value[:, : counts[0]], resize_positions(value[:, counts[0] :], grid, new_grid)
-    if counts[0] != counts[1]:
-        kept = prefix[:, : min(counts)]
-        prefix = torch.cat([kept, torch.zeros(1, counts[1] - kept.shape[1], value.shape[-1])], dim=1)
-    return torch.cat([prefix, patches.to(value.dtype)], dim=1)
+    rows = dict(zip(theirs, value.split([*theirs.values(), num_old], dim=1), strict=False))
+    prefix = []
+    for name, count in ours.items():
+        kept = rows.get(name, value[:, :0])[:, :count]
+        prefix += [kept, kept.new_zeros(1, count - kept.shape[1], kept.shape[2])]
+    patches = resize_positions(value[:, value.shape[1] - num_old :], grid, new_grid)
+    return torch.cat([*prefix, patches.to(value.dtype)], dim=1)
 
 
-def _num_prefix(key: str, state: dict[str, Tensor]) -> int:
-    """Prefix tokens that have a position in the table `key`."""
+def _prefix_rows(key: str, state: dict[str, Tensor], num_rows: int, grid: tuple[int, int] | None) -> dict[str, int]:
+    """Prefix tokens with rows of their own before those of the `grid` (else: a square) in the table `key`, in order.
+
+    There are none in tables of patches alone, such as DeiT III's, whose class token has no position.
+    """
     if key == "pos_embed":
-        if "cls_token" in state or "reg_token" in state or "dist_token" in state:
-            return sum(state[name].shape[1] for name in PREFIX_TOKENS if name in state)
-        return 0
-    last = max(name for name in state if name.startswith("pos_embed"))
-    return int(key == last and "cls_token" in state)
+        named = {name: state[name].shape[1] for name in PREFIX_TOKENS if name in state}
+    else:
+        last = max(name for name in state if name.startswith("pos_embed"))
+        named = {"cls_token": 1} if key == last and "cls_token" in state else {}
+    if grid is not None:
+        return {} if num_rows == grid[0] * grid[1] else named
+    return {} if _sides(num_rows) and not _sides(num_rows - sum(named.values())) else named
 
 
 def _window(count: int) -> tuple[int, int] | None:
@@ -137,5 +159,5 @@ def _window(count: int) -> tuple[int, int] | None:
 
 
 def _sides(count: int) -> tuple[int, int] | None:
-    side = round(count**0.5)
-    return (side, side) if side * side == count else None
+    side = math.isqrt(max(count, 0))
+    return (side, side) if side and side * side == count else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from einops import rearrange
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from data_pipelines.files import TEMPORARY_SUFFIX, sync
+from data_pipelines.files import staged
 from pretrain.encoders import Encoder
 from pretrain.encoders.saved import EncoderCard, encoder_bytes, load_encoder, read_card, timm_recipe
 from pretrain.interop.hub_folder import HUB_FILES, is_hub_folder, write_hub_folder
@@ -68,7 +66,7 @@ def export_encoder(
     kind = check_out(source, out, to, overwrite)
     recipe = _recipe(read_card(source), kind)
     encoder, card = load_encoder(source)
-    with _staged(out, overwrite) as path:
+    with staged(out, overwrite) as path:
         if kind == "onnx":
             with _told(kind):
                 write_onnx(path, encoder, card)
@@ -218,29 +216,6 @@ def _alternatives(kind: Format) -> str:
         "onnx": "--to onnx OUT.onnx (opened by any ONNX runtime)",
     }
     return "Try instead: " + " or ".join(text for name, text in others.items() if name != kind)
-
-
-@contextmanager
-def _staged(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A place where `out` is made; its files go to where they belong if the block ends well, and else nowhere."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=TEMPORARY_SUFFIX))
-    try:
-        (folder / "new").mkdir()
-        (folder / "old").mkdir()
-        yield folder / "new" / out.name
-        for path in (folder / "new").rglob("*"):
-            sync(path)
-        for path in sorted((folder / "new").iterdir(), key=lambda path: path.name == out.name):  # `out` itself last
-            final = out.parent / path.name
-            if final.exists():
-                if not overwrite:
-                    raise FileExistsError(f"{final} appeared meanwhile; choose another place, or --overwrite")
-                final.rename(folder / "old" / path.name)
-            path.rename(final)
-        sync(out.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _usage(out: Path, kind: Format, card: EncoderCard, recipe: dict[str, Any] | None) -> str:

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +22,14 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_pipelines.files import write_json
+from data_pipelines.files import staged, write_json
 from pretrain.config import override_section
 from pretrain.encoders import build_encoder
 from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.encoders.transfer import fit
 from pretrain.patches import sincos_positions
 from pretrain.schema import BeitConfig, EncoderConfig, PvtConfig, SwinConfig, UmMaeSwinConfig, VitConfig
+from pretrain.schema.encoders import VIT_SIZES
 
 State = dict[str, Tensor]
 
@@ -35,6 +37,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 INCEPTION = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 #: Buffers that the modules compute themselves.
 COMPUTED = ("relative_position_index", "attn_mask", "relative_coords_table")
+#: Tokens along a window or map with relative positions: their pairs, computed from it, take its fourth power in memory.
+LARGEST_WINDOW = 128
 
 
 @dataclass
@@ -44,7 +48,8 @@ class Imported:
     encoder: the encoder it is for, and `image_size` the images (h, w px) its positions were made for.
     weights: of the encoder's inner module. mask_token: of replaced units, where there is one.
     method: what belongs to the method around the encoder (decoder, head), by the method's own names.
-    left: keys that were not taken, each with the reason.
+    left: keys that were not taken, each with the reason. resized: those that were interpolated, with both shapes.
+    normalisation: mean and std of its pixels in 0 .. 1.
     """
 
     encoder: EncoderConfig
@@ -54,6 +59,7 @@ class Imported:
     mask_token: Tensor | None = None
     method: State = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    resized: dict[str, str] = field(default_factory=dict)
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
 
 
@@ -79,6 +85,7 @@ def import_checkpoint(
 
     Writes `model.safetensors` and `config.json`, `method.safetensors` with the decoder or heads, and `import.json` with
     what became of every key. Raises ValueError for a key it can't account for, FileExistsError where `out` exists.
+    `out` is there whole or not at all.
     """
     if which not in ("teacher", "student"):
         raise ValueError(f"which is {which!r}; a checkpoint holds a teacher and a student")
@@ -87,9 +94,25 @@ def import_checkpoint(
     if out.exists():
         raise FileExistsError(f"{out} exists; name a new folder, or remove it")
     checkpoint = read_tensors(file)
-    imported = LAYOUTS[layout](_State(checkpoint, which, tuple(overrides)))
+    try:
+        imported = LAYOUTS[layout](_State(checkpoint, which, tuple(overrides), image_size))
+    except ValidationError as error:  # what its weights tell is no such encoder
+        raise ValueError(f"{file} is not in layout {layout} (--as): {_told(error)}") from None
+    for key, value in {**imported.weights, **imported.method}.items():
+        if not value.is_floating_point():
+            raise ValueError(
+                f"{key} holds {value.dtype}, which is no floating-point number: quantised weights, perhaps"
+            )
     size = imported.image_size if image_size is None else (image_size, image_size)
+    stride = imported.encoder.stride
+    if size[0] % stride:
+        below = max(size[0] // stride, 1) * stride
+        raise ValueError(
+            f"--image-size is {size[0]}; the encoder's stride is {stride} px, so it must be a multiple of that, such "
+            f"as {below} or {below + stride}"
+        )
     channels = _channels(imported.weights)
+    imported.normalisation = _normalisation(imported, channels, mean, std)
     encoder = build_encoder(imported.encoder, size, channels, mask_token=imported.mask_token is not None)
     names = encoder.inner().state_dict()
     missing = sorted(set(names) - set(imported.weights))
@@ -111,32 +134,55 @@ def import_checkpoint(
     encoder.inner().load_state_dict(fitted.weights)
     if imported.mask_token is not None:
         imported.method["encoder.mask_token"] = imported.mask_token
-    default_mean, default_std = imported.normalisation
-    if channels != 3 and (mean is None or std is None):
-        raise ValueError(f"the checkpoint takes {channels} channels; give the mean and deviation it was trained with")
+    imported.resized = fitted.resized
     card = EncoderCard(
         encoder=imported.encoder,
         image_size=size,
         channels=channels,
-        mean=mean or default_mean,
-        std=std or default_std,
+        mean=imported.normalisation[0],
+        std=imported.normalisation[1],
         method=imported.method_name,
         headline="class" if imported.method_name in ("dino", "timm") and encoder.has_class_token else "mean",
         step=0,
         epoch=0.0,
         run=out.name,
     )
-    save_encoder(out, {key: value for key, value in encoder.state_dict().items() if key != "mask_token"}, card)
-    if imported.method:
-        save_file({key: value.contiguous() for key, value in imported.method.items()}, out / "method.safetensors")
-    write_json(
-        out / "import.json",
-        {
-            "file": str(file), "as": layout, "resized": fitted.resized, "left": imported.left,
-            "encoder_keys": len(imported.weights), "method_keys": sorted(imported.method),
-        },
-    )  # fmt: skip
+    with staged(out) as folder:
+        save_encoder(folder, encoder.state_dict(), card)
+        if imported.method:
+            method = {key: value.contiguous() for key, value in imported.method.items()}
+            save_file(method, folder / "method.safetensors")
+        write_json(
+            folder / "import.json",
+            {
+                "file": str(file), "as": layout, "resized": fitted.resized, "left": imported.left,
+                "encoder_keys": len(imported.weights), "method_keys": sorted(imported.method),
+            },
+        )  # fmt: skip
     return imported
+
+
+def _normalisation(
+    imported: Imported, channels: int, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std as given, else the layout's."""
+    if (mean is None) != (std is None):
+        raise ValueError("--mean and --std go together: give both or neither")
+    if mean is None or std is None:
+        if channels != 3:
+            raise ValueError(
+                f"the checkpoint takes {channels} channels; give the mean and deviation it was trained with (--mean, "
+                "--std), of pixels in 0 .. 1"
+            )
+        return imported.normalisation
+    for option, values in (("--mean", mean), ("--std", std)):
+        if len(values) != channels:
+            raise ValueError(f"{option} has {len(values)} values and the checkpoint takes {channels} channels")
+    if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
+        raise ValueError(
+            f"--mean {mean} and --std {std} are to be of pixels in 0 .. 1; divide those of 0 .. 255 by 255"
+        )
+    return mean, std
 
 
 def describe(imported: Imported, out: Path) -> str:
@@ -145,10 +191,21 @@ def describe(imported: Imported, out: Path) -> str:
     shape = ", ".join(
         f"{key} {value}" for key, value in TypeAdapter(type(config)).dump_python(config).items() if value is not None
     )
-    lines = [f"{out}: {shape}", f"{len(imported.weights)} tensors of the encoder"]
+    mean, std = imported.normalisation
+    lines = [
+        f"{out}: {shape}",
+        f"{len(imported.weights)} tensors of the encoder",
+        f"pixels in 0 .. 1, minus mean {mean}, by std {std}; others: --mean, --std",
+    ]
+    lines += [f"resized: {key} ({shapes})" for key, shapes in imported.resized.items()]
     if imported.method:
         lines.append(f"{len(imported.method)} of its method (in method.safetensors): {', '.join(imported.method)}")
-    lines += [f"left out: {key} ({why})" for key, why in imported.left.items()]
+    reasons: dict[str, list[str]] = {}
+    for key, why in imported.left.items():
+        reasons.setdefault(why, []).append(key)
+    for why, keys in reasons.items():
+        more = f" and {len(keys) - 4} more (in import.json)" if len(keys) > 4 else ""
+        lines.append(f"left out, {why}: {', '.join(keys[:4])}{more}")
     return "\n".join(lines)
 
 
@@ -156,28 +213,37 @@ def read_tensors(file: Path) -> Any:
     """A checkpoint's contents, tensors and plain values only: no code of the file is run."""
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
-    if file.suffix == ".safetensors":
-        return load_file(file)
     try:
-        # what official checkpoints hold beside tensors: the command line, and SimMIM's configuration
-        with torch.serialization.safe_globals([argparse.Namespace, (CfgNode, "yacs.config.CfgNode")]):
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        # what official checkpoints hold beside tensors: the command line, and SimMIM's and Swin's configuration, of
+        # yacs' class, a dictionary; torch's unpickler fills no subclass of dict but this one
+        with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle's, zip's and its own errors for files it will not read
         raise ValueError(
-            f"{file} can't be read as tensors ({type(error).__name__}: {str(error).splitlines()[0]}). Files that hold "
-            "objects of other code are refused; where you trust one, save only its state dict with safetensors"
+            f"{file} can't be read as tensors ({type(error).__name__}: {_reason(error)}). Is the file whole? Files "
+            "that hold objects of other code are refused; where you trust one, save only its state dict with "
+            "safetensors"
         ) from error
 
 
-class CfgNode(dict):
-    """Stands in for yacs' class of that name, a dictionary, in SimMIM's and Swin's checkpoints."""
+def _reason(error: Exception) -> str:
+    """What is wrong, without torch's advice to read the file with code in it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith(("GLOBAL", "Unsupported", "Trying", "Can only"))]
+    return (told or lines or ["no message"])[0][:200]
+
+
+def _told(error: ValidationError) -> str:
+    return error.errors()[0]["msg"].removeprefix("Value error, ")
 
 
 class _State:
     """A checkpoint's tensors, taken key by key."""
 
-    def __init__(self, checkpoint: Any, which: str, overrides: tuple[str, ...]) -> None:
-        self.which, self.overrides = which, overrides
+    def __init__(self, checkpoint: Any, which: str, overrides: tuple[str, ...], image_size: int | None = None) -> None:
+        self.which, self.overrides, self.image_size = which, overrides, image_size
         if not isinstance(checkpoint, Mapping):
             raise ValueError(f"the checkpoint is a {type(checkpoint).__name__}; a dictionary of tensors is needed")
         self.left: dict[str, str] = {}
@@ -192,10 +258,20 @@ class _State:
                         self.left[f"[{key}]"] = "beside the weights"
                 return self._unwrapped(inner)
         tensors = {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+        for key in checkpoint:
+            if key not in tensors:
+                self.left[f"[{key}]"] = "no tensor"
         if not tensors:
             raise ValueError(
                 f"the checkpoint holds no tensors; its keys are {', '.join(map(str, list(checkpoint)[:8]))}"
             )
+        for key, value in tensors.items():
+            if not isinstance(key, str):
+                raise ValueError(f"the checkpoint's key {key!r} is a {type(key).__name__}; tensors have names")
+            # a view may claim more numbers than it has, which a copy would then take in memory
+            whole = value.layout == torch.strided and value.device.type == "cpu"
+            if not whole or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise ValueError(f"the checkpoint's {key} is not a dense tensor with all of its numbers")
         return tensors
 
     def drop_prefix(self, prefix: str) -> None:
@@ -203,7 +279,10 @@ class _State:
         self.tensors = {key.removeprefix(prefix): value for key, value in self.tensors.items()}
 
     def keep(self, prefix: str, why_not: str) -> None:
-        """Keep only the keys with `prefix`, and take it off."""
+        """Keep only the keys with `prefix`, and take it off; ValueError where there are none."""
+        if not any(key.startswith(prefix) for key in self.tensors):
+            near = ", ".join(list(self.tensors)[:6])
+            raise ValueError(f"no key begins with {prefix} as in this layout, but with {near}: is it another (--as)?")
         for key in self.tensors:
             if not key.startswith(prefix):
                 self.left[key] = why_not
@@ -230,7 +309,7 @@ class _State:
         try:
             return override_section(inferred, self.overrides)
         except ValidationError as error:
-            raise ValueError(f"{inferred.family}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+            raise ValueError(f"{inferred.family}: {_told(error)}") from None
 
     def get(self, key: str) -> Tensor:
         """A tensor that must be there."""
@@ -240,12 +319,14 @@ class _State:
         return self.tensors[key]
 
 
-def _count(state: State, pattern: str) -> int:
-    """One more than the largest number that `pattern` finds in the keys."""
-    found = [int(match[1]) for key in state if (match := re.match(pattern, key))]
+def _count(state: State, pattern: str, first: int = 0) -> int:
+    """How many numbers, from `first` on, `pattern` finds in the keys."""
+    found = {int(match[1]) for key in state if (match := re.match(pattern, key))}
     if not found:
         raise ValueError(f"the checkpoint has no keys like {pattern}; it begins with {', '.join(list(state)[:6])}")
-    return max(found) + 1
+    if found != set(range(first, first + len(found))):
+        raise ValueError(f"the checkpoint's keys like {pattern} are numbered with gaps, up to {max(found)}")
+    return len(found)
 
 
 def _channels(weights: State) -> int:
@@ -255,11 +336,23 @@ def _channels(weights: State) -> int:
     raise ValueError("the checkpoint has no patch embedding")
 
 
+def _is_square(count: int) -> bool:
+    return count > 0 and math.isqrt(count) ** 2 == count
+
+
 def _square(count: int, what: str) -> int:
-    side = math.isqrt(count)
-    if side * side != count:
+    side = math.isqrt(max(count, 0))
+    if side * side != count or not side:
         raise ValueError(f"{what} has {count} entries, which is no square; only square images can be imported")
     return side
+
+
+def _window(table: Tensor, extra: int = 0) -> int:
+    """Side of the window that a table of relative positions ((2 w - 1)^2 + extra, heads) is for."""
+    window = (_square(len(table) - extra, "relative_position_bias_table") + 1) // 2
+    if window > LARGEST_WINDOW:
+        raise ValueError(f"relative_position_bias_table is for windows of {window} tokens; at most {LARGEST_WINDOW}")
+    return window
 
 
 def _grid(config: EncoderConfig, size: tuple[int, int]) -> tuple[int, int]:
@@ -267,8 +360,9 @@ def _grid(config: EncoderConfig, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _heads(dim: int) -> int:
-    """Qkv weights do not tell the number of heads; of the published ViT and PVT sizes a head is 64 wide."""
-    return max(1, dim // 64)
+    """Qkv weights do not tell the number of heads: that of the published size, or a head is 64 wide (ViT and PVT)."""
+    published = {width: heads for width, _, heads in VIT_SIZES.values()}
+    return published.get(dim) or max(1, dim // 64)
 
 
 def _vit(state: _State, method: str, *, sincos: bool = False) -> Imported:
@@ -289,7 +383,12 @@ def _vit(state: _State, method: str, *, sincos: bool = False) -> Imported:
     num_registers = state.tensors["reg_token"].shape[1] if "reg_token" in state.tensors else 0
     distilled = "dist_token" in state.tensors
     num_prefix = ("cls_token" in state.tensors) + distilled + num_registers
-    side = _square(state.tensors["pos_embed"].shape[1] - num_prefix, "pos_embed")
+    num_rows = state.tensors["pos_embed"].shape[1]
+    if not _is_square(num_rows - num_prefix) and _is_square(num_rows):  # DeiT III, timm's DINOv2 with registers
+        zeros = positions.new_zeros(1, num_prefix, dim)
+        state.tensors["pos_embed"] = torch.cat([zeros, state.tensors["pos_embed"]], dim=1)
+        num_rows += num_prefix
+    side = _square(num_rows - num_prefix, "pos_embed")
     if any(".mlp.w12" in key for key in state.tensors):
         raise ValueError("its MLPs are SwiGLU (DINOv2 giant), which our ViT does not have")
     config = VitConfig(
@@ -355,11 +454,12 @@ def read_beit(state: _State) -> Imported:
     state.drop_prefix("module.")
     state.leave("|".join(COMPUTED), "computed")
     head = {f"head.{key.partition('.')[2]}": value for key, value in state.take("lm_head.").items()}
-    head |= {f"aggregation.{key}": value for key, value in state.take("cls_pt_layers.").items()}
+    further = state.take("cls_pt_layers.")  # of version 2, whose pixels are normalised as ImageNet's
+    head |= {f"aggregation.blocks.{key.partition('.')[2]}": value for key, value in further.items()}
     state.leave("^cls_pt_lm_head", "a second vocabulary layer; ours shares one")
     imported = _beit(state)
     imported.method |= head
-    imported.normalisation = INCEPTION
+    imported.normalisation = IMAGENET if further else INCEPTION
     return imported
 
 
@@ -372,7 +472,7 @@ def _beit(state: _State) -> Imported:
     shared = "rel_pos_bias.relative_position_bias_table" in state.tensors
     prefix = "rel_pos_bias" if shared else "blocks.0.attn"
     table = state.get(f"{prefix}.relative_position_bias_table")
-    side = (_square(len(table) - 3, "relative_position_bias_table") + 1) // 2
+    side = _window(table, extra=3)
     config = BeitConfig(
         dim=dim,
         depth=_count(state.tensors, r"blocks\.(\d+)\."),
@@ -423,19 +523,38 @@ def _swin(state: _State, method: str = "mim") -> Imported:
     heads = tuple(
         state.get(f"layers.{stage}.blocks.0.attn.{key}").shape[0 if version == 2 else 1] for stage in range(num_stages)
     )
+    first, last = (f"layers.{stage}.blocks.0.attn" for stage in (0, num_stages - 1))
     if version == 1:
-        window = (_square(len(state.get("layers.0.blocks.0.attn.relative_position_bias_table")), "the table") + 1) // 2
+        window, last_window = (_window(state.get(f"{block}.relative_position_bias_table")) for block in (first, last))
     else:
-        coords = tables.get("layers.0.blocks.0.attn.relative_coords_table")
-        window = 8 if coords is None else (coords.shape[1] + 1) // 2
+        window, last_window = (_coordinates_window(state, tables, block) for block in (first, last))
     patch = projection.shape[-1]
     config = SwinConfig(
         version=version, dim=projection.shape[0], depths=depths, heads=heads, patch=patch, window=window
     )
-    side = window * patch * 2 ** (num_stages - 1)  # as published: the last stage is one window
+    side = last_window * patch * 2 ** (num_stages - 1)  # as published: the last stage is one window
     return Imported(
         state.config(config), (side, side), dict(state.tensors), method, mask_token=mask_token, left=state.left
     )
+
+
+def _coordinates_window(state: _State, tables: State, block: str) -> int:
+    """Side of the windows of a block of version 2, from the table of coordinates that official files hold."""
+    table = tables.get(f"{block}.relative_coords_table")
+    if table is None:  # timm's files: the window is the user's to tell, and the last stage's follows from the image
+        if state.image_size is None or not any(override.startswith("window=") for override in state.overrides):
+            raise ValueError(
+                "the weights of this Swin v2 tell neither its window nor its image size; give those that its name "
+                "says, such as window=8 --image-size 256 (names such as window12to16 are of models that ours is not)"
+            )
+        return 8
+    # from -1 to 1 where the windows are those it was pretrained with: then x is sign(8 x) log2(|8 x| + 1) / 3
+    if table.shape[1] > 1 and abs(float(table.max()) - math.log2(9) / 3) > 1e-3:
+        raise ValueError(
+            "its coordinates are scaled to the window of an earlier pretraining (as in 12to16), which our Swin does "
+            "not do; import the checkpoint of that pretraining"
+        )
+    return (table.shape[1] + 1) // 2
 
 
 def read_um_mae(state: _State) -> Imported:
@@ -493,7 +612,7 @@ def read_pvt(state: _State) -> Imported:
     """The official PVT v1 classifiers: patch_embedN, pos_embedN, blockN."""
     state.drop_prefix("module.")
     state.leave(r"^head\.", "a classifier's")
-    num_stages = _count(state.tensors, r"patch_embed(\d+)\.") - 1
+    num_stages = _count(state.tensors, r"patch_embed(\d+)\.", first=1)
     stages = range(1, num_stages + 1)
     dims = tuple(state.get(f"patch_embed{stage}.proj.weight").shape[0] for stage in stages)
     sr = tuple(

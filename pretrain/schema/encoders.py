@@ -325,7 +325,8 @@ class TimmConfig:
         return self
 
 
-def _named_timm_model(value: object) -> object:
+def expand_encoder(value: object) -> object:
+    """The section that `timm:NAME` is short for; other values as they are."""
     if isinstance(value, str) and value.startswith("timm:"):
         return {"family": "timm", "model": value.removeprefix("timm:")}
     return value
@@ -334,5 +335,5 @@ def _named_timm_model(value: object) -> object:
 EncoderConfig = Annotated[
     VitConfig | BeitConfig | SwinConfig | UmMaeSwinConfig | PvtConfig | PvtV2Config | TwinsConfig | TimmConfig,
     Field(discriminator="family"),
-    BeforeValidator(_named_timm_model),
+    BeforeValidator(expand_encoder),
 ]

@@ -16,6 +16,7 @@ from eval.target import open_target, run_of
 from pretrain.encoders import build_encoder
 from pretrain.encoders.load import find_encoder
 from pretrain.encoders.saved import EncoderCard, save_encoder
+from pretrain.interop.export import export_encoder
 from pretrain.schema import VitConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:k = ")  # 200 neighbours of 60 samples
@@ -138,6 +139,10 @@ def test_every_way_to_name_an_encoder(run):
     save(alone)
     assert run_of(alone) is None
     assert open_target(str(alone)).results == alone / "eval" / "probe-40.json"
+    for name in ("a", "b"):  # exported files that lie side by side
+        export_encoder(alone, run.parent / f"{name}.safetensors", "safetensors")
+        results = open_target(str(run.parent / f"{name}.safetensors")).results
+        assert results == run.parent / "eval" / f"probe-{name}-40.json"
 
 
 def test_no_encoder_says_what_there_is(run):

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pretrain.config import ConfigError, differences, dump_config, list_presets, load_config, parse_config
+from pretrain.schema import TimmConfig
 
 
 def set_key(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -133,6 +134,19 @@ def test_a_section_of_another_tag_replaces_the_whole(tmp_path: Path) -> None:
     assert (dino.prototypes, dino.freeze_last_layer_epochs, dino.teacher_temperature) == (8, 3, 0.04)
 
 
+def test_a_timm_model_by_its_short_name_has_settings(tmp_path: Path) -> None:
+    short = ["encoder=timm:resnet18", "encoder.drop_path=0.1", "encoder.args.layers=[1,1,1,1]", "data.train=x"]
+    config = load_config("dino_swint_in1k_300", [*short, "views.local_crops=null"])
+    assert config.encoder == TimmConfig(model="resnet18", drop_path=0.1, args={"layers": [1, 1, 1, 1]})
+    written(
+        tmp_path,
+        base="extends: dino_swint_in1k_300\nencoder: timm:resnet18",
+        top="extends: base.yaml\nencoder: {drop_path: 0.2}",
+    )
+    config = load_config(tmp_path / "top.yaml", ["data.train=x", "views.local_crops=null"])
+    assert config.encoder == TimmConfig(model="resnet18", drop_path=0.2)
+
+
 def test_extending_goes_on(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     written(
@@ -180,6 +194,19 @@ def test_yaml_tags_that_build_objects_are_refused(tmp_path: Path) -> None:
     path.write_text("seed: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(ConfigError, match="is not YAML"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a0: &a0 [x]\n" + "\n".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]" for i in range(1, 10)), "more than"),
+        ("data: &a {train: *a}", "contains itself"),
+    ],
+)
+def test_yaml_aliases_do_not_fill_the_memory(tmp_path: Path, text: str, says: str) -> None:
+    written(tmp_path, bomb=text)
+    with pytest.raises(ConfigError, match=says):
+        load_config(tmp_path / "bomb.yaml")
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:

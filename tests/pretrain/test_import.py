@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,18 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from tiny import build, config_data
 from torch import Tensor
 
 from pretrain.config import ConfigError, parse_config
+from pretrain.encoders import build_encoder
 from pretrain.encoders.saved import load_encoder
 from pretrain.initialise import check_init_from, start_from
-from pretrain.interop.official import LAYOUTS, import_checkpoint
+from pretrain.interop.official import LAYOUTS, describe, import_checkpoint
 from pretrain.normalisation import resolve_normalisation
+from pretrain.run_folder import check_run_folder, write_config
 from pretrain.schema import BeitConfig, PvtConfig, SwinConfig, UmMaeSwinConfig, VitConfig
 
 State = dict[str, Tensor]
@@ -170,9 +175,83 @@ def test_a_larger_image_interpolates_positions(tmp_path: Path) -> None:
     assert list(described["resized"]) == ["pos_embed"]
 
 
-def test_pvt_and_um_mae(tmp_path: Path) -> None:
-    from pretrain.encoders import build_encoder
+def test_the_heads_of_vit_h_are_not_64_wide(tmp_path: Path) -> None:
+    model = vit(embed_dim=1280, depth=1, num_heads=16)
+    assert imported({"model": dict(model.state_dict())}, "mae", tmp_path).encoder.heads == 16
+    same_features(tmp_path, model)
 
+
+def test_simmim_and_swin_files_hold_their_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class CfgNode(dict):  # as yacs has it
+        def __init__(self, values: dict[str, Any]) -> None:
+            super().__init__(values)
+            self.__dict__ |= {"__immutable__": False, "__deprecated_keys__": set(), "__renamed_keys__": {}}
+
+    module = types.ModuleType("yacs.config")
+    CfgNode.__module__, CfgNode.__qualname__, module.CfgNode = "yacs.config", "CfgNode", CfgNode  # type: ignore
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+        patch.setitem(sys.modules, "yacs.config", module)
+        config = CfgNode({"MODEL": CfgNode({"TYPE": "swin", "DEPTHS": [2, 2]}), "BASE": [""]})
+        torch.save({"model": old_swin(dict(swin().state_dict())), "config": config}, tmp_path / "file.pth")
+    found = import_checkpoint(tmp_path / "file.pth", "timm", tmp_path / "out", image_size=32)
+    assert found.left["[config]"] == "beside the weights"
+    same_features(tmp_path, swin())
+
+
+@pytest.mark.parametrize(("size", "window"), [(32, 8), (32, 16), (48, 12)])
+def test_swin_v2_tells_its_size_by_its_last_window(size: int, window: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"patch_size": 2, "embed_dim": 16, "depths": (2, 2), "num_heads": (1, 2), "num_classes": 0}
+    model = SwinTransformerV2(img_size=size, window_size=window, **shape).eval()  # type: ignore[arg-type]
+    tables = {key: value for key, value in model.named_buffers() if key.endswith("relative_coords_table")}
+    found = imported({"model": old_swin(dict(model.state_dict()) | tables)}, "timm", tmp_path)
+    assert (found.encoder.window, found.image_size) == (window, (size, size))
+    same_features(tmp_path, model, size)
+    (tmp_path / "alone").mkdir()
+    with pytest.raises(ValueError, match="tell neither its window nor its image size"):
+        imported(dict(model.state_dict()), "timm", tmp_path / "alone")
+    imported(dict(model.state_dict()), "timm", tmp_path / "alone", f"window={window}", image_size=size)
+    same_features(tmp_path / "alone", model, size)
+    pretrained = SwinTransformerV2(  # type: ignore[arg-type]
+        img_size=size, window_size=window, pretrained_window_sizes=(4, 4), **shape
+    )
+    tables = {key: value for key, value in pretrained.named_buffers() if key.endswith("relative_coords_table")}
+    (tmp_path / "from").mkdir()
+    with pytest.raises(ValueError, match="scaled to the window of an earlier pretraining"):
+        imported(dict(model.state_dict()) | tables, "timm", tmp_path / "from")
+
+
+@pytest.mark.parametrize("settings", [{"init_values": 1e-5}, {"reg_tokens": 4}])
+def test_positions_of_patches_alone(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = vit(no_embed_class=True, **settings)
+    with torch.no_grad():
+        model.cls_token.normal_()
+    assert model.pos_embed.shape == (1, 16, 64)
+    imported(dict(model.state_dict()), "timm", tmp_path)  # DeiT III, timm's DINOv2 with registers
+    same_features(tmp_path, model)
+
+
+def test_beit_v2_brings_its_aggregation_along(tmp_path: Path, shards: Path) -> None:
+    model = timm.create_model(
+        "beit_base_patch16_224", img_size=32, patch_size=8, embed_dim=64, depth=3, num_heads=4, num_classes=0,
+        use_rel_pos_bias=False, use_shared_rel_pos_bias=True, global_pool="token",
+    )  # fmt: skip
+    state = dict(model.state_dict())
+    further = {f"cls_pt_layers.0.{key}": value + 1 for key, value in model.blocks[0].state_dict().items()}
+    head = {"lm_head.weight": torch.randn(50, 64), "lm_head.bias": torch.randn(50), "mask_token": torch.randn(1, 1, 64)}
+    found = imported({"model": state | further | head}, "beit", tmp_path)
+    assert found.normalisation[0] == (0.485, 0.456, 0.406)  # version 1 has .5
+    config = BeitConfig(dim=64, depth=3, heads=4, patch=8)
+    further_blocks = build_encoder(config, (32, 32)).further_blocks(1)
+    wanted = {f"aggregation.{key}": value.shape for key, value in further_blocks.state_dict().items()}
+    assert {key: v.shape for key, v in found.method.items() if key.startswith("aggregation.")} == wanted
+    assert set(found.method) - set(wanted) == {"head.weight", "head.bias", "encoder.mask_token"}
+    text = describe(found, tmp_path / "out")
+    assert "minus mean (0.485, 0.456, 0.406)" in text
+
+
+def test_pvt_and_um_mae(tmp_path: Path) -> None:
     configs = {
         "pvt": PvtConfig(dims=(64, 128), depths=(1, 1), heads=(1, 2), mlp_ratios=(2, 2), sr=(2, 1), patch=8),
         "um_mae": UmMaeSwinConfig(dim=8, depths=(1, 2), heads=(1, 2), patch=4, window=4),
@@ -196,6 +275,10 @@ def test_pvt_and_um_mae(tmp_path: Path) -> None:
         ({"blocks.0.attn.qkv.lora": torch.zeros(1)}, "unknown blocks.0.attn.qkv.lora"),
         ({"norm.weight": None}, "lacks norm.weight"),
         ({"pos_embed": torch.zeros(1, 12, 64)}, "no square"),
+        ({"blocks.99999999.norm1.weight": torch.zeros(64)}, "numbered with gaps"),
+        ({"norm.weight": torch.zeros(64, dtype=torch.int8)}, "no floating-point number"),
+        ({"pos_embed": torch.zeros(1).expand(1, 10**10 + 1, 64)}, "not a dense tensor"),
+        ({"cls_token": torch.zeros(1, 1, 64, device="meta")}, "not a dense tensor"),
     ],
 )
 def test_a_key_too_many_or_too_few_is_an_error(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -222,6 +305,47 @@ def test_nothing_is_unpickled_or_overwritten(tmp_path: Path) -> None:
         import_checkpoint(tmp_path / "ok.safetensors", "timm", tmp_path / "out")
     with pytest.raises(ValueError, match=f"takes one of {', '.join(LAYOUTS)}"):
         import_checkpoint(tmp_path / "ok.safetensors", "moco", tmp_path / "elsewhere")
+
+
+def test_damaged_files_and_other_layouts_are_told(tmp_path: Path) -> None:
+    save_file({key: value.contiguous() for key, value in vit().state_dict().items()}, tmp_path / "ok.safetensors")
+    torch.save(dict(vit().state_dict()), tmp_path / "ok.pth")
+    for name in ("ok.safetensors", "ok.pth"):
+        whole = (tmp_path / name).read_bytes()
+        for size in (0, 100, len(whole) // 2):
+            (tmp_path / f"cut-{name}").write_bytes(whole[:size])
+            with pytest.raises(ValueError, match="can't be read as tensors"):
+                import_checkpoint(tmp_path / f"cut-{name}", "timm", tmp_path / "out")
+    for layout in ("beit", "simmim", "um_mae", "pvt"):
+        with pytest.raises(ValueError, match=r"--as|no keys like") as raised:
+            import_checkpoint(tmp_path / "ok.pth", layout, tmp_path / "out")
+        assert raised.traceback[-1].frame.f_globals["__name__"].startswith("pretrain")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": 50}, "must be a multiple of that, such as 48 or 56"),
+        ({"mean": (0.5,), "std": (0.5,)}, "--mean has 1 values and the checkpoint takes 3 channels"),
+        ({"mean": (0.5, 0.5, 0.5)}, "go together"),
+        ({"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}, "0 .. 255 by 255"),
+        ({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.0, 0.5)}, "0 .. 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        imported({"model": dict(vit().state_dict())}, "timm", tmp_path, **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_import_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device", "import.json")
+
+    monkeypatch.setattr("pretrain.interop.official.write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        imported({"model": mae_state()}, "mae", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"file.pth"}
 
 
 @pytest.fixture
@@ -301,6 +425,34 @@ def test_what_cannot_start_a_run_is_refused_before_it(
     data = run_data("dino", shards, tmp_path)
     data["encoder"] = encoder or data["encoder"]
     data["init_from"] = source_name or source
+    with pytest.raises(ConfigError, match=message):
+        check_init_from(parse_config(data))
+
+
+def test_a_run_that_has_begun_keeps_its_normalisation(source: str, shards: Path, tmp_path: Path) -> None:
+    config = parse_config({**run_data("mae", shards, tmp_path), "init_from": source})
+    begun, said = resolve_normalisation(config)
+    assert said
+    write_config(check_run_folder(begun), begun)
+    Path(source).rename(tmp_path / "gone")
+    again, _ = resolve_normalisation(config)
+    assert again == begun
+    check_run_folder(again)
+    other = parse_config({**run_data("mae", shards, tmp_path), "init_from": "elsewhere"})
+    assert resolve_normalisation(other)[0].data.mean is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "source_name", "message"),
+    [
+        ({"dim": 32}, None, "64 wide and the encoder of the run 32"),
+        ({}, "timm:vit_tiny_patch16_24", "init_from: timm .* has no model 'vit_tiny_patch16_24'; the nearest names"),
+    ],
+)
+def test_other_widths_and_unknown_names_are_refused_before_a_run(
+    settings: dict[str, Any], source_name: str | None, message: str, source: str, shards: Path, tmp_path: Path
+) -> None:
+    data = {**run_data("dino", shards, tmp_path, **settings), "init_from": source_name or source}
     with pytest.raises(ConfigError, match=message):
         check_init_from(parse_config(data))
 

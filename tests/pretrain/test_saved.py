@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pretrain.encoders import build_encoder
 from pretrain.encoders.saved import EncoderCard, load_encoder, save_encoder
@@ -54,3 +54,30 @@ def test_timm_loads_what_we_save(name: str, size: tuple[int, int], channels: int
         again, read = load_encoder(folder)
         assert read == card
         torch.testing.assert_close(again(images).pooled, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": [0.5]}, "each channel needs a mean"),
+        ({"std": [0.2, 0.0, 0.2]}, "a std above 0"),
+        ({"image_size": [-32, 32]}, "images of 3 x"),
+        ({"encoder": {"family": "vit", "dim": 32, "depth": 3, "heads": 2, "patch": 8}}, "not of the encoder"),
+        ({"encoder": {"family": "timm", "model": "hf-hub:someone/model"}}, "has no model"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_told(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    config = VitConfig(dim=32, depth=2, heads=2, patch=8)
+    card = EncoderCard(config, (32, 32), 3, (0.5,) * 3, (0.2,) * 3, "dino", None, 8, 1.0, "a run")
+    save_encoder(tmp_path / "encoder", build_encoder(config, (32, 32)).state_dict(), card)
+    place = tmp_path / "encoder" / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        load_encoder(tmp_path / "encoder")
+
+
+def test_a_header_that_is_no_json_is_told(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors", metadata={"selfsight": "{"})
+    with pytest.raises(ValueError, match="can't be read") as raised:
+        load_encoder(tmp_path / "x.safetensors")
+    assert raised.traceback[-1].frame.f_globals["__name__"] == "pretrain.encoders.saved"
