@@ -91,8 +91,10 @@ class AnySizeWindows:
     def _attn(self, x: Tensor) -> Tensor:
         height, width = x.shape[1], x.shape[2]
         window = self.window_size
+        # not `shift_size`, which timm sets to 0 where the map of the size it is built for is one window
         shift = tuple(
-            0 if side <= w else s for side, w, s in zip((height, width), window, self.shift_size, strict=True)
+            0 if side <= w else min(s, w // 2)
+            for side, w, s in zip((height, width), window, self.target_shift_size, strict=True)
         )
         pad = (-width % window[1], -height % window[0])
         if any(shift):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from einops import repeat
-from timm.layers import resample_patch_embed
+from timm.layers import resample_patch_embed, resize_rel_pos_bias_table
 from torch import Tensor
 
 from pretrain.encoders.base import Encoder
@@ -92,7 +92,11 @@ def _resized(
     if key.endswith("relative_position_bias_table") and value.shape[1] == wanted.shape[1]:
         extra = 3 if encoder.has_class_token else 0
         old, new = (_window(len(table) - extra) for table in (value, wanted))
-        return None if old is None or new is None else resize_relative_table(value, old, new, extra)
+        if old is None or new is None:
+            return None
+        if extra:  # BEiT's code keeps near offsets as they are and stretches the far ones (a geometric progression)
+            return resize_rel_pos_bias_table(value, new, tuple(wanted.shape), old)
+        return resize_relative_table(value, old, new)
     if key in FIRST_CONVOLUTIONS and value.ndim == 4 and value.shape[0] == wanted.shape[0]:
         if value.shape[1] != wanted.shape[1]:
             old, new = value.shape[1], wanted.shape[1]

@@ -72,7 +72,9 @@ def export_encoder(
                 write_onnx(path, encoder, card)
         elif kind == "hf":
             assert recipe is not None
-            write_hub_folder(path, encoder, card, recipe, model_card(card, recipe, run=run, probes=probes))
+            write_hub_folder(
+                path, encoder, card, recipe, model_card(card, recipe, run=run, probes=probes, source=source)
+            )
         else:
             path.write_bytes(encoder_bytes(encoder, card))
         difference = check_export(path, kind, encoder, card, recipe)

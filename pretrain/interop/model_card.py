@@ -19,7 +19,12 @@ FREE_TEXT = ("name", "description")
 
 
 def model_card(
-    card: EncoderCard, recipe: dict[str, Any] | None, *, run: Path | None = None, probes: Sequence[str] = ()
+    card: EncoderCard,
+    recipe: dict[str, Any] | None,
+    *,
+    run: Path | None = None,
+    probes: Sequence[str] = (),
+    source: Path | None = None,
 ) -> str:
     """README.md of a Hugging Face Hub folder, with the head that the Hub reads.
 
@@ -27,6 +32,7 @@ def model_card(
         recipe: timm's, as in `timm_recipe`.
         run: The run folder; its configuration and what its checkpoints say of the data go into the card.
         probes: Markdown, one piece a probe.
+        source: The encoder folder; where it was imported, the card names the checkpoint and its layout.
     """
     head = {
         "library_name": "timm",
@@ -34,27 +40,36 @@ def model_card(
         "tags": ["image-feature-extraction", "timm", "self-supervised", "selfsight", card.method],
         "license": "unknown",
     }
-    config = _config_of(run)
+    config, imported = _config_of(run), _import_of(source)
+    allow = "the training images allow it"
+    if imported is not None:
+        allow = "the training images and the licence of the imported checkpoint allow it"
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {card.run}",
-        _summary(card, config),
+        _summary(card, config, imported),
         "## How to load\n\n" + _loading(card),
         "## Recipe\n\n" + _recipe(card, recipe, config),
         "## Data\n\n" + _data(card, run, config),
         "## Probes\n\n" + _probes(card, probes),
         "## Licence\n\nNot chosen yet. Whoever publishes this folder names the licence here and in the head of this "
-        "file, and makes sure that the training images allow it.",
+        f"file, and makes sure that {allow}.",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _summary(card: EncoderCard, config: dict[str, Any] | None) -> str:
-    origin = (
-        f"pretrained with {card.method}, without labels, by selfsight"
-        if config is not None
-        else f"({card.method}), exported by selfsight without the run that it came from"
-    )
+def _import_of(source: Path | None) -> dict[str, Any] | None:
+    """What `selfsight import` wrote of where an encoder came from."""
+    return None if source is None or not source.is_dir() else read_json(source / "import.json")
+
+
+def _summary(card: EncoderCard, config: dict[str, Any] | None, imported: dict[str, Any] | None) -> str:
+    if imported is not None:
+        origin = f"imported from `{PurePath(imported['file']).name}`, a checkpoint in the layout of {imported['as']}"
+    elif config is not None:
+        origin = f"pretrained with {card.method}, without labels, by selfsight"
+    else:
+        origin = f"({card.method}), exported by selfsight without the run that it came from"
     text = (
         f"An image encoder {origin}. It has no classifier: it gives features of images of "
         f"{card.image_size[0]}x{card.image_size[1]} px with {card.channels} channels."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from einops import rearrange
+from timm.layers import resize_rel_pos_bias_table
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Mask
 from pretrain.encoders.beit import BeitEncoder, relative_bias
 from pretrain.encoders.positions import resize_relative_table
+from pretrain.encoders.transfer import fit
 from pretrain.schema import BeitConfig, VitConfig
 
 
@@ -130,3 +132,15 @@ def test_the_start_is_beits() -> None:
         assert block.gamma_1.unique().tolist() == pytest.approx([0.1])
         assert not block.attn.qkv.bias
         assert {"q_bias", "v_bias"} <= {name for name, _ in block.attn.named_parameters()}
+
+
+def test_a_start_from_another_size_resizes_the_table_as_beits_code_does() -> None:
+    source, target = make(), build_encoder(BeitConfig(dim=32, depth=2, heads=2, patch=8), (64, 64))
+    key = "rel_pos_bias.relative_position_bias_table"
+    table = source.inner().state_dict()[key]
+    fitted = fit(dict(source.inner().state_dict()), target)
+    expected = resize_rel_pos_bias_table(table, (8, 8), tuple(target.inner().state_dict()[key].shape))
+    torch.testing.assert_close(fitted.weights[key], expected)
+    near = rearrange(fitted.weights[key][:-3], "(h w) heads -> h w heads", h=15)[7, 7:9]
+    before = rearrange(table[:-3], "(h w) heads -> h w heads", h=7)[3, 3:5]
+    torch.testing.assert_close(near, before, atol=0.15, rtol=0)  # a neighbour's offset means what it meant

@@ -195,3 +195,21 @@ def test_layer_numbers_rise_from_the_embedding_to_the_norm() -> None:
             inside = {id(parameter) for parameter in block.parameters()}
             own = [layers[name] for name, parameter in encoder.named_parameters() if id(parameter) in inside]
             assert set(own) == {number + 1}
+
+
+def test_swin_shifts_on_larger_images_than_it_was_built_for() -> None:
+    """timm fixes the shift for the size it is built for; a last stage of one window would never be shifted again."""
+    encoder, larger = make(SWIN), images((64, 64))
+    built_large = SwinTransformer(
+        img_size=64, patch_size=2, embed_dim=16, depths=(2, 2), num_heads=(1, 2), window_size=4, num_classes=0
+    ).eval()
+    small = SwinTransformer(
+        img_size=8, patch_size=2, embed_dim=16, depths=(2, 2), num_heads=(1, 2), window_size=4, num_classes=0
+    )
+    assert [block.shift_size for block in small.layers[0].blocks] == [(0, 0), (0, 0)]
+    built_large.load_state_dict(encoder.swin.state_dict())
+    torch.manual_seed(0)
+    one_window = build_encoder(SWIN, (16, 16)).eval()  # its last stage is one window of 4x4 tokens
+    assert [block.shift_size for block in one_window.swin.layers[1].blocks] == [(0, 0), (0, 0)]
+    one_window.swin.load_state_dict(encoder.swin.state_dict())
+    torch.testing.assert_close(one_window(larger).pooled, built_large(larger))

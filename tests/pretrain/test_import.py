@@ -243,7 +243,7 @@ def test_beit_v2_brings_its_aggregation_along(tmp_path: Path, shards: Path) -> N
     found = imported({"model": state | further | head}, "beit", tmp_path)
     assert found.normalisation[0] == (0.485, 0.456, 0.406)  # version 1 has .5
     config = BeitConfig(dim=64, depth=3, heads=4, patch=8)
-    further_blocks = build_encoder(config, (32, 32)).further_blocks(1)
+    further_blocks = build_encoder(config, (32, 32)).further_blocks(1, after=2)
     wanted = {f"aggregation.{key}": value.shape for key, value in further_blocks.state_dict().items()}
     assert {key: v.shape for key, v in found.method.items() if key.startswith("aggregation.")} == wanted
     assert set(found.method) - set(wanted) == {"head.weight", "head.bias", "encoder.mask_token"}
