@@ -54,22 +54,24 @@ def koleo_loss(features: Tensor, eps: float = 1e-8) -> Tensor:
 def sinkhorn_knopp(outputs: Tensor, temperature: float, iterations: int) -> Tensor:
     """Teacher outputs (n, k) of this rank to probabilities (n, k) that use all prototypes equally over all ranks.
 
-    Scope: the rows of this call on all ranks, whose numbers may differ (Caron et al. 2020, appendix A.1, with the
-    softmax's largest value subtracted). Collective: all ranks call it.
+    Scope: the rows of this call on all ranks, whose numbers may differ (Caron et al. 2020, appendix A.1). Collective:
+    all ranks call it.
     """
     scores = outputs.float() / temperature
-    # the largest of all ranks: what is subtracted must be the same everywhere, for rows are summed over ranks
-    largest = scores.max() if len(scores) else scores.new_tensor(-torch.inf)
+    # each row relative to its own largest: at temperatures of .02 one that is far below another is lost in fp32.
+    # The rows' weights matter until they are first normalised; relative to the largest of all ranks, as they are summed
+    top = scores.amax(dim=1, keepdim=True)
+    largest = top.max() if len(top) else top.new_tensor(-torch.inf)
     count = scores.new_tensor(float(len(scores)))
     _over_ranks(largest, dist.ReduceOp.MAX)
     _over_ranks(count, dist.ReduceOp.SUM)
-    table = (scores - largest).exp()
+    table, weights = (scores - top).exp(), (top - largest).exp()
     num_prototypes = outputs.shape[1]
-    for _ in range(iterations):
-        columns = table.sum(dim=0, keepdim=True)
+    for iteration in range(iterations):
+        columns = (table if iteration else table * weights).sum(dim=0, keepdim=True)
         _over_ranks(columns, dist.ReduceOp.SUM)
         table = table / (columns * num_prototypes).clamp_min(1e-30)
-        table = table / (table.sum(dim=1, keepdim=True) * count).clamp_min(1e-30)
+        table = table / (table.sum(dim=1, keepdim=True) * count)
     return table * count
 
 

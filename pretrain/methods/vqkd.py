@@ -67,7 +67,9 @@ class Vqkd(Method):
 
     def vectors(self, crops: Tensor) -> Tensor:
         """Crops (b, c, h, w) uint8 to unit vectors (b, n, code_dim) fp32."""
-        return unit_vectors(self.head(self.encoder(self.normalise(crops)).tokens))
+        tokens = self.encoder(self.normalise(crops)).tokens
+        with torch.autocast(crops.device.type, enabled=False):  # the nearest code is a matter of small differences
+            return unit_vectors(self.head(tokens.float()))
 
     def wanted(self, crops: Tensor) -> Tensor:
         """The teacher's tokens (b, n, d) fp32 on the tokenizer's grid."""

@@ -42,6 +42,17 @@ def test_sinkhorn_is_the_papers() -> None:
     assert sinkhorn_knopp(outputs[:0], 0.1, 3).shape == (0, 4)
 
 
+def test_sinkhorn_gives_every_row_its_share_at_the_coldest_temperature() -> None:
+    """Outputs are cosines: one row may lie 1.6 / .02 = 80 below the others, e^-80 of them."""
+    outputs = torch.full((8, 4), 0.9) + 0.05 * noise(8, 4)
+    outputs[3] = -0.7 + 0.05 * noise(4, seed=1)
+    table = (outputs.double() / 0.02).exp()
+    for _ in range(3):
+        table /= table.sum(dim=0) * 4
+        table /= table.sum(dim=1, keepdim=True) * 8
+    torch.testing.assert_close(sinkhorn_knopp(outputs, 0.02, 3), (8 * table).float(), rtol=1e-3, atol=1e-5)
+
+
 def _one_rank(rank: int, folder: str, parts: list[torch.Tensor]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(parts))
     torch.save(sinkhorn_knopp(parts[rank], 0.05, 3), Path(folder) / f"{rank}.pt")

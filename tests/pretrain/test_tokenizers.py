@@ -180,6 +180,15 @@ def test_the_teacher_is_in_no_checkpoint_and_in_no_optimizer(shards: Path, tmp_p
     assert all(parameter.grad is None for parameter in method.teacher.network.parameters())
 
 
+def test_vectors_are_fp32_under_autocast(shards: Path, tmp_path: Path) -> None:
+    method, config = method_of("vqkd", shards, tmp_path)
+    crops = random_batch(config)["global_crops"][:, 0]
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = method.encoder(method.normalise(crops)).tokens
+        found = method.vectors(crops)
+    torch.testing.assert_close(found, F.normalize(method.head(tokens.float()), dim=-1))
+
+
 def test_a_run_goes_on_with_the_teacher_it_began_with(shards: Path, tmp_path: Path) -> None:
     """A run that is named as the teacher may have gone on meanwhile."""
     folder = tmp_path / "teacher"
