@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pretrain.schema import Config, DinoConfig
+from pretrain.schema import Config, DinoConfig, DvaeConfig, VqkdConfig
 
 
 class NonFiniteError(ValueError):
@@ -33,6 +33,8 @@ def check_finite(loss_by_rank: list[float], grad_norm: float | None, step: int, 
 
 def alarms(config: Config, metrics: Mapping[str, float], epoch: float) -> list[str]:
     """What looks wrong in a step's metrics. Early steps are spared: every DINO run starts at ln K."""
+    if isinstance(config.method, DvaeConfig | VqkdConfig):
+        return _codebook_alarms(config.method, metrics, epoch)
     if not isinstance(config.method, DinoConfig) or epoch < max(1.0, config.method.freeze_last_layer_epochs):
         return []
     found = []
@@ -51,3 +53,17 @@ def alarms(config: Config, metrics: Mapping[str, float], epoch: float) -> list[s
     if metrics["feature_std"] < 0.05:
         found.append(f"feature_std is {metrics['feature_std']:.3f} (1 is spread evenly): the features point one way")
     return found
+
+
+def _codebook_alarms(method: DvaeConfig | VqkdConfig, metrics: Mapping[str, float], epoch: float) -> list[str]:
+    used = metrics.get("codes_used", 1.0)
+    if epoch < 1 or used >= 0.05:
+        return []
+    advice = (
+        "Lower method.divergence_weight or method.vocabulary, or set method.start=spread"
+        if isinstance(method, DvaeConfig)
+        else "Raise method.restart_below, or lower method.codes or optim.lr"
+    )
+    return [
+        f"only {used:.1%} of the codes were used in the last step (perplexity {metrics['code_perplexity']:.1f}). {advice}"
+    ]

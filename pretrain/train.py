@@ -59,21 +59,21 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
     stop = stop or StopRequest.install()  # before the slow part, so that an early signal does not kill us
     device = choose_device(config)
     check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
-    check_sources(config)
     check_encoder(config)
     dataset = open_dataset(config.data.train)
     config, chosen = resolve_auto(config, dataset.num_samples)
     config, known = resolve_normalisation(config)
     chosen += known
     folder = check_run_folder(config)
-    if not Checkpoints(folder, config.checkpoint).all():  # a run that has begun needs its source no more
-        check_init_from(config)
     normalisation = choose_normalisation(config, dataset)
     # of many ranks, some might not see the files of the others' last start yet: those go the long way, together
     if os.environ.get("WORLD_SIZE", "1") == "1" and is_finished(folder, config, dataset):
         what = export_folder(config.method)
         print(f"{folder} is finished; its {what} is in {folder / what}. To train longer, take another name=...")
         return folder
+    check_sources(config)
+    if not Checkpoints(folder, config.checkpoint).all():  # a run that has begun needs init_from no more
+        check_init_from(config)
     torch.set_num_threads(config.engine.threads or cores_per_process())
 
     watchdog = Watchdog(config.engine.hang_seconds)

@@ -28,6 +28,10 @@ from pretrain.train import pretrain
 HERE = Path(__file__).parent
 
 
+#: A script sees its own folder and what is installed, which may be another checkout.
+OF_THIS_CHECKOUT = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+
+
 def run_all(configs: list[dict[str, Any]], ranks: int, tmp_path: Path, expect: int = 0) -> str:
     """Run the configurations one after the other on so many ranks; the output of all of them."""
     listed = tmp_path / f"configs-{ranks}-{len(list(tmp_path.glob('configs-*')))}.json"
@@ -40,7 +44,7 @@ def run_all(configs: list[dict[str, Any]], ranks: int, tmp_path: Path, expect: i
     started = [
         subprocess.Popen(
             [sys.executable, str(HERE / "worker.py"), str(listed)],
-            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            env={**OF_THIS_CHECKOUT, **group, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
             stdout=log.open("w"),  # not a pipe: a rank that waits for its full pipe to be read would hang the others
             stderr=subprocess.STDOUT,
         )
@@ -107,6 +111,21 @@ def test_two_ranks_learn_what_one_does(
     assert column(alone, "loss")[-1] != column(alone, "loss")[0]
 
 
+def test_two_ranks_learn_the_patch_loss_as_one_does(shards: Path, tmp_path: Path) -> None:
+    """Masks are stratified over the global batch, and masked tokens differ in number from rank to rank."""
+    cells = []
+    for name, stage, accumulation in (("alone", 0, 1), ("together", 3, 2)):
+        data = config_data("dino", "vit", shards, tmp_path, train={"steps": 10, "accumulation": accumulation})
+        data |= {"name": name, "engine": {**data["engine"], "zero_stage": stage}}
+        data["method"] |= {"ibot": {"separate_head": True}}
+        cells.append(data)
+    run_all(cells[:1], 1, tmp_path)
+    run_all(cells[1:], 2, tmp_path)
+    assert column(cells[1], "ids_digest") == column(cells[0], "ids_digest")
+    for name in ("loss", "ibot", "dino"):
+        assert column(cells[1], name) == pytest.approx(column(cells[0], name), rel=2e-5), name
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_accumulation_alone_changes_nothing(
     one_and_two_ranks: dict[tuple[Any, ...], dict[str, Any]], method: str
@@ -161,7 +180,9 @@ def test_kill_9_and_the_same_command_again(shards: Path, tmp_path: Path, method:
     path = tmp_path / "killed.json"
     path.write_text(json.dumps([killed]))
     log = tmp_path / "killed" / "metrics.jsonl"
-    process = subprocess.Popen([sys.executable, str(HERE / "worker.py"), str(path)], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "worker.py"), str(path)], stdout=subprocess.DEVNULL, env=OF_THIS_CHECKOUT
+    )
     try:
         deadline = time.monotonic() + 120
         while not (log.exists() and log.read_text().count("\n") >= 10):
