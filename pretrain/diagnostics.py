@@ -64,6 +64,5 @@ def _codebook_alarms(method: DvaeConfig | VqkdConfig, metrics: Mapping[str, floa
         if isinstance(method, DvaeConfig)
         else "Raise method.restart_below, or lower method.codes or optim.lr"
     )
-    return [
-        f"only {used:.1%} of the codes were used in the last step (perplexity {metrics['code_perplexity']:.1f}). {advice}"
-    ]
+    perplexity = metrics["code_perplexity"]
+    return [f"only {used:.1%} of the codes were used in the last step (perplexity {perplexity:.1f}). {advice}"]

@@ -42,7 +42,9 @@ class MaskedAutoencoder(Method):
         self.unit = min(config.mask.unit, encoder.stride)  # px of a decoded position
         self.grid = (image_size[0] // self.unit, image_size[1] // self.unit)
         units = mask_grid(config.mask, image_size)
-        self.num_visible = units[0] * units[1] - num_hidden(config.mask, units)
+        hidden, total = num_hidden(config.mask, units), units[0] * units[1]
+        self.num_visible = total - hidden  # mask units
+        self.num_hidden = hidden * self.grid[0] * self.grid[1] // total  # decoded positions
         self.per_token = (encoder.stride // self.unit) ** 2
 
         dim = config.decoder_dim
@@ -60,18 +62,27 @@ class MaskedAutoencoder(Method):
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = self.normalise(batch["global_crops"][:, 0])
-        predicted, hidden = self.reconstruct(images, batch)
-        return {"loss": self.loss(predicted, images, hidden)}
+        features, hidden = self._encode(images, batch)
+        return {"loss": self.loss(self.decode(features, self._where(hidden)), images, hidden)}
 
     def reconstruct(self, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Predicted patches (b, n, p) over the decoder's grid, and which of them were hidden (b, n) bool."""
-        features = self.encoder(images, mask_of(batch, self.num_visible))
-        assert batch["dropped"] is not None
-        hidden = rearrange(refine(batch["dropped"], self.grid), "b h w -> b (h w)")
+        features, hidden = self._encode(images, batch)
         return self.decode(features), hidden
 
-    def decode(self, features: Features) -> Tensor:
-        """From the features of the visible tokens to the patches of the whole image (b, n, p)."""
+    def _encode(self, images: Tensor, batch: Batch) -> tuple[Features, Tensor]:
+        """Features of the visible units, and which patches of the decoder's grid were hidden (b, n) bool."""
+        assert batch["dropped"] is not None
+        features = self.encoder(images, mask_of(batch, self.num_visible))
+        return features, rearrange(refine(batch["dropped"], self.grid), "b h w -> b (h w)")
+
+    def _where(self, hidden: Tensor) -> Tensor:
+        """Raster indices (b, m) of the hidden patches (b, n) bool, ascending."""
+        return torch.argsort((~hidden).to(torch.uint8), dim=1, stable=True)[:, : self.num_hidden]
+
+    def decode(self, features: Features, wanted: Tensor | None = None) -> Tensor:
+        """From the features of the visible tokens to the patches of the whole image (b, n, p), or only to those of the
+        raster indices `wanted` (b, m): what the last block makes of the others, nobody reads."""
         assert features.units is not None
         tokens = rearrange(self.decoder_embed(features.tokens), "b n (k d) -> b (n k) d", k=self.per_token)
         units = rearrange(features.units, "b n k -> b (n k)")
@@ -84,18 +95,30 @@ class MaskedAutoencoder(Method):
         if features.prefix is not None and self.per_token == 1:  # a pyramid's embedding makes 2x2 positions of a token
             num_prefix = features.prefix.shape[1]
             full = torch.cat([self.decoder_embed(features.prefix), full], dim=1)
-        for block in self.decoder_blocks:
+        *earlier, last = self.decoder_blocks
+        for block in earlier:
             full = block(full)
-        return self.decoder_pred(self.decoder_norm(full))[:, num_prefix:]
+        if wanted is None:
+            full = last(full)[:, num_prefix:]
+        else:
+            full = full + last.attn(last.norm1(full))
+            full = _at(full[:, num_prefix:], wanted)
+            full = full + last.mlp(last.norm2(full))
+        return self.decoder_pred(self.decoder_norm(full))
 
     def loss(self, predicted: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
-        """Mean squared error over the hidden patches. Every image hides equally many, so the mean is global."""
-        target = patchify(images, self.unit)
+        """Mean squared error over the hidden patches. Every image hides equally many, so the mean is global.
+
+        `predicted` is (b, n, p) of all patches, or (b, m, p) of the hidden ones in raster order.
+        """
+        where = self._where(hidden)
+        target = _at(patchify(images, self.unit), where)
         if self.norm_pix_loss:
             mean, deviation = patch_statistics(target)
             target = (target - mean) / deviation
-        error = (predicted.float() - target).square().mean(dim=-1)
-        return (error * hidden).sum() / hidden.sum()
+        if predicted.shape[1] == hidden.shape[1]:
+            predicted = _at(predicted, where)
+        return (predicted.float() - target).square().mean()
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
@@ -113,6 +136,11 @@ class MaskedAutoencoder(Method):
         label = "reconstructions (image, input, output"
         label += "; patches de-normalised with the true mean and deviation)" if self.norm_pix_loss else ")"
         return {label: rearrange(rows, "b v c h w -> b c h (v w)")}
+
+
+def _at(values: Tensor, indices: Tensor) -> Tensor:
+    """Rows (b, m, d) of `values` (b, n, d)."""
+    return values.gather(1, repeat(indices, "b m -> b m d", d=values.shape[-1]))
 
 
 def raster_order(units: Tensor, width: int) -> Tensor:

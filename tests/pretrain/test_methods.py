@@ -115,6 +115,21 @@ def test_mae_loss_is_the_papers(norm_pix_loss: bool, mae_data: dict[str, Any]) -
     assert float(method.loss(predicted, images, hidden).detach()) == pytest.approx(total / count, rel=1e-5)
 
 
+def test_mae_learns_from_hidden_patches_as_if_all_were_decoded(mae_data: dict[str, Any]) -> None:
+    config = parse_config(mae_data)
+    method: Any = build(config)
+    batch = random_batch(config)
+    images = method.normalise(batch["global_crops"][:, 0])
+    short = method(batch, 0)["loss"]
+    predicted, hidden = method.reconstruct(images, batch)
+    whole = method.loss(predicted, images, hidden)
+    torch.testing.assert_close(short, whole)
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    gradients = [torch.autograd.grad(loss, trained) for loss in (short, whole)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_mae_decodes_each_token_at_its_own_position(shards: Any, tmp_path: Any) -> None:
     """Tokens shuffled together with their unit indices decode to the same image: no order is assumed."""
     for family in ("vit", "swin"):
