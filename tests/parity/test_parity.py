@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Encoder, Mask
 from pretrain.encoders.saved import load_encoder
-from pretrain.interop.official import Imported, import_checkpoint
+from pretrain.interop.layouts import Imported
+from pretrain.interop.official import import_checkpoint
 from pretrain.methods import Method, Normalisation
 from pretrain.methods.dino import Dino
 from pretrain.methods.mae import MaskedAutoencoder

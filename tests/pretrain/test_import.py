@@ -24,7 +24,8 @@ from pretrain.config import ConfigError, parse_config
 from pretrain.encoders import build_encoder
 from pretrain.encoders.saved import load_encoder
 from pretrain.initialise import check_init_from, start_from
-from pretrain.interop.official import LAYOUTS, describe, import_checkpoint
+from pretrain.interop.layouts import LAYOUTS
+from pretrain.interop.official import describe, import_checkpoint
 from pretrain.normalisation import resolve_normalisation
 from pretrain.run_folder import check_run_folder, write_config
 from pretrain.schema import BeitConfig, PvtConfig, SwinConfig, UmMaeSwinConfig, VitConfig
