@@ -47,7 +47,7 @@ def run_demo(out: Path) -> None:
         began, finished_before = time.monotonic(), False
         code = _run(command)
         if code == EXIT_STOPPED:
-            _say("stopped after a checkpoint; the same command goes on from there")
+            _say("stopped after a checkpoint; `make demo`, or `selfsight demo`, goes on from there")
         if code:
             raise SystemExit(code)
         journal.add(shown, time.monotonic() - began)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from pretrain.config import ConfigError
 from pretrain.encoders.base import Encoder
@@ -14,7 +16,18 @@ from pretrain.encoders.saved import read_card
 from pretrain.encoders.timm_model import TimmEncoder, check_name
 from pretrain.encoders.transfer import fit
 from pretrain.methods import Method
-from pretrain.schema import Config
+from pretrain.schema import (
+    BeitConfig,
+    Config,
+    EncoderConfig,
+    PvtConfig,
+    PvtV2Config,
+    SwinConfig,
+    TimmConfig,
+    TwinsConfig,
+    UmMaeSwinConfig,
+    VitConfig,
+)
 
 METHOD_FILE = "method.safetensors"
 
@@ -42,12 +55,32 @@ def check_init_from(config: Config) -> None:
             f"{config.encoder.family}; weights are brought from one to another of the same family only. "
             f"Set encoder.family={card.encoder.family}, or name another source"
         )
-    theirs, ours = (getattr(encoder, "shape", (None,))[0] for encoder in (card.encoder, config.encoder))
+    theirs, ours = settings_of(card.encoder), settings_of(config.encoder)
+    if theirs.get("positions") == "sincos":  # fixed positions may be learned on from
+        ours["positions"] = "sincos"
     if theirs != ours:
+        wrong = ", ".join(f"{key} {value} (here {ours[key]})" for key, value in theirs.items() if value != ours[key])
+        paste = " ".join(f"encoder.{key}={str(value).replace(' ', '')}" for key, value in theirs.items())
         raise ConfigError(
-            f"init_from {source} is {theirs} wide and the encoder of the run {ours}, so none of its blocks fits; give "
-            "the encoder the size that the source has"
+            f"init_from {source} is another encoder than the run's: {wrong}. Sizes of image and patch, channels and "
+            f"register tokens may differ; for the rest set {paste.replace('(', '[').replace(')', ']')}"
         )
+
+
+def settings_of(encoder: EncoderConfig) -> dict[str, Any]:
+    """What of an encoder decides how its weights are to be read, whether their shapes show it or not."""
+    names = {
+        VitConfig: ("dim", "depth", "heads", "stem", "positions"),
+        BeitConfig: ("dim", "depth", "heads", "relative_positions"),
+        SwinConfig: ("dim", "depths", "heads", "version"),
+        UmMaeSwinConfig: ("dim", "depths", "heads", "position_dim"),
+        PvtConfig: ("dims", "depths", "heads", "reduction", "mlp_ratios", "sr"),
+        PvtV2Config: ("dims", "depths", "heads", "linear"),
+        TwinsConfig: ("dims", "depths", "heads"),
+        TimmConfig: ("model",),
+    }[type(encoder)]
+    shape = dict(zip(names, getattr(encoder, "shape", ()), strict=False))
+    return {name: shape.get(name, getattr(encoder, name)) for name in names}
 
 
 def start_from(method: Method, source: str, method_name: str) -> list[str]:
@@ -59,6 +92,13 @@ def start_from(method: Method, source: str, method_name: str) -> list[str]:
     encoder = method.encoder
     assert encoder is not None
     loaded = load_any(source, getattr(encoder, "image_size", None))
+    theirs, ours = (_heads(module) for module in (loaded.encoder.inner(), encoder.inner()))
+    if theirs != ours:
+        listed = (", ".join(map(str, heads)) or "none" for heads in (theirs, ours))
+        raise ValueError(
+            "init_from {}: its blocks have the heads {}, and the run's encoder {}; set encoder.depth and encoder.heads "
+            "to the source's".format(source, *listed)
+        )
     state = loaded.encoder.inner().state_dict()
     fitted = fit(state, encoder, old_grid=_grid(loaded.encoder, loaded.image_size))
     taken = set(fitted.weights) - set(fitted.fresh)
@@ -75,6 +115,13 @@ def start_from(method: Method, source: str, method_name: str) -> list[str]:
         lines += [f"  {line}" for line in _rest_of_method(method, Path(source).expanduser(), method_name)]
     method.encoder_loaded()
     return lines
+
+
+def _heads(model: nn.Module) -> list[int]:
+    """Attention heads of every block, which no shape of its weights shows."""
+    return [
+        part.num_heads for name, part in model.named_modules() if name.endswith("attn") and hasattr(part, "num_heads")
+    ]
 
 
 @torch.no_grad()

@@ -40,8 +40,14 @@ class Fitted:
         """For people: how much was taken, and every key of which something is to be said."""
         taken = len(self.weights) - len(self.fresh) - len(self.resized)
         parts = [f"{taken} tensors taken as they are"]
-        for what, keys in (("resized", self.resized), ("not taken", self.left), ("fresh", self.fresh)):
-            parts += [f"{what}: {key} ({why})" for key, why in keys.items()]
+        parts += [f"resized: {key} ({shapes})" for key, shapes in self.resized.items()]
+        for what, reasons in (("not taken", self.left), ("fresh", self.fresh)):
+            by_reason: dict[str, list[str]] = {}
+            for key, why in reasons.items():
+                by_reason.setdefault(why, []).append(key)
+            for why, keys in by_reason.items():
+                more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
+                parts.append(f"{what}: {', '.join(keys[:6])}{more} ({why})")
         return parts
 
 

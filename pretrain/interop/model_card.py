@@ -67,7 +67,9 @@ def _summary(card: EncoderCard, config: dict[str, Any] | None, imported: dict[st
     if imported is not None:
         origin = f"imported from `{PurePath(imported['file']).name}`, a checkpoint in the layout of {imported['as']}"
     elif config is not None:
-        origin = f"pretrained with {card.method}, without labels, by selfsight"
+        source = config.get("init_from")
+        how = "from random weights, without labels," if source is None else f"from the weights of `{_last(source)}`,"
+        origin = f"pretrained with {card.method} {how} by selfsight"
     else:
         origin = f"({card.method}), exported by selfsight without the run that it came from"
     text = (
@@ -76,6 +78,11 @@ def _summary(card: EncoderCard, config: dict[str, Any] | None, imported: dict[st
     )
     description = (config or {}).get("description")
     return f"{text}\n\n> {' '.join(str(description).split())}" if description else text
+
+
+def _last(source: str) -> str:
+    """A source without the folders of the machine it lies on."""
+    return source if source.startswith("timm:") else PurePath(source).name
 
 
 def _loading(card: EncoderCard) -> str:

@@ -144,12 +144,13 @@ def _normalisation(
 def describe(imported: Imported, out: Path) -> str:
     """What was imported and what was left, for people."""
     config = imported.encoder
-    shape = ", ".join(
-        f"{key} {value}" for key, value in TypeAdapter(type(config)).dump_python(config).items() if value is not None
-    )
+    plain = TypeAdapter(type(config)).dump_python(type(config)())
+    told = {key: value for key, value in TypeAdapter(type(config)).dump_python(config).items() if value != plain[key]}
+    values = {key: str(list(value) if isinstance(value, tuple) else value) for key, value in told.items()}
+    settings = " ".join(f"encoder.{key}={value.replace(' ', '')}" for key, value in values.items())
     mean, std = imported.normalisation
     lines = [
-        f"{out}: {shape}",
+        f"{out}: as settings of a run: encoder.family={config.family} {settings}",
         f"{len(imported.weights)} tensors of the encoder",
         f"pixels in 0 .. 1, minus mean {mean}, by std {std}; others: --mean, --std",
     ]

@@ -28,7 +28,7 @@ from pretrain.interop.layouts import LAYOUTS
 from pretrain.interop.official import describe, import_checkpoint
 from pretrain.normalisation import resolve_normalisation
 from pretrain.run_folder import check_run_folder, write_config
-from pretrain.schema import BeitConfig, PvtConfig, SwinConfig, UmMaeSwinConfig, VitConfig
+from pretrain.schema import BeitConfig, PvtConfig, SwinConfig, TimmConfig, UmMaeSwinConfig, VitConfig
 
 State = dict[str, Tensor]
 
@@ -446,7 +446,11 @@ def test_a_run_that_has_begun_keeps_its_normalisation(source: str, shards: Path,
 @pytest.mark.parametrize(
     ("settings", "source_name", "message"),
     [
-        ({"dim": 32}, None, "64 wide and the encoder of the run 32"),
+        ({"dim": 32}, None, r"dim 64 \(here 32\).* set encoder.dim=64 encoder.depth=2"),
+        ({"heads": 2}, None, r"heads 1 \(here 2\)"),  # no shape shows it
+        ({"depth": 1}, None, r"depth 2 \(here 1\)"),
+        ({"stem": "conv"}, None, r"stem patch \(here conv\)"),
+        ({"positions": "sincos"}, None, r"positions learned \(here sincos\)"),
         ({}, "timm:vit_tiny_patch16_24", "init_from: timm .* has no model 'vit_tiny_patch16_24'; the nearest names"),
     ],
 )
@@ -456,6 +460,18 @@ def test_other_widths_and_unknown_names_are_refused_before_a_run(
     data = {**run_data("dino", shards, tmp_path, **settings), "init_from": source_name or source}
     with pytest.raises(ConfigError, match=message):
         check_init_from(parse_config(data))
+
+
+def test_heads_of_a_timm_model_must_be_the_runs(monkeypatch: pytest.MonkeyPatch, shards: Path, tmp_path: Path) -> None:
+    from pretrain.encoders.load import LoadedEncoder
+    from pretrain.encoders.timm_model import TimmEncoder
+
+    args = {"embed_dim": 64, "depth": 2, "num_heads": 2, "patch_size": 8}
+    model = TimmEncoder(TimmConfig(model="vit_tiny_patch16_224", args=args), (32, 32))
+    loaded = LoadedEncoder(model, model.mean, model.std, (32, 32), 3)
+    monkeypatch.setattr("pretrain.initialise.load_any", lambda *_: loaded)
+    with pytest.raises(ValueError, match=r"heads 2, 2, and the run's encoder 1, 1"):
+        start_from(build(parse_config(run_data("dino", shards, tmp_path))), "timm:vit_tiny_patch16_224", "dino")
 
 
 def test_blocks_of_another_width_are_refused(source: str, shards: Path, tmp_path: Path) -> None:
