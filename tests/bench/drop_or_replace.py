@@ -4,7 +4,7 @@ Whole training steps (forward, backward, AdamW) of Swin-T and PVT-S at 256 px, a
 table 1: 1.97 and 1.78 times). The peak memory of a step, beyond weights, gradients and the optimizer's state, is
 measured in a process of its own for each side: of resident memory on a CPU, of what torch allocated on a GPU.
 
-    python tests/bench/drop_or_replace.py [--batch 8] [--turns 5] [--device cuda]
+    python tests/bench/drop_or_replace.py [--batch 32] [--turns 5] [--device cuda]
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def training_step(encoder: str, method: str, batch_size: int, device: torch.devi
     )
     torch.manual_seed(0)
     module = build_method(config, Normalisation((0.5,) * 3, (0.25,) * 3), Timeline(100, 10.0)).to(device)
-    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], 1e-4)
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], 1e-4, fused=True)
     draw = draw_mask_for(config.method, (SIZE, SIZE))
     assert draw is not None
     masks = [draw(np.random.default_rng(row), 0, row) for row in range(batch_size)]
@@ -114,7 +114,7 @@ def in_own_process(encoder: str, method: str, arguments: argparse.Namespace) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--memory-of", nargs=2, metavar=("ENCODER", "METHOD"), help=argparse.SUPPRESS)
