@@ -240,7 +240,7 @@ class Trainer:
         """Write metrics and pictures down when it is time to."""
         tracking = self.config.tracking
         last = self.step == self.timeline.total_steps
-        if self.step % tracking.log_every_steps == 0 or last:
+        if self.step % tracking.log_every_steps == 0 or self.step == 1 or last:  # the first: a sign of life
             epoch = self.timeline.epoch(self.step)
             if grad_norm is not None:
                 metrics["grad_norm"] = grad_norm
