@@ -10,7 +10,7 @@ import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor
 
-from pretrain.encoders.base import Mask, refine
+from pretrain.encoders.base import Mask
 
 
 class Compact:
@@ -68,7 +68,3 @@ class Compact:
         moved = self.move(rearrange(raster, "(h w) -> 1 h w 1", w=fine[1]))
         height, width = (side // 2 // stride for side in self.image_size)
         return rearrange(moved, "b (h p) (w q) 1 -> b (h w) (p q)", h=height, w=width)
-
-    def replaced_on(self, grid: tuple[int, int]) -> Tensor | None:
-        """The replaced ones among the visible units, on a compact map of `grid` tokens."""
-        return None if self.replaced is None else refine(self.replaced, grid)

@@ -69,7 +69,7 @@ def fit(source: dict[str, Tensor], encoder: Encoder, old_grid: tuple[int, int] |
         if value.shape == wanted.shape:
             fitted.weights[key] = value.to(wanted.dtype)
             continue
-        changed = _resized(key, value, wanted, source, own, encoder, old_grid)
+        changed = _resized(key, source, own, encoder, old_grid)
         if changed is None:
             fitted.left[key] = f"shape {tuple(value.shape)}, the encoder's is {tuple(wanted.shape)}"
         else:
@@ -84,17 +84,12 @@ def fit(source: dict[str, Tensor], encoder: Encoder, old_grid: tuple[int, int] |
 
 
 def _resized(
-    key: str,
-    value: Tensor,
-    wanted: Tensor,
-    source: dict[str, Tensor],
-    own: dict[str, Tensor],
-    encoder: Encoder,
-    old_grid: tuple[int, int] | None,
+    key: str, source: dict[str, Tensor], own: dict[str, Tensor], encoder: Encoder, old_grid: tuple[int, int] | None
 ) -> Tensor | None:
-    """`value` in the shape of `wanted`; None where there is no meaning to that."""
+    """The source's tensor `key` in the shape of the encoder's own; None where there is no meaning to that."""
+    value, wanted = source[key], own[key]
     if key.startswith("pos_embed") and value.ndim == wanted.ndim == 3 and value.shape[-1] == wanted.shape[-1]:
-        return _positions(key, value, wanted, source, own, encoder, old_grid)
+        return _positions(key, source, own, encoder, old_grid)
     if key.endswith("relative_position_bias_table") and value.shape[1] == wanted.shape[1]:
         extra = 3 if encoder.has_class_token else 0
         old, new = (_window(len(table) - extra) for table in (value, wanted))
@@ -114,15 +109,10 @@ def _resized(
 
 
 def _positions(
-    key: str,
-    value: Tensor,
-    wanted: Tensor,
-    source: dict[str, Tensor],
-    own: dict[str, Tensor],
-    encoder: Encoder,
-    old_grid: tuple[int, int] | None,
+    key: str, source: dict[str, Tensor], own: dict[str, Tensor], encoder: Encoder, old_grid: tuple[int, int] | None
 ) -> Tensor | None:
     """Positions of prefix tokens by token, those of patches by interpolation; a new register's is zero."""
+    value, wanted = source[key], own[key]
     at_first_stage = key in ("pos_embed", "pos_embed1")
     new_grid = encoder.position_grid(key)
     theirs = _prefix_rows(key, source, value.shape[1], old_grid if at_first_stage else None)

@@ -16,8 +16,6 @@ from pretrain.schema import DvaeConfig, EncoderConfig, MimConfig, VqkdConfig
 if TYPE_CHECKING:
     from pretrain.schema import Config
 
-TOKENIZER_FILES = ("config.json", "model.safetensors")
-
 
 @dataclass(frozen=True)
 class TokenizerCard:
