@@ -10,17 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from data_pipelines.files import sync, write_text
 from pretrain.config import ConfigError
 from pretrain.engine import whole_state_dict
+from pretrain.exports import Export
 from pretrain.schema import CheckpointConfig
 
 
@@ -33,18 +32,6 @@ class ResumeState:
     zero_stage: int
     order: dict[str, Any]  # seed, batch size, lanes, window and checksum of the data, from the loader
     milestone: bool = False
-
-
-@dataclass(frozen=True)
-class Export:
-    """What a run is for: a folder of every checkpoint, and of the run at its end.
-
-    write: puts the module's whole state dict into the folder, which it makes.
-    """
-
-    folder: str  # encoder or tokenizer
-    module: nn.Module
-    write: Callable[[Path, dict[str, Tensor]], None]
 
 
 class Checkpoints:

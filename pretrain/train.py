@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipelines.buffers import map_batch
 from data_pipelines.cores import cores_per_process
@@ -20,10 +19,9 @@ from data_pipelines.index import Dataset, open_dataset
 from data_pipelines.loader import Batch, Loader
 from data_pipelines.order import Order
 from pretrain.batches import crop_sheet, ids_digest, seed_dropout, share_mask_counts, to_device
-from pretrain.checkpoint import Checkpoints, Export, ResumeState, check_resume, read_state
+from pretrain.checkpoint import Checkpoints, ResumeState, check_resume, read_state
 from pretrain.config import ConfigError, check_batch
 from pretrain.diagnostics import alarms, check_finite
-from pretrain.encoders.saved import EncoderCard, headline_feature, save_encoder
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
     build_engine,
@@ -32,6 +30,7 @@ from pretrain.engine import (
     gradient_norm,
     initialise_distributed,
 )
+from pretrain.exports import Export, export_of
 from pretrain.initialise import check_init_from, start_from
 from pretrain.masking import draw_mask_for
 from pretrain.methods import Method, Normalisation, build_method, check_sources, export_folder
@@ -43,8 +42,6 @@ from pretrain.scaling import resolve_auto
 from pretrain.schedules import Timeline, learning_rate, weight_decay
 from pretrain.schema import Config
 from pretrain.stopping import EXIT_STOPPED, StopRequest
-from pretrain.tokenizers.card import TokenizerCard
-from pretrain.tokenizers.saved import save_tokenizer
 from pretrain.tracking import Tracker
 from pretrain.watchdog import Watchdog
 
@@ -280,47 +277,8 @@ class Trainer:
             self.last_checkpoint = self.checkpoints.save(self.engine, state, self.export())
 
     def export(self) -> Export:
-        """What is saved for use beyond the run: the frozen encoder, or the tokenizer that was trained."""
-        tokenizer = self.method.tokenizer()
-        if tokenizer is not None:
-            return Export("tokenizer", tokenizer, partial(save_tokenizer, card=self._tokenizer_card(tokenizer)))
-        encoder = self.method.frozen_encoder()
-        assert encoder is not None
-        return Export("encoder", encoder, partial(save_encoder, card=self.card()))
-
-    def card(self) -> EncoderCard:
-        """What the saved encoder says of itself."""
-        config = self.config
-        return EncoderCard(
-            encoder=config.encoder,
-            image_size=config.views.global_size,
-            channels=config.data.channels,
-            mean=self.normalisation.mean,
-            std=self.normalisation.std,
-            method=config.method.name,
-            headline=headline_feature(config),
-            step=self.step,
-            epoch=self.timeline.epoch(self.step),
-            run=config.name,
-        )
-
-    def _tokenizer_card(self, tokenizer: nn.Module) -> TokenizerCard:
-        config = self.config
-        normalised = config.encoder is not None
-        return TokenizerCard(
-            kind=config.method.name,
-            vocabulary=tokenizer.vocabulary,
-            stride=tokenizer.stride,
-            channels=config.data.channels,
-            image_size=config.views.global_size,
-            mean=self.normalisation.mean if normalised else None,
-            std=self.normalisation.std if normalised else None,
-            method=config.method,
-            encoder=config.encoder,
-            step=self.step,
-            epoch=self.timeline.epoch(self.step),
-            run=config.name,
-        )
+        """What is saved for use beyond the run, as of the present step."""
+        return export_of(self.method, self.config, self.normalisation, self.step, self.timeline.epoch(self.step))
 
     def publish(self) -> None:
         """Put the last checkpoint's encoder at `RUN/encoder`, or its tokenizer at `RUN/tokenizer`."""
