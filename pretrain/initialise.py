@@ -16,18 +16,7 @@ from pretrain.encoders.saved import read_card
 from pretrain.encoders.timm_model import TimmEncoder, check_name
 from pretrain.encoders.transfer import fit
 from pretrain.methods import Method
-from pretrain.schema import (
-    BeitConfig,
-    Config,
-    EncoderConfig,
-    PvtConfig,
-    PvtV2Config,
-    SwinConfig,
-    TimmConfig,
-    TwinsConfig,
-    UmMaeSwinConfig,
-    VitConfig,
-)
+from pretrain.schema import Config, EncoderConfig
 
 METHOD_FILE = "method.safetensors"
 
@@ -69,18 +58,8 @@ def check_init_from(config: Config) -> None:
 
 def settings_of(encoder: EncoderConfig) -> dict[str, Any]:
     """What of an encoder decides how its weights are to be read, whether their shapes show it or not."""
-    names = {
-        VitConfig: ("dim", "depth", "heads", "stem", "positions"),
-        BeitConfig: ("dim", "depth", "heads", "relative_positions"),
-        SwinConfig: ("dim", "depths", "heads", "version"),
-        UmMaeSwinConfig: ("dim", "depths", "heads", "position_dim"),
-        PvtConfig: ("dims", "depths", "heads", "reduction", "mlp_ratios", "sr"),
-        PvtV2Config: ("dims", "depths", "heads", "linear"),
-        TwinsConfig: ("dims", "depths", "heads"),
-        TimmConfig: ("model",),
-    }[type(encoder)]
-    shape = dict(zip(names, getattr(encoder, "shape", ()), strict=False))
-    return {name: shape.get(name, getattr(encoder, name)) for name in names}
+    shape = dict(zip(encoder.decisive, getattr(encoder, "shape", ()), strict=False))
+    return {name: shape.get(name, getattr(encoder, name)) for name in encoder.decisive}
 
 
 def start_from(method: Method, source: str, method_name: str) -> list[str]:

@@ -1,4 +1,7 @@
-"""The encoders a configuration can name (imports no torch)."""
+"""The encoders a configuration can name (imports no torch).
+
+`decisive` names what of a family decides how its weights are to be read, whether their shapes show it or not.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +64,7 @@ class VitConfig(VitShape):
     """A vision transformer (Dosovitskiy et al. 2021), and DeiT's with a distillation token."""
 
     family: Literal["vit"] = "vit"
+    decisive = ("dim", "depth", "heads", "stem", "positions")
     positions: Literal["learned", "sincos"] = "learned"
     class_token: bool = True
     distillation_token: bool = False  # DeiT's second prefix token, beside the class token
@@ -87,6 +91,7 @@ class BeitConfig(VitShape):
     """BEiT's vision transformer (Bao et al. 2022): relative positions, layer scale, q and v bias but no k bias."""
 
     family: Literal["beit"] = "beit"
+    decisive = ("dim", "depth", "heads", "relative_positions")
     relative_positions: Literal["shared", "per_block"] = "shared"  # one table for all blocks (pretraining), or one each
     absolute_positions: bool = False
     pool: Literal["class", "mean"] = "mean"
@@ -136,6 +141,7 @@ class SwinConfig(SwinShape):
     """A Swin transformer (Liu et al. 2021, 2022)."""
 
     family: Literal["swin"] = "swin"
+    decisive = ("dim", "depths", "heads", "version")
     version: Literal[1, 2] = 1  # 2: cosine attention, norms after the branches, positions from a small network
 
 
@@ -144,6 +150,7 @@ class UmMaeSwinConfig(SwinShape):
     """UM-MAE's Swin (Li et al. 2022): positions from a small network over coordinates, downsampling by convolution."""
 
     family: Literal["um_mae_swin"] = "um_mae_swin"
+    decisive = ("dim", "depths", "heads", "position_dim")
     window: PositiveInt = 8  # on compact maps; twice that on whole images
     position_dim: PositiveInt = 32
 
@@ -167,6 +174,7 @@ class PvtConfig:
     """
 
     family: Literal["pvt"] = "pvt"
+    decisive = ("dims", "depths", "heads", "reduction", "mlp_ratios", "sr")
     size: Literal["tiny", "small", "medium", "large"] = "small"
     reduction: Literal["conv", "pool"] = "conv"
     dims: tuple[PositiveInt, ...] | None = None
@@ -234,6 +242,7 @@ class PvtV2Config:
     """
 
     family: Literal["pvt_v2"] = "pvt_v2"
+    decisive = ("dims", "depths", "heads", "linear")
     size: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = "b2"
     linear: bool = False  # published for b2 (PVTv2-B2-Li)
     dims: tuple[PositiveInt, ...] | None = None
@@ -263,6 +272,7 @@ class TwinsConfig:
     """
 
     family: Literal["twins"] = "twins"
+    decisive = ("dims", "depths", "heads")
     size: Literal["small", "base", "large"] = "small"
     dims: tuple[PositiveInt, ...] | None = None
     depths: tuple[PositiveInt, ...] | None = None
@@ -313,6 +323,7 @@ class TimmConfig:
     """Any other timm model, as it is; written `encoder: timm:NAME` for short."""
 
     family: Literal["timm"] = "timm"
+    decisive = ("model",)
     model: str
     args: dict[str, Any] = Field(default_factory=dict)  # further arguments of timm.create_model
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
