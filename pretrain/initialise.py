@@ -13,7 +13,8 @@ from pretrain.config import ConfigError
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.load import TIMM_PREFIX, find_encoder, load_any
 from pretrain.encoders.saved import read_card
-from pretrain.encoders.timm_model import TimmEncoder, check_name
+from pretrain.encoders.timm_model import TimmEncoder
+from pretrain.encoders.timm_survey import check_name
 from pretrain.encoders.transfer import fit
 from pretrain.methods import Method
 from pretrain.schema import Config, EncoderConfig

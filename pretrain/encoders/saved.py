@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pretrain.encoders import Encoder, build_encoder, pvt_v2, timm_model, twins
+from pretrain.encoders import Encoder, build_encoder, pvt_v2, timm_survey, twins
 from pretrain.encoders.base import xavier_initialise
 from pretrain.schema import (
     BeitConfig,
@@ -79,7 +79,7 @@ def timm_recipe(card: EncoderCard) -> dict[str, Any] | None:
     if isinstance(config, TwinsConfig):
         return {**twins.timm_arguments(config), **shared}
     if isinstance(config, TimmConfig):
-        return timm_model.timm_arguments(config, card.image_size, card.channels)
+        return timm_survey.timm_arguments(config, card.image_size, card.channels)
     if isinstance(config, BeitConfig):
         dim, depth, heads = config.shape
         own = {"embed_dim": dim, "depth": depth, "num_heads": heads, "patch_size": config.patch}

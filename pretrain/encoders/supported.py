@@ -5,7 +5,7 @@ from __future__ import annotations
 from pretrain.combinations import check_units
 from pretrain.config import ConfigError
 from pretrain.encoders import FAMILIES
-from pretrain.encoders.timm_model import survey, why_not_size
+from pretrain.encoders.timm_survey import survey, why_not_size
 from pretrain.schema import (
     BeitConfig,
     Config,

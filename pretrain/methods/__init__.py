@@ -9,7 +9,7 @@ from pretrain.config import ConfigError
 from pretrain.encoders import build_encoder
 from pretrain.encoders.load import TIMM_PREFIX, find_encoder, load_any
 from pretrain.encoders.saved import read_card
-from pretrain.encoders.timm_model import survey, why_not_size
+from pretrain.encoders.timm_survey import survey, why_not_size
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.dino import Dino
 from pretrain.methods.dvae import Dvae

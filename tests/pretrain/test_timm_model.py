@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Mask, refine
-from pretrain.encoders.timm_model import TimmEncoder, map_of, survey
+from pretrain.encoders.timm_model import TimmEncoder
+from pretrain.encoders.timm_survey import map_of, survey
 from pretrain.methods import Normalisation
 from pretrain.methods.base import running_statistics
 from pretrain.methods.dino import Dino
