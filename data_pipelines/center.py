@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_pipelines.crops import write_channels
+from data_pipelines.crops import to_pillow, write_channels
 from data_pipelines.decode import BadSampleError, decode
 from data_pipelines.index import Dataset
 from data_pipelines.loader import default_threads
@@ -57,7 +57,7 @@ def center_crops(
     starts = iter(range(first, last, batch_size))
     pending: deque[list[Future[np.ndarray | None]]] = deque()
     begins: deque[range] = deque()
-    pool = ThreadPoolExecutor(threads or default_threads(dataset), thread_name_prefix="center")
+    pool = ThreadPoolExecutor(threads or default_threads((dataset,)), thread_name_prefix="center")
     try:
         while True:
             while len(pending) <= _AHEAD and (start := next(starts, None)) is not None:
@@ -84,7 +84,7 @@ def _load(dataset: Dataset, sample: int, size: int, resize: int | None, channels
         _log.warning("%s; it is left out", error)
         return None
     out = np.empty((channels, size, size), dtype=np.uint8)
-    write_channels(center_crop(image, size, resize), out)
+    write_channels(center_crop(to_pillow(image), size, resize), out)
     return out
 
 

@@ -1,10 +1,13 @@
-"""Parameters and an image make a crop: the executor that needs Pillow only.
+"""Parameters and an image make crops: the executor that needs Pillow only.
 
 Every operation is the one the authors' recipes run (torchvision's transforms on PIL images), so the pixels
-are theirs. A faster executor has the same one function, `render`.
+are theirs. A faster executor has the same one function.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
@@ -21,19 +24,32 @@ RESAMPLING = {
 }
 
 
-def render(
-    image: Image.Image, params: CropParams, size: tuple[int, int], interpolation: Interpolation, out: np.ndarray
-) -> None:
-    """Make one crop and write it into `out`.
+class CropJob(NamedTuple):
+    """One crop to be made of an image."""
 
-    Args:
-        image: Mode RGB, or L for one channel.
-        params: What to do, box in px of `image`.
-        size: Height and width of the crop.
-        interpolation: Of the resize, with antialiasing.
-        out: (c, height, width) uint8.
-    """
-    crop = resized_crop(image, params.box, size, interpolation)
+    params: CropParams  # what to do, box in px of the image
+    interpolation: Interpolation  # of the resize, with antialiasing
+    out: np.ndarray  # (c, height, width) uint8, written to
+
+
+#: Makes crops of one image, (h, w, c) uint8 of any strides; called by many threads at once.
+Executor = Callable[[np.ndarray, Sequence[CropJob]], None]
+
+
+def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
+    """Make the crops that `jobs` ask for; see `Executor`."""
+    whole = to_pillow(image)
+    for job in jobs:
+        _render(whole, job.params, job.interpolation, job.out)
+
+
+def to_pillow(image: np.ndarray) -> Image.Image:
+    """(h, w, c) uint8 as mode RGB, or L for one channel."""
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+
+
+def _render(image: Image.Image, params: CropParams, interpolation: Interpolation, out: np.ndarray) -> None:
+    crop = resized_crop(image, params.box, (out.shape[1], out.shape[2]), interpolation)
     if params.flip:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for name, factor in params.jitter:

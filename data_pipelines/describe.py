@@ -112,5 +112,5 @@ def _moments(path: Path) -> np.ndarray | None:
         image = decode(Sample(path.name, path.parent, path.read_bytes(), None))
     except BadSampleError:
         return None
-    pixels = rearrange(np.asarray(image, dtype=np.float64) / 255, "h w c -> (h w) c")
+    pixels = rearrange(image.astype(np.float64) / 255, "h w c -> (h w) c")
     return np.stack([pixels.mean(axis=0), (pixels**2).mean(axis=0)])

@@ -5,20 +5,19 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
-from PIL.Image import Image
 
+from data_pipelines.bad_samples import Decoder
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
-from data_pipelines.crops import check_channels, render
-from data_pipelines.decode import Decoder
+from data_pipelines.crops import CropJob, check_channels, render
 from data_pipelines.draws import draw
 from data_pipelines.index import NO_LABEL, Dataset
-from data_pipelines.order import Order
+from data_pipelines.sampler import Row, Sampler
 from data_pipelines.streams import Purpose, stream_key
 from data_pipelines.views import Views
 
@@ -27,26 +26,21 @@ from data_pipelines.views import Views
 DrawMask = Callable[[np.random.Generator, int, int], tuple[np.ndarray | None, np.ndarray | None]]
 
 _THUMBNAIL_BYTES = 8192
-_DATASET = 0  # the only one there is as yet
 
 
 class Loader:
     """This rank's part of every global batch.
 
-    The batch of a step is a function of (seed, data, batch size, lanes, window, step) alone: neither ranks,
-    accumulation, threads nor a restart change it. Rank r takes rows [rB/R, (r+1)B/R), and its micro-batches
-    are consecutive parts of those.
+    The batch of a step is a function of the sampler, the views and the step alone: neither ranks, accumulation,
+    threads nor a restart change it. Rank r takes rows [rB/R, (r+1)B/R), and its micro-batches are consecutive
+    parts of those.
 
     Args:
-        dataset: Where the samples lie; stays open when the loader closes.
+        sampler: Which sample fills which row; its data sets stay open when the loader closes.
         views: The crops to make.
-        seed: Of order, crops and masks.
-        batch_size: B, the global batch: a multiple of `world_size * accumulation`.
         rank: r of `world_size`.
         world_size: R.
-        accumulation: Micro-batches of a step.
-        lanes: See `Order`.
-        shuffle_window: See `Order`.
+        accumulation: Micro-batches of a step; the global batch is a multiple of `world_size * accumulation`.
         draw_mask: Called once a row with a generator that depends on (seed, step, row).
         threads: Default: see `default_threads`.
         prefetch: Steps made ahead of the one in use; each costs a buffer.
@@ -58,16 +52,12 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        sampler: Sampler,
         views: Views,
         *,
-        seed: int,
-        batch_size: int,
         rank: int = 0,
         world_size: int = 1,
         accumulation: int = 1,
-        lanes: int | None = None,
-        shuffle_window: int = 1024,
         draw_mask: DrawMask | None = None,
         threads: int | None = None,
         prefetch: int = 2,
@@ -75,6 +65,7 @@ class Loader:
         max_bad_share: float = 0.01,
         channels: int = 3,
     ) -> None:
+        batch_size = sampler.batch_size
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}; ranks count from 0 to world_size - 1")
         if batch_size % (world_size * accumulation):
@@ -83,36 +74,20 @@ class Loader:
                 f"it must be a multiple of {world_size * accumulation}"
             )
         check_channels(views, channels)
-        self.order = Order(seed, dataset.shard_sizes, batch_size, lanes, shuffle_window)
-        self.seed, self.batch_size, self.accumulation = seed, batch_size, accumulation
+        self.sampler, self.accumulation = sampler, accumulation
         self.num_rows = batch_size // world_size
         self.first_row = rank * self.num_rows
         self.wait_seconds = 0.0
-        self._dataset, self._views, self._channels = dataset, views, channels
+        self._views, self._channels = views, channels
         self._draw_mask, self._prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
-        self._decoder = Decoder(dataset, channels, max_bad_share)
-        self._threads = threads or default_threads(dataset)
+        self._decoders = [Decoder(dataset, channels, max_bad_share) for dataset in sampler.datasets]
+        self._threads = threads or default_threads(sampler.datasets)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps of one pass over the data."""
-        return float(self.order.steps_per_pass)
 
     @property
     def num_bad(self) -> int:
         """Reads of this rank that found a bad sample."""
-        return self._decoder.num_bad
-
-    def state(self) -> dict[str, Any]:
-        """What a resumed run must agree on to be shown the same batches."""
-        return {
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "lanes": self.order.lanes,
-            "window": self.order.window,
-            "dataset": self._dataset.checksum,
-        }
+        return sum(decoder.num_bad for decoder in self._decoders)
 
     def steps(self, start: int = 0) -> Iterator[list[Batch]]:
         """Yield this rank's micro-batches of step `start`, `start + 1` and so on, without end.
@@ -152,55 +127,66 @@ class Loader:
     def _allocate(self) -> StepBuffer:
         shapes: tuple[Any, Any] = (None, None)
         if self._draw_mask is not None:
-            dropped, replaced = self._draw_mask(mask_generator(self.seed, 0, 0), 0, 0)  # for their shapes only
+            dropped, replaced = self._draw_mask(mask_generator(self.sampler.seed, 0, 0), 0, 0)  # for their shapes only
             shapes = (None if dropped is None else dropped.shape, None if replaced is None else replaced.shape)
         rows = range(self.first_row, self.first_row + self.num_rows)
         return StepBuffer(self._views, self._channels, rows, shapes, self._pin_memory)
 
     def _fill(self, buffer: StepBuffer, step: int) -> list[Future[None]]:
         """Have the threads make a step, in pieces small enough to keep them all busy to its end."""
-        ids = self.order.ids(step)[self.first_row : self.first_row + self.num_rows].tolist()
+        rows = self.sampler.rows(step, range(self.first_row, self.first_row + self.num_rows))
         length = max(1, min(32, self.num_rows // (4 * self._threads)))
-        pieces = [range(first, min(first + length, self.num_rows)) for first in range(0, self.num_rows, length)]
-        return [self._pool.submit(self._fill_rows, buffer, step, ids, piece) for piece in pieces]
+        return [
+            self._pool.submit(self._fill_rows, buffer, step, first, rows[first : first + length])
+            for first in range(0, self.num_rows, length)
+        ]
 
-    def _fill_rows(self, buffer: StepBuffer, step: int, ids: list[int], rows: range) -> None:
+    def _fill_rows(self, buffer: StepBuffer, step: int, first: int, rows: list[Row]) -> None:
+        """Rows `first` and following of the buffer."""
         buffer.wait_until_free()
-        epoch, arrays = self.order.epoch(step), buffer.arrays
-        for row in rows:
-            decoded = self._decoder.read(ids[row])
+        arrays, seed = buffer.arrays, self.sampler.seed
+        for place, row in enumerate(rows, first):
+            decoded = self._decoders[row.dataset].read(row.sample)
             # of the sample asked for: a neighbour in its place would otherwise show the same crops twice
-            identity = (self.seed, Purpose.CROPS, _DATASET, epoch, ids[row])
-            self._make_crops(arrays, row, decoded.image, identity)
-            arrays["labels"][row] = NO_LABEL if decoded.label is None else decoded.label
-            arrays["ids"][row] = (_DATASET, decoded.sample)
+            identity = (seed, Purpose.CROPS, row.dataset, row.epoch, row.sample)
+            self._make_crops(arrays, place, decoded.image, identity)
+            arrays["labels"][place] = NO_LABEL if decoded.label is None else decoded.label
+            arrays["ids"][place] = (row.dataset, decoded.sample)
             if self._draw_mask is not None:
-                place = self.first_row + row
-                masks = self._draw_mask(mask_generator(self.seed, step, place), step, place)
+                number = self.first_row + place
+                masks = self._draw_mask(mask_generator(seed, step, number), step, number)
                 for name, mask in zip(("dropped", "replaced"), masks, strict=True):
                     if mask is not None:
-                        arrays[name][row] = mask
+                        arrays[name][place] = mask
 
-    def _make_crops(self, arrays: dict[str, np.ndarray], row: int, image: Image, identity: tuple[int, ...]) -> None:
+    def _make_crops(
+        self, arrays: dict[str, np.ndarray], place: int, image: np.ndarray, identity: tuple[int, ...]
+    ) -> None:
         views = self._views
-        params = draw(views, identity, (image.height, image.width))
-        for view, crop in enumerate(views.global_crops):
-            render(image, params[view], crop.size, crop.interpolation, arrays["global_crops"][row, view])
+        params = draw(views, identity, image.shape[:2])
+        jobs = [
+            CropJob(params[view], crop.interpolation, arrays["global_crops"][place, view])
+            for view, crop in enumerate(views.global_crops)
+        ]
         if views.local_crops is not None:
-            local = views.local_crops
-            for view, local_params in enumerate(params[len(views.global_crops) :]):
-                render(image, local_params, local.size, local.interpolation, arrays["local_crops"][row, view])
+            jobs += [
+                CropJob(local_params, views.local_crops.interpolation, out)
+                for local_params, out in zip(
+                    params[len(views.global_crops) :], arrays["local_crops"][place], strict=True
+                )
+            ]
         if views.target_crop is not None:
-            target = views.target_crop
-            render(image, params[0], target.size, target.interpolation, arrays["target_crops"][row])
+            jobs.append(CropJob(params[0], views.target_crop.interpolation, arrays["target_crops"][place]))
+        render(image, jobs)
 
 
-def default_threads(dataset: Dataset) -> int:
+def default_threads(datasets: Sequence[Dataset]) -> int:
     """This process's share of the cores; 1 for thumbnails, where threads only queue for the interpreter's lock.
 
     Measured on two cores: images of 110 KB, 2.0 times as fast with two threads; of 0.9 KB, 0.7 times.
     """
-    mean_bytes = sum(int(index.image_sizes.sum()) for index in dataset.indexes) / dataset.num_samples
+    num_bytes = sum(int(index.image_sizes.sum()) for dataset in datasets for index in dataset.indexes)
+    mean_bytes = num_bytes / sum(dataset.num_samples for dataset in datasets)
     return cores_per_process() if mean_bytes > _THUMBNAIL_BYTES else 1
 
 

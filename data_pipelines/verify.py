@@ -157,7 +157,8 @@ def _decode_piece(dataset: Dataset, samples: range) -> tuple[Counter[tuple[int, 
     bad = []
     for number in samples:
         try:
-            sizes[decode(dataset.read(number)).size] += 1
+            height, width, _ = decode(dataset.read(number)).shape
+            sizes[width, height] += 1
         except BadSampleError as error:
             bad.append({"key": error.key, "shard": error.shard.name, "reason": error.reason})
     return sizes, bad

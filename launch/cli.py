@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from launch.data_commands import data_app
+
 OUR_PACKAGES = ("pretrain", "launch", "data_pipelines", "eval", "slurm")
 EXIT_USER_ERROR = 2
 
@@ -56,6 +58,8 @@ app = typer.Typer(
     "\n\n[bold]selfsight verify[/] shards/"
     "\n\n[bold]selfsight pretrain[/] PRESET --data shards/\n\n[bold]selfsight probe[/] runs/PRESET --data shards/",
 )
+
+app.add_typer(data_app)
 
 Progress = Annotated[bool, typer.Option(help="Show how far it is, and what came out.")]
 

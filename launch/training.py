@@ -43,14 +43,13 @@ def train(preset: str, overrides: Sequence[str]) -> None:
 
 def show_plan(preset: str, overrides: Sequence[str]) -> None:
     """Print the resolved configuration and what follows from it; starts and writes nothing."""
-    from data_pipelines.index import open_dataset
-    from data_pipelines.order import Order
     from pretrain.config import check_batch, dump_config, load_config
     from pretrain.scaling import resolve_auto
 
     config = load_config(preset, overrides)
     world_size = rank_environment(os.environ).world_size
     check_batch(config, world_size)
+    from pretrain.data import open_datasets, sampler_of
     from pretrain.encoders.supported import check_encoder  # imports torch, so after all that is known without
     from pretrain.initialise import check_init_from
     from pretrain.methods import check_sources
@@ -59,17 +58,19 @@ def show_plan(preset: str, overrides: Sequence[str]) -> None:
     check_sources(config)
     check_encoder(config)
     check_init_from(config)
-    sizes = open_dataset(config.data.train).shard_sizes
-    config, chosen = resolve_auto(config, sum(sizes))
+    datasets = open_datasets(config.data)
+    config, chosen = resolve_auto(config, sum(dataset.num_samples for dataset in datasets))
     config, known = resolve_normalisation(config)
     chosen += known
-    order = Order(config.seed, sizes, config.train.batch_size, config.data.lanes, config.data.shuffle_window)
+    sampler = sampler_of(config, datasets)
     print(dump_config(config))
-    print("\n".join(f"# {line}" for line in chosen + plan(config, sizes, order.steps_per_pass, world_size)))
+    print(
+        "\n".join(f"# {line}" for line in chosen + plan(config, sampler.summary(), sampler.steps_per_epoch, world_size))
+    )
 
 
-def plan(config: Config, shard_sizes: Sequence[int], steps_per_epoch: int, world_size: int) -> list[str]:
-    """The arithmetic of a run on so many ranks, in words."""
+def plan(config: Config, data: str, steps_per_epoch: float, world_size: int) -> list[str]:
+    """The arithmetic of a run on so many ranks, in words; `data` says what it is shown."""
     from pretrain.schedules import Timeline, learning_rate
 
     batch, accumulation = config.train.batch_size, config.train.accumulation
@@ -79,9 +80,9 @@ def plan(config: Config, shard_sizes: Sequence[int], steps_per_epoch: int, world
     share = f"{batch} / {config.optim.lr_reference_batch}"
     share = f"sqrt({share})" if config.optim.lr_scaling == "sqrt" else share
     return [
-        f"data: {sum(shard_sizes):,} samples in {len(shard_sizes):,} shards",
+        f"data: {data}",
         f"global batch: {batch} = {world_size} ranks x {micro_batch} x {accumulation} accumulated",
-        f"steps: {timeline.total_steps:,}, {steps_per_epoch:,} an epoch, "
+        f"steps: {timeline.total_steps:,}, {steps_per_epoch:,.10g} an epoch, "
         f"{timeline.epoch(timeline.total_steps):.1f} epochs; {timeline.total_steps * batch:,} samples seen",
         f"learning rate: {rate.peak:.3g} at its peak (optim.lr x {share}), "
         f"after {rate.warmup_steps:,} steps of warm-up",

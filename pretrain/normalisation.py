@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -17,9 +18,9 @@ from pretrain.schema import Config
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
-def choose_normalisation(config: Config, dataset: Dataset) -> Normalisation:
+def choose_normalisation(config: Config, datasets: Sequence[Dataset]) -> Normalisation:
     """Mean and deviation from the configuration, else from the data set's dataset.json, else ImageNet's for RGB."""
-    data = config.data
+    data, dataset = config.data, datasets[0]
     if data.mean is not None and data.std is not None:
         return Normalisation(data.mean, data.std)
     if dataset.mean is not None and dataset.std is not None and len(dataset.mean) == data.channels:

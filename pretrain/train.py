@@ -15,12 +15,12 @@ from torch import Tensor
 from data_pipelines.buffers import map_batch
 from data_pipelines.cores import cores_per_process
 from data_pipelines.files import read_json
-from data_pipelines.index import Dataset, open_dataset
 from data_pipelines.loader import Batch, Loader
-from data_pipelines.order import Order
+from data_pipelines.sampler import Sampler
 from pretrain.batches import crop_sheet, ids_digest, seed_dropout, share_mask_counts, to_device
 from pretrain.checkpoint import Checkpoints, ResumeState, check_resume, read_state
 from pretrain.config import ConfigError, check_batch
+from pretrain.data import open_datasets, sampler_of
 from pretrain.diagnostics import alarms, check_finite
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
@@ -57,14 +57,15 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
     device = choose_device(config)
     check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_encoder(config)
-    dataset = open_dataset(config.data.train)
-    config, chosen = resolve_auto(config, dataset.num_samples)
+    datasets = open_datasets(config.data)
+    config, chosen = resolve_auto(config, sum(dataset.num_samples for dataset in datasets))
     config, known = resolve_normalisation(config)
     chosen += known
     folder = check_run_folder(config)
-    normalisation = choose_normalisation(config, dataset)
+    normalisation = choose_normalisation(config, datasets)
+    sampler = sampler_of(config, datasets)
     # of many ranks, some might not see the files of the others' last start yet: those go the long way, together
-    if os.environ.get("WORLD_SIZE", "1") == "1" and is_finished(folder, config, dataset):
+    if os.environ.get("WORLD_SIZE", "1") == "1" and is_finished(folder, config, sampler):
         what = export_folder(config.method)
         print(f"{folder} is finished; its {what} is in {folder / what}. To train longer, take another name=...")
         return folder
@@ -79,7 +80,7 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
         if rank == 0:
             write_config(folder, config)
             print("\n".join(chosen), end="\n" if chosen else "", flush=True)
-        trainer = Trainer(config, folder, dataset, normalisation, device, rank, world_size)
+        trainer = Trainer(config, folder, sampler, normalisation, device, rank, world_size)
         try:
             trainer.train(stop, watchdog)
         finally:
@@ -90,14 +91,12 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
     return folder
 
 
-def is_finished(folder: Path, config: Config, dataset: Dataset) -> bool:
+def is_finished(folder: Path, config: Config, sampler: Sampler) -> bool:
     """Whether the run has published the encoder, or tokenizer, of its last step."""
     card = read_json(folder / export_folder(config.method) / "config.json")
     if card is None:
         return False
-    data, train = config.data, config.train
-    order = Order(config.seed, dataset.shard_sizes, train.batch_size, data.lanes, data.shuffle_window)
-    return card["step"] >= Timeline.of(train, order.steps_per_pass).total_steps
+    return card["step"] >= Timeline.of(config.train, sampler.steps_per_epoch).total_steps
 
 
 class Trainer:
@@ -107,7 +106,7 @@ class Trainer:
         self,
         config: Config,
         folder: Path,
-        dataset: Dataset,
+        sampler: Sampler,
         normalisation: Normalisation,
         device: torch.device,
         rank: int,
@@ -117,15 +116,11 @@ class Trainer:
         self.rank, self.world_size = rank, world_size
         self.normalisation = normalisation
         self.loader = Loader(
-            dataset,
+            sampler,
             config.views,
-            seed=config.seed,
-            batch_size=config.train.batch_size,
             rank=rank,
             world_size=world_size,
             accumulation=config.train.accumulation,
-            lanes=config.data.lanes,
-            shuffle_window=config.data.shuffle_window,
             draw_mask=draw_mask_for(
                 config.method,
                 config.views.global_size,
@@ -138,7 +133,7 @@ class Trainer:
             max_bad_share=config.data.max_bad_share,
             channels=config.data.channels,
         )
-        self.timeline = Timeline.of(config.train, self.loader.steps_per_epoch)
+        self.timeline = Timeline.of(config.train, sampler.steps_per_epoch)
         warmup = self.timeline.steps(config.optim.warmup_epochs)
         if warmup > self.timeline.total_steps:
             raise ConfigError(
@@ -311,7 +306,7 @@ class Trainer:
 
     def _pinned(self) -> dict[str, Any]:
         """What a resumed run must agree on."""
-        return {**self.loader.state(), **self.method.pinned()}
+        return {**self.loader.sampler.state(), **self.method.pinned()}
 
     def _is_milestone(self) -> bool:
         every = self.config.checkpoint.milestone_every_epochs

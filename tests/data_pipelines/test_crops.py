@@ -11,12 +11,13 @@ from making import picture
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import InterpolationMode
 
-from data_pipelines.crops import check_channels, render
+from data_pipelines.crops import CropJob, check_channels, render
 from data_pipelines.draws import CropParams, draw_crop
 from data_pipelines.streams import Stream
 from data_pipelines.views import Crop, Interpolation, Views
 
-IMAGE = Image.fromarray(picture(3, 60, 80))
+PIXELS = picture(3, 60, 80)
+IMAGE = Image.fromarray(PIXELS)
 WHOLE = (0, 0, 80, 60)
 JITTER: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "brightness": tv.adjust_brightness,
@@ -30,11 +31,11 @@ def rendered(
     params: CropParams,
     size: tuple[int, int] = (60, 80),
     interpolation: Interpolation = "bicubic",
-    image: Image.Image = IMAGE,
+    image: np.ndarray = PIXELS,
 ) -> np.ndarray:
     """(h, w, c), or (h, w) for one channel."""
-    out = np.full((len(image.getbands()), *size), 77, dtype=np.uint8)
-    render(image, params, size, interpolation, out)
+    out = np.full((image.shape[2], *size), 77, dtype=np.uint8)
+    render(image, [CropJob(params, interpolation, out)])
     return np.moveaxis(out, 0, -1).squeeze()
 
 
@@ -94,7 +95,7 @@ def test_greyscale() -> None:
     params = CropParams(
         (3, 4, 50, 50), jitter=(("brightness", 1.2), ("contrast", 0.7)), grey=True, blur_radius=1.0, solarise=True
     )
-    assert rendered(params, (16, 16), image=IMAGE.convert("L")).shape == (16, 16)
+    assert rendered(params, (16, 16), image=PIXELS[:, :, :1]).shape == (16, 16)
     views = Views(global_crops=(Crop(size=8, jitter=(0.4, 0.4, 0, 0), grey=0.2),))
     check_channels(views, 1)
     with pytest.raises(ValueError, match="channels is 5"):

@@ -12,9 +12,10 @@ import pytest
 import torch
 from making import encode, picture, sample_files, write_tar
 
-from data_pipelines.decode import TooManyBadSamplesError
+from data_pipelines.bad_samples import TooManyBadSamplesError
 from data_pipelines.index import Dataset, open_dataset
 from data_pipelines.loader import Batch, Loader
+from data_pipelines.sampler import Sampler
 from data_pipelines.views import Crop, LocalCrops, TargetCrop, Views
 
 COLOUR = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grey": 0.2}
@@ -44,10 +45,8 @@ def digests(
 ) -> list[str]:
     loaders = [
         Loader(
-            dataset,
+            Sampler((dataset,), seed=7, batch_size=BATCH),
             DINO,
-            seed=7,
-            batch_size=BATCH,
             rank=rank,
             world_size=ranks,
             accumulation=accumulation,
@@ -83,9 +82,8 @@ def test_resumed_on_other_ranks_the_batches_go_on(dataset: Dataset, reference: l
 
 
 def test_shapes_types_and_values(dataset: Dataset) -> None:
-    with Loader(
-        dataset, DINO, seed=0, batch_size=8, world_size=2, rank=1, accumulation=2, draw_mask=draw_mask
-    ) as loader:
+    sampler = Sampler((dataset,), seed=0, batch_size=8)
+    with Loader(sampler, DINO, world_size=2, rank=1, accumulation=2, draw_mask=draw_mask) as loader:
         first, second = next(loader.steps())
     assert first["global_crops"].shape == (2, 2, 3, 16, 16)
     assert first["local_crops"].shape == (2, 3, 3, 8, 8)
@@ -96,11 +94,11 @@ def test_shapes_types_and_values(dataset: Dataset) -> None:
     assert first["replaced"] is None
     assert first["rows"].tolist() + second["rows"].tolist() == [4, 5, 6, 7]
     assert first["labels"].tolist() == [sample % 10 for _, sample in first["ids"].tolist()]
-    assert loader.steps_per_epoch == 50 // 8
+    assert sampler.steps_per_epoch == 50 // 8
 
 
 def test_an_item_holds_until_the_next_and_buffers_are_reused(dataset: Dataset) -> None:
-    with Loader(dataset, FLIP, seed=0, batch_size=10, threads=2, prefetch=2) as loader:
+    with Loader(Sampler((dataset,), seed=0, batch_size=10), FLIP, threads=2, prefetch=2) as loader:
         places, items = set(), loader.steps()
         for _ in range(12):
             (batch,) = next(items)
@@ -113,7 +111,7 @@ def test_an_item_holds_until_the_next_and_buffers_are_reused(dataset: Dataset) -
 
 
 def test_crops_differ_between_passes_and_masks_between_rows(dataset: Dataset) -> None:
-    with Loader(dataset, FLIP, seed=0, batch_size=50, draw_mask=draw_mask) as loader:
+    with Loader(Sampler((dataset,), seed=0, batch_size=50), FLIP, draw_mask=draw_mask) as loader:
         passes = [
             (batch["ids"][:, 1].clone(), batch["global_crops"].clone(), batch["dropped"].clone())
             for (batch,) in itertools.islice(loader.steps(), 2)
@@ -126,7 +124,7 @@ def test_crops_differ_between_passes_and_masks_between_rows(dataset: Dataset) ->
 
 def test_no_thread_is_left(dataset: Dataset) -> None:
     before = threading.active_count()
-    loader = Loader(dataset, FLIP, seed=0, batch_size=10, threads=3)
+    loader = Loader(Sampler((dataset,), seed=0, batch_size=10), FLIP, threads=3)
     items = loader.steps()
     next(items)
     items.close()
@@ -135,13 +133,13 @@ def test_no_thread_is_left(dataset: Dataset) -> None:
 
 
 def test_the_wait_is_counted(dataset: Dataset) -> None:
-    with Loader(dataset, FLIP, seed=0, batch_size=10) as loader:
+    with Loader(Sampler((dataset,), seed=0, batch_size=10), FLIP) as loader:
         list(itertools.islice(loader.steps(), 3))
         assert 0 < loader.wait_seconds < 10
 
 
 def test_state_is_what_the_batches_depend_on(dataset: Dataset) -> None:
-    state = Loader(dataset, FLIP, seed=4, batch_size=10).state()
+    state = Sampler((dataset,), seed=4, batch_size=10).state()
     assert state == {"seed": 4, "batch_size": 10, "lanes": 1, "window": 1024, "dataset": dataset.checksum}
 
 
@@ -156,7 +154,7 @@ def with_bad(folder: Path, bad: set[int], count: int = 40) -> Path:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_bad_sample_shows_its_neighbour(tmp_path: Path, threads: int, caplog: pytest.LogCaptureFixture) -> None:
     with open_dataset(with_bad(tmp_path, {7, 8, 39})) as dataset:
-        loader = Loader(dataset, FLIP, seed=0, batch_size=40, threads=threads, max_bad_share=0.5)
+        loader = Loader(Sampler((dataset,), seed=0, batch_size=40), FLIP, threads=threads, max_bad_share=0.5)
         with loader:
             for (batch,) in itertools.islice(loader.steps(), 3):
                 counts = np.bincount(batch["ids"][:, 1], minlength=40)
@@ -170,27 +168,27 @@ def test_a_bad_sample_shows_its_neighbour(tmp_path: Path, threads: int, caplog: 
 def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
     with (
         open_dataset(with_bad(tmp_path, {1, 5, 9, 13})) as dataset,
-        Loader(dataset, FLIP, seed=0, batch_size=40, max_bad_share=0.05) as loader,
+        Loader(Sampler((dataset,), seed=0, batch_size=40), FLIP, max_bad_share=0.05) as loader,
         pytest.raises(TooManyBadSamplesError, match=r"(?s)share of 0.05.*0000.*selfsight verify"),
     ):
         next(loader.steps())
 
 
 def test_greyscale(dataset: Dataset) -> None:
-    with Loader(dataset, FLIP, seed=0, batch_size=8, channels=1) as loader:
+    with Loader(Sampler((dataset,), seed=0, batch_size=8), FLIP, channels=1) as loader:
         assert next(loader.steps())[0]["global_crops"].shape == (8, 1, 1, 16, 16)
     with pytest.raises(ValueError, match="saturation and hue"):
-        Loader(dataset, DINO, seed=0, batch_size=8, channels=1)
+        Loader(Sampler((dataset,), seed=0, batch_size=8), DINO, channels=1)
 
 
 def test_refusals_say_what_to_do(dataset: Dataset) -> None:
     with pytest.raises(ValueError, match="multiple of 6"):
-        Loader(dataset, FLIP, seed=0, batch_size=8, world_size=2, accumulation=3)
+        Loader(Sampler((dataset,), seed=0, batch_size=8), FLIP, world_size=2, accumulation=3)
     with pytest.raises(ValueError, match="rank 2 of 2"):
-        Loader(dataset, FLIP, seed=0, batch_size=8, world_size=2, rank=2)
+        Loader(Sampler((dataset,), seed=0, batch_size=8), FLIP, world_size=2, rank=2)
 
 
 def test_no_label_is_minus_one(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-000000.tar", [(f"{i}.png", encode(picture(i))) for i in range(4)])
-    with open_dataset(tmp_path) as dataset, Loader(dataset, FLIP, seed=0, batch_size=4) as loader:
+    with open_dataset(tmp_path) as dataset, Loader(Sampler((dataset,), seed=0, batch_size=4), FLIP) as loader:
         assert next(loader.steps())[0]["labels"].tolist() == [-1] * 4

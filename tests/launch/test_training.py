@@ -13,7 +13,7 @@ PRESET = "mae_vit_cifar_cpu"
 def test_the_plan_does_the_arithmetic(tmp_path: Path) -> None:
     changes = ["train.batch_size=64", "train.accumulation=2", "train.epochs=3", "optim.lr=0.001"]
     config = load_config(PRESET, [f"data.train={tmp_path}", *changes, "optim.lr_reference_batch=128"])
-    text = "\n".join(plan(config, [500, 501], steps_per_epoch=15, world_size=4))
+    text = "\n".join(plan(config, "1,001 samples in 2 shards", steps_per_epoch=15, world_size=4))
     assert "1,001 samples in 2 shards" in text
     assert "64 = 4 ranks x 8 x 2 accumulated" in text
     assert "45, 15 an epoch, 3.0 epochs; 2,880 samples seen" in text
@@ -22,7 +22,7 @@ def test_the_plan_does_the_arithmetic(tmp_path: Path) -> None:
 
 def test_the_plan_says_by_which_rule_the_rate_follows_the_batch(tmp_path: Path) -> None:
     changes = ["train.batch_size=512", "optim.lr=0.004", "optim.lr_reference_batch=128", "optim.lr_scaling=sqrt"]
-    text = "\n".join(plan(load_config(PRESET, [f"data.train={tmp_path}", *changes]), [600], 1, world_size=1))
+    text = "\n".join(plan(load_config(PRESET, [f"data.train={tmp_path}", *changes]), "600 samples", 1, world_size=1))
     assert "0.008 at its peak (optim.lr x sqrt(512 / 128))" in text
 
 

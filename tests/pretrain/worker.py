@@ -12,8 +12,8 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 
 import torch
 
-from data_pipelines.index import open_dataset
 from pretrain.config import parse_config
+from pretrain.data import open_datasets, sampler_of
 from pretrain.engine import choose_device, initialise_distributed
 from pretrain.normalisation import choose_normalisation
 from pretrain.run_folder import check_run_folder, write_config
@@ -26,11 +26,13 @@ def run(data: dict[str, Any], rank: int, world_size: int) -> None:
     """What `pretrain.train.pretrain` does, within a process group that several runs share."""
     config = parse_config(data)
     folder = check_run_folder(config)
-    dataset = open_dataset(config.data.train)
+    datasets = open_datasets(config.data)
     if rank == 0:
         write_config(folder, config)
-    normalisation = choose_normalisation(config, dataset)
-    trainer = Trainer(config, folder, dataset, normalisation, choose_device(config), rank, world_size)
+    normalisation = choose_normalisation(config, datasets)
+    trainer = Trainer(
+        config, folder, sampler_of(config, datasets), normalisation, choose_device(config), rank, world_size
+    )
     trainer.train(StopRequest(), Watchdog(None))
     trainer.close()
 
