@@ -1,0 +1,80 @@
+"""Where things lie that are no local files, and how to speak of it without giving secrets away."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+
+
+def is_url(text: object) -> bool:
+    """Whether it begins like a URL, `scheme://`; `file://` is one too."""
+    return _URL.match(str(text)) is not None
+
+
+def scheme_of(url: str) -> str:
+    """`https`, `s3` and so on, in small letters."""
+    return url.partition("://")[0].lower()
+
+
+def is_http(url: str) -> bool:
+    """Whether it is spoken to by HTTP directly: such a place cannot be listed."""
+    return scheme_of(url) in ("http", "https")
+
+
+def redact(url: str) -> str:
+    """The URL as it may be shown and written down: user, password and the values of a query are hidden.
+
+    A query may hold a signature or a token under any name, so that none of its values is taken for harmless.
+    """
+    if not is_url(url):
+        return url
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # brackets that are no IPv6 address
+        return f"{scheme_of(url)}://***"
+    place = parts.netloc.rpartition("@")[2]
+    return urlunsplit(
+        (parts.scheme, f"***@{place}" if "@" in parts.netloc else place, parts.path, "***" if parts.query else "", "")
+    )
+
+
+def redact_text(text: str) -> str:
+    """A message with every URL in it redacted; other text is left as it is."""
+    return _URL_IN_TEXT.sub(lambda match: redact(match[0]), text)
+
+
+def without_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
+    """The URL without user and password, and the two of them."""
+    parts = urlsplit(url)
+    user, found, place = parts.netloc.rpartition("@")
+    if not found:
+        return url, None
+    name, _, password = user.partition(":")
+    return urlunsplit(parts._replace(netloc=place)), (unquote(name), unquote(password))
+
+
+def name_of(place: str) -> str:
+    """The last part of the path of a URL, or of a local one."""
+    if not is_url(place):
+        return Path(place).name
+    name = urlsplit(place).path.rstrip("/").rpartition("/")[2]
+    return unquote(name) if is_http(place) else name
+
+
+def folder_of(url: str) -> str:
+    """The URL of what `url` lies in; a query stays, as it may be what opens the folder too."""
+    if not is_url(url):
+        return str(Path(url).parent)
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/").rpartition("/")[0], fragment=""))
+
+
+def inside(folder: str, name: str) -> str:
+    """The URL of the file `name` in a folder."""
+    parts = urlsplit(folder)
+    path = parts.path.rstrip("/") + "/" + (quote(name) if is_http(folder) else name)
+    return urlunsplit(parts._replace(path=path, fragment=""))
