@@ -14,7 +14,7 @@ import numpy as np
 from data_pipelines.bad_samples import Decoder
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
-from data_pipelines.crops import CropJob, check_channels, render
+from data_pipelines.crops import CropJob, check_channels, executor
 from data_pipelines.draws import draw
 from data_pipelines.index import NO_LABEL, Dataset
 from data_pipelines.sampler import Row, Sampler
@@ -74,6 +74,7 @@ class Loader:
                 f"it must be a multiple of {world_size * accumulation}"
             )
         check_channels(views, channels)
+        self._render = executor("auto")
         self.sampler, self.accumulation = sampler, accumulation
         self.num_rows = batch_size // world_size
         self.first_row = rank * self.num_rows
@@ -177,7 +178,7 @@ class Loader:
             ]
         if views.target_crop is not None:
             jobs.append(CropJob(params[0], views.target_crop.interpolation, arrays["target_crops"][place]))
-        render(image, jobs)
+        self._render(image, jobs)
 
 
 def default_threads(datasets: Sequence[Dataset]) -> int:
