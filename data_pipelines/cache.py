@@ -85,20 +85,20 @@ class Cache:
     def path(self, file: RemoteFile) -> Path:
         """Where a file lies that was just fetched, to be opened at once: it may be removed at any time."""
         self.fetch(file)
-        return self.folder.data(_key(self._settled(file)))
+        return self.folder.data(key_of(self.settled(file)))
 
     def touch(self, file: RemoteFile) -> None:
         """Note that a file is in use."""
-        self.folder.touch(_key(self._settled(file)))
+        self.folder.touch(key_of(self.settled(file)))
 
     def size(self, file: RemoteFile) -> int | None:
         """The bytes of a file; asks the source if nobody has said so."""
-        return file.state.size if file.state.size is not None else self._settled(file).state.size
+        return file.state.size if file.state.size is not None else self.settled(file).state.size
 
     def _open(self, file: RemoteFile) -> tuple[int, bool]:
         """A descriptor, and whether the file was here already."""
-        file = self._settled(file)
-        key = _key(file)
+        file = self.settled(file)
+        key = key_of(file)
         descriptor = self._open_entry(key)
         if descriptor is not None:
             return descriptor, True
@@ -119,8 +119,8 @@ class Cache:
                 "data.cache.max_bytes, or pack into smaller shards"
             )
 
-    def _settled(self, file: RemoteFile) -> RemoteFile:
-        """With a version, and the same one each time."""
+    def settled(self, file: RemoteFile) -> RemoteFile:
+        """The file with a version, and the same one each time; asks the source where nobody has told it."""
         if file.sha256 is not None or file.state.version is not None:
             return file
         found = self._states.get(file.url)
@@ -234,7 +234,8 @@ def default_folder(stage: bool = False) -> Path:
     return Path.home() / ".cache" / "selfsight" / "shards"
 
 
-def _key(file: RemoteFile) -> str:
+def key_of(file: RemoteFile) -> str:
+    """What a file is known by: its checksum, or its URL without credentials, size and version."""
     if file.sha256 is not None:
         return file.sha256.lower()
     url = without_credentials(file.url)[0] if is_url(file.url) else file.url

@@ -44,7 +44,6 @@ class CacheFolder:
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self.path, self.max_bytes = path, max_bytes
-        path.mkdir(parents=True, exist_ok=True)
 
     def data(self, key: str) -> Path:
         """Where an entry lies when it is whole."""
@@ -71,6 +70,7 @@ class CacheFolder:
     @contextmanager
     def locked(self, key: str) -> Iterator[None]:
         """Hold an entry against other processes and threads, as soon as those let go of it."""
+        self.path.mkdir(parents=True, exist_ok=True)
         wait = 0.01
         while (descriptor := self._try_lock(self._lock(key))) is None:
             pause(wait)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -15,13 +16,17 @@ from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
-from braceexpand import braceexpand
 
-from data_pipelines.joint_index import joint_place, open_index
+from data_pipelines.cache import Cache, default_folder
+from data_pipelines.joint_index import joint_place
+from data_pipelines.locations import Locations, Shard, Spec
+from data_pipelines.remote_index import open_any_index
 from data_pipelines.sample_index import NO_LABEL
 from data_pipelines.shards import open_shard
+from data_pipelines.sources import FileState, RemoteFile, mtime_version
 
 _MAX_OPEN_SHARDS = 512  # a process may often have 1024 files open in all
+_KEEP_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -29,7 +34,7 @@ class Sample(NamedTuple):
     """One sample as stored: `image` is the file's bytes, still encoded."""
 
     key: str
-    shard: Path
+    shard: Shard
     image: bytes
     label: int | None
 
@@ -41,11 +46,23 @@ class Dataset:
         shards: The tars, in the order in which their samples are numbered.
         info: What `dataset.json` says, if there is one.
         joint: Where the joint index of these shards lies, if not in the user's cache.
+        cache: Through which shards from elsewhere come.
+        stage: Let local shards come through it too, as their file system is slow.
     """
 
-    def __init__(self, shards: Sequence[Path], info: dict | None = None, joint: Path | None = None) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        info: dict | None = None,
+        joint: Path | None = None,
+        cache: Cache | None = None,
+        stage: bool = False,
+    ) -> None:
         self.shards = tuple(shards)
-        self.index = open_index(self.shards, joint)
+        self.cache = cache or Cache(default_folder(stage))
+        self.index = open_any_index(self.shards, self.cache, joint)
+        self.fetches = stage or any(isinstance(shard, RemoteFile) for shard in self.shards)
+        self._stage = stage
         self.shard_sizes: tuple[int, ...] = tuple(self.index.counts.tolist())
         self.num_samples = len(self.index)
         if not self.num_samples:
@@ -77,7 +94,11 @@ class Dataset:
         """Of all images, as stored."""
         return int(self.index.image_bytes.sum())
 
-    def key(self, sample: int) -> tuple[str, Path]:
+    def shards_of(self, samples: Sequence[int]) -> np.ndarray:
+        """The numbers of the shards that hold these samples."""
+        return np.searchsorted(self.index.ends, samples, side="right")
+
+    def key(self, sample: int) -> tuple[str, Shard]:
         """The key and the shard of a sample."""
         shard, row = self._locate(sample)
         return self.index.entry(shard, row).key, self.shards[shard]
@@ -115,88 +136,90 @@ class Dataset:
         shard = int(np.searchsorted(self.index.ends, sample, side="right"))
         return shard, int(sample - self.index.ends[shard] + self.shard_sizes[shard])
 
+    def fetched(self, shard: int) -> RemoteFile | None:
+        """What must come through the cache before shard number `shard` can be read; None: nothing."""
+        found = self.shards[shard]
+        size = int(self.index.sizes[shard])
+        if isinstance(found, RemoteFile):
+            return replace(found, state=replace(found.state, size=size))
+        if self._stage:
+            return RemoteFile(str(found.resolve()), FileState(size, mtime_version(int(self.index.stamps[shard]))))
+        return None
+
     def _file(self, shard: int) -> _OpenFile:
         with self._lock:
             file = self._open.get(shard)
-            if file is None:
-                file = self._open[shard] = _OpenFile(self.shards[shard])
-                if len(self._open) > _MAX_OPEN_SHARDS:
-                    self._open.popitem(last=False)
-            else:
+            if file is not None:
                 self._open.move_to_end(shard)
-            return file
+                file.keep(self.cache)
+                return file
+        # not under the lock: it may have to be fetched, and others are there already
+        file = _OpenFile(self.shards[shard], self.fetched(shard), self.cache)
+        with self._lock:
+            self._open[shard] = file
+            for number in [number for number, other in self._open.items() if other.is_removed()]:
+                del self._open[number]  # else its room on the disk would not come free
+            while len(self._open) > _MAX_OPEN_SHARDS:
+                self._open.popitem(last=False)
+        return file
 
 
 class _OpenFile:
     """A file descriptor that closes once its last user lets go, which another thread's read may be."""
 
-    def __init__(self, path: Path) -> None:
-        self.descriptor = open_shard(path)
+    def __init__(self, shard: Shard, fetched: RemoteFile | None, cache: Cache) -> None:
+        self._fetched, self._kept = fetched, time.monotonic()
+        if fetched is not None:
+            self.descriptor = cache.open(fetched)
+        else:
+            assert isinstance(shard, Path)
+            self.descriptor = open_shard(shard)
+
+    def keep(self, cache: Cache) -> None:
+        """Let the cache know, now and then, that the file is in use."""
+        if self._fetched is not None and time.monotonic() - self._kept > _KEEP_SECONDS:
+            self._kept = time.monotonic()
+            cache.touch(self._fetched)
+
+    def is_removed(self) -> bool:
+        """Whether the cache has made room of it."""
+        return self._fetched is not None and os.fstat(self.descriptor).st_nlink == 0
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
 
 
-def open_dataset(spec: str | Path, split: str = "train") -> Dataset:
+def open_dataset(spec: Spec, split: str = "train", *, cache: Cache | None = None, stage: bool = False) -> Dataset:
     """Open the shards that `spec` names.
 
     Args:
         spec: A folder, of which `{split}-*.tar` is taken in the order of the names; or a path with
-            `*`, `?` or `[...]` in it; or one with braces such as `x-{000..009}.tar`; or one tar.
+            `*`, `?` or `[...]` in it; or one with braces such as `x-{000..009}.tar`; or one tar; or any of these at a
+            URL; or a list of such.
         split: Of a folder only.
+        cache: Through which shards from elsewhere come; default: one in its usual place.
+        stage: Let local shards come through it too.
 
     Raises:
         FileNotFoundError: There are no such shards; the message says what there is.
         ValueError: A shard is named twice, or no shard holds a sample.
+        OSError: A place elsewhere cannot be reached; see `fetch.pieces`.
     """
-    shards = find_shards(spec, split)
+    cache = cache or Cache(default_folder(stage))
+    locations = Locations(cache)
+    shards = locations.find(spec, split)
     repeated = [shard for shard, count in Counter(shards).items() if count > 1]
     if repeated:
-        raise ValueError(f"{spec} names {repeated[0]} more than once; name every shard once")
-    folder = Path(spec).expanduser()
-    joint = joint_place(folder, split) if folder.is_dir() else None
-    return Dataset(shards, _read_info(shards[0].parent / "dataset.json"), joint)
+        raise ValueError(f"{repeated[0]} is named more than once; name every shard once")
+    folder = Path(spec).expanduser() if isinstance(spec, str | Path) else None
+    joint = joint_place(folder, split) if folder is not None and folder.is_dir() else None
+    return Dataset(shards, locations.describe(shards[0]), joint, cache, stage)
 
 
-def find_shards(spec: str | Path, split: str = "train") -> list[Path]:
+def find_shards(spec: Spec, split: str = "train", cache: Cache | None = None) -> list[Shard]:
     """The tars that `spec` names, in order; see `open_dataset`."""
-    folder = Path(spec).expanduser()
-    if folder.is_dir():
-        shards = sorted(folder.glob(f"{split}-*.tar"))
-        if shards:
-            return shards
-        others = sorted({path.name.rpartition("-")[0] or path.name for path in folder.glob("*.tar")})
-        if not others:
-            raise FileNotFoundError(f"{folder} holds no .tar shards; make some with `selfsight pack IMAGES {folder}`")
-        raise FileNotFoundError(
-            f"{folder} holds no {split}-*.tar; its shards begin with {', '.join(others[:10])}. "
-            f"Name the split, or the shards themselves: '{folder / others[0]}*.tar'"
-        )
-    shards = []
-    for text in braceexpand(str(spec)):
-        path = Path(text).expanduser()
-        if any(letter in text for letter in "*?["):
-            found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-            if not found:
-                raise FileNotFoundError(f"no file matches {path}")
-            shards.extend(found)
-        elif path.is_file():
-            shards.append(path)
-        else:
-            raise FileNotFoundError(
-                f"{path} does not exist; the data are a folder of shards, a tar, or tars by * or {{0..9}}"
-            )
-    return shards
-
-
-def _read_info(path: Path) -> dict | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); pack the data again, or remove the file") from error
+    return Locations(cache or Cache()).find(spec, split)
 
 
 def _tuple(values: list | None) -> tuple | None:

@@ -78,3 +78,8 @@ def inside(folder: str, name: str) -> str:
     parts = urlsplit(folder)
     path = parts.path.rstrip("/") + "/" + (quote(name) if is_http(folder) else name)
     return urlunsplit(parts._replace(path=path, fragment=""))
+
+
+def without_query(url: str) -> str:
+    """The URL up to its path."""
+    return urlunsplit(urlsplit(url)._replace(query="", fragment=""))
