@@ -50,7 +50,8 @@ _FREQUENCIES = _lowest_frequencies()
 
 
 def _packed(bits: np.ndarray) -> np.ndarray:
-    return np.packbits(bits, axis=-1, bitorder="little").view("<u8").astype(np.uint64)
+    octets = np.packbits(np.ascontiguousarray(bits), axis=-1, bitorder="little")
+    return octets.view("<u8").astype(np.uint64)
 
 
 #: (2,) uint64: a mirrored image has the image's hash with these bits turned (odd cosines change their sign).
@@ -134,14 +135,16 @@ def _take_piece(dataset: Dataset, rows: slice, into: Fingerprints, channels: int
             continue
         into.readable[place] = True
         into.byte_digests[place] = _digest(stored.image)
-        into.pixel_digests[place] = _digest(repr((image.shape, image.dtype.str)).encode(), np.ascontiguousarray(image))
+        into.pixel_digests[place] = _digest(
+            repr((image.shape, image.dtype.str)).encode(), np.ascontiguousarray(image).data
+        )
         into.num_pixels[place] = image.shape[0] * image.shape[1]
         reduced[place] = reduce_grey(image)
     into.hashes[:], into.textured[:] = perceptual_hashes(reduced)
     into.thumbnails[:] = _thumbnails(reduced)
 
 
-def _digest(*parts: bytes | np.ndarray) -> np.ndarray:
+def _digest(*parts: bytes | memoryview) -> np.ndarray:
     digest = sha256()
     for part in parts:
         digest.update(part)
