@@ -12,6 +12,8 @@ from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_pipelines.index import Sample
+from data_pipelines.jpeg import decode_jpeg
+from data_pipelines.parts import Choose, Picture, whole
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # no other decoder ever sees the bytes
 MAX_PIXELS = 89_478_485  # Pillow's limit of what may be a decompression bomb; 256 MB as RGB
@@ -53,6 +55,26 @@ def decode(sample: Sample, channels: int = 3) -> np.ndarray:
     Raises:
         BadSampleError: Truncated, not a JPEG, PNG or WebP image, or of more than `MAX_PIXELS` pixels.
     """
+    return decode_part(sample, channels).pixels
+
+
+def decode_part(sample: Sample, channels: int = 3, choose: Choose = whole, padded: bool = False) -> Picture:
+    """What `choose` asks for of a sample's image, or more of it; see `decode`.
+
+    Args:
+        sample: As stored.
+        channels: As of `decode`.
+        choose: Called with the height and width of the upright image, for a JPEG before any pixel is decoded.
+        padded: The pixels of a JPEG may lie four bytes apart, which is decoded faster.
+    """
+    picture = decode_jpeg(sample.image, channels, choose, MAX_PIXELS, padded)
+    if picture is None:
+        picture = Picture(_decode_with_pillow(sample, channels))
+        choose(picture.pixels.shape[:2])
+    return picture
+
+
+def _decode_with_pillow(sample: Sample, channels: int) -> np.ndarray:
     try:
         image: Image.Image = Image.open(io.BytesIO(sample.image), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
