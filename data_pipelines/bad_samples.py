@@ -42,9 +42,7 @@ class Decoder:
         padded: See `decode_part`.
     """
 
-    def __init__(
-        self, dataset: Dataset, channels: int = 3, max_bad_share: float = 0.01, padded: bool = False
-    ) -> None:
+    def __init__(self, dataset: Dataset, channels: int = 3, max_bad_share: float = 0.01, padded: bool = False) -> None:
         self.dataset, self.channels, self.max_bad_share, self.padded = dataset, channels, max_bad_share, padded
         self.num_reads = 0
         self.num_bad = 0

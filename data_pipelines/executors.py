@@ -6,8 +6,8 @@ from typing import Literal
 
 from data_pipelines.crops import Executor, render
 
-#: `native`: the kernel in C. `wheels`: libraries that need no compiler. `device`: one of those cuts and resizes, colours
-#: are the GPU's. `auto`: native where it is built, else wheels.
+#: `native`: the kernel in C. `wheels`: libraries that need no compiler. `device`: one of those cuts and resizes, the
+#: GPU does the colours. `auto`: native where it is built, else wheels.
 ExecutorName = Literal["auto", "native", "wheels", "device"]
 
 

@@ -16,7 +16,7 @@ import simplejpeg
 from einops import rearrange
 from PIL import Image
 
-from data_pipelines.parts import Box, Choose, Part, Picture, whole
+from data_pipelines.parts import Choose, Part, Picture, whole
 
 try:  # optional when the package is built: it needs libjpeg-turbo and its header
     from data_pipelines._jpeg_region import decode_region
@@ -172,7 +172,7 @@ def _decode_whole(data: bytes, header: Header, part: Part, channels: int, padded
     return _upright(pixels[:, :, :channels], header, 0, 0, factor)
 
 
-def _stored(box: Box, header: Header) -> Box:
+def _stored(box: tuple[int, int, int, int], header: Header) -> tuple[int, int, int, int]:
     """A box of the upright image in px of the stored one."""
     height, width = header.size
     transposed, upside_down, mirrored = _UPRIGHT[header.orientation]

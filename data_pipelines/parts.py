@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -11,14 +12,13 @@ FACTORS = (8, 4, 2)  # by which a JPEG may be decoded smaller
 #: A part is worth its trouble below this share of the image's pixels.
 _WORTHWHILE = 0.9
 
-Box = tuple[int, int, int, int]
-FloatBox = tuple[float, float, float, float]
+Box = tuple[float, float, float, float]  # left, top, right, bottom in px
 
 
 class Part(NamedTuple):
     """What of an image is needed, at least."""
 
-    box: Box  # left, top, right, bottom in px of the whole image, upright
+    box: tuple[int, int, int, int]  # left, top, right, bottom in px of the whole image, upright
     factor: int = 1  # the image may be decoded this many times smaller
 
 
@@ -35,14 +35,9 @@ class Picture(NamedTuple):
         """Whether boxes of the whole image are others here."""
         return bool(self.left or self.top or self.factor > 1)
 
-    def within(self, box: Box) -> FloatBox:
+    def within(self, box: Box) -> Box:
         """A box of the whole image in px of `pixels`; integers where they were not scaled."""
-        left, top, right, bottom = (
-            box[0] - self.left,
-            box[1] - self.top,
-            box[2] - self.left,
-            box[3] - self.top,
-        )
+        left, top, right, bottom = box[0] - self.left, box[1] - self.top, box[2] - self.left, box[3] - self.top
         if self.factor == 1:
             return left, top, right, bottom
         return left / self.factor, top / self.factor, right / self.factor, bottom / self.factor
@@ -71,8 +66,8 @@ def needed(
     part = whole(size)
     if partial:
         boxes = [box for box, _ in crops]
-        left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
-        right, bottom = max(box[2] for box in boxes), max(box[3] for box in boxes)
+        left, top = math.floor(min(box[0] for box in boxes)), math.floor(min(box[1] for box in boxes))
+        right, bottom = math.ceil(max(box[2] for box in boxes)), math.ceil(max(box[3] for box in boxes))
         if (right - left) * (bottom - top) < _WORTHWHILE * size[0] * size[1]:
             part = Part((left, top, right, bottom))
     if scaling:
