@@ -23,6 +23,7 @@ try:  # optional when the package is built: it needs libjpeg-turbo and its heade
 except ImportError:
     decode_region = None
 
+MAX_SCANS = 100  # of a progressive JPEG, each a pass over all pixels; encoders make 20 at most
 _EXIF_ORIENTATION = 0x0112
 _FRAMES = {0xC0: True, 0xC1: True, 0xC2: False}  # baseline, extended (one scan, as a rule), progressive
 _OTHER_FRAMES = {0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)}  # lossless, arithmetic and so on
@@ -116,7 +117,7 @@ def read_header(data: bytes) -> Header | None:
         place = end
     else:
         return None
-    if frame is None:
+    if frame is None or (not frame[3] and data.count(b"\xff\xda") > MAX_SCANS):
         return None
     return Header(*frame, scan=place, orientation=_orientation(data, exif) if exif else 1)
 

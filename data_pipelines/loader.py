@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines import crops
 from data_pipelines.bad_samples import Decoder
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
-from data_pipelines.crops import check_channels
 from data_pipelines.device import NUM_COLOURS
-from data_pipelines.executors import ExecutorName, cpu_executor, cpu_executor_name, resolve_executor
+from data_pipelines.executors import ExecutorName, on_cpu, resolve_executor
 from data_pipelines.index import NO_LABEL, Dataset
 from data_pipelines.sampler import Row, Sampler
 from data_pipelines.showing import Recipe, Showing
@@ -82,25 +82,25 @@ class Loader:
                 f"a batch of {batch_size} does not divide into {world_size} ranks x {accumulation} micro-batches; "
                 f"it must be a multiple of {world_size * accumulation}"
             )
-        check_channels(views, channels)
+        crops.check_channels(views, channels)
         self.sampler, self.accumulation = sampler, accumulation
         self.num_rows = batch_size // world_size
         self.first_row = rank * self.num_rows
         self.wait_seconds = 0.0
         executor = resolve_executor(executor)
-        on_cpu = cpu_executor_name(executor)
+        maker = on_cpu(executor)
         #: Who makes the crops, in words.
-        self.executor = f"{on_cpu}, colours by the device" if executor == "device" else on_cpu
+        self.executor = f"{maker}, colours by the device" if executor == "device" else maker
         self._recipe = Recipe(
             views,
-            cpu_executor(executor),
+            crops.executor(maker),
             colour_on_device=executor == "device",
             partial_decode=partial_decode,
             dct_scaling=dct_scaling,
         )
         self._channels = channels
         self._draw_mask, self._prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
-        padded = on_cpu == "native"
+        padded = maker == "native"
         self._decoders = [Decoder(dataset, channels, max_bad_share, padded) for dataset in sampler.datasets]
         self._threads = threads or default_threads(sampler.datasets)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
