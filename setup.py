@@ -38,6 +38,7 @@ class BuildOrTell(build_ext):
 setup(
     ext_modules=[
         extension("_crops", "module.c", "stream.c", "crop.c", "resample.c", "colour.c", "blur.c"),
+        extension("_jpeg_region", "jpeg_region.c", libraries=["jpeg"]),  # needs libjpeg-turbo's header (libjpeg-dev)
     ],
     cmdclass={"build_ext": BuildOrTell},
 )
