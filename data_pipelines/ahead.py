@@ -8,12 +8,14 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from data_pipelines.cache_folder import gigabytes
 from data_pipelines.fetch import CancelledError, cancel_on
 from data_pipelines.index import Dataset
 
+FETCH_AHEAD = 1000  # steps
 _CONNECTIONS = 4  # shards fetched at a time
 _KEEP_SECONDS = 5.0
 _log = logging.getLogger(__name__)
@@ -140,6 +142,17 @@ class FetchAhead:
                 gigabytes(needed),
                 gigabytes(share),
             )
+
+
+@contextmanager
+def naming(step: int) -> Iterator[None]:
+    """Add the step to an error in whose message our own code says what could not be had."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise type(error)(f"step {step} cannot be made: {error}") from error
 
 
 def in_order(dataset: Dataset, first: int, last: int, batch_size: int) -> Iterator[list[Need]]:

@@ -6,7 +6,6 @@ import io
 import struct
 import warnings
 import zlib
-from pathlib import Path
 
 import numpy as np
 from einops import rearrange
@@ -15,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from data_pipelines.cases import shown
 from data_pipelines.index import Sample
 from data_pipelines.jpeg import MAX_SCANS, decode_jpeg
+from data_pipelines.locations import Shard
 from data_pipelines.magic import kind_of
 from data_pipelines.parts import Choose, Picture, whole
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from data_pipelines.sources import ChangedError, FileState, RefusedError, Source, source_of
-from data_pipelines.urls import redact, redact_text
+from data_pipelines.urls import redact
 
 _LONGEST_WAIT = 60.0
 _SURE = 2  # times in a row that a file must be found changed
@@ -74,7 +74,7 @@ class _Attempts:
     def failed(self, error: Exception) -> None:
         """Wait until it is time for the next try; raises what ends the fetch when there is none."""
         shown = redact(self._url)
-        reason = redact_text(f"{type(error).__name__}: {error}" if not isinstance(error, RefusedError) else str(error))
+        reason = redact(f"{type(error).__name__}: {error}" if not isinstance(error, RefusedError) else str(error))
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"{shown} does not exist ({reason}); see to its name") from None
         if isinstance(error, PermissionError):
@@ -169,7 +169,7 @@ def pieces(
                 attempts.failed(error)  # a proxy's page or a wrong header may look like another file, once
                 continue
             raise ChangedError(
-                f"{redact(url)} changed while it was read, or since it was listed: {redact_text(str(error))}"
+                f"{redact(url)} changed while it was read, or since it was listed: {redact(str(error))}"
             ) from None
         except Exception as error:
             attempts.failed(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import crops
+from data_pipelines.ahead import FETCH_AHEAD, FetchAhead, Need, naming
 from data_pipelines.bad_samples import Decoder
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
 from data_pipelines.device import NUM_COLOURS
 from data_pipelines.executors import ExecutorName, on_cpu, resolve_executor
+from data_pipelines.fetch import cancel_on
 from data_pipelines.index import NO_LABEL, Dataset
 from data_pipelines.sampler import Row, Sampler
 from data_pipelines.showing import Recipe, Showing
@@ -54,6 +57,7 @@ class Loader:
         executor: Makes the crops: see `executors`. With `device`, `device.finish` completes the batches.
         partial_decode: Decode of a JPEG only what its crops touch, where `jpeg.has_regions`; the crops are the same.
         dct_scaling: Decode a large JPEG at a half, a quarter or an eighth where no crop is then enlarged.
+        fetch_ahead: Steps of which the shards are fetched before they are read, where shards are fetched.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Loader:
         executor: ExecutorName = "auto",
         partial_decode: bool = True,
         dct_scaling: bool = True,
+        fetch_ahead: int = FETCH_AHEAD,
     ) -> None:
         batch_size = sampler.batch_size
         if not 0 <= rank < world_size:
@@ -105,6 +110,8 @@ class Loader:
         self._threads = threads or default_threads(sampler.datasets)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
         self._pending: deque[tuple[StepBuffer, list[Future[None]]]] = deque()
+        self._fetch_ahead = fetch_ahead
+        self._stop = threading.Event()  # ends what the threads are fetching
 
     @property
     def num_bad(self) -> int:
@@ -119,22 +126,43 @@ class Loader:
         buffers = deque(self._allocate() for _ in range(self._prefetch + 1))
         pending = self._pending = deque()
         upcoming = itertools.count(start)
+        stop = self._stop = threading.Event()
+        ahead = self._fetcher(start)
         try:
-            while True:
+            for step in itertools.count(start):
                 while buffers:
                     buffer = buffers.popleft()
                     pending.append((buffer, self._fill(buffer, next(upcoming))))
                 buffer, futures = pending.popleft()
                 began = time.perf_counter()
-                for future in futures:
-                    future.result()
+                with naming(step):
+                    for future in futures:
+                        future.result()
                 self.wait_seconds += time.perf_counter() - began
                 yield buffer.split(self.accumulation)
                 buffer.release()
                 buffers.append(buffer)
+                if ahead is not None:
+                    ahead.advance()
         finally:
+            stop.set()
+            if ahead is not None:
+                ahead.close()
             remaining = [future for _, futures in pending for future in futures if not future.cancel()]
             wait(remaining)  # they write into buffers that go now
+
+    def fetch_metrics(self) -> dict[str, float]:
+        """What this process has fetched so far; empty where no data set fetches."""
+        caches = {id(dataset.cache): dataset.cache for dataset in self.sampler.datasets if dataset.fetches}
+        totals = [cache.statistics for cache in caches.values()]
+        if not totals:
+            return {}
+        return {
+            "fetch/gigabytes": sum(total.fetched_bytes for total in totals) / 1e9,
+            "fetch/hits": sum(total.hits for total in totals),  # shards that were here when a reader came
+            "fetch/misses": sum(total.misses for total in totals),
+            "fetch/wait_seconds": sum(total.wait_seconds for total in totals),  # of all threads; see data_wait
+        }
 
     @property
     def ready(self) -> bool:
@@ -143,6 +171,7 @@ class Loader:
 
     def close(self) -> None:
         """Stop the threads. Iterators of `steps` cannot go on after this."""
+        self._stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Loader:
@@ -150,6 +179,23 @@ class Loader:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _fetcher(self, start: int) -> FetchAhead | None:
+        """What fetches the shards of this rank's rows from step `start` on, where any are fetched."""
+        datasets = self.sampler.datasets
+        if not self._fetch_ahead or not any(dataset.fetches for dataset in datasets):
+            return None
+
+        def needs() -> Iterator[list[Need]]:
+            for step in itertools.count(start):
+                rows = self.sampler.rows(step, range(self.first_row, self.first_row + self.num_rows))
+                found: list[Need] = []
+                for number, group in itertools.groupby(rows, key=lambda row: row.dataset):
+                    shards = datasets[number].shards_of([row.sample for row in group])
+                    found += [Need(datasets[number], int(shard)) for shard in dict.fromkeys(shards.tolist())]
+                yield found
+
+        return FetchAhead(needs(), self._fetch_ahead, start)
 
     def _allocate(self) -> StepBuffer:
         shapes: tuple[Any, Any] = (None, None)
@@ -172,6 +218,7 @@ class Loader:
 
     def _fill_rows(self, buffer: StepBuffer, step: int, first: int, rows: list[Row]) -> None:
         """Rows `first` and following of the buffer."""
+        cancel_on(self._stop)
         buffer.wait_until_free()
         arrays, seed = buffer.arrays, self.sampler.seed
         last = first

@@ -29,7 +29,6 @@ from data_pipelines.urls import (
     is_url,
     name_of,
     redact,
-    redact_text,
     scheme_of,
     without_credentials,
 )
@@ -323,7 +322,7 @@ def file_system(url: str) -> tuple[Any, str]:
         raise ValueError(f"{redact(url)}: {scheme}:// needs a package that is not installed: {extra}") from None
     except ValueError as error:
         raise ValueError(
-            f"{redact(url)}: {scheme}:// is no known kind of place ({redact_text(str(error))}); known are local "
+            f"{redact(url)}: {scheme}:// is no known kind of place ({redact(str(error))}); known are local "
             "paths, https://, s3://, gs://, hf://datasets/ and what else fsspec has"
         ) from None
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_USER = re.compile(r"://[^/\s]*@")
+_QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>?]*)[?][^\s'\"<>]+")
 
 
 def is_url(text: object) -> bool:
@@ -25,26 +26,12 @@ def is_http(url: str) -> bool:
     return scheme_of(url) in ("http", "https")
 
 
-def redact(url: str) -> str:
-    """The URL as it may be shown and written down: user, password and the values of a query are hidden.
+def redact(text: str) -> str:
+    """A text as it may be shown and written down: of every URL in it, user, password and query are hidden.
 
     A query may hold a signature or a token under any name, so that none of its values is taken for harmless.
     """
-    if not is_url(url):
-        return url
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # brackets that are no IPv6 address
-        return f"{scheme_of(url)}://***"
-    place = parts.netloc.rpartition("@")[2]
-    return urlunsplit(
-        (parts.scheme, f"***@{place}" if "@" in parts.netloc else place, parts.path, "***" if parts.query else "", "")
-    )
-
-
-def redact_text(text: str) -> str:
-    """A message with every URL in it redacted; other text is left as it is."""
-    return _URL_IN_TEXT.sub(lambda match: redact(match[0]), text)
+    return _QUERY.sub(r"\1?***", _USER.sub("://***@", text))
 
 
 def without_credentials(url: str) -> tuple[str, tuple[str, str] | None]:

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from data_pipelines.files import write_json
+from data_pipelines.urls import redact
 from eval.baselines import cached
 from eval.features import FeatureSet, centred, extract, pixels
 from eval.logistic import COARSE_GRID, FULL_GRID
@@ -93,8 +94,12 @@ def run_probe(
             "mean": subject.mean, "std": subject.std,
         },
         "data": {
-            "train": {"spec": data, "checksum": train.checksum, "num_labelled": int((train.labels >= 0).sum())},
-            "val": {"spec": val_data or data, "checksum": val.checksum, "num_labelled": int((val.labels >= 0).sum())},
+            "train": {"spec": redact(data), "checksum": train.checksum, "num_labelled": int((train.labels >= 0).sum())},
+            "val": {
+                "spec": redact(val_data or data),
+                "checksum": val.checksum,
+                "num_labelled": int((val.labels >= 0).sum()),
+            },
             "num_classes": num_classes,
         },
         "protocol": {**asdict(protocol), "untrained_seeds": tuple(untrained_seeds), "pixel_size": pixel_size},

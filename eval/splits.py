@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.index import Dataset, open_dataset
+from data_pipelines.locations import Shard
+from data_pipelines.urls import redact
 
 
 def open_splits(data: str, val_data: str | None = None) -> tuple[Dataset, Dataset, int]:
@@ -29,11 +31,11 @@ def open_splits(data: str, val_data: str | None = None) -> tuple[Dataset, Datase
         raise ValueError(
             f"train and val of {data} are the same samples; a probe needs val samples that train does not hold"
         )
-    both = {shard.resolve() for shard in train.shards} & {shard.resolve() for shard in val.shards}
+    both = {_place(shard) for shard in train.shards} & {_place(shard) for shard in val.shards}
     if both:
         raise ValueError(
-            f"{len(both)} shards are in train and in val, the first of them {min(both)}; what a probe has learned from "
-            "says nothing when it is tested on. Name the splits so that they share no shard"
+            f"{len(both)} shards are in train and in val, the first of them {redact(min(both))}; what a probe has "
+            "learned from says nothing when it is tested on. Name the splits so that they share no shard"
         )
     for name, split in (("train", train), ("val", val)):
         if not (split.labels >= 0).any():
@@ -59,6 +61,10 @@ def open_splits(data: str, val_data: str | None = None) -> tuple[Dataset, Datase
             f"train has labels of {len(np.unique(known))} class; a probe tells classes apart and needs two"
         )
     return train, val, num_classes
+
+
+def _place(shard: Shard) -> str:
+    return str(shard.resolve()) if isinstance(shard, Path) else shard.url
 
 
 def chance(train: Dataset, val: Dataset, num_classes: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from data_pipelines.urls import redact
 from pretrain.schema import Config
 from pretrain.schema.encoders import expand_encoder
 
@@ -85,13 +86,26 @@ def parse_config(data: Mapping[str, Any]) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML; `load_config` of it gives an equal Config."""
-    return yaml.safe_dump(TypeAdapter(Config).dump_python(config, mode="json"), sort_keys=False, width=110)
+    """The resolved configuration as YAML; `load_config` of it gives an equal Config, but for secrets in URLs."""
+    return yaml.safe_dump(as_shown(config), sort_keys=False, width=110)
+
+
+def as_shown(config: Config) -> dict[str, Any]:
+    """The configuration as plain values, to be written down: passwords and tokens in URLs are hidden."""
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: shown(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [shown(item) for item in value]
+        return redact(value) if isinstance(value, str) else value
+
+    return shown(TypeAdapter(Config).dump_python(config, mode="json"))
 
 
 def differences(old: Config, new: Config) -> list[str]:
     """One line for every key whose value differs, as `key: old -> new`."""
-    before, after = (dict(_leaves(TypeAdapter(Config).dump_python(config, mode="json"))) for config in (old, new))
+    before, after = (dict(_leaves(as_shown(config))) for config in (old, new))
     keys = list(before) + [key for key in after if key not in before]
     absent = "(not set)"
     return [

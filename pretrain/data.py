@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines import executors
+from data_pipelines.cache import Cache, default_folder
+from data_pipelines.fetch import Patience
 from data_pipelines.index import Dataset, open_dataset
 from data_pipelines.sampler import Sampler
 from pretrain.config import ConfigError, load_config
@@ -20,7 +22,10 @@ from pretrain.schema.run import DataConfig
 
 def open_datasets(data: DataConfig) -> tuple[Dataset, ...]:
     """The data sets that a run is shown. Raises as `open_dataset` does."""
-    return (open_dataset(data.train),)
+    folder = default_folder(data.stage) if data.cache.dir is None else Path(data.cache.dir).expanduser() / "shards"
+    patience = Patience(data.cache.tries, data.cache.timeout_seconds)
+    cache = Cache(folder, int(data.cache.max_bytes), patience)
+    return (open_dataset(data.train, cache=cache, stage=data.stage),)
 
 
 def sampler_of(config: Config, datasets: Sequence[Dataset]) -> Sampler:

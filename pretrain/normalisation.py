@@ -9,6 +9,7 @@ from pathlib import Path
 import timm
 
 from data_pipelines.index import Dataset
+from data_pipelines.urls import redact
 from pretrain.config import ConfigError, load_config
 from pretrain.encoders.load import TIMM_PREFIX, find_encoder
 from pretrain.encoders.saved import read_card
@@ -28,8 +29,8 @@ def choose_normalisation(config: Config, datasets: Sequence[Dataset]) -> Normali
     if data.channels == 3:
         return IMAGENET
     raise ConfigError(
-        f"data.channels is {data.channels} and {config.data.train} has no dataset.json with a mean and deviation for "
-        "each; set data.mean and data.std (of pixels in 0 .. 1)"
+        f"data.channels is {data.channels} and {redact(config.data.train)} has no dataset.json with a mean and "
+        "deviation for each; set data.mean and data.std (of pixels in 0 .. 1)"
     )
 
 

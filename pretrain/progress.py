@@ -30,6 +30,7 @@ class Window:
         measured = {
             "images_per_second": (step - self.step) * batch_size / seconds,
             "data_wait": min(1.0, (waited - self._waited) / seconds),
+            **loader.fetch_metrics(),
         }
         self.step, self._since, self._waited = step, now, waited
         return measured

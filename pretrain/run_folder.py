@@ -15,8 +15,8 @@ from pretrain.schema import Config
 
 #: Keys that may change between two starts of a run: none of them changes what is learned. Of `data.train` the
 #: checkpoint pins the index's checksum, so the shards may move but not change.
-FREE_KEYS = ("description", "runs", "data.train", "data.threads", "data.prefetch", "data.max_bad_share")
-FREE_SECTIONS = ("checkpoint.", "tracking.")
+FREE_KEYS = ("description", "runs", "data.train", "data.stage", "data.threads", "data.prefetch", "data.max_bad_share")
+FREE_SECTIONS = ("checkpoint.", "tracking.", "data.cache.")
 FREE_ENGINE_KEYS = (
     "engine.threads",
     "engine.activation_checkpointing",

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipelines.files import write_text
-from pretrain.config import dump_config
+from pretrain.config import as_shown, dump_config
 from pretrain.schema import Config
 
 FINISH_SECONDS = 30
@@ -113,7 +113,7 @@ class WandbRun:
         }
         if known.is_file():
             settings["id"] = json.loads(known.read_text(encoding="utf-8"))["id"]
-        run = open_wandb(folder, mode, {"yaml": dump_config(config)} | _flat(config), settings)
+        run = open_wandb(folder, mode, {"yaml": dump_config(config)} | as_shown(config), settings)
         if run is not None:
             write_text(known, json.dumps({"id": run.id, "project": tracking.project, "mode": mode}) + "\n")
         return cls(run)
@@ -202,9 +202,3 @@ def log_probe(run: Path, metrics: Mapping[str, float]) -> None:
     tracked = WandbRun(opened)
     tracked.summary(metrics)
     tracked.finish()
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Config).dump_python(config, mode="json")

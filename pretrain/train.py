@@ -132,6 +132,7 @@ class Trainer:
             prefetch=config.data.prefetch,
             pin_memory=device.type == "cuda",
             max_bad_share=config.data.max_bad_share,
+            fetch_ahead=config.data.cache.ahead,
             channels=config.data.channels,
             executor=config.data.executor,
             partial_decode=config.data.partial_decode,

@@ -25,6 +25,7 @@ from pretrain.schema.methods import (
     VqkdConfig,
 )
 from pretrain.schema.run import (
+    CacheConfig,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -37,6 +38,7 @@ from pretrain.schema.run import (
 __all__ = [
     "AggregationConfig",
     "BeitConfig",
+    "CacheConfig",
     "CheckpointConfig",
     "Config",
     "DataConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    ByteSize,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -22,10 +23,23 @@ from pretrain.schema.methods import MethodConfig
 
 
 @section
+class CacheConfig:
+    """Where shards from elsewhere are kept on this machine, for all its processes and jobs."""
+
+    dir: str | None = None  # default: SELFSIGHT_CACHE, else ~/.cache/selfsight; to stage: SLURM_TMPDIR, else TMPDIR
+    max_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(200 * 10**9)  # a number, or such as 500GB; the oldest go
+    ahead: NonNegativeInt = 1000  # steps of which the shards are fetched before they are read
+    tries: PositiveInt = 8  # of a source that fails, with growing waits between them
+    timeout_seconds: PositiveFloat = 60.0  # without a byte, after which a connection has failed
+
+
+@section
 class DataConfig:
     """Which shards, and how they are read."""
 
-    train: str  # a folder holding train-*.tar, or a path with {000..009} or * in it
+    train: str  # a folder holding train-*.tar, or a path with {000..009} or * in it, here or at a URL
+    stage: bool = False  # copy local shards through the cache: their file system is slow
+    cache: CacheConfig = Field(default_factory=CacheConfig)
     channels: PositiveInt = 3
     mean: tuple[float, ...] | None = None  # per channel, of pixels in 0 .. 1; default: dataset.json's, else ImageNet's
     std: tuple[PositiveFloat, ...] | None = None
