@@ -9,26 +9,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import stat
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.cases import Severity
 from data_pipelines.files import atomic_write
-from data_pipelines.tar import TarDamageError, members
+from data_pipelines.shard_scan import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from data_pipelines.shard_scan import NO_LABEL, scan_shard
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-NO_LABEL = -1
 _VERSION = 1
 INDEX_SUFFIX = ".index.npz"
-_MAX_LABEL_BYTES = 32
-# WebDataset's rules: a key ends at the first dot of the base name; names in double underscores are its own
-_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
-_META = re.compile(r"__[^/]*__($|/)")
 _log = logging.getLogger(__name__)
 
 
@@ -55,87 +50,25 @@ class ShardIndex:
         return len(self.keys)
 
 
-@dataclass
-class _Entry:
-    image: tuple[int, int] | None = None
-    image_is_plain: bool = False  # its whole suffix is "jpg" or such, not "depth.png"
-    label: int = NO_LABEL
-    has_label: bool = False
-    json: tuple[int, int] = (0, 0)
-    duplicates: list[str] = field(default_factory=list)
-
-
 def build_index(shard: Path) -> ShardIndex:
-    """Read a shard's headers and labels.
-
-    A sample is a key with an image. Of several images or labels under one key the first counts. Of an
-    archive cut short, everything before the cut.
-    """
-    entries: dict[str, _Entry] = {}
-    problems: list[str] = []
-    num_bad_labels, truncated = 0, False
-    with shard.open("rb") as file:
-        try:
-            for name, offset, size in members(shard):
-                match = _NAME.match(name)
-                if match is None or _META.search(name):
-                    continue
-                key, suffix = match[1], match[2].lower()
-                entry = entries.setdefault(key, _Entry())
-                if suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
-                    plain = suffix in IMAGE_SUFFIXES
-                    if entry.image is None or (plain and not entry.image_is_plain):
-                        entry.image, entry.image_is_plain = (offset, size), plain
-                    elif plain == entry.image_is_plain:
-                        entry.duplicates.append(name)
-                elif suffix == "cls":
-                    if entry.has_label:
-                        entry.duplicates.append(name)
-                        continue
-                    label = _label(os.pread(file.fileno(), min(size, _MAX_LABEL_BYTES), offset))
-                    num_bad_labels += label is None
-                    entry.label, entry.has_label = NO_LABEL if label is None else label, True
-                elif suffix == "json" and not entry.json[1]:
-                    entry.json = (offset, size)
-        except TarDamageError as error:
-            truncated = True
-            problems.append(f"{error}; the {len(entries)} keys before that are used. Fetch or pack the shard again")
-    samples = {key: entry for key, entry in entries.items() if entry.image is not None}
-    repeated = [name for entry in entries.values() for name in entry.duplicates]
-    num_without_image = len(entries) - len(samples)
-    if repeated:
-        problems.append(
-            f"{len(repeated)} members repeat the key and kind of an earlier one and are not used, the first of them "
-            f"{repeated[0]!r} (a key ends at the first dot of the file's name, so a_0.5.jpg and a_0.7.jpg are both a_0)"
-        )
-    if num_without_image:
-        without = next(key for key, entry in entries.items() if entry.image is None)
-        problems.append(
-            f"{num_without_image} keys have no image ({', '.join(IMAGE_SUFFIXES)}), the first of them {without!r}"
-        )
-    if num_bad_labels:
-        problems.append(f"{num_bad_labels} .cls members are not an integer of 0 or more; those samples have no label")
-    found = list(samples.values())
+    """Read a shard's headers and labels; what a sample is, says `scan_shard`. Raises OSError as it does."""
+    scan = scan_shard(shard)
+    found, counts = list(scan.samples.values()), scan.findings.counts
     images = np.array([entry.image for entry in found], dtype=np.int64).reshape(-1, 2)
     json = np.array([entry.json for entry in found], dtype=np.int64).reshape(-1, 2)
     return ShardIndex(
-        keys=tuple(samples),
+        keys=tuple(scan.samples),
         image_offsets=images[:, 0].copy(),
         image_sizes=images[:, 1].copy(),
         labels=np.array([entry.label for entry in found], dtype=np.int64),
         json_offsets=json[:, 0].copy(),
         json_sizes=json[:, 1].copy(),
-        problems=tuple(problems),
-        num_without_image=num_without_image,
-        num_duplicates=len(repeated),
-        num_bad_labels=num_bad_labels,
-        truncated=truncated,
+        problems=tuple(scan.findings.sentence(case, with_shard=False) for case in scan.findings.of(Severity.ERROR)),
+        num_without_image=counts["no_image"],
+        num_duplicates=counts["repeated_member"],
+        num_bad_labels=counts["bad_label"],
+        truncated=scan.broken,
     )
-
-
-def _label(text: bytes) -> int | None:
-    text = text.strip()
-    return int(text) if text.isdigit() and len(text) < 19 else None
 
 
 def load_index(shard: Path) -> ShardIndex:
