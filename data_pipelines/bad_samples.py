@@ -14,7 +14,7 @@ import numpy as np
 from data_pipelines.decode import BadSampleError, decode
 from data_pipelines.index import Dataset
 
-_MAX_TRIES = 16  # neighbours in a row
+MAX_TRIES = 16  # neighbours in a row
 _MIN_READS = 1000  # a share of fewer reads means little
 _NUM_NAMED = 5
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Decoder:
         Raises:
             TooManyBadSamplesError: Beyond the permitted share, or no good one among the next 16.
         """
-        for tried in range(_MAX_TRIES):
+        for tried in range(MAX_TRIES):
             number = (sample + tried) % self.dataset.num_samples
             stored = self.dataset.read(number)
             try:
@@ -68,7 +68,7 @@ class Decoder:
             return Decoded(number, image, stored.label)
         key, shard = self.dataset.key(sample)
         raise TooManyBadSamplesError(
-            f"sample {key} of {shard} and the {_MAX_TRIES - 1} after it cannot be decoded; "
+            f"sample {key} of {shard} and the {MAX_TRIES - 1} after it cannot be decoded; "
             f"see what is wrong with `selfsight verify {shard.parent}`"
         )
 

@@ -45,7 +45,7 @@ CASES: dict[str, Case] = {
     "turned": Case(_NOTE, "turned or mirrored by its EXIF orientation", "applied, so that up is up"),
     "tiny": Case(_NOTE, "a side of less than 8 px", "used, enlarged"),
     # samples: what lies under one key
-    "repeated_member": Case(_ERROR, "several images or labels under one key", "the first is used (a key ends at a dot)"),
+    "repeated_member": Case(
         _ERROR, "several images or labels under one key, which ends at the first dot of a name", "the first is used"
     ),
     "no_image": Case(_ERROR, "a key with a label or metadata and no image", "no sample"),

@@ -1,115 +1,190 @@
-"""What the headers of a shard tell: its samples, and what of it is no sample or doubtful."""
+"""What of a shard is a sample, and what of it is none or doubtful: told by its headers and labels."""
 
 from __future__ import annotations
 
 import os
 import re
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines.cases import shown
-from data_pipelines.findings import Findings
-from data_pipelines.tar import Member, Special, TarDamageError, Trailing, walk
+import numpy as np
+
+from data_pipelines.cases import Severity
+from data_pipelines.sample_index import NO_LABEL, Findings, Index, one_shard
+from data_pipelines.shards import Identity, identify, open_shard
+from data_pipelines.tally import Tally
+from data_pipelines.tar import BLOCK, Member, Special, TarDamageError, Trailing, walk
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-NO_LABEL = -1
 _MAX_LABEL_BYTES = 32
-_MAX_USUAL_NAME = 255  # longer ones are told
+_MAX_USUAL_NAME = 255  # letters; longer ones are told
+_NO_IMAGE = -1
 # WebDataset's rules: a key ends at the first dot of the base name; names in double underscores are its own
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
 
 
 @dataclass(slots=True)
-class Entry:
-    """What lies under one key; offsets and sizes are bytes in the tar."""
+class _Entry:
+    """What the members of one key hold; places are (block, bytes)."""
 
-    name: str  # of its first member
-    image: tuple[int, int] | None = None
-    suffix: str = ""  # of the image, as "jpg" or "depth.png"
+    key: str
+    image: tuple[int, int] = (_NO_IMAGE, 0)
+    image_is_plain: bool = False  # its whole suffix is "jpg" or such, not "depth.png"
     label: int = NO_LABEL
-    has_label: bool = False  # there is a .cls, whatever it holds
+    has_label: bool = False
     json: tuple[int, int] = (0, 0)
 
 
-@dataclass
-class ShardScan:
-    """The samples by key, in the order of the tar, and what was found; `broken`: the tar does not reach its end."""
+class _Rows:
+    """The entries found so far, some 60 bytes each: a shard may hold ten million."""
 
-    samples: dict[str, Entry]
-    findings: Findings
-    broken: bool
+    def __init__(self) -> None:
+        self.keys = bytearray()
+        self.key_ends = array("q")
+        self.hashes = array("q")
+        self.numbers = array("q")  # image block and bytes, label, json block and bytes, image_is_plain, has_label
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def append(self, entry: _Entry) -> None:
+        self.keys += entry.key.encode("utf-8", "surrogateescape")
+        self.key_ends.append(len(self.keys))
+        self.hashes.append(hash(entry.key))
+        self.numbers.extend(_numbers(entry))
+
+    def key(self, row: int) -> str:
+        begin = self.key_ends[row - 1] if row else 0
+        return self.keys[begin : self.key_ends[row]].decode("utf-8", "surrogateescape")
+
+    def entry(self, row: int) -> _Entry:
+        block, size, label, json_block, json_size, plain, has_label = self.numbers[7 * row : 7 * row + 7]
+        return _Entry(self.key(row), (block, size), bool(plain), label, bool(has_label), (json_block, json_size))
+
+    def put(self, row: int, entry: _Entry) -> None:
+        self.numbers[7 * row : 7 * row + 7] = array("q", _numbers(entry))
+
+    def repeats(self) -> list[tuple[int, int]]:
+        """(row of the first, later row) for keys whose members do not lie together, in the order of the later."""
+        hashes = np.frombuffer(self.hashes, np.int64)
+        order = np.argsort(hashes, kind="stable")
+        same = hashes[order][1:] == hashes[order][:-1]
+        first: dict[str, int] = {}
+        found = []
+        for row in sorted({*order[1:][same].tolist(), *order[:-1][same].tolist()}):
+            earlier = first.setdefault(self.key(row), row)
+            if earlier != row:
+                found.append((earlier, row))
+        return found
 
 
-def scan_shard(shard: Path) -> ShardScan:
-    """Read a shard's headers and labels.
+def _numbers(entry: _Entry) -> tuple[int, ...]:
+    return (*entry.image, entry.label, *entry.json, entry.image_is_plain, entry.has_label)
 
-    A sample is a key with an image. Of several images or labels under one key the first counts (a plain suffix before
-    a compound one such as `depth.png`). Of an archive cut short, everything before the cut.
+
+def scan_shard(shard: Path) -> tuple[Index, Tally]:
+    """Read a shard's headers and labels: its samples, and what was found on the way.
+
+    A sample is a key with an image. Of several images, labels or json under one key the first counts (a plain suffix
+    before a compound one such as `depth.png`). Of an archive cut short, everything before the cut.
 
     Raises:
         OSError: The file system fails.
     """
-    entries: dict[str, Entry] = {}
-    findings, broken = Findings(), False
-
-    def found(case: str, name: str | None = None, reason: str | None = None) -> None:
-        findings.add(case, shard.name, name, reason)
-
-    with shard.open("rb") as file:
+    rows, tally, damage = _Rows(), Tally(), ""
+    entry: _Entry | None = None
+    identity = identify(shard)
+    with os.fdopen(open_shard(shard), "rb") as file:
         try:
             for item in walk(file):
                 if isinstance(item, Trailing):
-                    found("more_after_end" if item.is_tar else "junk_after_end", None, f"at byte {item.offset}")
+                    trailing = "more_after_end" if item.is_tar else "junk_after_end"
+                    tally.add(trailing, shard.name, None, f"at byte {item.offset}")
                     continue
                 match = _NAME.match(item.name)
                 if match is None or _META.search(item.name):
                     if isinstance(item, Member) and item.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
-                        found("no_key", item.name)
+                        tally.add("no_key", shard.name, item.name)
                     continue
                 if isinstance(item, Special):
-                    found("special_member", item.name, item.kind)
+                    tally.add("special_member", shard.name, item.name, item.kind)
                     continue
                 if _is_odd(item.name):
-                    found("odd_name", item.name)
-                key, suffix = match[1], match[2].lower()
-                entry = entries.setdefault(key, Entry(item.name))
-                case = _enter(entry, suffix, item, file.fileno())
+                    tally.add("odd_name", shard.name, item.name)
+                if entry is None or entry.key != match[1]:
+                    if entry is not None:
+                        rows.append(entry)
+                    entry = _Entry(match[1])
+                case = _enter(entry, match[2].lower(), item, file.fileno())
                 if case is not None:
-                    found(case, item.name)
+                    tally.add(case, shard.name, item.name)
         except TarDamageError as error:
-            broken = True
-            found(error.case, None, f"{error}; {len(entries)} keys before that")
-    samples = {key: entry for key, entry in entries.items() if entry.image is not None}
-    for key, entry in entries.items():
-        if entry.image is None:
-            found("no_image", key, f"its first member is {shown(entry.name)}")
-    if not samples and not findings.counts["not_a_tar"]:
-        found("empty_shard")
-    return ShardScan(samples, findings, broken)
+            damage = error.case
+            tally.add(error.case, shard.name, None, str(error))
+    if entry is not None:
+        rows.append(entry)
+    merged = rows.repeats()
+    for first, later in merged:
+        num_repeated = _merge(rows, first, later)
+        if num_repeated:
+            tally.add("repeated_member", shard.name, rows.key(later), "the members of its key lie apart", num_repeated)
+    kept = np.ones(len(rows), dtype=bool)
+    kept[[later for _, later in merged]] = False
+    without_image = kept & (np.frombuffer(rows.numbers, np.int64).reshape(-1, 7)[:, 0] == _NO_IMAGE)
+    for row in np.flatnonzero(without_image).tolist():
+        tally.add("no_image", shard.name, rows.key(row))
+    if not (kept & ~without_image).any() and damage != "not_a_tar":
+        tally.add("empty_shard", shard.name)
+    findings = Findings(
+        tuple(tally.sentence(case, with_shard=False) for case in tally.of(Severity.ERROR)),
+        num_without_image=tally.counts["no_image"],
+        num_duplicates=tally.counts["repeated_member"],
+        num_bad_labels=tally.counts["bad_label"],
+        truncated=bool(damage),
+    )
+    return _finished(shard.name, identity, rows, kept & ~without_image, findings), tally
 
 
-def _enter(entry: Entry, suffix: str, member: Member, descriptor: int) -> str | None:
+def _enter(entry: _Entry, suffix: str, member: Member, descriptor: int) -> str | None:
     """Take a member into its sample; the case if something is wrong with it."""
+    place = (member.offset // BLOCK, member.size)
     if suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
-        plain, held_plain = suffix in IMAGE_SUFFIXES, entry.suffix in IMAGE_SUFFIXES
-        if entry.image is not None and plain == held_plain:
-            return "repeated_member"
-        if entry.image is None or plain:
-            entry.image, entry.suffix = (member.offset, member.size), suffix
-    elif suffix == "cls":
+        return "repeated_member" if _is_second_image(entry, place, plain=suffix in IMAGE_SUFFIXES) else None
+    if suffix == "cls":
         if entry.has_label:
             return "repeated_member"
-        entry.has_label = True
         label = _label(os.pread(descriptor, min(member.size, _MAX_LABEL_BYTES + 1), member.offset))
-        if label is None:
-            return "bad_label"
-        entry.label = label
-    elif suffix == "json":
+        entry.label, entry.has_label = NO_LABEL if label is None else label, True
+        return "bad_label" if label is None else None
+    if suffix == "json":
         if entry.json[1]:
             return "repeated_member"
-        entry.json = (member.offset, member.size)
+        entry.json = place
     return None
+
+
+def _is_second_image(entry: _Entry, place: tuple[int, int], plain: bool) -> bool:
+    """Whether it is one too many; a plain suffix goes before a compound one."""
+    if entry.image[0] == _NO_IMAGE or (plain and not entry.image_is_plain):
+        entry.image, entry.image_is_plain = place, plain
+        return False
+    return plain == entry.image_is_plain
+
+
+def _merge(rows: _Rows, first: int, later: int) -> int:
+    """Take into the first row of a key what a later one adds; the number of members that are not used."""
+    entry, other = rows.entry(first), rows.entry(later)
+    num_repeated = int(other.image[0] != _NO_IMAGE and _is_second_image(entry, other.image, other.image_is_plain))
+    num_repeated += entry.has_label and other.has_label
+    num_repeated += bool(entry.json[1] and other.json[1])
+    if not entry.has_label:
+        entry.label, entry.has_label = other.label, other.has_label
+    if not entry.json[1]:
+        entry.json = other.json
+    rows.put(first, entry)
+    return num_repeated
 
 
 def _label(text: bytes) -> int | None:
@@ -119,3 +194,16 @@ def _label(text: bytes) -> int | None:
 
 def _is_odd(name: str) -> bool:
     return not name.isprintable() or name[0] == "/" or ".." in name.split("/") or len(name) > _MAX_USUAL_NAME
+
+
+def _finished(name: str, identity: Identity, rows: _Rows, kept: np.ndarray, findings: Findings) -> Index:
+    numbers = np.frombuffer(rows.numbers, np.int64).reshape(-1, 7)
+    key_ends = np.frombuffer(rows.key_ends, np.int64)
+    keys = bytes(rows.keys)
+    if not kept.all():
+        lengths = np.diff(key_ends, prepend=0)
+        keys = np.frombuffer(keys, np.uint8)[np.repeat(kept, lengths)].tobytes()
+        key_ends, numbers = np.cumsum(lengths[kept]), numbers[kept]
+    columns = ("image_blocks", "image_sizes", "labels", "json_blocks", "json_sizes")
+    arrays = {column: numbers[:, place] for place, column in enumerate(columns)}
+    return one_shard(name, identity, keys, {**arrays, "key_ends": key_ends}, findings)

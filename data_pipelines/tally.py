@@ -47,12 +47,13 @@ class Tally:
         return (case for case, known in CASES.items() if known.severity == severity and self.counts[case])
 
     def sentence(self, case: str, with_shard: bool = True) -> str:
-        """How often a case was found, what it is, what is done about it, and the first example."""
-        known, first = CASES[case], self.examples[case][0]
-        where = ", ".join(text for text in (first.shard if with_shard else None, first.key) if text)
+        """How often a case was found, the first example, what it is, and what is done about it."""
+        known, first, count = CASES[case], self.examples[case][0], self.counts[case]
+        shard = first.shard if with_shard else ""
+        where = f"{first.key} of {shard}" if first.key and shard else first.key or shard
         example = ": ".join(text for text in (where, first.reason) if text)
-        told = f"{self.counts[case]:,} x {case}: {known.found}; {known.done}"
-        return f"{told} [{example}]" if example else told
+        told = f"{case} ({count:,})" + (f": {'' if count == 1 else 'the first, '}{example}" if example else "")
+        return f"{told}. {known.found[0].upper()}{known.found[1:]}: {known.done}"
 
     def report(self) -> dict[str, dict[str, Any]]:
         """For JSON, by case."""

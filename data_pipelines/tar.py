@@ -72,6 +72,12 @@ def members(path: Path) -> Iterator[Member]:
         yield from (item for item in walk(file) if isinstance(item, Member))
 
 
+def suffix_in(header: bytes) -> str:
+    """What the name in a header ends with, without the dot; empty where the name is too long to be there whole."""
+    name = header[:100].rstrip(b"\0")
+    return name.rpartition(b".")[2].decode("ascii", "replace") if len(name) < 100 and b"." in name else ""
+
+
 def walk(file: BinaryIO) -> Iterator[Member | Special | Trailing]:
     """Yield everything in an open archive but directories; raises as `members` does."""
     file_size = os.fstat(file.fileno()).st_size
