@@ -78,6 +78,17 @@ CASES: dict[str, Case] = {
 _MAX_SHOWN = 200
 
 
+def table() -> str:
+    """`CASES` as a table in Markdown, the errors first."""
+    lines = ["| name | what | what is done |", "| --- | --- | --- |"]
+    for severity in Severity:
+        lines.append(f"| **{severity}s** | | |")
+        lines += [
+            f"| `{name}` | {case.found} | {case.done} |" for name, case in CASES.items() if case.severity == severity
+        ]
+    return "\n".join(lines)
+
+
 def shown(name: str) -> str:
     """A name or text from a stranger for people to read: one line, no control letters, at most 200 letters.
 

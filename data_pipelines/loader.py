@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.bad_samples import Decoder
+from data_pipelines.bad_samples import BadSampleLog, Decoder
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
 from data_pipelines.crops import CropJob, check_channels, executor
@@ -48,6 +48,7 @@ class Loader:
             the copies that the consumer enqueued on its current stream are done.
         max_bad_share: See `Decoder`.
         channels: 3 (RGB) or 1.
+        bad_samples: Where bad samples are written down.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Loader:
         pin_memory: bool = False,
         max_bad_share: float = 0.01,
         channels: int = 3,
+        bad_samples: BadSampleLog | None = None,
     ) -> None:
         batch_size = sampler.batch_size
         if not 0 <= rank < world_size:
@@ -81,7 +83,7 @@ class Loader:
         self.wait_seconds = 0.0
         self._views, self._channels = views, channels
         self._draw_mask, self._prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
-        self._decoders = [Decoder(dataset, channels, max_bad_share) for dataset in sampler.datasets]
+        self._decoders = [Decoder(dataset, channels, max_bad_share, bad_samples) for dataset in sampler.datasets]
         self._threads = threads or default_threads(sampler.datasets)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_pipelines.bad_samples import BadSampleLog
 from data_pipelines.buffers import map_batch
 from data_pipelines.cores import cores_per_process
 from data_pipelines.files import read_json
@@ -132,6 +133,7 @@ class Trainer:
             pin_memory=device.type == "cuda",
             max_bad_share=config.data.max_bad_share,
             channels=config.data.channels,
+            bad_samples=BadSampleLog(folder / "bad_samples" / f"rank-{rank:05d}.jsonl"),
         )
         self.timeline = Timeline.of(config.train, sampler.steps_per_epoch)
         warmup = self.timeline.steps(config.optim.warmup_epochs)
