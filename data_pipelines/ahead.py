@@ -150,9 +150,9 @@ def naming(step: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None:
-            raise
-        raise type(error)(f"step {step} cannot be made: {error}") from error
+        if error.errno is None:
+            error.args = (f"step {step} cannot be made: {error}",)
+        raise
 
 
 def in_order(dataset: Dataset, first: int, last: int, batch_size: int) -> Iterator[list[Need]]:

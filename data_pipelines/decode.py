@@ -14,9 +14,9 @@ from PIL import Image, UnidentifiedImageError
 from data_pipelines.cases import shown
 from data_pipelines.index import Sample
 from data_pipelines.jpeg import MAX_SCANS, decode_jpeg
-from data_pipelines.locations import Shard
 from data_pipelines.magic import kind_of
 from data_pipelines.parts import Choose, Picture, whole
+from data_pipelines.sources import Shard
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # no other decoder ever sees the bytes
 MAX_PIXELS = 89_478_485  # Pillow's limit of what may be a decompression bomb; 256 MB as RGB

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipelines import crops
 from data_pipelines.ahead import FETCH_AHEAD, FetchAhead, Need, naming
-from data_pipelines.bad_samples import Decoder
+from data_pipelines.bad_samples import BadSampleLog, Decoder
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
 from data_pipelines.device import NUM_COLOURS
@@ -57,6 +57,7 @@ class Loader:
         executor: Makes the crops: see `executors`. With `device`, `device.finish` completes the batches.
         partial_decode: Decode of a JPEG only what its crops touch, where `jpeg.has_regions`; the crops are the same.
         dct_scaling: Decode a large JPEG at a half, a quarter or an eighth where no crop is then enlarged.
+        bad_samples: Where bad samples are written down.
         fetch_ahead: Steps of which the shards are fetched before they are read, where shards are fetched.
     """
 
@@ -77,6 +78,7 @@ class Loader:
         executor: ExecutorName = "auto",
         partial_decode: bool = True,
         dct_scaling: bool = True,
+        bad_samples: BadSampleLog | None = None,
         fetch_ahead: int = FETCH_AHEAD,
     ) -> None:
         batch_size = sampler.batch_size
@@ -106,7 +108,9 @@ class Loader:
         self._channels = channels
         self._draw_mask, self._prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
         padded = maker == "native"
-        self._decoders = [Decoder(dataset, channels, max_bad_share, padded) for dataset in sampler.datasets]
+        self._decoders = [
+            Decoder(dataset, channels, max_bad_share, padded, bad_samples) for dataset in sampler.datasets
+        ]
         self._threads = threads or default_threads(sampler.datasets)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
         self._pending: deque[tuple[StepBuffer, list[Future[None]]]] = deque()

@@ -19,11 +19,9 @@ from data_pipelines.files import read_json
 from data_pipelines.index_file import read_index
 from data_pipelines.sections import DamageError
 from data_pipelines.shard_index import INDEX_SUFFIX
-from data_pipelines.sources import RemoteFile, file_system, state_of_info
+from data_pipelines.sources import RemoteFile, Shard, file_system, state_of_info
 from data_pipelines.urls import folder_of, inside, is_http, is_url, name_of, redact, scheme_of, without_query
 
-#: A local tar, or one that is fetched.
-Shard = Path | RemoteFile
 Spec = str | Path | Sequence[str | Path]
 
 _DESCRIPTION = "dataset.json"

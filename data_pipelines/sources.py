@@ -74,6 +74,10 @@ class RemoteFile:
         return redact(self.url)
 
 
+#: A local tar, or one that is fetched.
+Shard = Path | RemoteFile
+
+
 class ChangedError(OSError):
     """The file is no longer the one that was begun."""
 
