@@ -29,19 +29,22 @@ class Need(NamedTuple):
 
 
 class FetchAhead:
-    """Fetches what the next steps read; those of data sets that fetch nothing are passed over.
+    """Fetches what the next steps read, where it must be fetched; without such data sets it does nothing.
 
     What is fetched and not yet read is at most this process's share of the cache, so that it is not removed again
     before its time. A shard that cannot be fetched is logged; the reader that needs it tries again, and fails if that
     fails.
 
     Args:
+        datasets: What is read.
         needs: The shards of each step in turn. Taken by a thread of its own.
-        horizon: Steps looked ahead.
+        horizon: Steps looked ahead; 0: nothing is fetched ahead.
         first: The number of the first step, for messages.
     """
 
-    def __init__(self, needs: Iterable[Iterable[Need]], horizon: int, first: int = 0) -> None:
+    def __init__(
+        self, datasets: Iterable[Dataset], needs: Iterable[Iterable[Need]], horizon: int = FETCH_AHEAD, first: int = 0
+    ) -> None:
         self._needs, self._horizon, self._first = iter(needs), horizon, first
         self._position = 0  # of the consumer, in steps from the first
         self._last_step: dict[Need, int] = {}  # that reads a shard, of those that are here or on their way
@@ -50,6 +53,9 @@ class FetchAhead:
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._jobs: queue.SimpleQueue[tuple[int, Need] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        if not horizon or not any(dataset.fetches for dataset in datasets):
+            return
         self._threads = [threading.Thread(target=self._plan, name="fetch-plan", daemon=True)]
         self._threads += [
             threading.Thread(target=self._work, name=f"fetch-{number}", daemon=True) for number in range(_CONNECTIONS)
@@ -75,6 +81,12 @@ class FetchAhead:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join()
+
+    def __enter__(self) -> FetchAhead:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def _plan(self) -> None:
         kept = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,8 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data_pipelines.ahead import FetchAhead, in_order
 from data_pipelines.crops import to_pillow, write_channels
 from data_pipelines.decode import BadSampleError, decode
+from data_pipelines.fetch import cancel_on
 from data_pipelines.index import Dataset
 from data_pipelines.loader import default_threads
 
@@ -57,7 +60,9 @@ def center_crops(
     starts = iter(range(first, last, batch_size))
     pending: deque[list[Future[np.ndarray | None]]] = deque()
     begins: deque[range] = deque()
-    pool = ThreadPoolExecutor(threads or default_threads((dataset,)), thread_name_prefix="center")
+    stop = threading.Event()
+    ahead = FetchAhead((dataset,), in_order(dataset, first, last, batch_size))
+    pool = ThreadPoolExecutor(threads or default_threads((dataset,)), "center", cancel_on, (stop,))
     try:
         while True:
             while len(pending) <= _AHEAD and (start := next(starts, None)) is not None:
@@ -72,7 +77,10 @@ def center_crops(
                 numbers = np.array([sample for sample, _ in found])
                 labels = torch.from_numpy(dataset.labels[numbers].astype(np.int64))
                 yield torch.from_numpy(np.stack([image for _, image in found])), labels, torch.from_numpy(numbers)
+            ahead.advance()
     finally:
+        stop.set()
+        ahead.close()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -131,7 +131,7 @@ class Loader:
         pending = self._pending = deque()
         upcoming = itertools.count(start)
         stop = self._stop = threading.Event()
-        ahead = self._fetcher(start)
+        ahead = FetchAhead(self.sampler.datasets, self._needs(start), self._fetch_ahead, start)
         try:
             for step in itertools.count(start):
                 while buffers:
@@ -146,12 +146,10 @@ class Loader:
                 yield buffer.split(self.accumulation)
                 buffer.release()
                 buffers.append(buffer)
-                if ahead is not None:
-                    ahead.advance()
+                ahead.advance()
         finally:
             stop.set()
-            if ahead is not None:
-                ahead.close()
+            ahead.close()
             remaining = [future for _, futures in pending for future in futures if not future.cancel()]
             wait(remaining)  # they write into buffers that go now
 
@@ -184,22 +182,16 @@ class Loader:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _fetcher(self, start: int) -> FetchAhead | None:
-        """What fetches the shards of this rank's rows from step `start` on, where any are fetched."""
+    def _needs(self, start: int) -> Iterator[list[Need]]:
+        """The shards that this rank's rows of each step from `start` on are in."""
         datasets = self.sampler.datasets
-        if not self._fetch_ahead or not any(dataset.fetches for dataset in datasets):
-            return None
-
-        def needs() -> Iterator[list[Need]]:
-            for step in itertools.count(start):
-                rows = self.sampler.rows(step, range(self.first_row, self.first_row + self.num_rows))
-                found: list[Need] = []
-                for number, group in itertools.groupby(rows, key=lambda row: row.dataset):
-                    shards = datasets[number].shards_of([row.sample for row in group])
-                    found += [Need(datasets[number], int(shard)) for shard in dict.fromkeys(shards.tolist())]
-                yield found
-
-        return FetchAhead(needs(), self._fetch_ahead, start)
+        for step in itertools.count(start):
+            rows = self.sampler.rows(step, range(self.first_row, self.first_row + self.num_rows))
+            found: list[Need] = []
+            for number, group in itertools.groupby(rows, key=lambda row: row.dataset):
+                shards = datasets[number].shards_of([row.sample for row in group])
+                found += [Need(datasets[number], shard) for shard in dict.fromkeys(shards.tolist())]
+            yield found
 
     def _allocate(self) -> StepBuffer:
         shapes: tuple[Any, Any] = (None, None)

@@ -68,7 +68,7 @@ class Locations:
 
     def _remote(self, url: str, split: str) -> list[RemoteFile]:
         name, folder = name_of(url), folder_of(url)
-        if any(letter in urlsplit(folder).path for letter in "*[") or (urlsplit(url).query and not is_http(url)):
+        if "*" in folder or "[" in urlsplit(folder).path or (urlsplit(url).query and not is_http(url)):
             raise ValueError(f"{redact(url)}: of a URL, only the last part may hold * or [...], and none of it ?")
         if "*" in name or "[" in name:
             found = [file for file in self._listing(folder, split) if fnmatchcase(file.name, name)]

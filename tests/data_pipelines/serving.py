@@ -115,9 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in ("drop", "stall", "grow"):
             body = body[: len(body) // 2]
         try:
+            owner.sent[file.name] += len(body)
             self.wfile.write(body)
             self.wfile.flush()
-            owner.sent[file.name] += len(body)
         except ConnectionError:
             return
         if fault == "grow":

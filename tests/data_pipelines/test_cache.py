@@ -127,7 +127,7 @@ def test_readers_under_pressure_never_see_anything_else_and_the_bound_holds(serv
     def watch() -> None:
         while not stop.is_set():
             sizes = []
-            for path in (tmp_path / "cache").iterdir():
+            for path in (tmp_path / "cache").glob("*"):
                 try:
                     sizes.append(path.stat().st_size if not path.name.endswith((".json", ".lock", ".tmp")) else 0)
                 except FileNotFoundError:
@@ -273,6 +273,7 @@ def test_killed_while_it_writes_another_goes_on_where_it_was(server: Server, tmp
 
 def test_a_part_of_an_earlier_boot_or_with_wrong_bytes_is_not_continued(server: Server, tmp_path: Path) -> None:
     cache, file = Cache(tmp_path / "cache", patience=QUICK), file_of(server, 0)
+    (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / f"{file.sha256}.{SIZE}.before.part").write_bytes(bytes(SIZE // 2))
     assert read(cache, file) == content(0)
     assert server.sent["0.tar"] == SIZE
