@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import crops
-from data_pipelines.bad_samples import Decoder
+from data_pipelines.bad_samples import BadSampleLog, Decoder
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
 from data_pipelines.device import NUM_COLOURS
@@ -54,6 +54,7 @@ class Loader:
         executor: Makes the crops: see `executors`. With `device`, `device.finish` completes the batches.
         partial_decode: Decode of a JPEG only what its crops touch, where `jpeg.has_regions`; the crops are the same.
         dct_scaling: Decode a large JPEG at a half, a quarter or an eighth where no crop is then enlarged.
+        bad_samples: Where bad samples are written down.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Loader:
         executor: ExecutorName = "auto",
         partial_decode: bool = True,
         dct_scaling: bool = True,
+        bad_samples: BadSampleLog | None = None,
     ) -> None:
         batch_size = sampler.batch_size
         if not 0 <= rank < world_size:
@@ -102,7 +104,8 @@ class Loader:
         self._draw_mask, self._prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
         padded = maker == "native"
         self._decoders = {
-            key: Decoder(dataset, channels, max_bad_share, padded) for key, dataset in sampler.datasets.items()
+            key: Decoder(dataset, channels, max_bad_share, padded, bad_samples)
+            for key, dataset in sampler.datasets.items()
         }
         self._threads = threads or default_threads(list(sampler.datasets.values()))
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")

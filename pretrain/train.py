@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_pipelines.bad_samples import BadSampleLog
 from data_pipelines.buffers import map_batch
 from data_pipelines.cores import cores_per_process
 from data_pipelines.files import read_json
@@ -93,7 +94,7 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
 
 
 def resolve(config: Config, datasets: Sequence[Dataset]) -> tuple[Config, list[str]]:
-    """The configuration with what it leaves to data, machine and sources decided, as when the run began; and in words."""
+    """The configuration with what it leaves open decided, as when the run began, and a line for each decision."""
     num_samples = sum(dataset.num_samples for dataset in datasets)
     config, chosen = resolve_auto(config, num_samples, begun_config(config))
     config, known = resolve_normalisation(config)
@@ -156,6 +157,7 @@ class Trainer:
             executor=config.data.executor,
             partial_decode=config.data.partial_decode,
             dct_scaling=config.data.dct_scaling,
+            bad_samples=BadSampleLog(folder / "bad_samples" / f"rank-{rank:05d}.jsonl"),
         )
         check_same_executor(self.loader.executor, world_size, device)
         self.timeline = Timeline.of(config.train, sampler.steps_per_epoch)
