@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.cases import shown
-from data_pipelines.decode import BadSampleError, decode
+from data_pipelines.decode import BadSampleError, decode_part
 from data_pipelines.index import Dataset
+from data_pipelines.parts import Choose, Picture, whole
 
 MAX_TRIES = 16  # neighbours in a row
 _MIN_READS = 1000  # a share of fewer reads means little
@@ -34,7 +35,7 @@ class Decoded(NamedTuple):
     """An image and which sample it is; that is another than asked for when that one was bad."""
 
     sample: int
-    image: np.ndarray  # (h, w, c) uint8
+    picture: Picture
     label: int | None
 
 
@@ -91,13 +92,20 @@ class Decoder:
         channels: 3 or 1.
         max_bad_share: Bad reads beyond this share of all stop the run. The share is of at least 1,000
             reads (of all samples, if they are fewer), so that one early bad sample does not.
+        padded: See `decode_part`.
         log: Where bad samples are written down.
     """
 
     def __init__(
-        self, dataset: Dataset, channels: int = 3, max_bad_share: float = 0.01, log: BadSampleLog | None = None
+        self,
+        dataset: Dataset,
+        channels: int = 3,
+        max_bad_share: float = 0.01,
+        padded: bool = False,
+        log: BadSampleLog | None = None,
     ) -> None:
-        self.dataset, self.channels, self.max_bad_share, self.log = dataset, channels, max_bad_share, log
+        self.dataset, self.channels, self.max_bad_share, self.padded = dataset, channels, max_bad_share, padded
+        self.log = log
         self.num_reads = 0
         self.num_bad = 0
         self._ends = np.cumsum(dataset.shard_sizes)
@@ -105,8 +113,10 @@ class Decoder:
         self._first: list[str] = []  # what was told of the first few
         self._lock = Lock()
 
-    def read(self, sample: int) -> Decoded:
+    def read(self, sample: int, choose: Choose = whole) -> Decoded:
         """The sample, or the first of its `neighbours` that can be decoded.
+
+        `choose` is told the size of each image that is tried, the one returned last.
 
         Raises:
             TooManyBadSamplesError: Beyond the permitted share, or no good one among 16 neighbours.
@@ -118,7 +128,7 @@ class Decoder:
             for number in self.neighbours(sample):
                 stored = self.dataset.read(number)
                 try:
-                    image = decode(stored, self.channels)
+                    picture = decode_part(stored, self.channels, choose, self.padded)
                 except BadSampleError as error:
                     self.dataset.check_unchanged(number)
                     bad.append((number, error))
@@ -127,7 +137,7 @@ class Decoder:
                 with self._lock:
                     self.num_reads += 1
                 instead = stored.key
-                return Decoded(number, image, stored.label)
+                return Decoded(number, picture, stored.label)
         finally:
             for number, reason in bad:
                 self._name(number, reason, instead)

@@ -14,11 +14,12 @@ from PIL import Image, UnidentifiedImageError
 
 from data_pipelines.cases import shown
 from data_pipelines.index import Sample
+from data_pipelines.jpeg import MAX_SCANS, decode_jpeg
 from data_pipelines.magic import kind_of
+from data_pipelines.parts import Choose, Picture, whole
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # no other decoder ever sees the bytes
 MAX_PIXELS = 89_478_485  # Pillow's limit of what may be a decompression bomb; 256 MB as RGB
-_MAX_SCANS = 100  # of a progressive JPEG, each a pass over all pixels; encoders make 20 at most
 _ORIENTATION = 0x0112  # EXIF's tag
 #: By its value, what turns an image upright.
 _TURNS = {
@@ -96,8 +97,8 @@ def open_image(content: bytes) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         reason = f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}; pack a smaller copy"
         raise UnusableImageError("too_large", reason)
-    if image.format in ("JPEG", "MPO") and (num_scans := content.count(b"\xff\xda")) > _MAX_SCANS:
-        raise UnusableImageError("too_large", f"a JPEG of {num_scans} scans, more than {_MAX_SCANS}; pack a copy of it")
+    if image.format in ("JPEG", "MPO") and (num_scans := content.count(b"\xff\xda")) > MAX_SCANS:
+        raise UnusableImageError("too_large", f"a JPEG of {num_scans} scans, more than {MAX_SCANS}; pack a copy of it")
     return image
 
 
@@ -110,6 +111,26 @@ def decode(sample: Sample, channels: int = 3) -> np.ndarray:
     Raises:
         BadSampleError: Truncated, not a JPEG, PNG or WebP image, or of more than `MAX_PIXELS` pixels.
     """
+    return decode_part(sample, channels).pixels
+
+
+def decode_part(sample: Sample, channels: int = 3, choose: Choose = whole, padded: bool = False) -> Picture:
+    """What `choose` asks for of a sample's image, or more of it; see `decode`.
+
+    Args:
+        sample: As stored.
+        channels: As of `decode`.
+        choose: Called with the height and width of the upright image, for a JPEG before any pixel is decoded.
+        padded: The pixels of a JPEG may lie four bytes apart, which is decoded faster.
+    """
+    picture = decode_jpeg(sample.image, channels, choose, MAX_PIXELS, padded)
+    if picture is None:
+        picture = Picture(_decode_with_pillow(sample, channels))
+        choose(picture.pixels.shape[:2])
+    return picture
+
+
+def _decode_with_pillow(sample: Sample, channels: int) -> np.ndarray:
     try:
         image = open_image(sample.image)
         image.load()
