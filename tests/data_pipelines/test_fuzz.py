@@ -178,7 +178,7 @@ def test_from_a_damaged_tar_to_pixels(tmp_path: Path) -> None:
             decoder = Decoder(dataset, max_bad_share=1.0)
             for sample in range(dataset.num_samples):
                 try:
-                    assert decoder.read(sample).image.dtype == np.uint8
+                    assert decoder.read(sample).picture.pixels.dtype == np.uint8
                     num_used += 1
                 except TooManyBadSamplesError:
                     assert decoder.num_bad >= dataset.num_samples
