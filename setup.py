@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the parts in C. Each may be missing: everything works without them, slower."""
+"""What pyproject.toml cannot say: the parts in C, each of which may be missing. Everything works without them, slower."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class BuildOrTell(build_ext):
 
 setup(
     ext_modules=[
-        extension("_crops", "module.c", "stream.c", "crop.c", "resample.c", "colour.c", "blur.c"),
-        extension("_jpeg_region", "jpeg_region.c", libraries=["jpeg"]),  # needs libjpeg-turbo's header (libjpeg-dev)
+        extension("_crops", "module.c", "stream.c", "crop.c", "weights.c", "resample.c", "colour.c", "blur.c"),
+        extension("_jpeg_region", "jpeg_region.c", libraries=["jpeg"]),  # needs libjpeg-turbo and its header: libjpeg-dev
     ],
     cmdclass={"build_ext": BuildOrTell},
 )
