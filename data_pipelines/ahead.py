@@ -89,6 +89,12 @@ class FetchAhead:
         self.close()
 
     def _plan(self) -> None:
+        try:
+            self._plan_all()
+        except Exception as error:  # the reader meets it too, and is the one to end
+            _log.warning("nothing is fetched ahead any more: %s", error)
+
+    def _plan_all(self) -> None:
         kept = time.monotonic()
         for step, needs in enumerate(self._needs):
             shards = [need for need in dict.fromkeys(needs) if need.dataset.fetches]

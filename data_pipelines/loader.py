@@ -108,10 +108,11 @@ class Loader:
         self._channels = channels
         self._draw_mask, self._prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
         padded = maker == "native"
-        self._decoders = [
-            Decoder(dataset, channels, max_bad_share, padded, bad_samples) for dataset in sampler.datasets
-        ]
-        self._threads = threads or default_threads(sampler.datasets)
+        self._decoders = {
+            key: Decoder(dataset, channels, max_bad_share, padded, bad_samples)
+            for key, dataset in sampler.datasets.items()
+        }
+        self._threads = threads or default_threads(list(sampler.datasets.values()))
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
         self._pending: deque[tuple[StepBuffer, list[Future[None]]]] = deque()
         self._fetch_ahead = fetch_ahead
@@ -120,7 +121,7 @@ class Loader:
     @property
     def num_bad(self) -> int:
         """Reads of this rank that found a bad sample."""
-        return sum(decoder.num_bad for decoder in self._decoders)
+        return sum(decoder.num_bad for decoder in self._decoders.values())
 
     def steps(self, start: int = 0) -> Iterator[list[Batch]]:
         """Yield this rank's micro-batches of step `start`, `start + 1` and so on, without end.
@@ -131,7 +132,7 @@ class Loader:
         pending = self._pending = deque()
         upcoming = itertools.count(start)
         stop = self._stop = threading.Event()
-        ahead = FetchAhead(self.sampler.datasets, self._needs(start), self._fetch_ahead, start)
+        ahead = FetchAhead(self.sampler.datasets.values(), self._needs(start), self._fetch_ahead, start)
         try:
             for step in itertools.count(start):
                 while buffers:
@@ -155,7 +156,7 @@ class Loader:
 
     def fetch_metrics(self) -> dict[str, float]:
         """What this process has fetched so far; empty where no data set fetches."""
-        caches = {id(dataset.cache): dataset.cache for dataset in self.sampler.datasets if dataset.fetches}
+        caches = {id(dataset.cache): dataset.cache for dataset in self.sampler.datasets.values() if dataset.fetches}
         totals = [cache.statistics for cache in caches.values()]
         if not totals:
             return {}
