@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -86,6 +87,20 @@ class Cache:
         """Where a file lies that was just fetched, to be opened at once: it may be removed at any time."""
         self.fetch(file)
         return self.folder.data(key_of(self.settled(file)))
+
+    def link(self, file: RemoteFile, place: Path) -> None:
+        """Give a file one more name, `place`, on the same disk; it lasts there when the cache removes it."""
+        key = key_of(self.settled(file))
+        while True:
+            self.fetch(file)
+            with self.folder.locked(key):
+                try:
+                    return os.link(self.folder.data(key), place)
+                except FileNotFoundError:  # removed meanwhile
+                    continue
+                except OSError:  # a file system without links
+                    shutil.copy2(self.folder.data(key), place)
+                    return None
 
     def touch(self, file: RemoteFile) -> None:
         """Note that a file is in use."""

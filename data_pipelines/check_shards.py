@@ -90,9 +90,14 @@ def check_shard(shard: Path, listed: Listed, quick: bool) -> ShardCheck:
     try:
         return _check_shard(shard, listed, quick)
     except OSError as error:
-        tally = Tally()
-        tally.add("unreadable", shard.name, None, str(error))
-        return ShardCheck(shard, 0, None, tally, Counter(), 0, 0, "", None)
+        return unreadable(shard, error)
+
+
+def unreadable(shard: Path, error: OSError) -> ShardCheck:
+    """What is found in a shard that the file system, or the place it is fetched from, does not give."""
+    tally = Tally()
+    tally.add("unreadable", shard.name, None, str(error))
+    return ShardCheck(shard, 0, None, tally, Counter(), 0, 0, "", None)
 
 
 def _check_shard(shard: Path, listed: Listed, quick: bool) -> ShardCheck:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,7 +24,7 @@ from data_pipelines.urls import folder_of, inside, is_http, is_url, name_of, red
 
 Spec = str | Path | Sequence[str | Path]
 
-_DESCRIPTION = "dataset.json"
+DESCRIPTION = "dataset.json"
 _MOST_BYTES = 1 << 28  # of a dataset.json
 
 
@@ -63,8 +63,15 @@ class Locations:
     def describe(self, shard: Shard) -> dict[str, Any] | None:
         """What `dataset.json` beside a shard says; None where there is none."""
         if isinstance(shard, Path):
-            return _checked(read_json(shard.parent / _DESCRIPTION), shard.parent / _DESCRIPTION)
+            return _checked(read_json(shard.parent / DESCRIPTION), shard.parent / DESCRIPTION)
         return self._description(folder_of(shard.url))
+
+    def names_beside(self, shard: RemoteFile) -> list[str]:
+        """The shards that `dataset.json` beside a shard names."""
+        folder = folder_of(shard.url)
+        names = _entries(self._description(folder) or {})
+        _check_names(names, folder)
+        return list(names)
 
     def _remote(self, url: str, split: str) -> list[RemoteFile]:
         name, folder = name_of(url), folder_of(url)
@@ -93,20 +100,18 @@ class Locations:
             return [self._known(file) for file in _listed(folder, self._cache)]
         description = self._description(folder)
         if description is not None:
-            names: Iterable[str] = _entries(description)
+            names: Collection[str] = _entries(description).keys()
         else:
             try:
                 with_index = self._cache.path(RemoteFile(inside(folder, split + INDEX_SUFFIX)))
                 names = read_index(with_index).names
             except (FileNotFoundError, PermissionError, DamageError) as error:
                 raise FileNotFoundError(
-                    f"{redact(folder)} cannot be listed over {scheme_of(folder)}, and neither {_DESCRIPTION} nor "
+                    f"{redact(folder)} cannot be listed over {scheme_of(folder)}, and neither {DESCRIPTION} nor "
                     f"{split}{INDEX_SUFFIX} can be read to say what it holds ({error}). Publish them beside the "
                     f"shards, or name the shards: '{redact(inside(folder, split))}-{{000000..000009}}.tar'"
                 ) from error
-        for name in names:
-            if not name or name in (".", "..") or "/" in name or "\0" in name:
-                raise ValueError(f"{redact(folder)}: {name!r} is listed, which is no name of a file in it")
+        _check_names(names, folder)
         return [self._known(RemoteFile(inside(folder, name))) for name in sorted(names)]
 
     def _known(self, file: RemoteFile) -> RemoteFile:
@@ -120,14 +125,14 @@ class Locations:
             return file
         if file.state.size not in (None, size):
             raise ValueError(
-                f"{file} has {file.state.size} bytes, and {size} by {_DESCRIPTION} beside it; upload both again"
+                f"{file} has {file.state.size} bytes, and {size} by {DESCRIPTION} beside it; upload both again"
             )
         return replace(file, state=replace(file.state, size=size), sha256=sha256)
 
     def _description(self, folder: str) -> dict[str, Any] | None:
         plain = without_query(folder)  # links signed one by one are asked about what lies beside them only once
         if plain not in self._descriptions:
-            place = inside(folder, _DESCRIPTION)
+            place = inside(folder, DESCRIPTION)
             try:
                 text = read_bytes(place, self._cache.patience, limit=_MOST_BYTES)
             except (FileNotFoundError, PermissionError):  # an object store may refuse instead of saying what is there
@@ -138,6 +143,12 @@ class Locations:
                 except ValueError as error:
                     raise ValueError(f"{redact(place)} is not JSON ({error}); publish it again") from error
         return self._descriptions[plain]
+
+
+def _check_names(names: Collection[str], folder: str) -> None:
+    for name in names:
+        if not name or name in (".", "..") or "/" in name or "\0" in name:
+            raise ValueError(f"{redact(folder)}: {name!r} is listed, which is no name of a file in it")
 
 
 def _expanded(spec: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -28,7 +28,8 @@ _IN_MEMORY = 2_000_000  # samples; an index of more is kept in a file that is ma
 _CONNECTIONS = 8
 _TRIES = 5
 _log = logging.getLogger(__name__)
-_Part = Callable[[], Index]
+#: Gives the index of one shard.
+Part = Callable[[], Index]
 
 
 def open_any_index(shards: Sequence[Shard], cache: Cache, place: Path | None = None) -> Index:
@@ -45,28 +46,14 @@ def open_any_index(shards: Sequence[Shard], cache: Cache, place: Path | None = N
     local = [shard for shard in shards if isinstance(shard, Path)]
     if len(local) == len(shards):
         return open_index(local, place)
-    published: dict[tuple[str, str], tuple[Index, int]] = {}
-    for plain, url in _joint_urls(shards).items():
-        index = _published(url, cache)
-        if index is None:
-            continue
+    joint = _joint_indexes(shards, cache)
+    for index in joint.values():
         if len(index.names) == len(shards) and all(map(partial(_fits, index), range(len(shards)), shards)):
             return index
-        folder = folder_of(plain)
-        published |= {(folder, name): (index, number) for number, name in enumerate(index.names)}
-
-    def known(shard: Shard) -> _Part | None:
-        if isinstance(shard, Path):
-            return None
-        index, number = published.get((folder_of(without_query(shard.url)), shard.name), (None, 0))
-        if index is not None and not _fits(index, number, shard):
-            _log.warning("%s has other bytes than its published index says; a new one is built here", shard)
-            return None
-        return None if index is None else partial(index.part, number)
-
-    parts: list[_Part | None] = [known(shard) for shard in shards]
+    known = _parts(shards, joint)
+    parts: list[Part | None] = [known.get(shard) for shard in shards]
     missing = [number for number, part in enumerate(parts) if part is None]
-    first = os.getpid() % len(missing)  # ranks that start together share the work
+    first = os.getpid() % max(1, len(missing))  # ranks that start together share the work
     order = missing[first:] + missing[:first]
     told = _Notice(len(missing))
     with ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="index") as pool:
@@ -74,6 +61,37 @@ def open_any_index(shards: Sequence[Shard], cache: Cache, place: Path | None = N
         for number, part in zip(order, jobs, strict=True):
             parts[number] = part
     return _joined([part for part in parts if part is not None], shards)
+
+
+def published_parts(shards: Sequence[Shard], cache: Cache) -> dict[Shard, Part]:
+    """What the joint indexes published beside remote shards say of each."""
+    return _parts(shards, _joint_indexes(shards, cache))
+
+
+def _joint_indexes(shards: Sequence[Shard], cache: Cache) -> dict[str, Index]:
+    """Those there are, by URL without a query."""
+    found = {plain: _published(url, cache) for plain, url in _joint_urls(shards).items()}
+    return {plain: index for plain, index in found.items() if index is not None}
+
+
+def _parts(shards: Sequence[Shard], joint: Mapping[str, Index]) -> dict[Shard, Part]:
+    places = {
+        (folder_of(plain), name): (index, number)
+        for plain, index in joint.items()
+        for number, name in enumerate(index.names)
+    }
+    parts: dict[Shard, Part] = {}
+    for shard in shards:
+        if not isinstance(shard, RemoteFile):
+            continue
+        index, number = places.get((folder_of(without_query(shard.url)), shard.name), (None, 0))
+        if index is None:
+            continue
+        if _fits(index, number, shard):
+            parts[shard] = partial(index.part, number)
+        else:
+            _log.warning("%s has other bytes than its published index says; a new one is built here", shard)
+    return parts
 
 
 class _Notice:
@@ -131,7 +149,7 @@ def _fits(index: Index, number: int, shard: Shard) -> bool:
     )
 
 
-def _index_of(shard: Shard, cache: Cache, told: _Notice) -> _Part:
+def _index_of(shard: Shard, cache: Cache, told: _Notice) -> Part:
     """The index of one shard, for which no joint one was published."""
     if isinstance(shard, Path):
         found = find_index(shard, identify(shard))
@@ -169,7 +187,7 @@ def _built(shard: RemoteFile, cache: Cache) -> Index:
     )
 
 
-def _joined(parts: Sequence[_Part], shards: Sequence[Shard]) -> Index:
+def _joined(parts: Sequence[Part], shards: Sequence[Shard]) -> Index:
     digest, num_samples = hashlib.sha256(), 0
     for part, shard in zip(parts, shards, strict=True):
         index = part()

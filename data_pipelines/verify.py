@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,14 +15,26 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from data_pipelines.bad_samples import MAX_TRIES
+from data_pipelines.cache import Cache
 from data_pipelines.cases import Severity, shown
-from data_pipelines.check_shards import Listed, ShardCheck, check_shard, compare, repeated_keys, same_shards
+from data_pipelines.check_shards import (
+    Listed,
+    ShardCheck,
+    check_shard,
+    compare,
+    repeated_keys,
+    same_shards,
+    unreadable,
+)
+from data_pipelines.fetch import cancel_on
 from data_pipelines.files import write_json
 from data_pipelines.index import find_shards
 from data_pipelines.judge import Verdict, judge
+from data_pipelines.local_view import LocalView
 from data_pipelines.sample_index import Index
 from data_pipelines.tally import Tally
 from data_pipelines.tar import BLOCK, suffix_in
+from data_pipelines.urls import inside, is_url, name_of
 
 _PIECE = 64  # samples a thread decodes at a time
 _MAX_LISTED = 1000  # bad samples named in the report
@@ -43,7 +57,7 @@ def verify(
     Memory does not grow with the number of samples, but for 8 bytes a sample, 128 MB at most.
 
     Args:
-        out: A folder, of which all `*.tar` are looked at; or shards by `*` or `{000..009}`.
+        out: A folder, of which all `*.tar` are looked at; or shards by `*` or `{000..009}`; here or at a URL.
         report: Where to write the report as JSON; default `verify.json` in the folder, if that can be written to.
         workers: Threads; default: the cores this process may use.
         quick: Look at tar headers, labels and indexes only: no image, no checksum of the bytes.
@@ -60,11 +74,25 @@ def verify(
         FileNotFoundError: There are no such shards.
         ValueError: `dataset.json` is none.
     """
-    folder = Path(out).expanduser()
-    shards = find_shards(folder / "*.tar") if folder.is_dir() else find_shards(out)
+    whole = Path(out).expanduser().is_dir() or (is_url(out) and not name_of(str(out)).endswith(".tar"))
+    cache = Cache()
+    shards = find_shards(_all_in(out) if whole else out, cache=cache)
+    with LocalView(shards, cache, whole=whole) as view:
+        result = _verify(view, workers or len(os.sched_getaffinity(0)), quick, channels, progress)
     folder = shards[0].parent
-    workers = workers or len(os.sched_getaffinity(0))
+    if report is not None:
+        write_json(report, result)
+    elif isinstance(folder, Path) and os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:
+        write_json(folder / "verify.json", result)
+    if progress:
+        _print(result)
+    return result
+
+
+def _verify(view: LocalView, workers: int, quick: bool, channels: int, progress: bool) -> dict[str, Any]:
+    folder = view.paths[0].parent
     listed = Listed.in_folder(folder)
+    stop = threading.Event()
     account = _Account()
     checks: list[ShardCheck] = []
     columns = (
@@ -75,21 +103,30 @@ def verify(
         TextColumn("{task.fields[samples]:,} samples"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, disable=not progress) as bar, ThreadPoolExecutor(workers) as pool:
-        task = bar.add_task("verifying", total=sum(_size(shard) for shard in shards), samples=0)
+    with (
+        Progress(*columns, disable=not progress) as bar,
+        ThreadPoolExecutor(workers, "verify", cancel_on, (stop,)) as pool,
+        ExitStack() as ending,
+    ):
+        ending.callback(stop.set)
+        task = bar.add_task("verifying", total=sum(_size(shard) for shard in view.paths), samples=0)
 
         def pieces() -> Iterator[_Piece]:
-            for check in _ahead(pool, lambda shard: check_shard(shard, listed, quick), shards, 2 * workers):
+            for check in _ahead(pool, lambda shard: _check(view, shard, listed, quick), view.paths, 2 * workers):
                 index, check.index = check.index, None
                 checks.append(check)
                 num_bytes = 0 if quick or index is None else int(index.image_bytes[0])
                 bar.update(task, advance=check.size - num_bytes)
-                if not quick and index is not None:
+                if quick or not index:
+                    view.release(check.shard)
+                else:
                     for first in range(0, len(index), _PIECE):
                         yield _Piece(check.shard, index, range(first, min(first + _PIECE, len(index))))
 
-        for results in _ahead(pool, lambda piece: _judge(piece, channels), pieces(), 4 * workers):
+        for piece, results in _ahead(pool, lambda piece: (piece, _judge(piece, channels)), pieces(), 4 * workers):
             account.add(results)
+            if piece.rows.stop == len(piece.samples):
+                view.release(piece.shard)
             num_bytes = sum(result.size for result in results)
             bar.update(task, advance=num_bytes, samples=account.num_samples)
         tally = Tally()
@@ -97,13 +134,13 @@ def verify(
             tally.update(check.tally)
         for part in (account.tally, compare(folder, listed, checks), same_shards(checks), repeated_keys(checks)):
             tally.update(part)
-    result = {
+    return {
         "ok": not any(tally.of(Severity.ERROR)),
         "quick": quick,
         "problems": [tally.sentence(case) for case in tally.of(Severity.ERROR)],
         "notes": [tally.sentence(case) for case in tally.of(Severity.NOTE)],
         "cases": tally.report(),
-        "shards": len(shards),
+        "shards": len(view.paths),
         "samples": sum(check.num_samples for check in checks),
         "labelled": sum(check.labels.total() for check in checks),
         "num_bad": account.num_bad,
@@ -113,13 +150,6 @@ def verify(
         "height": account.height,
         "modes": dict(sorted(account.modes.items())),
     }
-    if report is not None:
-        write_json(report, result)
-    elif os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:
-        write_json(folder / "verify.json", result)
-    if progress:
-        _print(result)
-    return result
 
 
 class _Piece(NamedTuple):
@@ -211,6 +241,18 @@ def _judge(piece: _Piece, channels: int) -> list[_Judged]:
                 verdict = judge(content[BLOCK:], suffix_in(content[:BLOCK]), channels=channels)
             results.append(_Judged(piece.shard.name, entry.key, entry.image_size, verdict))
     return results
+
+
+def _check(view: LocalView, shard: Path, listed: Listed, quick: bool) -> ShardCheck:
+    try:
+        view.bring(shard)
+    except OSError as error:
+        return unreadable(shard, error)
+    return check_shard(shard, listed, quick)
+
+
+def _all_in(folder: str | Path) -> str | Path:
+    return inside(str(folder), "*.tar") if is_url(folder) else Path(folder).expanduser() / "*.tar"
 
 
 def _size(shard: Path) -> int:

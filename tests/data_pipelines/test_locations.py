@@ -16,6 +16,7 @@ from data_pipelines.fetch import Patience
 from data_pipelines.index import open_dataset
 from data_pipelines.joint_index import write_index
 from data_pipelines.locations import Locations, Spec
+from data_pipelines.shard_index import build_index
 from data_pipelines.sources import RemoteFile, Shard
 from data_pipelines.urls import redact
 
@@ -54,7 +55,7 @@ def describe(folder: Path, **changes: object) -> None:
     entries = [
         {
             "name": path.name,
-            "samples": 1,
+            "samples": len(build_index(path)),
             "bytes": path.stat().st_size,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }

@@ -30,6 +30,7 @@ from data_pipelines.index import Dataset, open_dataset
 from data_pipelines.joint_index import write_index
 from data_pipelines.loader import Loader
 from data_pipelines.sampler import Sampler
+from data_pipelines.verify import verify
 from data_pipelines.views import Crop, Views
 
 QUICK = Patience(tries=4, timeout_seconds=0.5, backoff_seconds=0.001)
@@ -316,3 +317,30 @@ def test_a_rank_killed_while_it_fills_the_cache_changes_nothing(
     }
     shards = {hashlib.sha256(path.read_bytes()).hexdigest() for path in server.folder.glob("set/*.tar")}
     assert shards & set(kept.values()) == shards & set(kept)  # nothing half written
+
+
+def test_verify_reads_every_shard_once(server: Server, tmp_path: Path) -> None:
+    write_index(server.folder / "set", "train")
+    describe(server.folder / "set")
+    found = verify(f"{server.url}/set", report=tmp_path / "report.json", progress=False)
+    assert (found["ok"], found["shards"], found["samples"]) == (True, NUM_SHARDS, 105)
+    assert found["problems"] == []
+    assert server.sent.total() < 1.1 * shard_bytes(server.folder / "set") + 100_000
+    assert list((Path(os.environ["SELFSIGHT_CACHE"]) / "views").iterdir()) == []
+    (server.folder / "set/train-000001.tar").unlink()
+    write_tar(server.folder / "set/train-000002.tar", [*sample_files(range(5)), ("9.png", b"none")])
+    shutil.rmtree(Path(os.environ["SELFSIGHT_CACHE"]) / "shards")
+    found = verify(spec_of(server), report=tmp_path / "report.json", progress=False)
+    assert not found["ok"]
+    assert "unreadable (2): the first, train-000001.tar: http://" in "\n".join(found["problems"])
+    assert "missing_shard (1)" in "\n".join(found["problems"])
+
+
+def test_verify_and_the_trash_of_a_killed_one(server: Server, tmp_path: Path) -> None:
+    left = Path(os.environ["SELFSIGHT_CACHE"]) / "views" / "left"
+    left.mkdir(parents=True)
+    (left / "lock").touch()
+    (left / "x.tar").write_bytes(bytes(1000))
+    found = verify(spec_of(server).replace("000005", "000002"), progress=False)  # nothing is published beside them
+    assert (found["ok"], found["shards"], found["samples"]) == (True, 3, 48)
+    assert not left.exists()

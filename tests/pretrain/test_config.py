@@ -224,3 +224,13 @@ def test_differences_name_full_keys(mae_data: dict[str, Any]) -> None:
 def test_importing_the_configuration_imports_no_torch() -> None:
     code = "import sys, pretrain.config, pretrain.schedules, pretrain.masking; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_secrets_in_urls_are_not_written_down() -> None:
+    secret = load_config("demo", ["data.train=https://me:hunter2@host/set?token=hunter3", "data.cache.max_bytes=1.5GB"])
+    assert secret.data.train == "https://me:hunter2@host/set?token=hunter3"
+    assert secret.data.cache.max_bytes == 1_500_000_000
+    assert "hunter" not in dump_config(secret)
+    assert "https://***@host/set?***" in dump_config(secret)
+    other = load_config("demo", ["data.train=https://me:hunter4@host/set", "data.cache.max_bytes=1.5GB"])
+    assert not [line for line in differences(secret, other) if "hunter" in line]
