@@ -109,7 +109,7 @@ class Locations:
                 raise FileNotFoundError(
                     f"{redact(folder)} cannot be listed over {scheme_of(folder)}, and neither {DESCRIPTION} nor "
                     f"{split}{INDEX_SUFFIX} can be read to say what it holds ({error}). Publish them beside the "
-                    f"shards, or name the shards: '{redact(inside(folder, split))}-{{000000..000009}}.tar'"
+                    f"shards, or name the shards: '{redact(inside(without_query(folder), split))}-{{000000..000009}}.tar'"
                 ) from error
         _check_names(names, folder)
         return [self._known(RemoteFile(inside(folder, name))) for name in sorted(names)]
