@@ -161,7 +161,8 @@ class Dataset:
         if isinstance(found, RemoteFile):
             return replace(found, state=replace(found.state, size=size))
         if self._stage:
-            return RemoteFile(str(found.resolve()), FileState(size, mtime_version(int(self.index.stamps[shard]))))
+            stamp = self.index.identity(shard).stamp
+            return RemoteFile(str(found.resolve()), FileState(size, None if stamp is None else mtime_version(stamp)))
         return None
 
     def _file(self, shard: int) -> _OpenFile:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from braceexpand import braceexpand
@@ -28,6 +28,11 @@ DESCRIPTION = "dataset.json"
 _MOST_BYTES = 1 << 28  # of a dataset.json
 
 
+class _Description(NamedTuple):
+    content: dict[str, Any]
+    entries: dict[str, dict[str, Any]]  # of the shards, by name
+
+
 class Locations:
     """Finds shards, and asks every remote folder only once what it holds.
 
@@ -37,7 +42,7 @@ class Locations:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._descriptions: dict[str, dict[str, Any] | None] = {}  # by folder, without a query
+        self._descriptions: dict[str, _Description | None] = {}  # by folder, without a query
 
     def find(self, spec: Spec, split: str = "train") -> list[Shard]:
         """The tars that `spec` names, in order; see `index.open_dataset`.
@@ -63,15 +68,17 @@ class Locations:
     def describe(self, shard: Shard) -> dict[str, Any] | None:
         """What `dataset.json` beside a shard says; None where there is none."""
         if isinstance(shard, Path):
-            return _checked(read_json(shard.parent / DESCRIPTION), shard.parent / DESCRIPTION)
-        return self._description(folder_of(shard.url))
+            return read_json(shard.parent / DESCRIPTION)
+        description = self._description(folder_of(shard.url))
+        return None if description is None else description.content
 
     def names_beside(self, shard: RemoteFile) -> list[str]:
         """The shards that `dataset.json` beside a shard names."""
         folder = folder_of(shard.url)
-        names = _entries(self._description(folder) or {})
+        description = self._description(folder)
+        names = [] if description is None else list(description.entries)
         _check_names(names, folder)
-        return list(names)
+        return names
 
     def _remote(self, url: str, split: str) -> list[RemoteFile]:
         name, folder = name_of(url), folder_of(url)
@@ -100,7 +107,7 @@ class Locations:
             return [self._known(file) for file in _listed(folder, self._cache)]
         description = self._description(folder)
         if description is not None:
-            names: Collection[str] = _entries(description).keys()
+            names: Collection[str] = description.entries
         else:
             try:
                 with_index = self._cache.path(RemoteFile(inside(folder, split + INDEX_SUFFIX)))
@@ -109,7 +116,7 @@ class Locations:
                 raise FileNotFoundError(
                     f"{redact(folder)} cannot be listed over {scheme_of(folder)}, and neither {DESCRIPTION} nor "
                     f"{split}{INDEX_SUFFIX} can be read to say what it holds ({error}). Publish them beside the "
-                    f"shards, or name the shards: '{redact(inside(without_query(folder), split))}-{{000000..000009}}.tar'"
+                    f"shards, or name these: '{redact(inside(without_query(folder), split))}-{{000000..000009}}.tar'"
                 ) from error
         _check_names(names, folder)
         return [self._known(RemoteFile(inside(folder, name))) for name in sorted(names)]
@@ -117,7 +124,7 @@ class Locations:
     def _known(self, file: RemoteFile) -> RemoteFile:
         """With the size and checksum that `dataset.json` gives it."""
         description = self._description(folder_of(file.url))
-        entry = None if description is None else _entries(description).get(file.name)
+        entry = None if description is None else description.entries.get(file.name)
         if entry is None:
             return file
         size, sha256 = entry.get("bytes"), entry.get("sha256")
@@ -129,7 +136,7 @@ class Locations:
             )
         return replace(file, state=replace(file.state, size=size), sha256=sha256)
 
-    def _description(self, folder: str) -> dict[str, Any] | None:
+    def _description(self, folder: str) -> _Description | None:
         plain = without_query(folder)  # links signed one by one are asked about what lies beside them only once
         if plain not in self._descriptions:
             place = inside(folder, DESCRIPTION)
@@ -139,9 +146,10 @@ class Locations:
                 self._descriptions[plain] = None
             else:
                 try:
-                    self._descriptions[plain] = _checked(json.loads(text), redact(place))
+                    content = json.loads(text)
                 except ValueError as error:
                     raise ValueError(f"{redact(place)} is not JSON ({error}); publish it again") from error
+                self._descriptions[plain] = _Description(content, _entries(content, redact(place)))
         return self._descriptions[plain]
 
 
@@ -201,25 +209,15 @@ def _listed(folder: str, cache: Cache) -> list[RemoteFile]:
     for info in found:
         name = str(info["name"]).rstrip("/").rpartition("/")[2]
         if info.get("type") == "file" and name.endswith(".tar"):
-            files.append(RemoteFile(inside(folder, name), state_of_info(info)))
+            sha256 = getattr(info.get("lfs"), "sha256", None)  # Hugging Face tells that of large files
+            files.append(RemoteFile(inside(folder, name), state_of_info(info), sha256))
     return sorted(files, key=lambda file: file.name)
 
 
-def _entries(description: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What `dataset.json` says of each shard, by name."""
-    return {
-        str(entry["name"]): entry
-        for split in description.get("splits", {}).values()
-        for entry in split.get("shards", ())
-    }
-
-
-def _checked(description: Any, place: object) -> dict[str, Any] | None:
-    """Not taken at its word: a file from elsewhere may hold anything."""
-    if description is None:
-        return None
+def _entries(content: Any, place: str) -> dict[str, dict[str, Any]]:
+    """What `dataset.json` says of each shard, by name; a file from elsewhere may hold anything."""
     try:
-        _entries(description)
-    except (TypeError, KeyError, AttributeError) as error:
+        splits = content.get("splits", {}).values()
+        return {str(entry["name"]): dict(entry) for split in splits for entry in split.get("shards", ())}
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"{place} is no description of a data set; publish the one that pack wrote") from error
-    return description

@@ -16,7 +16,7 @@ def open_splits(data: str, val_data: str | None = None) -> tuple[Dataset, Datase
     """The labelled train and val data sets and the number of classes; refuses what cannot be probed."""
     if val_data is None and Path(data).expanduser().exists() and not Path(data).expanduser().is_dir():
         raise ValueError(
-            f"{data} is one shard, not a folder with train and val shards; name the other split as val_data"
+            f"{redact(data)} is one shard, not a folder with train and val shards; name the other split as val_data"
         )
     train = open_dataset(data, "train")
     try:
@@ -25,11 +25,11 @@ def open_splits(data: str, val_data: str | None = None) -> tuple[Dataset, Datase
         if val_data is not None:
             raise
         raise FileNotFoundError(
-            f"no val split to test on: {error}. Make one with `selfsight pack IMAGES {data} --val-share 0.1`"
+            f"no val split to test on: {error}. Make one with `selfsight pack IMAGES {redact(data)} --val-share 0.1`"
         ) from error
     if train.checksum == val.checksum:
         raise ValueError(
-            f"train and val of {data} are the same samples; a probe needs val samples that train does not hold"
+            f"train and val of {redact(data)} are the same samples; a probe needs val samples that train does not hold"
         )
     both = {_place(shard) for shard in train.shards} & {_place(shard) for shard in val.shards}
     if both:

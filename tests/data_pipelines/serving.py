@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from data_pipelines.shard_index import build_index
 
 SECRET = "hunter2"
 
@@ -137,3 +140,18 @@ def serve(folder: Path) -> Iterator[Server]:
         yield server
     finally:
         server.close()
+
+
+def describe(folder: Path, **changes: object) -> None:
+    """Write a dataset.json as pack does."""
+    entries = [
+        {
+            "name": path.name,
+            "samples": len(build_index(path)),
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        | changes
+        for path in sorted(folder.glob("*.tar"))
+    ]
+    (folder / "dataset.json").write_text(json.dumps({"splits": {"train": {"shards": entries}}}))

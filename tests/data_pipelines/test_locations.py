@@ -9,14 +9,13 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from serving import SECRET, Server, serve
+from serving import SECRET, Server, describe, serve
 
 from data_pipelines.cache import Cache
 from data_pipelines.fetch import Patience
 from data_pipelines.index import open_dataset
 from data_pipelines.joint_index import write_index
 from data_pipelines.locations import Locations, Spec
-from data_pipelines.shard_index import build_index
 from data_pipelines.sources import RemoteFile, Shard
 from data_pipelines.urls import redact
 
@@ -48,21 +47,6 @@ def find(spec: Spec, split: str = "train") -> list[Shard]:
 
 def names(spec: Spec, split: str = "train") -> list[str]:
     return [shard.name for shard in find(spec, split)]
-
-
-def describe(folder: Path, **changes: object) -> None:
-    """Write a dataset.json as pack does."""
-    entries = [
-        {
-            "name": path.name,
-            "samples": len(build_index(path)),
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        }
-        | changes
-        for path in sorted(folder.glob("*.tar"))
-    ]
-    (folder / "dataset.json").write_text(json.dumps({"splits": {"train": {"shards": entries}}}))
 
 
 @pytest.fixture

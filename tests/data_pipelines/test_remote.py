@@ -18,8 +18,7 @@ from pathlib import Path
 
 import pytest
 from making import sample_files, write_tar
-from serving import Server, serve
-from test_locations import describe
+from serving import Server, describe, serve
 
 from data_pipelines.ahead import FetchAhead, Need, in_order
 from data_pipelines.buffers import Batch
