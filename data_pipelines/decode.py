@@ -22,7 +22,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")  # no other decoder ever sees the bytes
 MAX_PIXELS = 89_478_485  # Pillow's limit of what may be a decompression bomb; 256 MB as RGB
 _ORIENTATION = 0x0112  # EXIF's tag
 #: By its value, what turns an image upright.
-_TURNS = {
+TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -134,7 +134,7 @@ def _decode_with_pillow(sample: Sample, channels: int) -> np.ndarray:
     try:
         image = open_image(sample.image)
         image.load()
-        turn = _TURNS.get(orientation_of(image))
+        turn = TURNS.get(orientation_of(image))
         if turn is not None:
             image = image.transpose(turn)
         pixels = np.asarray(_converted(image, "RGB" if channels == 3 else "L"))

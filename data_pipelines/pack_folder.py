@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.files import TEMPORARY_SUFFIX, lock, read_json, write_json
+from data_pipelines.joint_index import joint_place
 from data_pipelines.shard_index import INDEX_SUFFIX
 
 WORK = ".pack"  # in the folder of shards while a pack is under way: its plan, and a receipt for every finished shard
@@ -84,6 +85,7 @@ def _finish_removal(out: Path) -> None:
     (out / SKIPPED).unlink(missing_ok=True)
     for name in doomed:
         (out / f"{name}{INDEX_SUFFIX}").unlink(missing_ok=True)
+        joint_place(out, name.rpartition("-")[0]).unlink(missing_ok=True)
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / WORK)
 

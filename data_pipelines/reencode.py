@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from data_pipelines.decode import DAMAGE, FORMATS, MAX_PIXELS, reason_of
+from data_pipelines.decode import TURNS, BadSampleError, decode, open_image, orientation_of
+from data_pipelines.index import Sample
 
 REENCODED = "re-encoded"
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
 #: Side in px that a reduced decode of a JPEG keeps, as a multiple of the final one. At 2 the result is within 40 dB of
 #: a full decode, and 3000 x 2000 px take half the time.
 _REDUCING_GAP = 2.0
+_MAX_JPEG_SIDE = 65_500  # px, libjpeg's
 _PNG_DEPTH = 24  # the byte of a PNG that tells the bits of a channel
-_EXIF_ORIENTATION = 0x0112
 _MODES = {"RGB": "RGB", "L": "L", "CMYK": "RGB", "YCbCr": "RGB", "P": "RGB", "1": "L"}
 
 
@@ -63,10 +65,6 @@ class Prepared(NamedTuple):
     outcome: str  # `REENCODED`, or why its bytes were kept
 
 
-class UnusableImageError(ValueError):
-    """Bytes that are no image that a run could use."""
-
-
 _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
@@ -79,22 +77,20 @@ def prepare(content: bytes, reencoding: Reencoding | None = None, decode_all: bo
         decode_all: Decode the pixels too, where only the header is needed.
 
     Raises:
-        UnusableImageError: Not an image that can be decoded, or of more than `MAX_PIXELS` pixels.
+        Exception: One of `decode.DAMAGE`: not an image that a run could use.
     """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            (width, height), mode, suffix = image.size, image.mode, _SUFFIXES[str(image.format)]
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"{width}x{height} pixels are more than {MAX_PIXELS}; pack a smaller copy")
-            outcome = _why_kept(image, content, reencoding)
-            if outcome is None:
-                assert reencoding is not None
-                width, height, mode, content = _encode(image, reencoding)
-                return Prepared(content, "jpg", width, height, mode, REENCODED)
-            if decode_all:
-                image.load()
-    except DAMAGE as error:
-        raise UnusableImageError(reason_of(error)) from error
+    with open_image(content) as image:
+        (width, height), mode, suffix = image.size, image.mode, _SUFFIXES[str(image.format)]
+        outcome = _why_kept(image, content, reencoding)
+        if outcome is None:
+            assert reencoding is not None
+            width, height, mode, content = _encode(image, reencoding)
+            return Prepared(content, "jpg", width, height, mode, REENCODED)
+    if decode_all:
+        try:
+            decode(Sample("", Path(), content, None))
+        except BadSampleError as error:
+            raise ValueError(error.reason) from error
     return Prepared(content, suffix, width, height, mode, outcome)
 
 
@@ -111,26 +107,32 @@ def _why_kept(image: Image.Image, content: bytes, reencoding: Reencoding | None)
         return "transparent"
     if image.format == "PNG" and content[_PNG_DEPTH] == 16:  # Pillow opens some of them as 8-bit
         return "16 bits"
-    return None if image.mode in _MODES else f"mode {image.mode}"
+    if image.mode not in _MODES:
+        return f"mode {image.mode}"
+    return None if max(_scaled(image.size, reencoding)) <= _MAX_JPEG_SIDE else "too long for a JPEG"
+
+
+def _scaled(size: tuple[int, int], reencoding: Reencoding) -> tuple[int, int]:
+    """Width and height with a short side of at most what is asked for."""
+    short = min(size)
+    side = short if reencoding.max_short_side is None else min(short, reencoding.max_short_side)
+    return max(1, round(size[0] * side / short)), max(1, round(size[1] * side / short))
 
 
 def _encode(image: Image.Image, reencoding: Reencoding) -> tuple[int, int, str, bytes]:
     """Width and height in px, mode, and the JPEG."""
-    width, height = image.size
-    scale = 1.0
-    if reencoding.max_short_side is not None:
-        scale = min(1.0, reencoding.max_short_side / min(width, height))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    size = _scaled(image.size, reencoding)
+    shrinks = size != image.size
     profile = image.info.get("icc_profile") if image.mode in ("RGB", "L") else None
-    orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if "exif" in image.info else 1
-    if scale < 1:  # only JPEG knows how
+    turn = TURNS.get(orientation_of(image))
+    if shrinks:  # only JPEG knows how
         image.draft(None, (int(size[0] * _REDUCING_GAP), int(size[1] * _REDUCING_GAP)))
     image.load()
     pixels = image if image.mode == _MODES[image.mode] else image.convert(_MODES[image.mode])
-    if scale < 1:
+    if shrinks:
         pixels = pixels.resize(size, Image.Resampling.LANCZOS)
-    if orientation != 1:
-        pixels = ImageOps.exif_transpose(pixels)
+    if turn is not None:
+        pixels = pixels.transpose(turn)
     file = io.BytesIO()
     pixels.save(
         file,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.listing import Skipped
-from data_pipelines.shard_index import NO_LABEL
+from data_pipelines.sample_index import NO_LABEL
 from data_pipelines.sources.base import Source
 from data_pipelines.streams import Purpose, random_bits, stream_key
 
@@ -138,8 +138,7 @@ def _find_named(source: Source, file: Path) -> np.ndarray:
     """The entries that a list of what to leave out names, ascending."""
     paths: set[str] = set()
     keys: set[str] = set()
-    keys_of_shards: set[tuple[str, str]] = set()
-    own_shards = set(source.shards)
+    keys_of_shards: set[tuple[int, str]] = set()
     with file.open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -147,8 +146,8 @@ def _find_named(source: Source, file: Path) -> np.ndarray:
             path, key, shard = _read_line(line, f"{file}, line {number}")
             if path is not None:
                 paths.add(path)
-            elif shard in own_shards:
-                keys_of_shards.add((shard, key))
+            elif shard in source.shards or Path(shard).name in source.shards:
+                keys_of_shards.add((source.shards.get(shard, source.shards.get(Path(shard).name, -1)), key))
             else:  # of shards that were packed from this source
                 keys.add(key)
     found = []
@@ -174,7 +173,7 @@ def _read_line(line: str, place: str) -> tuple[str | None, str, str]:
         if isinstance(stored.get("path"), str):
             return stored["path"], "", ""
         if isinstance(stored["key"], str):
-            return None, stored["key"], Path(stored.get("shard") or "").name
+            return None, stored["key"], str(stored.get("shard") or "")
     except (ValueError, TypeError, AttributeError, KeyError):
         pass
     raise ValueError(

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.decode import DAMAGE, reason_of
 from data_pipelines.files import atomic_write
-from data_pipelines.reencode import Prepared, Reencoding, UnusableImageError, prepare
+from data_pipelines.reencode import Prepared, Reencoding, prepare
+from data_pipelines.sample_index import NO_LABEL
 from data_pipelines.scan import Catalogue
-from data_pipelines.shard_index import NO_LABEL
 from data_pipelines.sources.base import Content
 
 
@@ -143,8 +144,8 @@ def _prepare(shop: Workshop, number: int, read: Callable[[], Content]) -> _Image
     content = read()
     try:
         prepared = prepare(content.image, shop.reencoding, shop.decode_all)
-    except UnusableImageError as error:
-        return _Image(number, None, str(error), None, len(content.image))
+    except DAMAGE as error:
+        return _Image(number, None, reason_of(error), None, len(content.image))
     return _Image(number, prepared, "", content.json, len(content.image))
 
 

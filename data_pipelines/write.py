@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,8 +15,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from data_pipelines.cores import cores_per_process
 from data_pipelines.describe import describe
 from data_pipelines.files import atomic_write, write_json
+from data_pipelines.joint_index import write_index
 from data_pipelines.meter import Meter
 from data_pipelines.pack_folder import SKIPPED, WORK, agree, alone_in, read_receipt, receipt_path
 from data_pipelines.reencode import Reencoding
@@ -100,7 +101,7 @@ def pack(
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; it must be {' or '.join(allowed)}")
     out = Path(out)
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or cores_per_process()
     spool_folder = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     source = open_source(images, spool_folder, kind=kind, root=root, columns=columns, labels=labels)
     try:
@@ -157,6 +158,8 @@ def _pack(
     with Meter(sum(map(len, missing.values())), progress) as meter, ThreadPoolExecutor(workers) as pool:
         shop = Workshop(catalogue, pool, 2 * workers + 2, reencoding, plan["check"] == "full", refuse, meter.advance)
         _write_shards(shop, out, missing, min(workers, _MAX_SHARDS_AT_A_TIME))
+    for split in catalogue.splits:
+        write_index(out, split)
     result, skipped = describe(catalogue, plan, out, list(shards), workers)
     if len(skipped) > len(result["skipped"]):
         with atomic_write(out / SKIPPED) as file:

@@ -48,7 +48,7 @@ class Source(Protocol):
     classes: tuple[str, ...] | None  # names of the labels that are numbers, where the source knows them
     skipped: list[Skipped]  # what of the source is not in the listing
     notes: list[str]  # what else was passed over, in words
-    shards: tuple[str, ...]  # base names of the tars; empty where the source is none of shards
+    shards: dict[str, int]  # what a list may call the tars, and their numbers; empty where the source has no tars
 
     def windows(self, seed: int) -> np.ndarray | None:
         """Of every entry the number of its window: (n,) int32.
@@ -63,8 +63,8 @@ class Source(Protocol):
         Raises, as its functions do, OSError when the source cannot be read or changed since it was listed.
         """
 
-    def key_in_shard(self, number: int) -> tuple[str, str]:
-        """Base name of the shard that an entry lies in, and its key there; only where there are `shards`."""
+    def key_in_shard(self, number: int) -> tuple[int, str]:
+        """Number of the tar that an entry lies in, and its key there; only where there are `shards`."""
 
     def close(self) -> None:
         """Let go of files."""

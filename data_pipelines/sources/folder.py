@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from data_pipelines.listing import Entry, Group, Listing, Skipped
-from data_pipelines.shard_index import IMAGE_SUFFIXES
+from data_pipelines.shard_scan import IMAGE_SUFFIXES
 from data_pipelines.sources.base import Content, groups_of_folders, read_exactly
 
 
@@ -28,7 +28,7 @@ class FolderSource:
     def __init__(self, root: Path, spool_folder: Path, labels: bool = True) -> None:
         self.root = root
         self.listing = Listing(spool_folder)
-        self.shards: tuple[str, ...] = ()
+        self.shards: dict[str, int] = {}
         self.classes: tuple[str, ...] | None = None
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
@@ -45,7 +45,7 @@ class FolderSource:
     def contents(self, numbers: Sequence[int]) -> Iterator[Callable[[], Content]]:
         return (partial(self._content, number) for number in numbers)
 
-    def key_in_shard(self, number: int) -> tuple[str, str]:
+    def key_in_shard(self, number: int) -> tuple[int, str]:
         raise NotImplementedError("not of shards")
 
     def close(self) -> None:

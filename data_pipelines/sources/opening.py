@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines.index import find_shards
-from data_pipelines.shard_index import IMAGE_SUFFIXES
+from data_pipelines.shard_scan import IMAGE_SUFFIXES
 from data_pipelines.sources.base import ANY_COLUMNS, Columns, Source
 from data_pipelines.sources.folder import FolderSource
 from data_pipelines.sources.path_list import PathListSource

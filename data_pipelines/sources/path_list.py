@@ -46,7 +46,7 @@ class PathListSource:
     ) -> None:
         self.root = root
         self.listing = Listing(spool_folder)
-        self.shards: tuple[str, ...] = ()
+        self.shards: dict[str, int] = {}
         self.classes: tuple[str, ...] | None = None
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
@@ -93,7 +93,7 @@ class PathListSource:
     def contents(self, numbers: Sequence[int]) -> Iterator[Callable[[], Content]]:
         return (partial(self._content, number) for number in numbers)
 
-    def key_in_shard(self, number: int) -> tuple[str, str]:
+    def key_in_shard(self, number: int) -> tuple[int, str]:
         raise NotImplementedError("not of shards")
 
     def close(self) -> None:

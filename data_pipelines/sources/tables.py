@@ -72,7 +72,7 @@ class TableSource:
     ) -> None:
         self.kind, self.root, self._files = kind, root, tuple(files)
         self.listing = Listing(spool_folder)
-        self.shards: tuple[str, ...] = ()
+        self.shards: dict[str, int] = {}
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
         with open_table(self._files[0]) as table:
@@ -126,7 +126,7 @@ class TableSource:
         finally:
             tables.close()
 
-    def key_in_shard(self, number: int) -> tuple[str, str]:
+    def key_in_shard(self, number: int) -> tuple[int, str]:
         raise NotImplementedError("not of shards")
 
     def close(self) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from data_pipelines.files import read_json
 from data_pipelines.listing import Entry, Group, Listing, Skipped
-from data_pipelines.shard_index import IMAGE_SUFFIXES
+from data_pipelines.shard_scan import IMAGE_SUFFIXES
 from data_pipelines.sources.base import Content, groups_of_folders, read_piece, splits_of_files
-from data_pipelines.tar import Member, TarDamageError, members
+from data_pipelines.tar import Member, TarDamageError, Trailing, members, walk
 
 # WebDataset's rules: a key ends at the first dot of the base name; names in double underscores are its own
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
@@ -50,7 +50,10 @@ class TarSource:
         self._sizes = [tar.stat().st_size for tar in self._tars]
         self._names = [tar.relative_to(root).as_posix() for tar in self._tars]
         self.listing = Listing(spool_folder)
-        self.shards = tuple(tar.name for tar in self._tars)
+        bases = Counter(tar.name for tar in self._tars)
+        self.shards = {tar.name: file for file, tar in enumerate(self._tars) if bases[tar.name] == 1}
+        for file, (tar, name) in enumerate(zip(self._tars, self._names, strict=True)):
+            self.shards |= {name: file, str(tar): file, str(tar.resolve()): file}
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
         self.classes: tuple[str, ...] | None = None
@@ -71,11 +74,11 @@ class TarSource:
     def contents(self, numbers: Sequence[int]) -> Iterator[Callable[[], Content]]:
         return (partial(self._content, number) for number in numbers)
 
-    def key_in_shard(self, number: int) -> tuple[str, str]:
+    def key_in_shard(self, number: int) -> tuple[int, str]:
         entry = self.listing.entry(number)
         member = entry.path[len(self._names[entry.file]) + 1 :]
         folder, slash, name = member.rpartition("/")
-        return self.shards[entry.file], folder + slash + name.partition(".")[0]
+        return entry.file, folder + slash + name.partition(".")[0]
 
     def close(self) -> None:
         self.listing.close()
@@ -88,7 +91,16 @@ class TarSource:
 
     def _members(self, file: int) -> Iterator[Member]:
         try:
-            yield from members(self._tars[file])
+            with self._tars[file].open("rb") as opened:
+                for item in walk(opened):
+                    if isinstance(item, Member):
+                        yield item
+                    elif isinstance(item, Trailing):
+                        what = "another tar" if item.is_tar else "something"
+                        self.notes.append(f"{self._names[file]}: {what} behind its end marker is left out")
+                    elif item.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
+                        reason = f"{item.kind}, whose bytes are not in the archive as they are"
+                        self.skipped.append(Skipped(f"{self._names[file]}/{item.name}", reason))
         except TarDamageError as error:
             self.skipped.append(Skipped(self._names[file], f"{error}; what lies before that is used"))
 

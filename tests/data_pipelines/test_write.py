@@ -19,8 +19,8 @@ from making import encode, picture
 
 from data_pipelines import write as write_module
 from data_pipelines.index import open_dataset
-from data_pipelines.shard_index import INDEX_SUFFIX
 from data_pipelines.pack_folder import alone_in
+from data_pipelines.shard_index import INDEX_SUFFIX
 from data_pipelines.sources import folder as folder_module
 from data_pipelines.write import pack
 
@@ -244,6 +244,7 @@ def test_a_shard_without_its_receipt_is_removed_too(
         "dataset.json",
         "train-000000.tar",
         "train-000000.tar" + INDEX_SUFFIX,
+        "train" + INDEX_SUFFIX,
     ]
 
 
