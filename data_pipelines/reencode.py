@@ -14,8 +14,8 @@ from data_pipelines.index import Sample
 
 REENCODED = "re-encoded"
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
-#: Side in px that a reduced decode of a JPEG keeps, as a multiple of the final one. At 2 the result is within 40 dB of
-#: a full decode, and 3000 x 2000 px take half the time.
+#: Side in px that a reduced decode of a JPEG keeps, as a multiple of the final one. At 2 the result is within 47 dB of
+#: a full decode followed by the same filter, and 2000 x 1500 px become 427 x 320 in a third of the time.
 _REDUCING_GAP = 2.0
 _MAX_JPEG_SIDE = 65_500  # px, libjpeg's
 _PNG_DEPTH = 24  # the byte of a PNG that tells the bits of a channel
