@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from making import encode, picture
-from PIL import Image
 from packing import read_back
+from PIL import Image
 
 from data_pipelines.decode import decode
 from data_pipelines.index import Sample
@@ -175,7 +175,7 @@ def test_a_pack_says_what_was_re_encoded(tmp_path: Path) -> None:
     found = read_back(tmp_path / "out", "train")
     assert encode(picture(1)) in found
     assert made["bytes_after"] == sum(map(len, found)) < made["bytes_before"]
-    with pytest.raises(FileExistsError, match="reencoding is .*'quality': 80"):
+    with pytest.raises(FileExistsError, match=r"reencoding is .*'quality': 80"):
         pack(tmp_path / "images", tmp_path / "out", reencoding=Reencoding(64, 80), progress=False)
     everything = Reencoding(everything=True)
     result = pack(tmp_path / "images", tmp_path / "all", reencoding=everything, progress=False)
