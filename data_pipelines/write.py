@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from data_pipelines.cores import cores_per_process
 from data_pipelines.describe import describe
@@ -103,8 +104,11 @@ def pack(
     out = Path(out)
     workers = workers or cores_per_process()
     spool_folder = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
-    source = open_source(images, spool_folder, kind=kind, root=root, columns=columns, labels=labels)
+    with Console(stderr=True, quiet=not progress).status(f"listing {escape(str(images))}"):
+        source = open_source(images, spool_folder, kind=kind, root=root, columns=columns, labels=labels)
     try:
+        if any(Path(name).parent == out.resolve() for name in source.shards):
+            raise ValueError(f"{out} holds the tars that are to be packed; take another folder for what comes out")
         catalogue = scan(source, split, val_share, seed, leave_out)
         if bad == "refuse" and catalogue.skipped:
             raise _refusal([skipped._asdict() for skipped in catalogue.skipped])

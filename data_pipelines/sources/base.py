@@ -15,6 +15,7 @@ from data_pipelines.listing import Group, Listing, Skipped
 #: Names of folders and files that are splits, and the splits' names.
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _PART = re.compile(r"(.+?)[-_.]\d+(-of-\d+)?")  # train-000000, train-00000-of-00010
+_WORDS = re.compile(r"[-_]")
 
 
 class Content(NamedTuple):
@@ -77,9 +78,12 @@ def split_of(file: str) -> str | None:
         if folder in SPLIT_NAMES:
             return SPLIT_NAMES[folder]
     stem = name.partition(".")[0]
-    match = _PART.fullmatch(stem)
-    name = match[1] if match else stem
-    return SPLIT_NAMES.get(name, name) if match or name in SPLIT_NAMES else None
+    numbered = _PART.fullmatch(stem)
+    name = numbered[1] if numbered else stem
+    last = _WORDS.split(name)[-1]  # cifar10-train
+    if last in SPLIT_NAMES:
+        return SPLIT_NAMES[last]
+    return name if numbered else None
 
 
 def splits_of_files(files: Sequence[str]) -> list[str | None]:

@@ -11,6 +11,7 @@ from making import encode, picture, write_tar
 from packing import read_back
 
 from data_pipelines.shard_index import load_index
+from data_pipelines.sources.base import split_of
 from data_pipelines.write import pack
 
 IMAGES = [encode(picture(number)) for number in range(12)]
@@ -123,9 +124,21 @@ def test_splits_by_the_names_of_files_and_folders(tmp_path: Path) -> None:
     assert pack(tmp_path / "a", tmp_path / "out-a", progress=False)["splits"].keys() == {"train", "val"}
     assert pack(tmp_path / "b", tmp_path / "out-b", progress=False)["splits"].keys() == {"train", "test"}
     assert pack(tmp_path / "c", tmp_path / "out-c", progress=False)["splits"].keys() == {"train"}
+    names = ["cifar10-train-00000-of-00002.arrow", "cifar10-test.arrow", "photos_valid.tar"]
+    assert [split_of(name) for name in names] == ["train", "test", "val"]
     write_tar(tmp_path / "b/other.tar", [("k.png", IMAGES[5])])
     with pytest.raises(ValueError, match=r"1 of 3 files belong to no split, the first of them other\.tar"):
         pack(tmp_path / "b", tmp_path / "out-d", progress=False)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_tars_are_not_packed_onto_themselves(tmp_path: Path, overwrite: bool) -> None:
+    tar = write_tar(tmp_path / "train-000000.tar", [("1.png", IMAGES[0])])
+    pack(tar, tmp_path / "out", progress=False)
+    before = (tmp_path / "out/train-000000.tar").read_bytes()
+    with pytest.raises(ValueError, match="holds the tars that are to be packed; take another folder"):
+        pack(tmp_path / "out", tmp_path / "out", seed=1, overwrite=overwrite, progress=False)
+    assert (tmp_path / "out/train-000000.tar").read_bytes() == before
 
 
 def test_no_image_at_all(tmp_path: Path) -> None:
