@@ -72,7 +72,7 @@ class Listing:
     def add(self, entry: Entry, group: Group, key: str | None = None) -> None:
         """Append an entry; its key is made of `key`, by default of the path without its suffix."""
         path = entry.path.encode("utf-8", "surrogateescape")
-        name = _key_text(entry.path) if key is None else key
+        name = key_text(entry.path) if key is None else key
         record = (
             _RECORD.pack(entry.file, entry.offset, entry.json_offset, entry.json_size, len(path))
             + path
@@ -149,7 +149,7 @@ class Listing:
         path = record[_RECORD.size : first].decode("utf-8", "surrogateescape")
         own = record[first:].decode("utf-8", "surrogateescape")
         size = self._sizes[number] - json_size
-        return Entry(path, size, file, offset, json_offset, json_size), own or _key_text(path)
+        return Entry(path, size, file, offset, json_offset, json_size), own or key_text(path)
 
 
 class Spool:
@@ -187,7 +187,8 @@ def _hash(text: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def _key_text(path: str) -> str:
+def key_text(path: str) -> str:
+    """A path without its suffix."""
     folder, slash, name = path.rpartition("/")
     return folder + slash + (name.rpartition(".")[0] or name)
 

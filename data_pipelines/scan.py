@@ -14,6 +14,7 @@ from data_pipelines.sample_index import NO_LABEL
 from data_pipelines.sources.base import Source
 from data_pipelines.streams import Purpose, random_bits, stream_key
 
+_MAX_LABEL = 999_999
 _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
@@ -72,7 +73,7 @@ def scan(
         kept[named] = False
     if not kept.any():
         raise ValueError(f"{leave_out} names all {len(listing)} images; nothing would be packed")
-    split_numbers = np.array([names.index(group.split or split) for group in groups], dtype=np.int8)
+    split_numbers = np.array([names.index(group.split or split) for group in groups], dtype=np.int32)
     of_entries = split_numbers[listing.group_numbers]
     splits = {name: np.flatnonzero(kept & (of_entries == number)) for number, name in enumerate(names)}
     splits = {name: found for name, found in splits.items() if len(found)}
@@ -101,6 +102,11 @@ def _number_labels(source: Source) -> tuple[np.ndarray, tuple[str, ...] | None]:
         return np.full(len(given), NO_LABEL, dtype=np.int32), None
     if all(isinstance(label, int) for label in known):
         most = max(int(label) for label in known)
+        if most > _MAX_LABEL:
+            raise ValueError(
+                f"{source.root} has the label {most}, and a number of a class is at most {_MAX_LABEL}; choose another "
+                "column (--label-column), or pack without labels (--no-labels)"
+            )
         if source.classes is not None and most >= len(source.classes):
             raise ValueError(
                 f"{source.root} has the label {most}, and names {len(source.classes)} classes; pack without labels "

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.listing import Entry, Group, Listing, Skipped
+from data_pipelines.listing import Entry, Group, Listing, Skipped, key_text
 from data_pipelines.sources.base import ANY_COLUMNS, Columns, Content, splits_of_files
 from data_pipelines.sources.path_list import LABEL_COLUMNS, find_column
 from data_pipelines.sources.table_files import TableFile, features_of, is_binary, open_table, plain
@@ -88,9 +88,10 @@ class TableSource:
             with open_table(file) as table:
                 self._check(table, file)
                 self.listing.note(table.fingerprint())
+                first = len(self.listing)
                 for group in range(table.num_groups):
                     rows, num_bytes = table.group_size(group, self._layout.image)
-                    self._list(table, group, rows, num_bytes, names[number], split)
+                    self._list(table, group, names[number], len(self.listing) - first, split)
                     units.append((number, group, rows, num_bytes))
         self.listing.finish()
         if not len(self.listing):
@@ -146,24 +147,23 @@ class TableSource:
         if names != self.classes:
             raise ValueError(f"{file} names other classes than {self._files[0]}; pack them one by one")
 
-    def _list(self, table: TableFile, group: int, rows: int, num_bytes: int, name: str, split: str | None) -> None:
-        """Append the rows of a row group to the listing; of the images themselves nothing is read."""
-        layout, first = self._layout, len(self.listing)
+    def _list(self, table: TableFile, group: int, name: str, first: int, split: str | None) -> None:
+        """Append the rows of a row group, the first of which is the file's row `first`; no image is read."""
+        layout = self._layout
+        rows, num_bytes = table.group_size(group, layout.image)
         columns = [column for column in (layout.label, layout.path) if column is not None]
+        batches = list(table.read(group, columns, 0, rows)) if columns and rows else []
         labels: list = [None] * rows
         paths: list = [None] * rows
-        if columns and rows:
-            batches = list(table.read(group, columns, 0, rows))
-            if layout.label is not None:
-                labels = [label for batch in batches for label in batch.column(layout.label).to_pylist()]
-            if layout.path is not None:
-                column, _, field = layout.path.partition(".")
-                paths = [path for batch in batches for path in batch.column(column).field(field).to_pylist()]
-        stem = name.rpartition(".")[0]
-        for row, (label, path) in enumerate(zip(labels, paths, strict=True)):
-            key = path.rpartition(".")[0] if path else f"{stem}-{first + row:09d}"
-            known = label if isinstance(label, str) or (label is not None and label >= 0) else None
-            self.listing.add(Entry(f"{name}/{first + row}", num_bytes // rows), Group(split, known), key)
+        if layout.label is not None:
+            labels = [label for batch in batches for label in batch.column(layout.label).to_pylist()]
+        if layout.path is not None:
+            column, _, field = layout.path.partition(".")
+            paths = [path for batch in batches for path in batch.column(column).field(field).to_pylist()]
+        for row, (label, path) in enumerate(zip(labels, paths, strict=True), first):
+            key = key_text(path) if path else f"{key_text(name)}-{row:09d}"
+            is_class = label is not None and label != "" and (isinstance(label, str) or label >= 0)
+            self.listing.add(Entry(f"{name}/{row}", num_bytes // rows), Group(split, label if is_class else None), key)
 
     def _read(self, tables: _OpenTables, numbers: Sequence[int]) -> dict[int, tuple[pa.RecordBatch, int]]:
         """Of every entry the batch and the row in it."""

@@ -95,6 +95,27 @@ def test_of_several_class_labels_one_is_named(tmp_path: Path) -> None:
     assert found[IMAGES[1]]["json"] == {"fine": 1}
 
 
+def test_a_number_that_is_no_class(tmp_path: Path) -> None:
+    table = write(tmp_path / "a.parquet", image=IMAGES[:2], label=[1 << 40, 0])
+    with pytest.raises(ValueError, match=r"the label 1099511627776, and a number of a class is at most 999999; choose"):
+        pack(table, tmp_path / "out", progress=False)
+
+
+def test_keys_are_of_the_paths_or_of_the_rows(tmp_path: Path) -> None:
+    paths = ["x/a.b.png", None, "plain"]
+    rows = [{"bytes": image, "path": path} for image, path in zip(IMAGES, paths, strict=False)]
+    write(tmp_path / "in-0.parquet", image=rows)
+    write(
+        tmp_path / "in-1.parquet", image=[{"bytes": IMAGES[4], "path": None}, {"bytes": IMAGES[5], "path": "x/a.b.jpg"}]
+    )
+    pack(tmp_path, tmp_path / "out", progress=False)
+    found = read_back(tmp_path / "out", "train")
+    keys = [found[IMAGES[number]]["key"] for number in (0, 1, 2, 4, 5)]
+    assert keys[1:4] == ["in-0-000000001", "plain", "in-1-000000000"]
+    assert keys[0] != keys[4]
+    assert all(key.startswith("x-a_b-") for key in (keys[0], keys[4]))
+
+
 def test_files_that_do_not_fit_together(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", image=IMAGES[:1], label=[0])
     write(tmp_path / "b.parquet", image=IMAGES[:1], name=["x"])
