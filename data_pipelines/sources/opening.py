@@ -72,7 +72,12 @@ def open_source(
     if root is not None and kind != "list":
         raise ValueError(f"--root is for lists of paths, and {path} is of kind {kind}")
     if kind == "folder":
-        return FolderSource(path, spool_folder, labels)
+        source = FolderSource(path, spool_folder, labels)
+        lists = sorted(file.name for file in path.iterdir() if _KIND_OF_SUFFIX.get(file.suffix) == "list")
+        source.notes += [
+            f"{name} is not read; to take labels and metadata from it, pack {path / name}" for name in lists
+        ]
+        return source
     if kind == "tars":
         return TarSource(files, base, spool_folder, labels)
     if kind == "list":

@@ -141,6 +141,13 @@ def test_kinds_are_recognised_or_asked_for(sources: dict[str, Path], tmp_path: P
     assert braces["splits"]["val"]["samples"] == 12
 
 
+def test_a_list_beside_images_is_told_of(tmp_path: Path) -> None:
+    source = MAKERS["list"](tmp_path / "source", {"train": range(4)})
+    result = pack(source.parent, tmp_path / "out", labels=False, progress=False)
+    assert result["pack"]["kind"] == "folder"
+    assert result["notes"] == [f"list.csv is not read; to take labels and metadata from it, pack {source}"]
+
+
 def test_what_cannot_be_a_source_is_refused(sources: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "a.tar.gz").write_bytes(b"x")
