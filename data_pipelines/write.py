@@ -110,8 +110,8 @@ def pack(
         if any(Path(name).parent == out.resolve() for name in source.shards):
             raise ValueError(f"{out} holds the tars that are to be packed; take another folder for what comes out")
         catalogue = scan(source, split, val_share, seed, leave_out)
-        if bad == "refuse" and catalogue.skipped:
-            raise _refusal([skipped._asdict() for skipped in catalogue.skipped])
+        if bad == "refuse" and source.skipped:
+            raise _refusal([skipped._asdict() for skipped in source.skipped])
         plan = {
             "source": source.listing.fingerprint,
             "kind": source.kind,
@@ -131,6 +131,8 @@ def pack(
             finished = agree(out, plan, overwrite)
             if finished is not None:
                 shutil.rmtree(out / WORK, ignore_errors=True)
+                if bad == "refuse" and finished["num_skipped"] > len(source.listing.repeats):
+                    raise _refusal(finished["skipped"])
                 return finished
             result, meter = _pack(catalogue, out, plan, reencoding, bad == "refuse", workers, progress)
         if progress:
@@ -156,7 +158,13 @@ def _pack(
         for name, members in catalogue.splits.items()
         for number, numbers in enumerate(_cut(catalogue, members, windows, name, plan))
     }
-    missing = {name: numbers for name, numbers in shards.items() if read_receipt(out, name) is None}
+    missing = {}
+    for name, numbers in shards.items():
+        receipt = read_receipt(out, name)
+        if receipt is None:
+            missing[name] = numbers
+        elif refuse and receipt["skipped"]:  # by a call that was to skip
+            raise _refusal(receipt["skipped"])
     if reencoding is None:  # else nobody knows
         _check_space(out, catalogue.source.listing.sizes, missing)
     with Meter(sum(map(len, missing.values())), progress) as meter, ThreadPoolExecutor(workers) as pool:

@@ -57,7 +57,8 @@ def test_splits_paths_and_the_root(folder: Path, tmp_path: Path) -> None:
 
 
 def test_of_several_rows_with_one_path_the_first_counts(folder: Path) -> None:
-    result, found = pack_list(folder, "path,label\nscans/0.png,1\nscans/1.png,2\nscans/0.png,3\nscans/0.png,4\n")
+    text = "path,label\nscans/0.png,1\nscans/1.png,2\nscans/0.png,3\nscans/0.png,4\n"
+    result, found = pack_list(folder, text, bad="refuse")  # such an image is not bad
     assert [found[image]["label"] for image in IMAGES[:2]] == [1, 2]
     assert result["skipped"] == [{"path": "scans/0.png", "reason": "listed more than once"}] * 2
 

@@ -90,6 +90,8 @@ def test_bad_images_end_the_pack_by_choice_and_skipping_goes_on(tmp_path: Path) 
     assert result["num_skipped"] == 3
     pack(source, tmp_path / "other", samples_per_shard=5, progress=False)
     assert content(tmp_path / "out") == content(tmp_path / "other")
+    with pytest.raises(ValueError, match="3 images cannot be used"):  # all is done, and not as it is asked for now
+        pack(source, tmp_path / "out", bad="refuse", samples_per_shard=5, progress=False)
     with pytest.raises(ValueError, match="bad is 'ignore'; it must be skip or refuse"):
         pack(source, tmp_path / "out", bad="ignore", progress=False)
 
