@@ -28,7 +28,7 @@ class Decoded(NamedTuple):
     """An image and which sample it is; that is another than asked for when that one was bad."""
 
     sample: int
-    image: np.ndarray  # (h, w, c) uint8
+    image: np.ndarray  # (h, w, c) uint8, or uint16 for 16 bits
     label: int | None
 
 
@@ -37,13 +37,14 @@ class Decoder:
 
     Args:
         dataset: Where to read.
-        channels: 3 or 1.
+        channels: Of the images, as `decode` gives them.
         max_bad_share: Bad reads beyond this share of all stop the run. The share is of at least 1,000
             reads (of all samples, if they are fewer), so that one early bad sample does not.
+        bits: Of a channel, 8 or 16.
     """
 
-    def __init__(self, dataset: Dataset, channels: int = 3, max_bad_share: float = 0.01) -> None:
-        self.dataset, self.channels, self.max_bad_share = dataset, channels, max_bad_share
+    def __init__(self, dataset: Dataset, channels: int = 3, max_bad_share: float = 0.01, bits: int = 8) -> None:
+        self.dataset, self.channels, self.max_bad_share, self.bits = dataset, channels, max_bad_share, bits
         self.num_reads = 0
         self.num_bad = 0
         self._reasons: dict[int, str] = {}  # by sample, so that each is logged once
@@ -59,7 +60,7 @@ class Decoder:
             number = (sample + tried) % self.dataset.num_samples
             stored = self.dataset.read(number)
             try:
-                image = decode(stored, self.channels)
+                image = decode(stored, self.channels, self.bits)
             except BadSampleError as error:
                 self._count_bad(number, error)
                 continue

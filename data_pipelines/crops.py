@@ -13,15 +13,12 @@ import numpy as np
 from einops import rearrange
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from data_pipelines import any_channels
+from data_pipelines.any_channels import RESAMPLING
 from data_pipelines.draws import CropParams
-from data_pipelines.views import Crop, Interpolation, Views
+from data_pipelines.views import Interpolation
 
 SOLARISE_THRESHOLD = 128
-RESAMPLING = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 class CropJob(NamedTuple):
@@ -29,15 +26,17 @@ class CropJob(NamedTuple):
 
     params: CropParams  # what to do, box in px of the image
     interpolation: Interpolation  # of the resize, with antialiasing
-    out: np.ndarray  # (c, height, width) uint8, written to
+    out: np.ndarray  # (c, height, width) of the image's type, written to
 
 
-#: Makes crops of one image, (h, w, c) uint8 of any strides; called by many threads at once.
+#: Makes crops of one image, (h, w, c) uint8 or uint16 of any strides; called by many threads at once.
 Executor = Callable[[np.ndarray, Sequence[CropJob]], None]
 
 
 def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
     """Make the crops that `jobs` ask for; see `Executor`."""
+    if not any_channels.is_plain(image):
+        return any_channels.render(image, jobs)
     whole = to_pillow(image)
     for job in jobs:
         _render(whole, job.params, job.interpolation, job.out)
@@ -78,17 +77,6 @@ def write_channels(image: Image.Image, out: np.ndarray) -> None:
     """Copy an RGB or L image into `out`, (c, h, w) uint8."""
     pixels = np.asarray(image)
     out[...] = pixels if pixels.ndim == 2 else rearrange(pixels, "h w c -> c h w")
-
-
-def check_channels(views: Views, channels: int) -> None:
-    """Refuse a recipe that this executor cannot run on images of `channels` channels."""
-    if channels == 3:
-        return
-    if channels != 1:
-        raise ValueError(f"channels is {channels}; crops are made of RGB (3) or greyscale (1) images")
-    crops: list[Crop] = [*views.global_crops, *([views.local_crops] if views.local_crops else [])]
-    if any(crop.jitter[2] or crop.jitter[3] for crop in crops):
-        raise ValueError("jitter of saturation and hue needs 3 channels; with channels=1 set both to 0")
 
 
 def _hue(image: Image.Image, turns: float) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Sample numbers to batches of uint8 tensors, by threads that write straight into reused buffers."""
+"""Sample numbers to batches of integer tensors, by threads that write straight into reused buffers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.any_channels import fitting
 from data_pipelines.bad_samples import Decoder
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
-from data_pipelines.crops import CropJob, check_channels, render
+from data_pipelines.crops import CropJob, render
 from data_pipelines.draws import draw
 from data_pipelines.index import NO_LABEL, Dataset
 from data_pipelines.sampler import Row, Sampler
@@ -47,7 +48,8 @@ class Loader:
         pin_memory: Buffers that a GPU can copy from asynchronously. They are not written to again before
             the copies that the consumer enqueued on its current stream are done.
         max_bad_share: See `Decoder`.
-        channels: 3 (RGB) or 1.
+        channels: Of the crops: 3 are RGB, 1 is grey; with others `views` loses what needs colours (see `fitting`).
+        bits: Of a channel: 8 give uint8, 16 uint16.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Loader:
         pin_memory: bool = False,
         max_bad_share: float = 0.01,
         channels: int = 3,
+        bits: int = 8,
     ) -> None:
         batch_size = sampler.batch_size
         if not 0 <= rank < world_size:
@@ -73,14 +76,14 @@ class Loader:
                 f"a batch of {batch_size} does not divide into {world_size} ranks x {accumulation} micro-batches; "
                 f"it must be a multiple of {world_size * accumulation}"
             )
-        check_channels(views, channels)
         self.sampler, self.accumulation = sampler, accumulation
         self.num_rows = batch_size // world_size
         self.first_row = rank * self.num_rows
         self.wait_seconds = 0.0
-        self._views, self._channels = views, channels
+        self._views, _ = fitting(views, channels)
+        self._channels, self._bits = channels, bits
         self._draw_mask, self._prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
-        self._decoders = [Decoder(dataset, channels, max_bad_share) for dataset in sampler.datasets]
+        self._decoders = [Decoder(dataset, channels, max_bad_share, bits) for dataset in sampler.datasets]
         self._threads = threads or default_threads(sampler.datasets)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
 
@@ -130,7 +133,7 @@ class Loader:
             dropped, replaced = self._draw_mask(mask_generator(self.sampler.seed, 0, 0), 0, 0)  # for their shapes only
             shapes = (None if dropped is None else dropped.shape, None if replaced is None else replaced.shape)
         rows = range(self.first_row, self.first_row + self.num_rows)
-        return StepBuffer(self._views, self._channels, rows, shapes, self._pin_memory)
+        return StepBuffer(self._views, self._channels, rows, shapes, self._pin_memory, self._bits)
 
     def _fill(self, buffer: StepBuffer, step: int) -> list[Future[None]]:
         """Have the threads make a step, in pieces small enough to keep them all busy to its end."""

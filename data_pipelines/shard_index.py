@@ -21,7 +21,7 @@ import numpy as np
 from data_pipelines.files import atomic_write
 from data_pipelines.tar import TarDamageError, members
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "npy")
 NO_LABEL = -1
 _VERSION = 1
 INDEX_SUFFIX = ".index.npz"
@@ -58,18 +58,20 @@ class ShardIndex:
 @dataclass
 class _Entry:
     image: tuple[int, int] | None = None
-    image_is_plain: bool = False  # its whole suffix is "jpg" or such, not "depth.png"
+    image_rank: tuple[bool, bool] = (False, False)  # no array; its whole suffix is "jpg" or such, not "depth.png"
     label: int = NO_LABEL
     has_label: bool = False
     json: tuple[int, int] = (0, 0)
     duplicates: list[str] = field(default_factory=list)
+    other_images: list[str] = field(default_factory=list)  # as good as the one that is used
 
 
 def build_index(shard: Path) -> ShardIndex:
     """Read a shard's headers and labels.
 
-    A sample is a key with an image. Of several images or labels under one key the first counts. Of an
-    archive cut short, everything before the cut.
+    A sample is a key with an image. Of several images or labels under one key the first counts; an `.npy` array is the
+    image only where nothing else is, for it may as well be features or a mask. Of an archive cut short, everything
+    before the cut.
     """
     entries: dict[str, _Entry] = {}
     problems: list[str] = []
@@ -83,11 +85,11 @@ def build_index(shard: Path) -> ShardIndex:
                 key, suffix = match[1], match[2].lower()
                 entry = entries.setdefault(key, _Entry())
                 if suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
-                    plain = suffix in IMAGE_SUFFIXES
-                    if entry.image is None or (plain and not entry.image_is_plain):
-                        entry.image, entry.image_is_plain = (offset, size), plain
-                    elif plain == entry.image_is_plain:
-                        entry.duplicates.append(name)
+                    rank = (not suffix.endswith("npy"), suffix in IMAGE_SUFFIXES)
+                    if entry.image is None or rank > entry.image_rank:
+                        entry.image, entry.image_rank, entry.other_images = (offset, size), rank, []
+                    elif rank == entry.image_rank:
+                        entry.other_images.append(name)
                 elif suffix == "cls":
                     if entry.has_label:
                         entry.duplicates.append(name)
@@ -101,7 +103,7 @@ def build_index(shard: Path) -> ShardIndex:
             truncated = True
             problems.append(f"{error}; the {len(entries)} keys before that are used. Fetch or pack the shard again")
     samples = {key: entry for key, entry in entries.items() if entry.image is not None}
-    repeated = [name for entry in entries.values() for name in entry.duplicates]
+    repeated = [name for entry in entries.values() for name in (*entry.other_images, *entry.duplicates)]
     num_without_image = len(entries) - len(samples)
     if repeated:
         problems.append(

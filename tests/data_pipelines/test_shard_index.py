@@ -102,6 +102,18 @@ def same(a: object, b: object) -> bool:
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in a.__dataclass_fields__)
 
 
+def test_an_array_is_the_image_only_where_nothing_else_is(tmp_path: Path) -> None:
+    content = {name: name.encode() for name in (
+        "a.npy", "a.jpg", "b.tif", "b.npy", "c.features.npy", "c.mask.npy", "c.left.png", "d.npy", "d.mask.npy",
+        "e.tiff", "f.first.npy", "f.second.npy",
+    )}  # fmt: skip
+    index = build_index(write_tar(tmp_path / "train-000000.tar", content.items()))
+    with (tmp_path / "train-000000.tar").open("rb") as file:
+        found = [os.pread(file.fileno(), *place) for place in zip(index.image_sizes, index.image_offsets, strict=True)]
+    assert found == [b"a.jpg", b"b.tif", b"c.left.png", b"d.npy", b"e.tiff", b"f.first.npy"]
+    assert index.num_duplicates == 1  # f.second.npy
+
+
 def test_stored_beside_the_shard_and_read_back_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tar(
         tmp_path / "x.tar", [*sample_files(range(3)), ("ä\udcff.png", encode(picture(0))), ("b.cls", b"1")]
