@@ -19,17 +19,27 @@ IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def choose_normalisation(config: Config, datasets: Sequence[Dataset]) -> Normalisation:
-    """Mean and deviation from the configuration, else from the data set's dataset.json, else ImageNet's for RGB."""
+    """Mean and deviation from the configuration, else from the data set's dataset.json, else ImageNet's for RGB.
+
+    What dataset.json says of grey images holds for each channel of the RGB made of them.
+    """
     data, dataset = config.data, datasets[0]
     if data.mean is not None and data.std is not None:
         return Normalisation(data.mean, data.std)
-    if dataset.mean is not None and dataset.std is not None and len(dataset.mean) == data.channels:
-        return Normalisation(tuple(dataset.mean), tuple(dataset.std))
+    measured = 0
+    if dataset.mean is not None and dataset.std is not None:
+        measured = len(dataset.mean)
+        if measured == len(dataset.std) == data.channels:
+            return Normalisation(tuple(dataset.mean), tuple(dataset.std))
+        if (measured, len(dataset.std), data.channels) == (1, 1, 3):
+            return Normalisation(tuple(dataset.mean) * 3, tuple(dataset.std) * 3)
     if data.channels == 3:
         return IMAGENET
+    found = f"the mean and deviation of {measured} channels" if measured else "no mean and deviation"
     raise ConfigError(
-        f"data.channels is {data.channels} and {config.data.train} has no dataset.json with a mean and deviation for "
-        "each; set data.mean and data.std (of pixels in 0 .. 1)"
+        f"data.channels is {data.channels} and the dataset.json of {data.train} has {found}. Measure them: "
+        f"`selfsight data stats {data.train} --channels {data.channels} --bits {data.bits} --write`; or set data.mean "
+        "and data.std (of pixels in 0 .. 1)"
     )
 
 

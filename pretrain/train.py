@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_pipelines.any_channels import left_out_line
 from data_pipelines.buffers import map_batch
 from data_pipelines.cores import cores_per_process
 from data_pipelines.files import read_json
@@ -60,7 +61,7 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
     datasets = open_datasets(config.data)
     config, chosen = resolve_auto(config, sum(dataset.num_samples for dataset in datasets))
     config, known = resolve_normalisation(config)
-    chosen += known
+    chosen += known + left_out_line(config.views, config.data.channels)
     folder = check_run_folder(config)
     normalisation = choose_normalisation(config, datasets)
     sampler = sampler_of(config, datasets)
@@ -132,6 +133,7 @@ class Trainer:
             pin_memory=device.type == "cuda",
             max_bad_share=config.data.max_bad_share,
             channels=config.data.channels,
+            bits=config.data.bits,
         )
         self.timeline = Timeline.of(config.train, sampler.steps_per_epoch)
         warmup = self.timeline.steps(config.optim.warmup_epochs)
@@ -256,7 +258,7 @@ class Trainer:
         pictures = self.method.pictures(few)  # on all ranks: under ZeRO 3 a forward pass is collective
         self.engine.train()
         if self.tracker:
-            for name, picture in {"crops (global, then local)": crop_sheet(few), **pictures}.items():
+            for name, picture in {"crops (global, then local)": crop_sheet(few, self.method.show), **pictures}.items():
                 self.tracker.picture(self.step, name, picture)
 
     def save(self) -> None:
