@@ -8,6 +8,7 @@ for rounding. Values are rounded once, at the end.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from data_pipelines.parts import Box
 from data_pipelines.views import Crop, Interpolation, Views
 
 if TYPE_CHECKING:
@@ -92,18 +94,17 @@ def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
         store(planes, job.out)
 
 
-def resized(
-    image: np.ndarray, box: tuple[int, int, int, int], size: tuple[int, int], interpolation: Interpolation
-) -> np.ndarray:
+def resized(image: np.ndarray, box: Box, size: tuple[int, int], interpolation: Interpolation) -> np.ndarray:
     """Cut `box` out of (h, w, c) and resize it to `size`, antialiased: (c, height, width) float32 within the range of
     the image's type. The pixels outside of the box play no part."""
-    left, top, right, bottom = box
+    left, top, right, bottom = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
     cut = image[top:bottom, left:right]
     planes = np.ascontiguousarray(np.moveaxis(cut, 2, 0), dtype=np.float32)
-    if cut.shape[:2] == size:
+    within = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    if cut.shape[:2] == size and within == (0, 0, size[1], size[0]):
         return planes
     filter, (height, width) = RESAMPLING[interpolation], size
-    resized = [np.asarray(Image.fromarray(plane).resize((width, height), filter)) for plane in planes]
+    resized = [np.asarray(Image.fromarray(plane).resize((width, height), filter, within)) for plane in planes]
     return np.clip(np.stack(resized), 0, np.iinfo(image.dtype).max)  # bicubic and Lanczos overshoot
 
 

@@ -9,10 +9,9 @@ import logging
 from threading import Lock
 from typing import NamedTuple
 
-import numpy as np
-
-from data_pipelines.decode import BadSampleError, decode
+from data_pipelines.decode import BadSampleError, decode_part
 from data_pipelines.index import Dataset
+from data_pipelines.parts import Choose, Picture, whole
 
 _MAX_TRIES = 16  # neighbours in a row
 _MIN_READS = 1000  # a share of fewer reads means little
@@ -28,7 +27,7 @@ class Decoded(NamedTuple):
     """An image and which sample it is; that is another than asked for when that one was bad."""
 
     sample: int
-    image: np.ndarray  # (h, w, c) uint8, or uint16 for 16 bits
+    picture: Picture
     label: int | None
 
 
@@ -40,18 +39,29 @@ class Decoder:
         channels: Of the images, as `decode` gives them.
         max_bad_share: Bad reads beyond this share of all stop the run. The share is of at least 1,000
             reads (of all samples, if they are fewer), so that one early bad sample does not.
+        padded: See `decode_part`.
         bits: Of a channel, 8 or 16.
     """
 
-    def __init__(self, dataset: Dataset, channels: int = 3, max_bad_share: float = 0.01, bits: int = 8) -> None:
-        self.dataset, self.channels, self.max_bad_share, self.bits = dataset, channels, max_bad_share, bits
+    def __init__(
+        self,
+        dataset: Dataset,
+        channels: int = 3,
+        max_bad_share: float = 0.01,
+        padded: bool = False,
+        bits: int = 8,
+    ) -> None:
+        self.dataset, self.max_bad_share = dataset, max_bad_share
+        self.channels, self.bits, self.padded = channels, bits, padded
         self.num_reads = 0
         self.num_bad = 0
         self._reasons: dict[int, str] = {}  # by sample, so that each is logged once
         self._lock = Lock()
 
-    def read(self, sample: int) -> Decoded:
+    def read(self, sample: int, choose: Choose = whole) -> Decoded:
         """The sample, or the next one in number that can be decoded (after the last comes the first).
+
+        `choose` is told the size of each image that is tried, the one returned last.
 
         Raises:
             TooManyBadSamplesError: Beyond the permitted share, or no good one among the next 16.
@@ -60,13 +70,13 @@ class Decoder:
             number = (sample + tried) % self.dataset.num_samples
             stored = self.dataset.read(number)
             try:
-                image = decode(stored, self.channels, self.bits)
+                picture = decode_part(stored, self.channels, choose, self.padded, self.bits)
             except BadSampleError as error:
                 self._count_bad(number, error)
                 continue
             with self._lock:
                 self.num_reads += 1
-            return Decoded(number, image, stored.label)
+            return Decoded(number, picture, stored.label)
         key, shard = self.dataset.key(sample)
         raise TooManyBadSamplesError(
             f"sample {key} of {shard} and the {_MAX_TRIES - 1} after it cannot be decoded; "

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from einops import rearrange
 
-from data_pipelines.pixels import Header, check_size
+from data_pipelines.pixels import Header, UnusableImageError, check_size
 
 MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 1024  # bytes; three entries take some 130
@@ -38,9 +38,10 @@ def read_npy(content: bytes, channels: int | None) -> np.ndarray:
     array = _header(content)
     axis = _channel_axis(array.shape, channels)
     if axis is None:
-        raise ValueError(
+        raise UnusableImageError(
+            "other_channels",
             f"an array of {_words(array.shape)} may be (h, w, c) as well as (c, h, w) with c = "
-            f"{channels or array.shape[0]}; store it as TIFF"
+            f"{channels or array.shape[0]}; store it as TIFF",
         )
     values = np.frombuffer(content, array.dtype, offset=array.start)
     pixels = values.reshape(array.shape, order="F" if array.by_columns else "C")
@@ -78,13 +79,15 @@ def _header(content: bytes) -> _Array:
         raise ValueError("an npy header that is damaged, or of records or objects")
     name = match[1].decode("latin-1")
     if name not in ("|u1", "<u1", ">u1", "<u2", ">u2"):
-        raise ValueError(
-            f"an npy of type {name!r}; images are uint8 or uint16: store other numbers scaled to one of those"
+        raise UnusableImageError(
+            "other_format",
+            f"an npy of type {name!r}; images are uint8 or uint16: store other numbers scaled to one of those",
         )
     dtype = np.dtype(name)
     shape = tuple(int(side) for side in match[3].replace(b",", b" ").split())
     if len(shape) not in (2, 3):
-        raise ValueError(f"an npy of {_words(shape)}; images are (h, w), (h, w, c) or (c, h, w)")
+        reason = f"an npy of {_words(shape)}; images are (h, w), (h, w, c) or (c, h, w)"
+        raise UnusableImageError("other_format", reason)
     axis = _channel_axis(shape, None) if len(shape) == 3 else None
     sides = [*shape, 1] if len(shape) == 2 else [*shape[1:], shape[0]] if axis == 0 else list(shape)
     check_size(sides[0], sides[1], sides[2], dtype.itemsize)
@@ -106,7 +109,8 @@ def _channel_axis(shape: tuple[int, ...], channels: int | None) -> int | None:
     for wanted in (channels, {3: 1, 1: 3}.get(channels)):
         if wanted in (first, last):
             return None if first == last else 0 if first == wanted else -1
-    raise ValueError(f"an npy of {_words(shape)}, and neither its first nor its last axis is data.channels, {channels}")
+    reason = f"an npy of {_words(shape)}, and neither its first nor its last axis is data.channels, {channels}"
+    raise UnusableImageError("other_channels", reason)
 
 
 def _words(shape: tuple[int, ...]) -> str:

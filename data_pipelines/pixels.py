@@ -12,6 +12,14 @@ MAX_BYTES = 512 << 20  # of the decoded pixels: those of an RGB image of 16 bits
 DEPTHS = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16)}
 
 
+class UnusableImageError(ValueError):
+    """An image that is not tried; `case` is one of `CASES`."""
+
+    def __init__(self, case: str, reason: str) -> None:
+        super().__init__(reason)
+        self.case = case
+
+
 class Header(NamedTuple):
     """What a file says of its image before any pixel is decoded."""
 
@@ -28,11 +36,11 @@ def check_size(height: int, width: int, channels: int, itemsize: int) -> None:
     if min(height, width, channels) < 1:
         raise ValueError(f"an image of {width}x{height} pixels and {channels} channels has nothing in it")
     if height * width > MAX_PIXELS:
-        raise ValueError(f"{width}x{height} pixels are more than {MAX_PIXELS}; pack a smaller copy")
+        reason = f"{width}x{height} pixels are more than {MAX_PIXELS}; pack a smaller copy"
+        raise UnusableImageError("too_large", reason)
     if height * width * channels * itemsize > MAX_BYTES:
-        raise ValueError(
-            f"{width}x{height} pixels of {channels} channels are more than {MAX_BYTES} bytes; pack a smaller copy"
-        )
+        reason = f"{width}x{height} pixels of {channels} channels are more than {MAX_BYTES} bytes; pack a smaller copy"
+        raise UnusableImageError("too_large", reason)
 
 
 def convert(pixels: np.ndarray, channels: int | None, bits: int | None) -> np.ndarray:
@@ -55,7 +63,8 @@ def convert(pixels: np.ndarray, channels: int | None, bits: int | None) -> np.nd
         return np.repeat(pixels, 3, axis=2)
     if (found, channels) == (3, 1):
         return luma(pixels)
-    raise ValueError(f"the image has {found} channel{'s' * (found > 1)} and data.channels is {channels}")
+    reason = f"the image has {found} channel{'s' * (found > 1)} and data.channels is {channels}"
+    raise UnusableImageError("other_channels", reason)
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:

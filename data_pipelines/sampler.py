@@ -27,15 +27,26 @@ class Sampler:
         batch_size: B, the global batch.
         lanes: See `Order`.
         window: See `Order`.
+        repeats: m, rows next to each other that show the same sample, each with crops of its own (repeated
+            augmentation, Hoffer et al. 2020). An epoch is as many rows as there are samples, so m of them are a pass.
     """
 
     def __init__(
-        self, datasets: Sequence[Dataset], *, seed: int, batch_size: int, lanes: int | None = None, window: int = 1024
+        self,
+        datasets: Sequence[Dataset],
+        *,
+        seed: int,
+        batch_size: int,
+        lanes: int | None = None,
+        window: int = 1024,
+        repeats: int = 1,
     ) -> None:
         (dataset,) = datasets
+        if batch_size % repeats:
+            raise ValueError(f"a batch of {batch_size} rows does not hold each sample {repeats} times; take a multiple")
         self.datasets = tuple(datasets)
-        self.seed, self.batch_size = seed, batch_size
-        self._order = Order(seed, dataset.shard_sizes, batch_size, lanes, window)
+        self.seed, self.batch_size, self.repeats = seed, batch_size, repeats
+        self._order = Order(seed, dataset.shard_sizes, batch_size // repeats, lanes, window)
 
     @property
     def num_samples(self) -> int:
@@ -44,8 +55,8 @@ class Sampler:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps of one pass over the data."""
-        return float(self._order.steps_per_pass)
+        """Steps that show as many rows as there are samples; a pass over them, where none is repeated."""
+        return self._order.steps_per_pass / self.repeats
 
     def summary(self) -> str:
         """What is shown, in words."""
@@ -54,8 +65,8 @@ class Sampler:
     def rows(self, step: int, rows: range) -> list[Row]:
         """The rows of these numbers, out of 0 .. B - 1, of global batch `step`."""
         epoch = self._order.epoch(step)
-        ids = self._order.ids(step)[rows.start : rows.stop]
-        return [Row(0, sample, epoch) for sample in ids.tolist()]
+        ids = self._order.ids(step).tolist()
+        return [Row(0, ids[row // self.repeats], epoch, row % self.repeats) for row in rows]
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must agree on to be shown the same batches."""
@@ -65,5 +76,6 @@ class Sampler:
             "batch_size": self.batch_size,
             "lanes": self._order.lanes,
             "window": self._order.window,
+            "repeats": self.repeats,
             "dataset": dataset.checksum,
         }

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_pipelines.pixels import MAX_PIXELS, Header, check_size, over_black, turned
+from data_pipelines.pixels import MAX_PIXELS, Header, UnusableImageError, check_size, over_black, turned
 
 MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NONE, _LZW, _DEFLATE, _OLD_DEFLATE, _PACKBITS = 1, 5, 8, 32946, 32773
@@ -115,9 +115,10 @@ def read_tiff(content: bytes, channels: int | None) -> np.ndarray:
     first = pages[0]
     if len(pages) > 1:
         if channels not in (None, len(pages)):
-            raise ValueError(
+            raise UnusableImageError(
+                "other_channels",
                 f"a TIFF of {len(pages)} pages of {first.width}x{first.height} px and one channel each, and "
-                f"data.channels is {channels}"
+                f"data.channels is {channels}",
             )
         check_size(first.height, first.width, len(pages), first.dtype.itemsize)
         pixels = np.concatenate([_read_page(content, page, None) for page in pages], axis=2)
@@ -225,21 +226,24 @@ def _page(content: bytes, tags: _Tags) -> _Page:
     depth, kind = same(_Tag.BITS, 1), same(_Tag.FORMAT, 1)
     if depth not in (8, 16) or kind not in (1, 4):  # 4: not said
         words = f"{depth or 'various'}-bit {_FORMATS.get(kind, 'unsigned')}"
-        raise ValueError(f"a TIFF of {words} numbers; unsigned ones of 8 or 16 bits are read, scaled to their range")
+        reason = f"a TIFF of {words} numbers; unsigned ones of 8 or 16 bits are read, scaled to their range"
+        raise UnusableImageError("other_format", reason)
     dtype = np.dtype(np.uint8 if depth == 8 else np.uint16)
     check_size(height, width, samples, dtype.itemsize)
     compression = value(_Tag.COMPRESSION, _NONE)
     if compression not in (_NONE, _LZW, _DEFLATE, _OLD_DEFLATE, _PACKBITS):
         known = _COMPRESSIONS.get(compression, "of an unknown kind")
-        raise ValueError(f"a TIFF whose compression is {known} ({compression}); store it by Deflate, LZW or none")
+        reason = f"a TIFF whose compression is {known} ({compression}); store it by Deflate, LZW or none"
+        raise UnusableImageError("other_format", reason)
     photometric = value(_Tag.PHOTOMETRIC, _BLACK_IS_ZERO)
     if photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE):
         known = _PHOTOMETRICS.get(photometric, f"of photometric {photometric}")
-        raise ValueError(f"a TIFF that is {known}; store it as grey, RGB or plain channels")
+        raise UnusableImageError("other_format", f"a TIFF that is {known}; store it as grey, RGB or plain channels")
     if photometric == _RGB and samples < 3:
         raise ValueError(f"a TIFF that is RGB and has {samples} channel{'s' * (samples > 1)}")
     if value(_Tag.PREDICTOR, 1) not in (1, 2) or value(_Tag.FILL_ORDER, 1) != 1:
-        raise ValueError("a TIFF of a predictor for floating-point numbers, or of reversed bits")
+        reason = "a TIFF of a predictor for floating-point numbers, or of reversed bits"
+        raise UnusableImageError("other_format", reason)
     if value(_Tag.PLANAR, 1) not in (1, 2):
         raise ValueError(f"a TIFF whose planar configuration is {value(_Tag.PLANAR, 1)}; it is 1 or 2")
     tiled = _Tag.TILE_OFFSETS in tags
@@ -264,7 +268,7 @@ def _page(content: bytes, tags: _Tags) -> _Page:
     if photometric == _PALETTE:
         table = tags.get(_Tag.COLOURS, _NOTHING)
         if samples != 1 or depth != 8 or len(table) != 3 * 256:
-            raise ValueError("a TIFF whose palette is not 256 colours of 8-bit indices")
+            raise UnusableImageError("other_format", "a TIFF whose palette is not 256 colours of 8-bit indices")
         palette = (table.reshape(3, 256).T >> 8).clip(0, 255).astype(np.uint8)
     return _Page(
         height, width, samples, dtype, photometric, compression, planar, value(_Tag.PREDICTOR, 1) == 2,
@@ -325,7 +329,8 @@ def _unpacked(stored: memoryview, compression: int, rows: int, row_bytes: int) -
 def _by_libtiff(stored: memoryview, compression: int, rows: int, row_bytes: int) -> bytes:
     """One strip of LZW or PackBits, given to Pillow's libtiff as a grey image of its own."""
     if rows * row_bytes > MAX_PIXELS:
-        raise ValueError(f"a TIFF of one piece of {rows * row_bytes} bytes; store it in smaller strips")
+        reason = f"a TIFF of one piece of {rows * row_bytes} bytes; store it in smaller strips"
+        raise UnusableImageError("too_large", reason)
     tags = (
         (_Tag.WIDTH, row_bytes), (_Tag.HEIGHT, rows), (_Tag.BITS, 8), (_Tag.COMPRESSION, compression),
         (_Tag.PHOTOMETRIC, _BLACK_IS_ZERO), (_Tag.STRIP_OFFSETS, 8 + 2 + 9 * 12 + 4), (_Tag.SAMPLES, 1),

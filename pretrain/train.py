@@ -18,10 +18,10 @@ from data_pipelines.cores import cores_per_process
 from data_pipelines.files import read_json
 from data_pipelines.loader import Batch, Loader
 from data_pipelines.sampler import Sampler
-from pretrain.batches import crop_sheet, ids_digest, seed_dropout, share_mask_counts, to_device
+from pretrain.batches import DeviceSteps, crop_sheet, seed_dropout, share_mask_counts
 from pretrain.checkpoint import Checkpoints, ResumeState, check_resume, read_state
 from pretrain.config import ConfigError, check_batch
-from pretrain.data import open_datasets, sampler_of
+from pretrain.data import check_same_executor, open_datasets, resolve_executor, sampler_of
 from pretrain.diagnostics import alarms, check_finite
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
@@ -61,6 +61,7 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
     datasets = open_datasets(config.data)
     config, chosen = resolve_auto(config, sum(dataset.num_samples for dataset in datasets))
     config, known = resolve_normalisation(config)
+    config = resolve_executor(config)
     chosen += known + left_out_line(config.views, config.data.channels)
     folder = check_run_folder(config)
     normalisation = choose_normalisation(config, datasets)
@@ -134,7 +135,11 @@ class Trainer:
             max_bad_share=config.data.max_bad_share,
             channels=config.data.channels,
             bits=config.data.bits,
+            executor=config.data.executor,
+            partial_decode=config.data.partial_decode,
+            dct_scaling=config.data.dct_scaling,
         )
+        check_same_executor(self.loader.executor, world_size, device)
         self.timeline = Timeline.of(config.train, sampler.steps_per_epoch)
         warmup = self.timeline.steps(config.optim.warmup_epochs)
         if warmup > self.timeline.total_steps:
@@ -160,12 +165,10 @@ class Trainer:
         """Run to the end of the timeline, or to the end of the step in which a stop is requested."""
         self._announce()
         self.engine.train()
-        batches = self.loader.steps(self.step)
+        steps = DeviceSteps(self.loader, self.step, self.device)
         while self.step < self.timeline.total_steps:
             watchdog.feed()
-            loaded = next(batches)
-            digest = sum(ids_digest(batch) for batch in loaded)
-            micro_batches = [to_device(batch, self.device) for batch in loaded]
+            micro_batches, digest = next(steps)
             share_mask_counts(micro_batches, self.world_size)
             self.method.before_step(self.step, micro_batches, self.look)
             metrics, grad_norm = self.optimizer_step(micro_batches)
@@ -308,7 +311,7 @@ class Trainer:
 
     def _pinned(self) -> dict[str, Any]:
         """What a resumed run must agree on."""
-        return {**self.loader.sampler.state(), **self.method.pinned()}
+        return {**self.loader.sampler.state(), "executor": self.loader.executor, **self.method.pinned()}
 
     def _is_milestone(self) -> bool:
         every = self.config.checkpoint.milestone_every_epochs
@@ -324,7 +327,8 @@ class Trainer:
         self._say(
             f"{config.name}: {config.method.name}{on} ({size / 1e6:.1f} M parameters), "
             f"{self.world_size} rank(s) on {self.device.type}, ZeRO {config.engine.zero_stage}, "
-            f"{config.engine.precision}; global batch {config.train.batch_size} = {self.world_size} ranks x "
+            f"{config.engine.precision}, crops by {self.loader.executor}; "
+            f"global batch {config.train.batch_size} = {self.world_size} ranks x "
             f"{config.train.batch_size // self.world_size // config.train.accumulation} x "
             f"{config.train.accumulation} accumulated; {self.timeline.total_steps} steps "
             f"({self.timeline.epoch(self.timeline.total_steps):.2f} epochs); writing to {self.folder}"

@@ -101,8 +101,8 @@ model = timm.create_model("hf-hub:USER/NAME", pretrained=True).eval()  # or "loc
 ```
 
 Pixels of {card.bits} bits are divided by {2**card.bits - 1}, minus mean ({mean}), divided by std ({std}), as in
-training. The probes resize the short side to 256 / 224 of the crop by bicubic interpolation and crop the centre; images of exactly the crop's size are
-taken whole. Their headline feature is {_headline(card)}."""
+training. The probes resize the short side to 256 / 224 of the crop by bicubic interpolation and crop the centre; images
+of exactly the crop's size are taken whole. Their headline feature is {_headline(card)}."""
 
 
 def _headline(card: EncoderCard) -> str:

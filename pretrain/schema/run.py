@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from data_pipelines.executors import ExecutorName
 from data_pipelines.views import Share, Views, section
 from pretrain.combinations import check_combinations
 from pretrain.schema.encoders import EncoderConfig
@@ -33,6 +34,10 @@ class DataConfig:
     shuffle_window: PositiveInt = 1024  # samples shuffled together within a lane
     threads: PositiveInt | None = None  # default: the cores this process may use
     prefetch: PositiveInt = 2  # batches made ahead
+    repeats: PositiveInt = 1  # rows of a batch that show the same sample, decoded once; an epoch stays as many rows
+    executor: ExecutorName = "auto"  # who makes the crops; auto: native where it is built, else wheels
+    partial_decode: bool = True  # of a JPEG only what its crops touch; the crops are the same
+    dct_scaling: bool = True  # a large JPEG at 1/2, 1/4 or 1/8 where no crop is then enlarged
     max_bad_share: Share = 0.01  # unreadable samples are replaced and counted; beyond this share the run stops
 
 
