@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the parts in C, each of which may be missing. Everything works without them, slower."""
+"""What pyproject.toml cannot say: the parts in C. Each may be missing: everything works without them, slower."""
 
 from __future__ import annotations
 

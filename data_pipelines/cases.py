@@ -46,7 +46,9 @@ CASES: dict[str, Case] = {
     "tiny": Case(_NOTE, "a side of less than 8 px", "used, enlarged"),
     "other_channels": Case(_ERROR, "channels that cannot be made those of the run", _REPLACED),
     # samples: what lies under one key
-    "repeated_member": Case(_ERROR, "several images or labels under one key", "the first is used"),
+    "repeated_member": Case(
+        _ERROR, "several images or labels under one key, which ends at the first dot of a name", "the first is used"
+    ),
     "no_image": Case(_ERROR, "a key with a label or metadata and no image", "no sample"),
     "bad_label": Case(_ERROR, "a .cls that is no integer of 0 or more", "the sample has no label"),
     "label_out_of_range": Case(_ERROR, "a label beyond the classes of dataset.json", "a probe refuses the data set"),
@@ -75,6 +77,17 @@ CASES: dict[str, Case] = {
 }
 
 _MAX_SHOWN = 200
+
+
+def table() -> str:
+    """`CASES` as a table in Markdown, the errors first."""
+    lines = ["| name | what | what is done |", "| --- | --- | --- |"]
+    for severity in Severity:
+        lines.append(f"| **{severity}s** | | |")
+        lines += [
+            f"| `{name}` | {case.found} | {case.done} |" for name, case in CASES.items() if case.severity == severity
+        ]
+    return "\n".join(lines)
 
 
 def shown(name: str) -> str:

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from data_pipelines import rasters
 from data_pipelines.cases import shown
 from data_pipelines.index import Sample
-from data_pipelines.jpeg import MAX_SCANS, decode_jpeg
+from data_pipelines.jpeg import MAX_SCANS, decode_jpeg, read_header
 from data_pipelines.magic import kind_of
 from data_pipelines.parts import Choose, Picture, whole
 from data_pipelines.pixels import MAX_PIXELS, Header, UnusableImageError, convert
@@ -126,7 +126,10 @@ def decode_part(
         padded: The pixels of a JPEG may lie four bytes apart, which is decoded faster.
         bits: As of `decode`.
     """
-    if channels in (1, 3) and (picture := decode_jpeg(sample.image, channels, choose, MAX_PIXELS, padded)) is not None:
+    of_jpeg = channels
+    if channels is None and (header := read_header(sample.image)) is not None:
+        of_jpeg = header.components
+    if of_jpeg in (1, 3) and (picture := decode_jpeg(sample.image, of_jpeg, choose, MAX_PIXELS, padded)) is not None:
         return picture._replace(pixels=convert(picture.pixels, None, 16)) if bits == 16 else picture
     picture = Picture(_decode_whole(sample, channels, bits))
     choose(picture.pixels.shape[:2])

@@ -19,7 +19,8 @@ from braceexpand import braceexpand
 
 from data_pipelines.joint_index import joint_place, open_index
 from data_pipelines.sample_index import NO_LABEL
-from data_pipelines.shards import open_shard
+from data_pipelines.shards import ShardChangedError, identify, open_shard
+from data_pipelines.steady import steadily
 
 _MAX_OPEN_SHARDS = 512  # a process may often have 1024 files open in all
 _log = logging.getLogger(__name__)
@@ -83,18 +84,32 @@ class Dataset:
         return self.index.entry(shard, row).key, self.shards[shard]
 
     def read(self, sample: int) -> Sample:
-        """Read one sample; its image is shorter than stored only if the shard has shrunk since.
+        """Read one sample.
 
         Raises:
             IndexError: `sample` is not one of 0 .. num_samples - 1.
             DamageError: The stored index says of it what cannot be.
-            OSError: The file system fails; that is no property of the sample, so nobody should skip it.
+            OSError: The file system goes on failing, see `steadily`; that is no property of the sample, so nobody
+                should skip it. Or the shard has shrunk.
         """
         shard, row = self._locate(sample)
         entry = self.index.entry(shard, row)
-        file = self._file(shard)  # held for as long as it is read
-        image = os.pread(file.descriptor, entry.image_size, entry.image_offset)
+
+        def read() -> bytes:
+            file = self._file(shard)  # held for as long as it is read
+            return os.pread(file.descriptor, entry.image_size, entry.image_offset)
+
+        image = steadily(self.shards[shard], read, self.close)
+        if len(image) < entry.image_size:
+            raise ShardChangedError(self.shards[shard], "has shrunk")
         return Sample(entry.key, self.shards[shard], image, None if entry.label == NO_LABEL else entry.label)
+
+    def check_unchanged(self, sample: int) -> None:
+        """Raise ShardChangedError if the shard of a sample has another size or time of change than its index."""
+        shard, _ = self._locate(sample)
+        now, indexed = identify(self.shards[shard]), self.index.identity(shard)
+        if now.size != indexed.size or (now.stamp != indexed.stamp and None not in (now.stamp, indexed.stamp)):
+            raise ShardChangedError(self.shards[shard], "has changed")
 
     def close(self) -> None:
         """Close the shards; a later read opens them again."""

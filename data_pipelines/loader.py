@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines import crops
 from data_pipelines.any_channels import fitting
-from data_pipelines.bad_samples import Decoder
+from data_pipelines.bad_samples import BadSampleLog, Decoder
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
 from data_pipelines.device import NUM_COLOURS
@@ -56,6 +56,7 @@ class Loader:
         executor: Makes the crops: see `executors`. With `device`, `device.finish` completes the batches.
         partial_decode: Decode of a JPEG only what its crops touch, where `jpeg.has_regions`; the crops are the same.
         dct_scaling: Decode a large JPEG at a half, a quarter or an eighth where no crop is then enlarged.
+        bad_samples: Where bad samples are written down.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Loader:
         executor: ExecutorName = "auto",
         partial_decode: bool = True,
         dct_scaling: bool = True,
+        bad_samples: BadSampleLog | None = None,
     ) -> None:
         batch_size = sampler.batch_size
         if not 0 <= rank < world_size:
@@ -103,7 +105,9 @@ class Loader:
         self._channels, self._bits = channels, bits
         self._draw_mask, self._prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
         padded = maker == "native"
-        self._decoders = [Decoder(dataset, channels, max_bad_share, padded, bits) for dataset in sampler.datasets]
+        self._decoders = [
+            Decoder(dataset, channels, max_bad_share, padded, bad_samples, bits) for dataset in sampler.datasets
+        ]
         self._threads = threads or default_threads(sampler.datasets)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
         self._pending: deque[tuple[StepBuffer, list[Future[None]]]] = deque()

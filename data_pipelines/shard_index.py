@@ -9,199 +9,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
-from array import array
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from data_pipelines.index_file import read_index, store, write_joined
-from data_pipelines.sample_index import NO_LABEL, Findings, Index, one_shard
+from data_pipelines.sample_index import Index
 from data_pipelines.sections import DamageError
-from data_pipelines.shards import Identity, identify, open_shard
-from data_pipelines.tar import BLOCK, TarDamageError, members
+from data_pipelines.shard_scan import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from data_pipelines.shard_scan import scan_shard
+from data_pipelines.shards import Identity, identify
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "npy")
 INDEX_SUFFIX = ".index"
-_MAX_LABEL_BYTES = 32
-_NO_IMAGE = -1
-# WebDataset's rules: a key ends at the first dot of the base name; names in double underscores are its own
-_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
-_META = re.compile(r"__[^/]*__($|/)")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Entry:
-    """What the members of one key hold; places are (block, bytes)."""
-
-    key: str
-    image: tuple[int, int] = (_NO_IMAGE, 0)
-    image_rank: int = 0  # see `_rank`
-    label: int = NO_LABEL
-    has_label: bool = False
-    json: tuple[int, int] = (0, 0)
-
-
-class _Rows:
-    """The entries found so far, some 60 bytes each: a shard may hold ten million."""
-
-    def __init__(self) -> None:
-        self.keys = bytearray()
-        self.key_ends = array("q")
-        self.hashes = array("q")
-        self.numbers = array("q")  # image block and bytes, label, json block and bytes, image_rank, has_label
-
-    def __len__(self) -> int:
-        return len(self.hashes)
-
-    def append(self, entry: _Entry) -> None:
-        self.keys += entry.key.encode("utf-8", "surrogateescape")
-        self.key_ends.append(len(self.keys))
-        self.hashes.append(hash(entry.key))
-        self.numbers.extend(_numbers(entry))
-
-    def key(self, row: int) -> str:
-        begin = self.key_ends[row - 1] if row else 0
-        return self.keys[begin : self.key_ends[row]].decode("utf-8", "surrogateescape")
-
-    def entry(self, row: int) -> _Entry:
-        block, size, label, json_block, json_size, rank, has_label = self.numbers[7 * row : 7 * row + 7]
-        return _Entry(self.key(row), (block, size), rank, label, bool(has_label), (json_block, json_size))
-
-    def put(self, row: int, entry: _Entry) -> None:
-        self.numbers[7 * row : 7 * row + 7] = array("q", _numbers(entry))
-
-    def repeats(self) -> list[tuple[int, int]]:
-        """(row of the first, later row) for keys whose members do not lie together, in the order of the later."""
-        hashes = np.frombuffer(self.hashes, np.int64)
-        order = np.argsort(hashes, kind="stable")
-        same = hashes[order][1:] == hashes[order][:-1]
-        first: dict[str, int] = {}
-        found = []
-        for row in sorted({*order[1:][same].tolist(), *order[:-1][same].tolist()}):
-            earlier = first.setdefault(self.key(row), row)
-            if earlier != row:
-                found.append((earlier, row))
-        return found
-
-
-def _numbers(entry: _Entry) -> tuple[int, ...]:
-    return (*entry.image, entry.label, *entry.json, entry.image_rank, entry.has_label)
-
-
 def build_index(shard: Path) -> Index:
-    """Read a shard's headers and labels.
-
-    A sample is a key with an image. Of several images or labels under one key the first counts; an `.npy` array is the
-    image only where nothing else is, for it may as well be features or a mask. Of an archive cut short, everything
-    before the cut.
-    """
-    rows, problems = _Rows(), []
-    num_bad_labels = num_repeated = 0
-    truncated, first_repeated = False, ""
-    entry: _Entry | None = None
-    identity, descriptor = identify(shard), open_shard(shard)
-    try:
-        for name, offset, size in members(shard):
-            match = _NAME.match(name)
-            if match is None or _META.search(name):
-                continue
-            key, suffix = match[1], match[2].lower()
-            if entry is None or entry.key != key:
-                if entry is not None:
-                    rows.append(entry)
-                entry = _Entry(key)
-            place, repeated = (offset // BLOCK, size), False
-            if suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
-                repeated = _add_image(entry, place, _rank(suffix))
-            elif suffix == "cls":
-                repeated = entry.has_label
-                if not repeated:
-                    label = _label(os.pread(descriptor, min(size, _MAX_LABEL_BYTES), offset))
-                    num_bad_labels += label is None
-                    entry.label, entry.has_label = NO_LABEL if label is None else label, True
-            elif suffix == "json" and not entry.json[1]:
-                entry.json = place
-            if repeated:
-                num_repeated, first_repeated = num_repeated + 1, first_repeated or name
-    except TarDamageError as error:
-        truncated = True
-        damage = str(error)
-    finally:
-        os.close(descriptor)
-    if entry is not None:
-        rows.append(entry)
-    merged = rows.repeats()
-    for first, later in merged:
-        repeated_members = _merge(rows, first, later)
-        num_repeated, first_repeated = num_repeated + repeated_members, first_repeated or rows.key(later)
-    kept = np.ones(len(rows), dtype=bool)
-    kept[[later for _, later in merged]] = False
-    without_image = kept & (np.frombuffer(rows.numbers, np.int64).reshape(-1, 7)[:, 0] == _NO_IMAGE)
-    num_without_image = int(without_image.sum())
-    if truncated:
-        problems.append(f"{damage}; the {int(kept.sum())} keys before that are used. Fetch or pack the shard again")
-    if num_repeated:
-        problems.append(
-            f"{num_repeated} members repeat the key and kind of an earlier one and are not used, the first of them "
-            f"{first_repeated!r} (a key ends at the first dot of the file's name, so a_0.5.jpg and a_0.7.jpg are both "
-            "a_0)"
-        )
-    if num_without_image:
-        without = rows.key(int(without_image.argmax()))
-        problems.append(
-            f"{num_without_image} keys have no image ({', '.join(IMAGE_SUFFIXES)}), the first of them {without!r}"
-        )
-    if num_bad_labels:
-        problems.append(f"{num_bad_labels} .cls members are not an integer of 0 or more; those samples have no label")
-    findings = Findings(tuple(problems), num_without_image, num_repeated, num_bad_labels, truncated)
-    return _finished(shard.name, identity, rows, kept & ~without_image, findings)
-
-
-def _rank(suffix: str) -> int:
-    """Which of a key's images goes first: a plain suffix (3) before a compound one (2), arrays last (1 and 0)."""
-    return 2 * (not suffix.endswith("npy")) + (suffix in IMAGE_SUFFIXES)
-
-
-def _add_image(entry: _Entry, place: tuple[int, int], rank: int) -> bool:
-    """Whether it is one too many; arrays never are, for several beside an image are usual."""
-    if entry.image[0] == _NO_IMAGE or rank > entry.image_rank:
-        entry.image, entry.image_rank = place, rank
-        return False
-    return rank == entry.image_rank and rank >= 2
-
-
-def _merge(rows: _Rows, first: int, later: int) -> int:
-    """Take into the first row of a key what a later one adds; the number of members that are not used."""
-    entry, other = rows.entry(first), rows.entry(later)
-    repeated = other.image[0] != _NO_IMAGE and _add_image(entry, other.image, other.image_rank)
-    repeated_label = entry.has_label and other.has_label
-    if not entry.has_label:
-        entry.label, entry.has_label = other.label, other.has_label
-    if not entry.json[1]:
-        entry.json = other.json
-    rows.put(first, entry)
-    return repeated + repeated_label
-
-
-def _finished(name: str, identity: Identity, rows: _Rows, kept: np.ndarray, findings: Findings) -> Index:
-    numbers = np.frombuffer(rows.numbers, np.int64).reshape(-1, 7)
-    key_ends = np.frombuffer(rows.key_ends, np.int64)
-    keys = bytes(rows.keys)
-    if not kept.all():
-        lengths = np.diff(key_ends, prepend=0)
-        keys = np.frombuffer(keys, np.uint8)[np.repeat(kept, lengths)].tobytes()
-        key_ends, numbers = np.cumsum(lengths[kept]), numbers[kept]
-    columns = ("image_blocks", "image_sizes", "labels", "json_blocks", "json_sizes")
-    arrays = {column: numbers[:, place] for place, column in enumerate(columns)}
-    return one_shard(name, identity, keys, {**arrays, "key_ends": key_ends}, findings)
-
-
-def _label(text: bytes) -> int | None:
-    text = text.strip()
-    return int(text) if text.isdigit() and len(text) < 19 else None
+    """Read a shard's headers and labels; what a sample is, says `scan_shard`."""
+    return scan_shard(shard)[0]
 
 
 def load_index(shard: Path) -> Index:

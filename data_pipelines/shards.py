@@ -36,3 +36,13 @@ def identify_all(shards: Sequence[Path]) -> list[Identity]:
 def open_shard(shard: Path) -> int:
     """A descriptor of a local file with the shard's bytes, for the caller to close."""
     return os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
+
+
+class ShardChangedError(OSError):
+    """A shard is not the one that was indexed."""
+
+    def __init__(self, shard: Path, what: str) -> None:
+        super().__init__(
+            f"{shard} {what} since it was indexed: something writes to the data of a run. Bring the shard back as it "
+            "was, or start anew with what it is now"
+        )

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipelines.any_channels import left_out_line
+from data_pipelines.bad_samples import BadSampleLog
 from data_pipelines.buffers import map_batch
 from data_pipelines.cores import cores_per_process
 from data_pipelines.files import read_json
@@ -138,6 +139,7 @@ class Trainer:
             executor=config.data.executor,
             partial_decode=config.data.partial_decode,
             dct_scaling=config.data.dct_scaling,
+            bad_samples=BadSampleLog(folder / "bad_samples" / f"rank-{rank:05d}.jsonl"),
         )
         check_same_executor(self.loader.executor, world_size, device)
         self.timeline = Timeline.of(config.train, sampler.steps_per_epoch)

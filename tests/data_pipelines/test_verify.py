@@ -43,8 +43,8 @@ def test_a_flipped_bit(packed: Path) -> None:
     content[700] ^= 1
     shard.write_bytes(content)
     told = problems(packed)
-    assert "train-000001.tar: its bytes are not those that were packed" in told
-    assert "1 of 20 samples cannot be decoded" in told
+    assert "other_bytes (1): train-000001.tar" in told
+    assert "damaged_image (1): " in told
 
 
 def test_a_truncated_shard(packed: Path) -> None:
@@ -56,8 +56,8 @@ def test_a_truncated_shard(packed: Path) -> None:
 def test_missing_and_additional_shards(packed: Path) -> None:
     (packed / "train-000000.tar").rename(packed / "train-000007.tar")
     told = problems(packed)
-    assert "train-000000.tar is in dataset.json and not in the folder" in told
-    assert "train-000007.tar is in the folder and not in dataset.json" in told
+    assert "missing_shard (1): train-000000.tar" in told
+    assert "unlisted_shard (1): train-000007.tar" in told
 
 
 def test_foreign_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,15 +69,15 @@ def test_foreign_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert [bad["key"] for bad in report["bad"]] == ["000002"]
     told = "\n".join(report["problems"])
     for words in (
-        "1 members repeat",
-        "1 keys have no image",
-        "1 .cls members are not an integer",
-        "000002 of data-0.tar",
+        "repeated_member (1): 000001 of data-0.tar",
+        "no_image (1): y of data-0.tar",
+        "bad_label (1): x.cls of data-0.tar",
+        "damaged_image (1): 000002 of data-0.tar: image file is truncated",
     ):
         assert words in told
     assert (report["samples"], report["labelled"]) == (6, 5)
     assert json.loads((tmp_path / "report.json").read_text()) == report
-    assert "problem(s)" in capsys.readouterr().out
+    assert "4 kinds of error; 1 of 6 samples (16.7 %) cannot be decoded; a run ends" in capsys.readouterr().out
 
 
 def test_a_read_only_folder_gets_no_report(packed: Path) -> None:
