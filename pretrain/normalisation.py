@@ -26,16 +26,20 @@ def choose_normalisation(config: Config, datasets: Sequence[Dataset]) -> Normali
     data, dataset = config.data, datasets[0]
     if data.mean is not None and data.std is not None:
         return Normalisation(data.mean, data.std)
-    measured = 0
-    if dataset.mean is not None and dataset.std is not None:
-        measured = len(dataset.mean)
-        if measured == len(dataset.std) == data.channels:
-            return Normalisation(tuple(dataset.mean), tuple(dataset.std))
-        if (measured, len(dataset.std), data.channels) == (1, 1, 3):
-            return Normalisation(tuple(dataset.mean) * 3, tuple(dataset.std) * 3)
+    mean, std = dataset.mean or (), dataset.std or ()
+    if (len(mean), len(std), data.channels) == (1, 1, 3):
+        mean, std = mean * 3, std * 3
+    if len(mean) == len(std) == data.channels:
+        constant = [str(channel) for channel, value in enumerate(std) if not value > 0]
+        if constant:
+            raise ConfigError(
+                f"the dataset.json of {data.train} has a deviation of 0 for channel(s) {', '.join(constant)}, which "
+                "have one value everywhere: leave them out of the images, or set data.mean and data.std"
+            )
+        return Normalisation(tuple(mean), tuple(std))
     if data.channels == 3:
         return IMAGENET
-    found = f"the mean and deviation of {measured} channels" if measured else "no mean and deviation"
+    found = f"the mean and deviation of {len(mean)} channel(s)" if mean else "no mean and deviation"
     raise ConfigError(
         f"data.channels is {data.channels} and the dataset.json of {data.train} has {found}. Measure them: "
         f"`selfsight data stats {data.train} --channels {data.channels} --bits {data.bits} --write`; or set data.mean "

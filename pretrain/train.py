@@ -313,7 +313,8 @@ class Trainer:
 
     def _pinned(self) -> dict[str, Any]:
         """What a resumed run must agree on."""
-        return {**self.loader.sampler.state(), "executor": self.loader.executor, **self.method.pinned()}
+        known = {"mean": list(self.normalisation.mean), "std": list(self.normalisation.std)}  # dataset.json may change
+        return {**self.loader.sampler.state(), "executor": self.loader.executor, **known, **self.method.pinned()}
 
     def _is_milestone(self) -> bool:
         every = self.config.checkpoint.milestone_every_epochs
