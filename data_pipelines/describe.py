@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from einops import rearrange, reduce
 
-from data_pipelines.decode import BadSampleError, decode
-from data_pipelines.index import Dataset, Sample, open_dataset
+from data_pipelines.index import Dataset, open_dataset
 from data_pipelines.pack_folder import read_receipt
 from data_pipelines.reencode import REENCODED
 from data_pipelines.scan import Catalogue
-from data_pipelines.streams import Purpose, random_bits, stream_key
+from data_pipelines.statistics import common_kind, draw_samples, headers_of, measure
 
 FORMAT_VERSION = 2
 _MAX_MEASURED = 1000  # images whose pixels make the mean and the standard deviation
@@ -73,13 +70,12 @@ def describe(
         entry["class_counts"] = counts if num_classes else None
     measured = next(split for split in ("train", *entries) if entries.get(split, {"samples": 0})["samples"])
     with open_dataset(out, measured) as dataset:
-        mean, std = pixel_statistics(dataset, plan["seed"], workers)
+        statistics = pixel_statistics(dataset, plan["seed"], workers)
     return {
         "version": FORMAT_VERSION,
         "splits": entries,
         "classes": None if classes is None else list(classes),
-        "mean": mean,
-        "std": std,
+        **statistics,
         "images": _summarise(totals["sizes"]) | {"modes": dict(sorted(totals["modes"].items()))},
         "reencoding": None if plan["reencoding"] is None else _describe_reencoding(totals["outcomes"], before, after),
         "num_left_out": catalogue.num_left_out,
@@ -115,29 +111,15 @@ def _summarise(sizes: Counter[str]) -> dict[str, Any]:
     return summary
 
 
-def pixel_statistics(dataset: Dataset, seed: int, workers: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the pixels, per channel of RGB and in 0 .. 1, every image weighing the same.
+def pixel_statistics(dataset: Dataset, seed: int, workers: int) -> dict[str, Any]:
+    """Mean and standard deviation of the pixels, per channel and in 0 .. 1, and what else `measure` tells.
 
-    Measured on up to 1,000 images drawn by `seed`.
+    Measured on up to 1,000 images drawn by `seed`. Where they have no number of channels in common there is no mean and
+    no deviation of all, so both are null, and `statistics` says why.
     """
-    drawn = random_bits(stream_key(seed, Purpose.STATISTICS), dataset.num_samples).argsort(kind="stable")
-    with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda number: _moments(dataset.read(number)), drawn[:_MAX_MEASURED].tolist())
-        moments = [one for one in found if one is not None]
-    if not moments:
-        raise ValueError(
-            f"none of the images drawn from {dataset.shards[0].parent} can be decoded; look at some of them"
-        )
-    first, second = reduce(np.stack(moments), "image moment c -> moment c", "mean")
-    std = np.sqrt(np.maximum(second - first**2, 0))
-    return [round(float(value), 6) for value in first], [round(float(value), 6) for value in std]
-
-
-def _moments(sample: Sample) -> np.ndarray | None:
-    """Mean and mean square of one image: (2, c); None if it cannot be decoded."""
-    try:
-        image = decode(sample)
-    except BadSampleError:
-        return None
-    pixels = rearrange(image.astype(np.float64) / 255, "h w c -> (h w) c")
-    return np.stack([pixels.mean(axis=0), (pixels**2).mean(axis=0)])
+    numbers = draw_samples(seed, dataset.num_samples, _MAX_MEASURED)
+    kind, why = common_kind(headers_of(dataset.read, numbers))
+    if kind is None:
+        return {"mean": None, "std": None, "statistics": {"none": why}}
+    measured = measure(dataset.read, numbers, kind, workers)
+    return {"mean": list(measured.mean), "std": list(measured.std), "statistics": measured.for_json()}

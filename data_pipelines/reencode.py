@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from data_pipelines.decode import TURNS, BadSampleError, decode, open_image, orientation_of
+from data_pipelines.decode import TURNS, BadSampleError, decode, look, open_image, orientation_of
 from data_pipelines.index import Sample
+from data_pipelines.pixels import Header
 
 REENCODED = "re-encoded"
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
@@ -18,7 +19,6 @@ SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
 #: a full decode followed by the same filter, and 2000 x 1500 px become 427 x 320 in a third of the time.
 _REDUCING_GAP = 2.0
 _MAX_JPEG_SIDE = 65_500  # px, libjpeg's
-_PNG_DEPTH = 24  # the byte of a PNG that tells the bits of a channel
 _MODES = {"RGB": "RGB", "L": "L", "CMYK": "RGB", "YCbCr": "RGB", "P": "RGB", "1": "L"}
 
 
@@ -29,7 +29,7 @@ class Reencoding:
     An image whose short side is larger than `max_short_side` is decoded, turned as its EXIF says, resized by Lanczos'
     filter with antialiasing and written as a baseline JPEG without EXIF. The colour profile (ICC) goes along, except of
     CMYK, whose pixels become RGB. Smaller images keep their bytes, unless `everything` is to be re-encoded. What a JPEG
-    cannot hold keeps its bytes always: transparency, 16 bits, more channels, several frames.
+    cannot hold keeps its bytes always: transparency, 16 bits, TIFF and arrays, several frames.
 
     Args:
         max_short_side: px; None: no image is resized.
@@ -61,11 +61,12 @@ class Prepared(NamedTuple):
     suffix: str  # of its format
     width: int  # px as stored, before EXIF turns it
     height: int
-    mode: str  # Pillow's
+    mode: str  # as in `Header`
     outcome: str  # `REENCODED`, or why its bytes were kept
 
 
-_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "NPY": "npy"}
+_DECODED_BY_PILLOW = ("JPEG", "MPO", "PNG", "WEBP")
 
 
 def prepare(content: bytes, reencoding: Reencoding | None = None, decode_all: bool = False) -> Prepared:
@@ -79,37 +80,42 @@ def prepare(content: bytes, reencoding: Reencoding | None = None, decode_all: bo
     Raises:
         Exception: One of `decode.DAMAGE`: not an image that a run could use.
     """
-    with open_image(content) as image:
-        (width, height), mode, suffix = image.size, image.mode, _SUFFIXES[str(image.format)]
-        outcome = _why_kept(image, content, reencoding)
-        if outcome is None:
-            assert reencoding is not None
-            width, height, mode, content = _encode(image, reencoding)
-            return Prepared(content, "jpg", width, height, mode, REENCODED)
+    header = look(content)
+    outcome = _why_kept(header, reencoding)
+    if outcome is None:
+        assert reencoding is not None
+        with open_image(content) as image:
+            outcome = _why_no_jpeg(image)
+            if outcome is None:
+                return _encode(image, reencoding)
     if decode_all:
         try:
-            decode(Sample("", Path(), content, None))
+            decode(Sample("", Path(), content, None), None, None)
         except BadSampleError as error:
             raise ValueError(error.reason) from error
-    return Prepared(content, suffix, width, height, mode, outcome)
+    return Prepared(content, _SUFFIXES[header.format], header.width, header.height, header.mode, outcome)
 
 
-def _why_kept(image: Image.Image, content: bytes, reencoding: Reencoding | None) -> str | None:
-    """None: it is to be re-encoded."""
+def _why_kept(header: Header, reencoding: Reencoding | None) -> str | None:
+    """Why an image of this header keeps its bytes; None: if a JPEG can hold it, it is re-encoded."""
     if reencoding is None:
         return "as it was"
-    side = reencoding.max_short_side
-    if not reencoding.everything and (side is None or min(image.size) <= side):
+    size = (header.width, header.height)
+    if _scaled(size, reencoding) == size and not reencoding.everything:
         return "small"
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+    if header.format not in _DECODED_BY_PILLOW:
+        return header.format
+    if header.bits > 8:
+        return "16 bits"
+    return None if max(_scaled(size, reencoding)) <= _MAX_JPEG_SIDE else "too long for a JPEG"
+
+
+def _why_no_jpeg(image: Image.Image) -> str | None:
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's JPEG with further pictures
         return "several frames"
     if "transparency" in image.info or "A" in image.getbands() or "a" in image.getbands():
         return "transparent"
-    if image.format == "PNG" and content[_PNG_DEPTH] == 16:  # Pillow opens some of them as 8-bit
-        return "16 bits"
-    if image.mode not in _MODES:
-        return f"mode {image.mode}"
-    return None if max(_scaled(image.size, reencoding)) <= _MAX_JPEG_SIDE else "too long for a JPEG"
+    return None if image.mode in _MODES else f"mode {image.mode}"
 
 
 def _scaled(size: tuple[int, int], reencoding: Reencoding) -> tuple[int, int]:
@@ -119,8 +125,7 @@ def _scaled(size: tuple[int, int], reencoding: Reencoding) -> tuple[int, int]:
     return max(1, round(size[0] * side / short)), max(1, round(size[1] * side / short))
 
 
-def _encode(image: Image.Image, reencoding: Reencoding) -> tuple[int, int, str, bytes]:
-    """Width and height in px, mode, and the JPEG."""
+def _encode(image: Image.Image, reencoding: Reencoding) -> Prepared:
     size = _scaled(image.size, reencoding)
     shrinks = size != image.size
     profile = image.info.get("icc_profile") if image.mode in ("RGB", "L") else None
@@ -142,4 +147,4 @@ def _encode(image: Image.Image, reencoding: Reencoding) -> tuple[int, int, str, 
         icc_profile=profile,
         comment=None,
     )
-    return pixels.width, pixels.height, pixels.mode, file.getvalue()
+    return Prepared(file.getvalue(), "jpg", pixels.width, pixels.height, pixels.mode, REENCODED)

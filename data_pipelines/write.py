@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from data_pipelines.cores import cores_per_process
 from data_pipelines.describe import describe
-from data_pipelines.files import atomic_write, write_json
+from data_pipelines.files import atomic_write, read_json, write_json
 from data_pipelines.joint_index import write_index
 from data_pipelines.meter import Meter
 from data_pipelines.pack_folder import SKIPPED, WORK, agree, alone_in, read_receipt, receipt_path
@@ -150,7 +150,7 @@ def _pack(
     refuse: bool,
     workers: int,
     progress: bool,
-) -> tuple[dict[str, Any], Meter]:
+) -> tuple[Any, Meter]:
     """What `dataset.json` holds, and what has been done for it."""
     windows = catalogue.source.windows(plan["seed"])
     shards = {
@@ -178,7 +178,7 @@ def _pack(
             file.writelines(json.dumps(entry).encode() + b"\n" for entry in skipped)
     write_json(out / "dataset.json", result)
     shutil.rmtree(out / WORK)
-    return result, meter
+    return read_json(out / "dataset.json"), meter  # as a later call returns it, which finds all done
 
 
 def _cut(

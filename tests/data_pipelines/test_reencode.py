@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from making import encode, picture
 from packing import read_back
 from PIL import Image
 
 from data_pipelines.decode import decode
-from data_pipelines.index import Sample
+from data_pipelines.index import Sample, open_dataset
 from data_pipelines.reencode import REENCODED, Reencoding, prepare
 from data_pipelines.write import pack
 
@@ -181,3 +182,22 @@ def test_a_pack_says_what_was_re_encoded(tmp_path: Path) -> None:
     result = pack(tmp_path / "images", tmp_path / "all", reencoding=everything, progress=False)
     assert result["reencoding"]["kept"] == {"transparent": 1}
     assert result["images"]["height"] == [20, 100, 200]
+
+
+def test_images_beyond_rgb_ride_along(tmp_path: Path) -> None:
+    """TIFF and arrays of any channels and depth are packed byte for byte, re-encoding or not."""
+    bands = np.random.default_rng(0).integers(0, 1 << 16, (80, 90, 5), dtype=np.uint16)
+    tiff, array = io.BytesIO(), io.BytesIO()
+    tifffile.imwrite(tiff, bands, photometric="minisblack", planarconfig="contig")
+    np.save(array, bands)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.tif").write_bytes(tiff.getvalue())
+    (tmp_path / "images/b.npy").write_bytes(array.getvalue())
+    for number, settings in enumerate((None, Reencoding(64))):
+        result = pack(tmp_path / "images", tmp_path / f"out{number}", reencoding=settings, check="full", progress=False)
+        assert result["num_skipped"] == 0
+        assert len(result["mean"]) == 5
+        with open_dataset(tmp_path / f"out{number}") as dataset:
+            stored = {dataset.read(place).image for place in range(2)}
+        assert stored == {tiff.getvalue(), array.getvalue()}
+    assert result["reencoding"]["kept"] == {"NPY": 1, "TIFF": 1}
