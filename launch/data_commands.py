@@ -30,6 +30,7 @@ def trace(
     step: Annotated[int, typer.Option(min=0, help="Optimizer steps before it.")] = 0,
 ) -> None:
     """Print which samples make up the batch of a step."""
+    from data_pipelines.cases import shown
     from pretrain.config import load_config
     from pretrain.data import open_datasets, sampler_of
 
@@ -37,7 +38,7 @@ def trace(
     sampler = sampler_of(config, open_datasets(config.data))
     for number, row in enumerate(sampler.rows(step, range(sampler.batch_size))):
         key, shard = sampler.datasets[row.dataset].key(row.sample)
-        typer.echo(f"{number}\t{row.dataset}\t{row.sample}\t{row.epoch}\t{key}\t{shard}")
+        typer.echo(f"{number}\t{row.dataset}\t{row.sample}\t{row.epoch}\t{shown(key)}\t{shard}")
 
 
 @data_app.command(
