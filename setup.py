@@ -37,7 +37,7 @@ class BuildOrTell(build_ext):
 
 setup(
     ext_modules=[
-        extension("_crops", "module.c", "stream.c", "crop.c", "weights.c", "resample.c", "resample_avx2.c", "colour.c", "blur.c"),
+        extension("_crops", "module.c", "stream.c", "crop.c", "weights.c", "resample.c", "resample_avx2.c", "colour.c", "colour_avx2.c", "blur.c"),
     ],
     cmdclass={"build_ext": BuildOrTell},
 )
