@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the parts in C, each of which may be missing. Everything works without them, slower."""
+"""What pyproject.toml cannot say: the parts in C. Each may be missing: everything works without them, slower."""
 
 from __future__ import annotations
 
@@ -37,7 +37,19 @@ class BuildOrTell(build_ext):
 
 setup(
     ext_modules=[
-        extension("_crops", "module.c", "stream.c", "crop.c", "weights.c", "resample.c", "resample_avx2.c", "colour.c", "colour_avx2.c", "blur.c"),
+        extension(
+            "_crops",
+            "module.c",
+            "stream.c",
+            "crop.c",
+            "weights.c",
+            "resample.c",
+            "resample_avx2.c",
+            "colour.c",
+            "colour_avx2.c",
+            "blur.c",
+        ),
+        extension("_jpeg_region", "jpeg_region.c", libraries=["jpeg"]),  # needs libjpeg-turbo's header (libjpeg-dev)
     ],
     cmdclass={"build_ext": BuildOrTell},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +12,9 @@ data_app = typer.Typer(name="data", no_args_is_help=True, help="Look at a data s
 Preset = Annotated[str, typer.Argument(help="A preset's name, or the path of a .yaml file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to it.")]
 Data = Annotated[str | None, typer.Option(help="The training shards; short for data.train=PATH.")]
+Channels = Annotated[int, typer.Option(min=1, help="Of the images: 3 (RGB), 1 (grey) or any other number.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="That decode; default: the cores it may use.")]
+Progress = Annotated[bool, typer.Option(help="Show how far it is, and what came out.")]
 
 
 def changes_of(overrides: list[str] | None, data: str | None) -> list[str]:
@@ -34,3 +38,39 @@ def trace(
     for number, row in enumerate(sampler.rows(step, range(sampler.batch_size))):
         key, shard = sampler.datasets[row.dataset].key(row.sample)
         typer.echo(f"{number}\t{row.dataset}\t{row.sample}\t{row.epoch}\t{key}\t{shard}")
+
+
+@data_app.command(
+    epilog="Examples:\n\n[bold]selfsight data dedupe shards/ --sheet duplicates.png[/]\n\n"
+    "[bold]selfsight data dedupe shards/ --by features --encoder runs/photos[/]\n\n"
+    "[bold]selfsight pack photos/ clean/ --leave-out duplicates.jsonl[/]"
+)
+def dedupe(
+    shards: Annotated[
+        str, typer.Argument(help="A folder of shards: its train, val and test; or shards by * or {0..9}.")
+    ],
+    val: Annotated[str | None, typer.Option(help="The val split, where it is not in SHARDS.")] = None,
+    by: Annotated[str, typer.Option(help="phash (a perceptual hash) or features (of --encoder).")] = "phash",
+    encoder: Annotated[str | None, typer.Option(help="A run, an encoder folder or timm:NAME.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="phash: most bits of 128 that differ (16). features: least cosine (0.97).")
+    ] = None,
+    mirrored: Annotated[bool, typer.Option("--mirrored", help="Mirror images are duplicates too (phash).")] = False,
+    channels: Channels = 3,
+    out: Annotated[Path, typer.Option(help="The list of what to leave out.")] = Path("duplicates.jsonl"),
+    sheet: Annotated[Path | None, typer.Option(help="Also a PNG of the most doubtful pairs.")] = None,
+    device: Annotated[str, typer.Option(help="Of the encoder: auto, cpu or cuda.")] = "auto",
+    threads: Threads = None,
+    progress: Progress = True,
+) -> None:
+    """List exact and near duplicates within and between train and val, for `pack` to leave out.
+
+    What duplicates a val image leaves train, never the other way; within a split the larger image stays, then the
+    first.
+    """
+    from launch.cleaning import clean
+
+    clean(
+        shards, val, by=by, encoder=encoder, threshold=threshold, mirrored=mirrored, channels=channels, out=out,
+        sheet=sheet, device=device, threads=threads, progress=progress,
+    )  # fmt: skip

@@ -29,9 +29,7 @@ def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
         job.out[...] = pixels if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
 
 
-def crop_of(
-    image: Image.Image, params: CropParams, size: tuple[int, int], interpolation: Interpolation
-) -> Image.Image:
+def crop_of(image: Image.Image, params: CropParams, size: tuple[int, int], interpolation: Interpolation) -> Image.Image:
     left, top, right, bottom = (int(side) for side in params.box)
     mode = InterpolationMode[interpolation.upper()]
     image = tv.resized_crop(image, top, left, bottom - top, right - left, list(size), mode)

@@ -1,0 +1,95 @@
+"""Pictures with captions in a grid: images of any depth and channels, made fit to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+FONT_SIZE = 12  # px
+LINE = 15  # px from line to line
+_GAP = 8
+_PAPER, _INK = (255, 255, 255), (30, 30, 30)
+_PERCENTILES = (1.0, 99.0)
+
+
+class Display:
+    """How the pixels of one image, and of the crops of it, are shown on a screen.
+
+    8-bit images keep their levels. Of deeper ones, the range between the 1st and 99th percentile of every channel
+    shown becomes 0 .. 255. One channel is shown as grey, two as red and green, of more `bands` (counted from 0).
+
+    Raises ValueError for a band that the image has not.
+    """
+
+    def __init__(self, image: np.ndarray, bands: Sequence[int] = (0, 1, 2)) -> None:
+        channels = image.shape[2]
+        self.bands = [0, 0, 0] if channels == 1 else list(bands)[:channels] if channels == 2 else list(bands)
+        if len(self.bands) not in (2, 3) or not all(0 <= band < channels for band in self.bands):
+            raise ValueError(
+                f"bands are {','.join(map(str, bands))}; name three of the image's {channels}, counted from 0"
+            )
+        self.levels = [(0.0, 255.0)] * len(self.bands)
+        if image.dtype != np.uint8:
+            self.levels = [tuple(np.percentile(image[:, :, band], _PERCENTILES)) for band in self.bands]
+
+    def rgb(self, image: np.ndarray) -> Image.Image:
+        """(h, w, c) of 8 or 16 bits to red, green and blue."""
+        shown = np.zeros((*image.shape[:2], 3), dtype=np.uint8)
+        for place, (band, (low, high)) in enumerate(zip(self.bands, self.levels, strict=True)):
+            scaled = (image[:, :, band] - low) * (255 / max(high - low, 1e-6))
+            shown[:, :, place] = np.clip(np.round(scaled), 0, 255)
+        return Image.fromarray(shown)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image and the lines below it."""
+
+    image: Image.Image
+    caption: tuple[str, ...] = ()
+
+
+def fitted(image: Image.Image, side: int) -> Image.Image:
+    """The image enlarged or reduced so that its longer side is `side` px; small ones by whole pixels, unsmoothed."""
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+
+
+def grid(rows: Sequence[Sequence[Tile]], title: str = "") -> Image.Image:
+    """Rows of tiles; in a column all are as wide as the widest, and captions are cut to that."""
+    font = ImageFont.load_default(FONT_SIZE)
+    num_columns = max(len(row) for row in rows)
+    widths = [
+        max((row[place].image.width for row in rows if place < len(row)), default=0) for place in range(num_columns)
+    ]
+    heights = [max(tile.image.height + LINE * len(tile.caption) for tile in row) for row in rows]
+    top = LINE + _GAP if title else 0
+    sheet = Image.new(
+        "RGB", (sum(widths) + _GAP * (num_columns + 1), top + sum(heights) + _GAP * (len(rows) + 1)), _PAPER
+    )
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_GAP, _GAP), title, fill=_INK, font=font)
+    y = top + _GAP
+    for row, height in zip(rows, heights, strict=True):
+        x = _GAP
+        for tile, width in zip(row, widths, strict=False):
+            sheet.paste(tile.image, (x, y))
+            for number, line in enumerate(tile.caption):
+                pen.text((x, y + tile.image.height + 1 + number * LINE), _cut(line, width, font), fill=_INK, font=font)
+            x += width + _GAP
+        y += height + _GAP
+    return sheet
+
+
+def _cut(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text, or as much of its end as fits: keys differ in their ends."""
+    text = text.encode("ascii", "replace").decode()
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"..{text}") > width:
+        text = text[1:]
+    return f"..{text}"
