@@ -13,7 +13,7 @@ from typing import Any
 
 from data_pipelines.files import read_json, write_json
 from data_pipelines.index import Dataset
-from data_pipelines.sampler import Part, Sampler
+from data_pipelines.sampler import Part, Sampler, Segment
 from pretrain.config import ConfigError
 
 _MOST_NAMED = 5
@@ -43,8 +43,10 @@ def continued(
     Raises:
         ConfigError: The data changed and `adopt` is not set, or shards that are still to be shown are gone.
     """
-    past = Sampler.continued(state, {})
-    pinned, now = past.segments[-1].parts, fresh.segments[0].parts
+    past, now = Sampler.continued(state, {}), fresh.segments[0].parts
+    if past.segments[-1].start_step >= step and _checksums(past.segments[-2:-1]) == [part.checksum for part in now]:
+        past.segments = past.segments[:-1]  # adopted, never shown, and taken back
+    pinned = past.segments[-1].parts
     if len(pinned) != len(now):
         raise ConfigError(
             f"the run mixes {len(pinned)} data sets, and {len(now)} are given; start a run of another name"
@@ -131,6 +133,10 @@ def _difference(folder: Path, old: Part, now: Dataset) -> str:
         if found
     ]  # fmt: skip
     return ", ".join(told) or "the same shards in another order"
+
+
+def _checksums(segments: Sequence[Segment]) -> list[str]:
+    return [part.checksum for segment in segments for part in segment.parts]
 
 
 def _check_same_order(folder: Path, old: Part, new: Part) -> None:
