@@ -10,7 +10,7 @@ from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("data_pipelines/native")
 #: Sums of floating-point numbers must not depend on the compiler: the portable path gives the bytes of the fast one.
-OPTIONS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fvisibility=hidden"]
+OPTIONS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fvisibility=hidden"]
 
 
 def extension(name: str, *sources: str, **options: list[str]) -> Extension:
@@ -37,7 +37,17 @@ class BuildOrTell(build_ext):
 
 setup(
     ext_modules=[
-        extension("_crops", "module.c", "stream.c", "crop.c", "resample.c", "colour.c", "blur.c"),
+        extension(
+            "_crops",
+            "module.c",
+            "stream.c",
+            "crop.c",
+            "weights.c",
+            "resample.c",
+            "resample_avx2.c",
+            "colour.c",
+            "blur.c",
+        ),
         extension("_jpeg_region", "jpeg_region.c", libraries=["jpeg"]),  # needs libjpeg-turbo's header (libjpeg-dev)
     ],
     cmdclass={"build_ext": BuildOrTell},

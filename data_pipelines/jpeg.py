@@ -146,15 +146,13 @@ def _decode_region(data: bytes, header: Header, part: Part, channels: int, padde
     """Only the part; None where that cannot be done, or where the whole is asked for."""
     if decode_region is None or not header.sequential or part.box == whole(header.size).box:
         return None
-    if data.rfind(b"\xff\xd9", header.scan) < 0:  # cut off, below what would be decoded or within it
-        return None
     factor = part.factor
     left, top, right, bottom = _stored(part.box, header)
     left, top, right, bottom = left // factor, top // factor, -(-right // factor), -(-bottom // factor)
     pixels = np.empty((bottom - top, right - left, 1 if channels == 1 else 4 if padded else 3), dtype=np.uint8)
     try:
-        decode_region(data, pixels, (header.height, header.width), factor, (left, top))
-    except ValueError:  # damaged, or of several scans
+        decode_region(data, header.scan, pixels, (header.height, header.width), factor, (left, top))
+    except ValueError:  # damaged, cut off, or of several scans
         return None
     return _upright(pixels[:, :, :channels], header, left, top, factor)
 

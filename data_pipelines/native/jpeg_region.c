@@ -31,6 +31,7 @@ typedef struct {
 typedef struct {
     const unsigned char *bytes;
     size_t num_bytes;
+    size_t scan; /* where the only scan begins, in bytes */
     JDIMENSION full_width, full_height; /* of the file, px */
     unsigned factor;                    /* 1, 2, 4 or 8: decoded this many times smaller */
     JDIMENSION left, top, width, height; /* the box, px of the image decoded at that factor */
@@ -55,6 +56,20 @@ static void refuse(struct jpeg_decompress_struct *cinfo, const char *message) {
     longjmp(errors->escape, 1);
 }
 
+/* Whether nothing but the end of the image follows the scan. What lies below the box is not read, and a decoder of the
+ * whole would find there that the file is cut off, or stumble over a marker that does not belong. */
+static int ends_well(const unsigned char *bytes, size_t num_bytes, size_t scan) {
+    const unsigned char *end = bytes + num_bytes, *at = bytes + scan + 2; /* behind the marker of the scan itself */
+    while ((at = memchr(at, 0xFF, (size_t)(end - at))) != NULL && at + 1 < end) {
+        unsigned char marker = at[1];
+        if (marker == 0xD9) return 1;
+        if (marker == 0xFF) at += 1;                                     /* filling */
+        else if (marker == 0 || (marker >= 0xD0 && marker <= 0xD7)) at += 2; /* a plain byte, a restart */
+        else return 0;
+    }
+    return 0;
+}
+
 /* 0, or 1 with a message. Calls nothing of Python. */
 static int decode(const Request *request, ErrorManager *errors) {
     struct jpeg_decompress_struct cinfo;
@@ -70,6 +85,8 @@ static int decode(const Request *request, ErrorManager *errors) {
         return 1;
     }
     jpeg_create_decompress(&cinfo);
+    if (!ends_well(request->bytes, request->num_bytes, request->scan))
+        refuse(&cinfo, "the scan does not end the image");
     jpeg_mem_src(&cinfo, (unsigned char *)request->bytes, (unsigned long)request->num_bytes);
     jpeg_read_header(&cinfo, TRUE);
     if (cinfo.image_width != request->full_width || cinfo.image_height != request->full_height)
@@ -110,29 +127,32 @@ static int decode(const Request *request, ErrorManager *errors) {
 }
 
 PyDoc_STRVAR(decode_region_doc,
-             "decode_region(data, out, full_size, factor, box)\n--\n\n"
+             "decode_region(data, scan, out, full_size, factor, corner)\n--\n\n"
              "Write a box of a JPEG into `out`.\n\n"
-             "data: bytes-like. out: C-contiguous, writable, uint8 (height, width, 1: grey, 3: RGB or 4: RGBX).\n"
-             "full_size: (height, width) of the file. factor: 1, 2, 4 or 8. box: (left, top) in px of the image\n"
-             "decoded at that factor. Raises ValueError for what this decoder refuses.");
+             "data: bytes-like. scan: where its only scan begins. out: C-contiguous, writable, uint8 (height, width,\n"
+             "1: grey, 3: RGB or 4: RGBX). full_size: (height, width) of the file. factor: 1, 2, 4 or 8. corner: (left,\n"
+             "top) of the box in px of the image decoded at that factor. Raises ValueError for what it refuses.");
 
 static PyObject *decode_region(PyObject *module, PyObject *args) {
     Py_buffer data, out;
+    PyObject *into;
+    Py_ssize_t scan;
     long full_height, full_width, left, top;
     int factor;
     Request request;
     ErrorManager errors;
     (void)module;
 
-    if (!PyArg_ParseTuple(args, "y*O(ll)i(ll)", &data, &args, &full_height, &full_width, &factor, &left, &top))
+    if (!PyArg_ParseTuple(args, "y*nO(ll)i(ll)", &data, &scan, &into, &full_height, &full_width, &factor, &left, &top))
         return NULL;
-    if (PyObject_GetBuffer(args, &out, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) != 0) {
+    if (PyObject_GetBuffer(into, &out, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) != 0) {
         PyBuffer_Release(&data);
         return NULL;
     }
     const char *wrong = NULL;
     if (out.ndim != 3 || out.itemsize != 1) wrong = "out must be uint8 of three axes";
     else if (out.shape[2] != 1 && out.shape[2] != 3 && out.shape[2] != 4) wrong = "out has 1, 3 or 4 bytes a pixel";
+    else if (scan < 0 || scan > data.len - 2) wrong = "the scan does not lie within the data";
     else if (full_height < 1 || full_width < 1 || full_height > JPEG_MAX_DIMENSION || full_width > JPEG_MAX_DIMENSION)
         wrong = "full_size is no size of a JPEG";
     else if (factor != 1 && factor != 2 && factor != 4 && factor != 8) wrong = "factor must be 1, 2, 4 or 8";
@@ -143,6 +163,7 @@ static PyObject *decode_region(PyObject *module, PyObject *args) {
     if (wrong == NULL) {
         request.bytes = data.buf;
         request.num_bytes = (size_t)data.len;
+        request.scan = (size_t)scan;
         request.full_width = (JDIMENSION)full_width;
         request.full_height = (JDIMENSION)full_height;
         request.factor = (unsigned)factor;
