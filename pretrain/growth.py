@@ -67,22 +67,22 @@ def continued(
         for old, new in zip(pinned, now, strict=True):
             _check_same_order(folder, old, new)
     sampler = past.grown(fresh, step) if changes else past
-    sampler.datasets = _open_from(step, sampler, fresh, folder)
+    to_come = [sampler.segment(step), *(segment for segment in sampler.segments if segment.start_step > step)]
+    sampler.datasets = _open(to_come, fresh, folder)
     if not changes:
         return sampler, None
     start = sampler.segments[-1].start_step
     return sampler, f"from step {start} on the data are others ({told}); the length of the run stays as it is"
 
 
-def open_all(sampler: Sampler, fresh: Sampler, folder: Path) -> Sampler:
-    """The sampler with the data sets of every segment, to look at any step."""
-    sampler.datasets = _open_from(0, sampler, fresh, folder)
+def opened_at(step: int, sampler: Sampler, fresh: Sampler, folder: Path) -> Sampler:
+    """The sampler with the data sets of one step only, as they were then."""
+    sampler.datasets = _open([sampler.segment(step)], fresh, folder)
     return sampler
 
 
-def _open_from(step: int, sampler: Sampler, fresh: Sampler, folder: Path) -> dict[int, Dataset]:
-    """The data sets that are shown from a step on."""
-    segments = [segment for segment in sampler.segments if segment.start_step > step] + [sampler.segment(step)]
+def _open(segments: Sequence[Segment], fresh: Sampler, folder: Path) -> dict[int, Dataset]:
+    """The data sets of these segments, with the present ones for those that are as they were."""
     opened: dict[int, Dataset] = {}
     for segment in segments:
         for number, part in enumerate(segment.parts):
@@ -97,7 +97,7 @@ def _open_pinned(folder: Path, part: Part, near: Dataset) -> Dataset:
     listed = _read_pinned(folder, part.checksum)
     if listed is None:
         raise ConfigError(
-            f"{folder} is still to be shown {part.name} as it was before it changed, and does not know its shards: "
+            f"{folder} is to be shown {part.name} as it was before it changed, and does not know its shards: "
             f"{_pinned_at(folder, part.checksum)} is gone. Bring the earlier shards back under data.train"
         )
     there = {shard.name: shard for shard in near.shards}
