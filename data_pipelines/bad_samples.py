@@ -116,11 +116,12 @@ class Decoder:
 
     Args:
         dataset: Where to read.
-        channels: 3 or 1.
+        channels: Of the images, as `decode` gives them.
         max_bad_share: Bad reads beyond this share of all stop the run. The share is of at least 1,000
             reads (of all samples, if they are fewer), so that one early bad sample does not.
         padded: See `decode_part`.
         log: Where bad samples are written down.
+        bits: Of a channel, 8 or 16.
     """
 
     def __init__(
@@ -130,8 +131,10 @@ class Decoder:
         max_bad_share: float = 0.01,
         padded: bool = False,
         log: BadSampleLog | None = None,
+        bits: int = 8,
     ) -> None:
-        self.dataset, self.channels, self.max_bad_share, self.padded = dataset, channels, max_bad_share, padded
+        self.dataset, self.max_bad_share = dataset, max_bad_share
+        self.channels, self.bits, self.padded = channels, bits, padded
         self.log = log
         self.num_reads = 0
         self.num_bad = 0
@@ -155,7 +158,7 @@ class Decoder:
             for number in self.neighbours(sample):
                 stored = self.dataset.read(number)
                 try:
-                    picture = decode_part(stored, self.channels, choose, self.padded)
+                    picture = decode_part(stored, self.channels, choose, self.padded, self.bits)
                 except BadSampleError as error:
                     self.dataset.check_unchanged(number)
                     bad.append((number, error))

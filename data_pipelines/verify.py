@@ -35,7 +35,7 @@ def verify(
     report: Path | None = None,
     workers: int | None = None,
     quick: bool = False,
-    channels: int = 3,
+    channels: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Decode every sample of every shard, and compare with what the index and `dataset.json` say.
@@ -47,7 +47,7 @@ def verify(
         report: Where to write the report as JSON; default `verify.json` in the folder, if that can be written to.
         workers: Threads; default: the cores this process may use.
         quick: Look at tar headers, labels and indexes only: no image, no checksum of the bytes.
-        channels: Of the runs to come, as `data.channels`.
+        channels: Of the runs to come, as `data.channels`; default: any, each image as it is stored.
         progress: Show a bar, and at the end what was found.
 
     Returns:
@@ -196,7 +196,7 @@ def _ahead(
         yield pending.popleft().result()
 
 
-def _judge(piece: _Piece, channels: int) -> list[_Judged]:
+def _judge(piece: _Piece, channels: int | None) -> list[_Judged]:
     try:
         with piece.shard.open("rb") as file:
             return [_judge_one(piece, row, file.fileno(), channels) for row in piece.rows]
@@ -206,7 +206,7 @@ def _judge(piece: _Piece, channels: int) -> list[_Judged]:
         return [_Judged(piece.shard.name, entry.key, entry.image_size, verdict) for entry in entries]
 
 
-def _judge_one(piece: _Piece, row: int, descriptor: int, channels: int) -> _Judged:
+def _judge_one(piece: _Piece, row: int, descriptor: int, channels: int | None) -> _Judged:
     entry = piece.samples.entry(0, row)
     content = os.pread(descriptor, BLOCK + entry.image_size, entry.image_offset - BLOCK)  # with its header before it
     verdict = judge(content[BLOCK:], suffix_in(content[:BLOCK]), channels=channels)

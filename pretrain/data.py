@@ -70,7 +70,7 @@ def resolve_executor(config: Config) -> Config:
     if name == "auto" and begun:
         name = load_config(stored).data.executor
     try:
-        name = executors.resolve_executor(name)
+        name = executors.resolve_executor(name, config.data.channels, config.data.bits)
     except ValueError as error:
         if not begun:
             raise ConfigError(f"data.executor: {error}") from error
