@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,10 @@ from pathlib import Path
 
 from data_pipelines.files import read_json
 from data_pipelines.listing import Entry, Group, Listing, Skipped
-from data_pipelines.shard_scan import IMAGE_SUFFIXES
+from data_pipelines.shard_scan import IMAGE_SUFFIXES, MEMBER_NAME, META_NAME, image_rank
 from data_pipelines.sources.base import Content, groups_of_folders, read_piece, splits_of_files
 from data_pipelines.tar import Member, TarDamageError, Trailing, members, walk
 
-# WebDataset's rules: a key ends at the first dot of the base name; names in double underscores are its own
-_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
-_META = re.compile(r"__[^/]*__($|/)")
 _MAX_LABEL_BYTES = 32
 _NOTHING = Member("", 0, 0)
 
@@ -112,7 +108,7 @@ class TarSource:
             for member in self._members(file):
                 path = member.name.removeprefix("./")
                 suffix = path.rpartition(".")[2].lower()
-                if _META.search(path) or path.rpartition("/")[2].startswith("."):
+                if META_NAME.search(path) or path.rpartition("/")[2].startswith("."):
                     continue
                 if suffix in IMAGE_SUFFIXES:
                     entry = Entry(f"{name}/{path}", member.size, file, member.offset)
@@ -134,8 +130,8 @@ class TarSource:
         for file, (name, split) in enumerate(zip(self._names, splits, strict=True)):
             samples: dict[str, _Sample] = {}
             for member in self._members(file):
-                match = _NAME.fullmatch(member.name)
-                if match is None or _META.search(member.name):
+                match = MEMBER_NAME.match(member.name)
+                if match is None or META_NAME.search(member.name):
                     continue
                 sample = samples.setdefault(match[1], _Sample())
                 suffix = match[2].lower()
@@ -143,12 +139,10 @@ class TarSource:
                     sample.label = sample.label or member
                 elif suffix == "json":
                     sample.json = member if sample.json is _NOTHING else sample.json
-                elif suffix.rpartition(".")[2] not in IMAGE_SUFFIXES:
-                    others[suffix] += 1
-                elif sample.image is None or (suffix in IMAGE_SUFFIXES and not sample.is_plain):
+                elif suffix.rpartition(".")[2] in IMAGE_SUFFIXES and image_rank(suffix) > sample.rank:
                     if sample.image is not None:
-                        others[suffix] += 1
-                    sample.image, sample.is_plain = member, suffix in IMAGE_SUFFIXES
+                        others[sample.suffix] += 1
+                    sample.image, sample.suffix, sample.rank = member, suffix, image_rank(suffix)
                 else:
                     others[suffix] += 1
             with self._tars[file].open("rb") as tar:
@@ -190,7 +184,8 @@ class TarSource:
 @dataclass(slots=True)
 class _Sample:
     image: Member | None = None
-    is_plain: bool = False  # its whole suffix is "jpg" or such, not "depth.png"
+    suffix: str = ""  # of the image
+    rank: int = -1  # see `image_rank`
     label: Member | None = None
     json: Member = _NOTHING
 
@@ -200,7 +195,7 @@ def _is_archive(tar: Path) -> bool:
     try:
         for member in members(tar):
             path = member.name.removeprefix("./")
-            if _META.search(path) or path.rpartition("/")[2].startswith("."):
+            if META_NAME.search(path) or path.rpartition("/")[2].startswith("."):
                 continue
             if "/" not in path or path.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
                 return False

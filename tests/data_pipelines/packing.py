@@ -123,7 +123,7 @@ def read_back(out: Path, split: str) -> dict[bytes, dict[str, Any]]:
     with open_dataset(out, split) as dataset:
         assert dataset.num_samples == len(samples)
         for number, sample in enumerate(samples):
-            (suffix,) = {"jpg", "png", "webp"} & sample.keys()
+            (suffix,) = {"jpg", "png", "webp", "tif", "npy"} & sample.keys()
             ours = dataset.read(number)
             label = int(sample["cls"]) if "cls" in sample else None
             assert (ours.key, ours.image, ours.label) == (sample["__key__"], sample[suffix], label)

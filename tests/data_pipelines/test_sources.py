@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from making import encode, picture
 from packing import CLASSES, MAKERS, content, read_back
@@ -146,6 +147,15 @@ def test_a_list_beside_images_is_told_of(tmp_path: Path) -> None:
     result = pack(source.parent, tmp_path / "out", labels=False, progress=False)
     assert result["pack"]["kind"] == "folder"
     assert result["notes"] == [f"list.csv is not read; to take labels and metadata from it, pack {source}"]
+
+
+def test_arrays_beside_images_are_left_out(tmp_path: Path) -> None:
+    source = MAKERS["folder"](tmp_path / "source", {"train": range(4)})
+    np.save(source / "train/ant/img0.npy", picture(0))  # of its features, say
+    np.save(source / "train/ant/alone.npy", picture(9))
+    result = pack(source, tmp_path / "out", progress=False)
+    assert result["splits"]["train"]["samples"] == 5
+    assert result["notes"] == ["1 .npy files beside an image of the same name are left out"]
 
 
 def test_what_cannot_be_a_source_is_refused(sources: dict[str, Path], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from making import encode, picture, write_tar
 from packing import read_back
@@ -15,6 +16,12 @@ from data_pipelines.sources.base import split_of
 from data_pipelines.write import pack
 
 IMAGES = [encode(picture(number)) for number in range(12)]
+
+
+def array(number: int) -> bytes:
+    file = io.BytesIO()
+    np.save(file, picture(number))
+    return file.getvalue()
 
 
 def test_keys_are_kept_and_made_unique_over_the_tars(tmp_path: Path) -> None:
@@ -45,6 +52,10 @@ def test_a_sample_is_what_our_reader_takes_for_one(tmp_path: Path) -> None:
             ("1.cls", b"7"),
             ("1.cls", b"8"),
             ("5.cls", b"seven"),
+            ("6.features.npy", array(6)),
+            ("6.npy", array(7)),
+            ("7.npy", array(8)),
+            ("7.webp", IMAGES[7]),
         ],
     )
     index = load_index(tar)
@@ -59,7 +70,8 @@ def test_a_sample_is_what_our_reader_takes_for_one(tmp_path: Path) -> None:
     assert {image: sample["label"] for image, sample in read_back(tmp_path / "out", "train").items()} == expected
     assert result["skipped"] == [{"path": "a.tar/3", "reason": "a key without an image"}]
     assert result["notes"] == [
-        "members other than one image, .cls and .json a key are left out: 1 .png, 1 .jpg, 1 .txt",
+        "members other than one image, .cls and .json a key are left out: "
+        "1 .depth.png, 1 .jpg, 1 .txt, 1 .features.npy, 1 .npy",
         "1 .cls members are no number of 0 or more; their images have no label",
     ]
 
