@@ -96,6 +96,17 @@ def test_bad_images_end_the_pack_by_choice_and_skipping_goes_on(tmp_path: Path) 
         pack(source, tmp_path / "out", bad="ignore", progress=False)
 
 
+def test_a_split_or_a_source_of_bad_images_only(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "in", {"train": range(4)})
+    (source / "val/ant").mkdir(parents=True)
+    (source / "val/ant/bad.jpg").write_bytes(b"")
+    result = pack(source, tmp_path / "out", progress=False)
+    assert [entry["samples"] for entry in result["splits"].values()] == [4, 0]
+    assert result["splits"]["val"]["class_counts"] == [0, 0, 0]
+    with pytest.raises(ValueError, match="none of the 1 images can be read; the first, ant/bad"):
+        pack(source / "val", tmp_path / "none", progress=False)
+
+
 def test_damage_behind_the_header_is_found_by_a_full_check(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "in", {"train": range(4)})
     cut = source / "train/ant/cut.jpg"
