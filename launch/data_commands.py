@@ -81,3 +81,31 @@ def dedupe(
         shards, val, by=by, encoder=encoder, threshold=threshold, mirrored=mirrored, channels=channels, out=out,
         sheet=sheet, device=device, threads=threads, progress=progress,
     )  # fmt: skip
+
+
+@data_app.command(
+    epilog="Examples:\n\n[bold]selfsight data stats shards/[/]\n\n"
+    "[bold]selfsight data stats sentinel/ --channels 13 --bits 16 --write[/]"
+)
+def stats(
+    shards: Annotated[str, typer.Argument(help="A folder of shards, a tar, or shards by * or {0..9}.")],
+    split: Annotated[str, typer.Option(help="Of a folder.")] = "train",
+    samples: Annotated[int, typer.Option(min=1, help="Images to measure, at most.")] = 10_000,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="Measure as data.channels says; default: what the files have.")
+    ] = None,
+    bits: Annotated[int | None, typer.Option(help="Likewise, as data.bits: 8 or 16.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of which images are drawn.")] = 0,
+    write: Annotated[bool, typer.Option("--write", help="Into the dataset.json beside the shards.")] = False,
+    threads: Threads = None,
+    progress: Progress = True,
+) -> None:
+    """Measure mean, deviation and range of every channel; runs normalise by what dataset.json says."""
+    from data_pipelines.dataset_info import data_stats
+
+    if bits not in (None, 8, 16):
+        raise typer.BadParameter(f"{bits}; a channel has 8 or 16 bits", param_hint="--bits")
+    data_stats(
+        shards, split=split, samples=samples, channels=channels, bits=bits, seed=seed, write=write, workers=threads,
+        progress=progress,
+    )  # fmt: skip
