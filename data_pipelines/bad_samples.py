@@ -84,6 +84,33 @@ class BadSampleLog:
         return lines
 
 
+def check_losses(dataset: Dataset, max_bad_share: float) -> None:
+    """Refuse a data set of which damaged shards have lost more than a share of the samples.
+
+    What a shard held is known from `dataset.json`; of one without any sample, and not listed there, it is taken to be
+    as many as the others hold on average.
+
+    Raises:
+        TooManyBadSamplesError: The message names the first of those shards.
+    """
+    sizes = dataset.shard_sizes
+    mean = dataset.num_samples / sum(size > 0 for size in sizes)
+    lost = {
+        shard: dataset.packed.get(shard.name, size or mean) - size
+        for shard, size in zip(dataset.shards, sizes, strict=True)
+        if size < dataset.packed.get(shard.name, size or mean)
+    }
+    num_lost = round(sum(lost.values()))
+    if num_lost > max_bad_share * (num_lost + dataset.num_samples):
+        first = next(iter(lost))
+        raise TooManyBadSamplesError(
+            f"{len(lost)} of {len(sizes)} shards are damaged and have lost about {num_lost:,} of "
+            f"{num_lost + dataset.num_samples:,} samples, more than the permitted share of {max_bad_share:g} "
+            f"(data.max_bad_share); the first of them is {first}. See what is wrong with `selfsight verify "
+            f"{first.parent}`, then fetch or pack these shards again, or permit more"
+        )
+
+
 class Decoder:
     """Reads and decodes the samples of a data set for many threads, under one account of the bad ones.
 

@@ -87,7 +87,8 @@ def open_image(content: bytes) -> Image.Image:
         case = "other_format" if kind.is_image else "not_an_image"
         raise UnusableImageError(case, f"not a JPEG, PNG, WebP, TIFF or npy image: it is {kind.name}") from None
     except Image.DecompressionBombError as error:
-        raise UnusableImageError("too_large", str(error)) from error
+        reason = f"more than twice the {MAX_PIXELS} pixels that are permitted; pack a smaller copy"
+        raise UnusableImageError("too_large", reason) from error
     if image.width * image.height > MAX_PIXELS:
         reason = f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}; pack a smaller copy"
         raise UnusableImageError("too_large", reason)

@@ -182,10 +182,9 @@ class Loader:
         buffer.wait_until_free()
         arrays, seed = buffer.arrays, self.sampler.seed
         last = first
-        for (number, sample, epoch), group in itertools.groupby(rows, key=lambda row: row[:3]):
+        for (number, sample, _), group in itertools.groupby(rows, key=lambda row: row[:3]):
             # of the sample asked for: a neighbour in its place would otherwise show the same crops twice
-            identity = (seed, Purpose.CROPS, number, epoch, sample)
-            identities = [(*identity, row.repeat) if row.repeat else identity for row in group]
+            identities = [row.identity(seed) for row in group]
             showing = Showing(self._recipe, identities)
             decoded = self._decoders[number].read(sample, showing)
             places = range(last, last := last + len(identities))

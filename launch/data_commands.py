@@ -22,22 +22,29 @@ def changes_of(overrides: list[str] | None, data: str | None) -> list[str]:
     return [*(overrides or ()), *([f"data.train={data}"] if data is not None else [])]
 
 
-@data_app.command(epilog="Example:\n\n[bold]selfsight data trace mae_vit_cifar_cpu --data shards/ --step 1000[/]")
+@data_app.command(
+    epilog="Examples:\n\n[bold]selfsight data trace mae_vit_cifar_cpu --data shards/ --step 1000[/]\n\n"
+    "[bold]selfsight data trace runs/photos --step 1000 --rank 3 --world-size 8 --crops --json[/]"
+)
 def trace(
-    preset: Preset,
+    target: Annotated[str, typer.Argument(help="A preset's name, the path of a .yaml file, or the folder of a run.")],
     overrides: Overrides = None,
     data: Data = None,
     step: Annotated[int, typer.Option(min=0, help="Optimizer steps before it.")] = 0,
+    rank: Annotated[int | None, typer.Option(min=0, help="Only the rows of this rank.")] = None,
+    world_size: Annotated[int, typer.Option(min=1, help="Ranks that share the batch.")] = 1,
+    crops: Annotated[
+        bool, typer.Option("--crops", help="Also the crops' parameters and a digest of the mask.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
 ) -> None:
-    """Print which samples make up the batch of a step."""
-    from pretrain.config import load_config
-    from pretrain.data import open_datasets, sampler_of
+    """Print which samples the batch of a step is made of: a table, or tab-separated values where it is piped.
 
-    config = load_config(preset, changes_of(overrides, data))
-    sampler = sampler_of(config, open_datasets(config.data))
-    for number, row in enumerate(sampler.rows(step, range(sampler.batch_size))):
-        key, shard = sampler.datasets[row.dataset].key(row.sample)
-        typer.echo(f"{number}\t{row.dataset}\t{row.sample}\t{row.epoch}\t{key}\t{shard}")
+    Of a run it is what was shown, or will be: with the data that were its own at that step.
+    """
+    from launch.tracing import print_trace
+
+    print_trace(target, changes_of(overrides, data), step, rank, world_size, crops, json)
 
 
 @data_app.command(
