@@ -1,14 +1,13 @@
-"""Crops without a compiler: torch's antialiased resize, OpenCV's loops, and Pillow for what those two have not.
+"""Crops of 8-bit grey and RGB without a compiler: torch's antialiased resize and OpenCV's loops, Pillow's for the rest.
 
-The operations are Pillow's, in its order and with its clamping. Sums are rounded where Pillow rounds, but for the passes
-of the blur, which are one here, and hue, which is computed in floating point and cut to Pillow's 8 bits.
+The operations are Pillow's, in its order and with its clamping; what OpenCV rounds otherwise, and a blur in one pass
+instead of six, differ by a level here and there.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import cv2
 import numpy as np
@@ -26,84 +25,71 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _BLUR_PASSES = 3
-_LEVELS = np.arange(256, dtype=np.float32)
-_SOLARISED = np.where(np.arange(256) < SOLARISE_THRESHOLD, np.arange(256), 255 - np.arange(256)).astype(np.uint8)
-_ABOVE_A_HALF = 0.498  # taken off what is then rounded, a fraction is dropped; whole numbers stay
+_LEVELS = np.arange(256)
+_SOLARISED = np.where(_LEVELS < SOLARISE_THRESHOLD, _LEVELS, 255 - _LEVELS).astype(np.uint8)
+cv2.setNumThreads(1)  # the loader's threads share the cores already; torch's resize of 8-bit images has but one
 
 
 def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
-    """Make the crops that `jobs` ask for; see `crops.Executor`."""
-    if image.strides[1:] != (image.shape[2] * image.itemsize, image.itemsize):
+    """Make the crops that `jobs` ask for, of (h, w, 3) or (h, w, 1) uint8; see `crops.Executor`."""
+    if image.strides[1:] != (image.shape[2], 1):
         image = np.ascontiguousarray(image)
     for job in jobs:
-        crop = resized(image, job.params.box, (job.out.shape[1], job.out.shape[2]), job.interpolation)
-        crop = _coloured(crop, job.params)
-        if job.params.flip:
-            crop = crop[:, ::-1] if crop.dtype != np.uint8 else cv2.flip(crop, 1).reshape(crop.shape)
-        _write(crop, job.out)
+        params, out = job.params, job.out
+        planes = resized(image, params.box, (out.shape[1], out.shape[2]), job.interpolation)
+        if params[2:] != _NO_COLOURS:
+            planes = _coloured(planes, params)
+        for plane, target in zip(planes, out, strict=True):  # OpenCV writes into arrays that are given to it
+            cv2.flip(plane, 1, target) if params.flip else cv2.copyTo(plane, None, target)
 
 
 def resized(
     image: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int], interpolation: Interpolation
-) -> np.ndarray:
-    """The box of an (h, w, c) image at (height, width) `size`; pixels outside of the box play no part.
-
-    Any number of channels, of any type that Pillow resizes: uint8, uint16, float32.
-    """
-    left, top, right, bottom = box
-    first_column, first_row = math.floor(left), math.floor(top)
-    region = image[first_row : math.ceil(bottom), first_column : math.ceil(right)]
-    whole_pixels = (first_column, first_row, first_column + region.shape[1], first_row + region.shape[0]) == tuple(box)
-    if region.shape[:2] == size and whole_pixels:
-        return np.ascontiguousarray(region)
-    if image.dtype == np.uint8 and image.shape[2] == 3 and whole_pixels and interpolation != "lanczos":
-        # a batch of one, so that torch sees channels last and answers in kind
-        pixels = rearrange(torch.from_numpy(region[np.newaxis]), "b h w c -> b c h w")
-        out = torch.nn.functional.interpolate(pixels, size, mode=interpolation, antialias=True)
-        return np.ascontiguousarray(rearrange(out, "1 c h w -> h w c").numpy())
-    inner = (left - first_column, top - first_row, right - first_column, bottom - first_row)
-    if image.dtype == np.uint8 and image.shape[2] == 3:
-        return np.asarray(Image.fromarray(region).resize(size[::-1], RESAMPLING[interpolation], inner))
-    channels = [
-        np.asarray(Image.fromarray(region[:, :, channel]).resize(size[::-1], RESAMPLING[interpolation], inner))
-        for channel in range(image.shape[2])
-    ]
-    return np.stack(channels, axis=2)
+) -> Sequence[np.ndarray]:
+    """The box of an (h, w, c) image at (height, width) `size`, one array a channel; pixels beyond the box play no part."""
+    left, top = math.floor(box[0]), math.floor(box[1])
+    region = image[top : math.ceil(box[3]), left : math.ceil(box[2])]
+    height, width, channels = region.shape
+    if tuple(box) == (left, top, left + width, top + height):
+        if (height, width) == size:
+            return cv2.split(region)
+        if channels == 3 and interpolation != "lanczos":  # torch has no Lanczos filter, and is slow with one channel
+            pixels = rearrange(torch.from_numpy(region), "h w c -> 1 c h w")
+            out = torch.nn.functional.interpolate(pixels, size, mode=interpolation, antialias=True)
+            return list(out.numpy()[0])
+    within = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    pillow = Image.fromarray(region if channels == 3 else region[:, :, 0])
+    return cv2.split(np.asarray(pillow.resize((size[1], size[0]), RESAMPLING[interpolation], within)))
 
 
-def _write(crop: np.ndarray, out: np.ndarray) -> None:
-    """(h, w, c) into (c, h, w)."""
-    if crop.shape[2] == 3 and crop.dtype == np.uint8:
-        cv2.split(crop, list(out))  # ten times as fast as NumPy; writes into the planes it is given
-    else:
-        out[...] = rearrange(crop, "h w c -> c h w")
+_NO_COLOURS = CropParams((0, 0, 1, 1))[2:]
 
 
-def _coloured(crop: np.ndarray, params: CropParams) -> np.ndarray:
-    """The operations that follow the resize, on (h, w, 3) or (h, w, 1) uint8."""
-    is_rgb = crop.shape[2] == 3
+def _coloured(planes: Sequence[np.ndarray], params: CropParams) -> Sequence[np.ndarray]:
+    """The operations that follow the resize. OpenCV wants (h, w, 3), or (h, w) for one channel."""
+    crop = cv2.merge(planes) if len(planes) > 1 else planes[0]
     for name, factor in params.jitter:
-        if is_rgb or name in ("brightness", "contrast"):
-            crop = _JITTER[name](crop, factor)
-    if params.grey and is_rgb:
+        crop = _JITTER[name](crop, factor)
+    if params.grey and crop.ndim == 3:
         crop = cv2.cvtColor(_luma(crop), cv2.COLOR_GRAY2RGB)
     if params.blur_radius is not None:
         taps = _blur_taps(params.blur_radius)
         blurred = cv2.sepFilter2D(crop, cv2.CV_32F, taps, taps, borderType=cv2.BORDER_REPLICATE)
-        crop = cv2.convertScaleAbs(blurred).reshape(crop.shape)
+        crop = cv2.convertScaleAbs(blurred)
     if params.solarise:
-        crop = cv2.LUT(crop, _SOLARISED).reshape(crop.shape)
-    return crop
+        crop = cv2.LUT(crop, _SOLARISED)
+    return cv2.split(crop)
 
 
 def _luma(crop: np.ndarray) -> np.ndarray:
     """(h, w)."""
-    return cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY) if crop.shape[2] == 3 else crop[:, :, 0]
+    return cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY) if crop.ndim == 3 else crop
 
 
 def _towards(crop: np.ndarray, base: float, factor: float) -> np.ndarray:
-    table = np.float32(base) + np.float32(factor) * (_LEVELS - np.float32(base))
-    return cv2.LUT(crop, table.clip(0, 255).astype(np.uint8)).reshape(crop.shape)
+    """Pillow's blend with one level: in 32 bits, the fraction dropped."""
+    levels = np.float32(base) + np.float32(factor) * (_LEVELS - np.float32(base))
+    return cv2.LUT(crop, levels.clip(0, 255).astype(np.uint8))
 
 
 def _brightness(crop: np.ndarray, factor: float) -> np.ndarray:
@@ -115,21 +101,20 @@ def _contrast(crop: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _saturation(crop: np.ndarray, factor: float) -> np.ndarray:
+    if crop.ndim == 2:
+        return crop
     grey = cv2.cvtColor(_luma(crop), cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(crop, factor, grey, 1 - factor, -_ABOVE_A_HALF)
+    return cv2.addWeighted(crop, factor, grey, 1 - factor, -0.498)  # the rounding that follows then drops fractions
 
 
 def _hue(crop: np.ndarray, turns: float) -> np.ndarray:
-    """The hue turned in HSV of 8 bits each, as Pillow cuts them."""
-    hue, saturation, value = cv2.split(cv2.cvtColor(crop.astype(np.float32), cv2.COLOR_RGB2HSV))
-    hue *= 255 / 360
-    hue += 5e-4  # exact steps of hue must not fall below themselves; others lie a 510th apart at least
-    saturation *= 255
-    saturation += 5e-4
-    shift = int(turns * 255) % 256
-    degrees = np.roll(_LEVELS * np.float32(360 / 255), -shift)
-    hue, saturation = cv2.LUT(hue.astype(np.uint8), degrees), saturation.astype(np.uint8) * np.float32(1 / 255)
-    return cv2.convertScaleAbs(cv2.cvtColor(cv2.merge([hue, saturation, value]), cv2.COLOR_HSV2RGB))
+    """The hue turned in 8-bit HSV. Pillow's hue has 255 levels, cut; OpenCV's 256, rounded: a table goes between them."""
+    if crop.ndim == 2:
+        return crop
+    turned = (_LEVELS * 255 // 256 + int(turns * 255)) % 256
+    table = (np.rint(turned * (256 / 255)) % 256).astype(np.uint8)
+    hue, saturation, value = cv2.split(cv2.cvtColor(crop, cv2.COLOR_RGB2HSV_FULL))
+    return cv2.cvtColor(cv2.merge([cv2.LUT(hue, table), saturation, value]), cv2.COLOR_HSV2RGB_FULL)
 
 
 _JITTER: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
