@@ -25,8 +25,10 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _BLUR_PASSES = 3
+_DROP_FRACTION = -0.498  # added before OpenCV rounds, so that Pillow's whole numbers stay and its fractions are dropped
 _LEVELS = np.arange(256)
 _SOLARISED = np.where(_LEVELS < SOLARISE_THRESHOLD, _LEVELS, 255 - _LEVELS).astype(np.uint8)
+_NO_COLOURS = CropParams((0, 0, 1, 1))[2:]
 cv2.setNumThreads(1)  # the loader's threads share the cores already; torch's resize of 8-bit images has but one
 
 
@@ -34,51 +36,49 @@ def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
     """Make the crops that `jobs` ask for, of (h, w, 3) or (h, w, 1) uint8; see `crops.Executor`."""
     if image.strides[1:] != (image.shape[2], 1):
         image = np.ascontiguousarray(image)
-    for job in jobs:
-        params, out = job.params, job.out
-        planes = resized(image, params.box, (out.shape[1], out.shape[2]), job.interpolation)
+    for params, interpolation, out in jobs:
+        channels, height, width = out.shape
+        planes = resized(image, params.box, (height, width), interpolation)
         if params[2:] != _NO_COLOURS:
-            planes = _coloured(planes, params)
-        for plane, target in zip(planes, out, strict=True):  # OpenCV writes into arrays that are given to it
-            cv2.flip(plane, 1, target) if params.flip else cv2.copyTo(plane, None, target)
+            crop = _coloured(cv2.merge(list(planes)), params)
+            cv2.split(cv2.flip(crop, 1) if params.flip else crop, list(out))  # into the arrays that are given to it
+        elif params.flip:
+            cv2.flip(planes.reshape(channels * height, width), 1, out.reshape(channels * height, width))
+        else:
+            out[...] = planes
 
 
 def resized(
     image: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int], interpolation: Interpolation
-) -> Sequence[np.ndarray]:
-    """The box of an (h, w, c) image at (height, width) `size`, one array a channel; pixels beyond the box play no part."""
+) -> np.ndarray:
+    """The box of an (h, w, c) image at `size`: (c, height, width); pixels beyond the box play no part."""
     left, top = math.floor(box[0]), math.floor(box[1])
     region = image[top : math.ceil(box[3]), left : math.ceil(box[2])]
     height, width, channels = region.shape
     if tuple(box) == (left, top, left + width, top + height):
         if (height, width) == size:
-            return cv2.split(region)
+            return np.ascontiguousarray(rearrange(region, "h w c -> c h w"))
         if channels == 3 and interpolation != "lanczos":  # torch has no Lanczos filter, and is slow with one channel
             pixels = rearrange(torch.from_numpy(region), "h w c -> 1 c h w")
-            out = torch.nn.functional.interpolate(pixels, size, mode=interpolation, antialias=True)
-            return list(out.numpy()[0])
+            return torch.nn.functional.interpolate(pixels, size, mode=interpolation, antialias=True).numpy()[0]
     within = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
     pillow = Image.fromarray(region if channels == 3 else region[:, :, 0])
-    return cv2.split(np.asarray(pillow.resize((size[1], size[0]), RESAMPLING[interpolation], within)))
+    pixels = np.asarray(pillow.resize((size[1], size[0]), RESAMPLING[interpolation], within))
+    return np.ascontiguousarray(rearrange(pixels, "h w c -> c h w") if channels == 3 else rearrange(pixels, "h w -> 1 h w"))
 
 
-_NO_COLOURS = CropParams((0, 0, 1, 1))[2:]
-
-
-def _coloured(planes: Sequence[np.ndarray], params: CropParams) -> Sequence[np.ndarray]:
-    """The operations that follow the resize. OpenCV wants (h, w, 3), or (h, w) for one channel."""
-    crop = cv2.merge(planes) if len(planes) > 1 else planes[0]
+def _coloured(crop: np.ndarray, params: CropParams) -> np.ndarray:
+    """The operations that follow the resize, on (h, w, 3), or (h, w) for one channel; `crop` may be written to."""
     for name, factor in params.jitter:
         crop = _JITTER[name](crop, factor)
     if params.grey and crop.ndim == 3:
         crop = cv2.cvtColor(_luma(crop), cv2.COLOR_GRAY2RGB)
     if params.blur_radius is not None:
         taps = _blur_taps(params.blur_radius)
-        blurred = cv2.sepFilter2D(crop, cv2.CV_32F, taps, taps, borderType=cv2.BORDER_REPLICATE)
-        crop = cv2.convertScaleAbs(blurred)
+        crop = cv2.sepFilter2D(crop, -1, taps, taps, borderType=cv2.BORDER_REPLICATE)
     if params.solarise:
-        crop = cv2.LUT(crop, _SOLARISED)
-    return cv2.split(crop)
+        crop = cv2.LUT(crop, _SOLARISED, crop)
+    return crop
 
 
 def _luma(crop: np.ndarray) -> np.ndarray:
@@ -86,25 +86,20 @@ def _luma(crop: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY) if crop.ndim == 3 else crop
 
 
-def _towards(crop: np.ndarray, base: float, factor: float) -> np.ndarray:
-    """Pillow's blend with one level: in 32 bits, the fraction dropped."""
-    levels = np.float32(base) + np.float32(factor) * (_LEVELS - np.float32(base))
-    return cv2.LUT(crop, levels.clip(0, 255).astype(np.uint8))
-
-
 def _brightness(crop: np.ndarray, factor: float) -> np.ndarray:
-    return _towards(crop, 0, factor)
+    return cv2.addWeighted(crop, factor, crop, 0, _DROP_FRACTION, crop)
 
 
 def _contrast(crop: np.ndarray, factor: float) -> np.ndarray:
-    return _towards(crop, int(cv2.mean(_luma(crop))[0] + 0.5), factor)
+    mean = int(cv2.mean(_luma(crop))[0] + 0.5)
+    return cv2.addWeighted(crop, factor, crop, 0, mean * (1 - factor) + _DROP_FRACTION, crop)
 
 
 def _saturation(crop: np.ndarray, factor: float) -> np.ndarray:
     if crop.ndim == 2:
         return crop
     grey = cv2.cvtColor(_luma(crop), cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(crop, factor, grey, 1 - factor, -0.498)  # the rounding that follows then drops fractions
+    return cv2.addWeighted(crop, factor, grey, 1 - factor, _DROP_FRACTION, crop)
 
 
 def _hue(crop: np.ndarray, turns: float) -> np.ndarray:
@@ -114,7 +109,7 @@ def _hue(crop: np.ndarray, turns: float) -> np.ndarray:
     turned = (_LEVELS * 255 // 256 + int(turns * 255)) % 256
     table = (np.rint(turned * (256 / 255)) % 256).astype(np.uint8)
     hue, saturation, value = cv2.split(cv2.cvtColor(crop, cv2.COLOR_RGB2HSV_FULL))
-    return cv2.cvtColor(cv2.merge([cv2.LUT(hue, table), saturation, value]), cv2.COLOR_HSV2RGB_FULL)
+    return cv2.cvtColor(cv2.merge([cv2.LUT(hue, table, hue), saturation, value]), cv2.COLOR_HSV2RGB_FULL, crop)
 
 
 _JITTER: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
