@@ -18,7 +18,7 @@ from typing import Any
 from data_pipelines.cache_folder import CacheFolder, boot_id, gigabytes
 from data_pipelines.fetch import FetchError, Patience, pieces, state
 from data_pipelines.files import sync, write_json
-from data_pipelines.sources import ChangedError, FileState, RemoteFile
+from data_pipelines.remote_files import ChangedError, FileState, RemoteFile
 from data_pipelines.urls import is_url, without_credentials
 
 DEFAULT_MAX_BYTES = 200 * 10**9

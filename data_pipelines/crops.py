@@ -12,7 +12,7 @@ from einops import rearrange
 from PIL import Image
 
 from data_pipelines.draws import CropParams
-from data_pipelines.views import Crop, Interpolation, Views
+from data_pipelines.views import Interpolation
 
 #: `native`: the kernel in C; `wheels`: torch and OpenCV, no compiler needed; `auto`: native where it is built.
 ExecutorName = Literal["auto", "native", "wheels"]
@@ -36,27 +36,30 @@ Executor = Callable[[np.ndarray, Sequence[CropJob]], None]
 def executor(name: ExecutorName = "auto") -> Executor:
     """The executor of that name; all show the same pictures within the bounds that tests/ state.
 
+    It takes images of any channels and 8 or 16 bits: those that are not 8-bit grey or RGB go to `any_channels`.
+
     Raises:
         ValueError: No such executor, or `native` where the kernel is not built.
     """
-    from data_pipelines import native, wheels
+    from data_pipelines import any_channels, native, wheels
 
     if name not in ("auto", "native", "wheels"):
         raise ValueError(f"executor {name!r} is not known; choose auto, native or wheels")
     if name == "native" and not native.BUILT:
         raise ValueError(f"executor native: the crop kernel is not built; {native.HOW_TO_BUILD}, or choose wheels")
-    if name == "wheels" or not native.BUILT:
-        if name == "auto":
-            _tell_once()
-        return wheels.render
-    return native.render
+    if name == "auto" and not native.BUILT:
+        _tell_once(native.HOW_TO_BUILD)
+    plain = native.render if name != "wheels" and native.BUILT else wheels.render
+
+    def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
+        (plain if any_channels.is_plain(image) else any_channels.render)(image, jobs)
+
+    return render
 
 
 @cache
-def _tell_once() -> None:
-    from data_pipelines import native
-
-    _log.warning("the crop kernel is not built, so crops take about twice as long; %s", native.HOW_TO_BUILD)
+def _tell_once(how_to_build: str) -> None:
+    _log.warning("the crop kernel is not built, so crops take about twice as long; %s", how_to_build)
 
 
 def to_pillow(image: np.ndarray) -> Image.Image:
@@ -68,14 +71,3 @@ def write_channels(image: Image.Image, out: np.ndarray) -> None:
     """Copy an RGB or L image into `out`, (c, h, w) uint8."""
     pixels = np.asarray(image)
     out[...] = pixels if pixels.ndim == 2 else rearrange(pixels, "h w c -> c h w")
-
-
-def check_channels(views: Views, channels: int) -> None:
-    """Refuse a recipe that the executors cannot run on images of `channels` channels."""
-    if channels == 3:
-        return
-    if channels != 1:
-        raise ValueError(f"channels is {channels}; crops are made of RGB (3) or greyscale (1) images")
-    crops: list[Crop] = [*views.global_crops, *([views.local_crops] if views.local_crops else [])]
-    if any(crop.jitter[2] or crop.jitter[3] for crop in crops):
-        raise ValueError("jitter of saturation and hue needs 3 channels; with channels=1 set both to 0")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from data_pipelines.sources import ChangedError, FileState, RefusedError, Source, source_of
+from data_pipelines.remote_files import ChangedError, FileState, RefusedError, Source, source_of
 from data_pipelines.urls import redact
 
 _LONGEST_WAIT = 60.0

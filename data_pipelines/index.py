@@ -20,10 +20,10 @@ import numpy as np
 from data_pipelines.cache import Cache, default_folder
 from data_pipelines.joint_index import joint_place
 from data_pipelines.locations import Locations, Spec
+from data_pipelines.remote_files import FileState, RemoteFile, Shard, mtime_version
 from data_pipelines.remote_index import open_any_index
 from data_pipelines.sample_index import NO_LABEL
 from data_pipelines.shards import ShardChangedError, identify, open_shard
-from data_pipelines.sources import FileState, RemoteFile, Shard, mtime_version
 from data_pipelines.steady import steadily
 
 _MAX_OPEN_SHARDS = 512  # a process may often have 1024 files open in all
@@ -75,6 +75,7 @@ class Dataset:
         self.mean: tuple[float, ...] | None = _tuple(info.get("mean"))  # per channel, of pixels in 0 .. 1
         self.std: tuple[float, ...] | None = _tuple(info.get("std"))
         self.classes: tuple[str, ...] | None = _tuple(info.get("classes"))
+        self.packed = _packed(info)  # samples by shard's name, as far as dataset.json tells
         self.labels = self.index.labels  # (num_samples,) int32 or int64, -1 where unknown; perhaps a view of a file
         if self.index.findings:
             num_problems, num_shards = len(self.index.findings), len(self.shards)
@@ -134,6 +135,10 @@ class Dataset:
         now, indexed = identify(place), self.index.identity(shard)
         if now.size != indexed.size or (now.stamp != indexed.stamp and None not in (now.stamp, indexed.stamp)):
             raise ShardChangedError(place, "has changed")
+
+    def over(self, shards: Sequence[Shard]) -> Dataset:
+        """A data set of other shards that is read in the same way."""
+        return Dataset(shards, cache=self.cache, stage=self._stage)
 
     def close(self) -> None:
         """Close the shards; a later read opens them again."""
@@ -239,6 +244,13 @@ def open_dataset(spec: Spec, split: str = "train", *, cache: Cache | None = None
 def find_shards(spec: Spec, split: str = "train", cache: Cache | None = None) -> list[Shard]:
     """The tars that `spec` names, in order; see `open_dataset`."""
     return Locations(cache or Cache()).find(spec, split)
+
+
+def _packed(info: dict) -> dict[str, int]:
+    try:
+        return {shard["name"]: int(shard["samples"]) for split in info["splits"].values() for shard in split["shards"]}
+    except (KeyError, TypeError, AttributeError, ValueError):  # none that `selfsight pack` wrote
+        return {}
 
 
 def _tuple(values: list | None) -> tuple | None:

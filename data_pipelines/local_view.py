@@ -17,10 +17,10 @@ from data_pipelines.cache import Cache
 from data_pipelines.files import lock, write_json
 from data_pipelines.index_file import write_joined
 from data_pipelines.locations import DESCRIPTION, Locations
+from data_pipelines.remote_files import RemoteFile, Shard
 from data_pipelines.remote_index import published_parts
 from data_pipelines.sample_index import NO_STAMP, Index
 from data_pipelines.shard_index import INDEX_SUFFIX
-from data_pipelines.sources import RemoteFile, Shard
 from data_pipelines.urls import folder_of, without_query
 
 _LOCK = "lock"

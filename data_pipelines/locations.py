@@ -17,9 +17,9 @@ from data_pipelines.cache import Cache
 from data_pipelines.fetch import FetchError, read_bytes, retried
 from data_pipelines.files import read_json
 from data_pipelines.index_file import read_index
+from data_pipelines.remote_files import RemoteFile, Shard, file_system, state_of_info
 from data_pipelines.sections import DamageError
 from data_pipelines.shard_index import INDEX_SUFFIX
-from data_pipelines.sources import RemoteFile, Shard, file_system, state_of_info
 from data_pipelines.urls import folder_of, inside, is_http, is_url, name_of, redact, scheme_of, without_query
 
 Spec = str | Path | Sequence[str | Path]
@@ -54,13 +54,13 @@ class Locations:
         if not isinstance(spec, str | Path):
             return [shard for one in spec for shard in self.find(one, split)]
         if isinstance(spec, Path) or (not is_url(spec) and Path(spec).expanduser().is_dir()):
-            return list(_local(spec, split))
+            return list(local_shards(spec, split))
         shards: list[Shard] = []
         for text in _expanded(spec):
             if not is_url(text):
-                shards.extend(_local(text, split))
+                shards.extend(local_shards(text, split))
             elif scheme_of(text) == "file":
-                shards.extend(_local(unquote(urlsplit(text).path), split))
+                shards.extend(local_shards(unquote(urlsplit(text).path), split))
             else:
                 shards.extend(self._remote(text, split))
         return shards
@@ -167,7 +167,8 @@ def _expanded(spec: str) -> list[str]:
     return list(braceexpand(spec))
 
 
-def _local(spec: str | Path, split: str) -> list[Path]:
+def local_shards(spec: str | Path, split: str = "train") -> list[Path]:
+    """What a local path names, in order; raises FileNotFoundError, saying what there is."""
     folder = Path(spec).expanduser()
     if folder.is_dir():
         shards = sorted(folder.glob(f"{split}-*.tar"))

@@ -17,11 +17,11 @@ from data_pipelines.cache import Cache, key_of
 from data_pipelines.cache_folder import gigabytes
 from data_pipelines.index_file import join, read_index, store, write_joined
 from data_pipelines.joint_index import open_index
+from data_pipelines.remote_files import RemoteFile, Shard
 from data_pipelines.sample_index import NO_STAMP, Index
 from data_pipelines.sections import DamageError
 from data_pipelines.shard_index import INDEX_SUFFIX, build_index, find_index, index_cache
 from data_pipelines.shards import identify
-from data_pipelines.sources import RemoteFile, Shard
 from data_pipelines.urls import folder_of, inside, without_query
 
 _IN_MEMORY = 2_000_000  # samples; an index of more is kept in a file that is mapped

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipelines.sources import Shard
+from data_pipelines.remote_files import Shard
 
 _STAT_THREADS = 16  # on a network's file system each answer takes its time
 _FEW = 64

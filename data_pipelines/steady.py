@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from data_pipelines.sources import Shard
+from data_pipelines.remote_files import Shard
 
 _Result = TypeVar("_Result")
 #: What may pass; a file that is gone or forbidden stays so.

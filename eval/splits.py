@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.index import Dataset, open_dataset
-from data_pipelines.sources import Shard
+from data_pipelines.remote_files import Shard
 from data_pipelines.urls import redact
 
 

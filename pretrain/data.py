@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines import executors
+from data_pipelines.bad_samples import check_losses
 from data_pipelines.cache import Cache, default_folder
 from data_pipelines.fetch import Patience
 from data_pipelines.index import Dataset, open_dataset
@@ -22,11 +23,14 @@ from pretrain.schema.run import DataConfig, SourceConfig
 
 
 def open_datasets(data: DataConfig) -> tuple[Dataset, ...]:
-    """The data sets that a run is shown. Raises as `open_dataset` does."""
+    """The data sets that a run is shown. Raises as `open_dataset` and `check_losses` do."""
     folder = default_folder(data.stage) if data.cache.dir is None else Path(data.cache.dir).expanduser() / "shards"
     patience = Patience(data.cache.tries, data.cache.timeout_seconds)
     cache = Cache(folder, int(data.cache.max_bytes), patience)
-    return tuple(open_dataset(source.path, cache=cache, stage=data.stage) for source in sources(data))
+    datasets = tuple(open_dataset(source.path, cache=cache, stage=data.stage) for source in sources(data))
+    for dataset in datasets:
+        check_losses(dataset, data.max_bad_share)
+    return datasets
 
 
 def sources(data: DataConfig) -> tuple[SourceConfig, ...]:
@@ -72,7 +76,7 @@ def resolve_executor(config: Config) -> Config:
     if name == "auto" and begun:
         name = load_config(stored).data.executor
     try:
-        name = executors.resolve_executor(name)
+        name = executors.resolve_executor(name, config.data.channels, config.data.bits)
     except ValueError as error:
         if not begun:
             raise ConfigError(f"data.executor: {error}") from error

@@ -22,7 +22,7 @@ from data_pipelines import cache as cache_module
 from data_pipelines.cache import Cache, default_folder
 from data_pipelines.cache_folder import CacheFolder, CacheFullError
 from data_pipelines.fetch import FetchError, Patience
-from data_pipelines.sources import ChangedError, FileState, RemoteFile
+from data_pipelines.remote_files import ChangedError, FileState, RemoteFile
 
 QUICK = Patience(tries=4, timeout_seconds=5, backoff_seconds=0.001)
 SIZE = 600_000
@@ -69,7 +69,8 @@ def test_fetched_once(server: Server, tmp_path: Path, known: bool) -> None:
             assert read(cache, file_of(server, number, known)) == content(number)
     assert cache.statistics.misses == 0
     assert cache.statistics.hits == 3
-    assert server.sent["0.tar"] + server.sent["1.tar"] == 2 * SIZE + (0 if known else 4)  # 4 times asked for a byte
+    asked = 0 if known else 4  # times for a byte
+    assert 2 * SIZE <= server.sent["0.tar"] + server.sent["1.tar"] <= 2 * SIZE + asked
 
 
 def test_of_one_name_and_another_place(server: Server, tmp_path: Path) -> None:
@@ -230,7 +231,7 @@ import sys
 from pathlib import Path
 from data_pipelines.cache import Cache
 from data_pipelines.fetch import Patience
-from data_pipelines.sources import FileState, RemoteFile
+from data_pipelines.remote_files import FileState, RemoteFile
 folder, url, size, sha256 = sys.argv[1:]
 cache = Cache(Path(folder), patience=Patience(timeout_seconds=30))
 print("begin", flush=True)

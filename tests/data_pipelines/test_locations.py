@@ -16,7 +16,7 @@ from data_pipelines.fetch import Patience
 from data_pipelines.index import open_dataset
 from data_pipelines.joint_index import write_index
 from data_pipelines.locations import Locations, Spec
-from data_pipelines.sources import RemoteFile, Shard
+from data_pipelines.remote_files import RemoteFile, Shard
 from data_pipelines.urls import redact
 
 QUICK = Patience(tries=3, timeout_seconds=5, backoff_seconds=0.001)
