@@ -18,6 +18,7 @@ from data_pipelines.index import Dataset
 FETCH_AHEAD = 1000  # steps
 _CONNECTIONS = 4  # shards fetched at a time
 _KEEP_SECONDS = 5.0
+_JOIN_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -80,7 +81,7 @@ class FetchAhead:
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
-            thread.join()
+            thread.join(_JOIN_SECONDS)  # one that a stalled server keeps waiting ends by itself, later
 
     def __enter__(self) -> FetchAhead:
         return self

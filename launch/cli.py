@@ -160,7 +160,9 @@ def pack(
 
 @app.command(epilog="Examples:\n\n[bold]selfsight verify shards/[/]\n\n[bold]selfsight verify --cases[/]")
 def verify(
-    shards: Annotated[str | None, typer.Argument(help="A folder of shards, or shards by * or {000..009}.")] = None,
+    shards: Annotated[
+        str | None, typer.Argument(help="A folder of shards, or shards by * or {000..009}, or a URL.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="The JSON report; default: verify.json in the folder.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one a core.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Headers, labels and indexes only; no image.")] = False,

@@ -17,7 +17,10 @@ import numpy as np
 import pytest
 import torch
 from making import sample_files, write_tar
+from serving import serve
 
+from data_pipelines.cache import Cache
+from data_pipelines.fetch import Patience
 from data_pipelines.index import Dataset, open_dataset
 from data_pipelines.loader import Batch, Loader
 from data_pipelines.sampler import Sampler
@@ -120,28 +123,48 @@ def reference(folders: list[Path]) -> list[str]:
         return digests([stack.enter_context(open_dataset(folder)) for folder in folders], [Part(STEPS)])
 
 
-def local(folder: Path) -> Dataset:
-    return open_dataset(folder)
+def local(folder: Path, stack: ExitStack) -> Dataset:
+    return stack.enter_context(open_dataset(folder))
 
 
-def moved(folder: Path) -> Dataset:
+def moved(folder: Path, stack: ExitStack) -> Dataset:
     """The same shards under other paths, by a list of names."""
-    return open_dataset(f"{folder.parent}/../{folder.parent.name}/{folder.name}/train-*.tar")
+    return stack.enter_context(open_dataset(f"{folder.parent}/../{folder.parent.name}/{folder.name}/train-*.tar"))
 
 
-SOURCES: dict[str, Callable[[Path], Dataset]] = {"local": local, "moved": moved}
+def staged(folder: Path, stack: ExitStack) -> Dataset:
+    """Copied to this machine's disk as they are read."""
+    return stack.enter_context(open_dataset(folder, stage=True))
+
+
+def remote(folder: Path, stack: ExitStack) -> Dataset:
+    """At a server that drops, truncates, stalls and returns 500; there is no index."""
+    server = stack.enter_context(serve(folder.parent))
+    server.every = ["500", "drop", "stall", "long"]
+    names = ",".join(path.name for path in sorted(folder.glob("*.tar")))
+    patience = Patience(tries=5, timeout_seconds=0.5, backoff_seconds=0.001)
+    cache = Cache(patience=patience)
+    return stack.enter_context(open_dataset(f"{server.url}/{folder.name}/{{{names}}}", cache=cache))
+
+
+SOURCES: dict[str, Callable[[Path, ExitStack], Dataset]] = {
+    "local": local,
+    "moved": moved,
+    "staged": staged,
+    "remote": remote,
+}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_who_makes_the_batches_changes_nothing(folders: list[Path], reference: list[str], case: str) -> None:
     with ExitStack() as stack:
-        assert digests([stack.enter_context(local(folder)) for folder in folders], CASES[case]) == reference
+        assert digests([local(folder, stack) for folder in folders], CASES[case]) == reference
 
 
 @pytest.mark.parametrize("source", [name for name in SOURCES if name != "local"])
 def test_where_the_shards_lie_changes_nothing(folders: list[Path], reference: list[str], source: str) -> None:
     with ExitStack() as stack:
-        opened = [stack.enter_context(SOURCES[source](folder)) for folder in folders]
+        opened = [SOURCES[source](folder, stack) for folder in folders]
         parts = [Part(31, ranks=2, threads=3), Part(60, threads=2)]
         assert digests(opened, parts) == reference[:60]
 
@@ -152,7 +175,7 @@ def test_every_step_is_another(reference: list[str]) -> None:
 
 def test_the_bad_samples_were_met_and_replaced(folders: list[Path]) -> None:
     with ExitStack() as stack:
-        opened = [stack.enter_context(local(folder)) for folder in folders]
+        opened = [local(folder, stack) for folder in folders]
         sampler = Sampler(opened, seed=7, batch_size=BATCH, weights=WEIGHTS, window=16)
         asked = {row[:2] for step in range(STEPS) for row in sampler.rows(step, range(BATCH))}
         loader = stack.enter_context(Loader(sampler, VIEWS, threads=2, max_bad_share=0.5))
