@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from data_pipelines.remote_files import ChangedError, FileState, RefusedError, Source, source_of
-from data_pipelines.urls import redact
+from data_pipelines.fsspec_source import FsspecSource
+from data_pipelines.http_source import HttpSource
+from data_pipelines.remote_files import ChangedError, FileState, LocalSource, RefusedError, Source
+from data_pipelines.urls import is_http, is_url, redact
 
 _LONGEST_WAIT = 60.0
 _SURE = 2  # times in a row that a file must be found changed
@@ -97,6 +99,13 @@ class _Attempts:
         if isinstance(error, RefusedError) and error.after is not None:
             wait = max(wait, min(error.after, _LONGEST_WAIT))
         pause(wait)
+
+
+def source_of(url: str, timeout_seconds: float) -> Source:
+    """The source of a URL; ValueError or ImportError when this installation has none for it."""
+    if not is_url(url):
+        return LocalSource(url)
+    return HttpSource(url, timeout_seconds) if is_http(url) else FsspecSource(url, timeout_seconds)
 
 
 def retried(url: str, ask: Callable[[], _Result], patience: Patience) -> _Result:

@@ -16,8 +16,9 @@ from braceexpand import braceexpand
 from data_pipelines.cache import Cache
 from data_pipelines.fetch import FetchError, read_bytes, retried
 from data_pipelines.files import read_json
+from data_pipelines.fsspec_source import file_system, state_of_info
 from data_pipelines.index_file import read_index
-from data_pipelines.remote_files import RemoteFile, Shard, file_system, state_of_info
+from data_pipelines.remote_files import RemoteFile, Shard
 from data_pipelines.sections import DamageError
 from data_pipelines.shard_index import INDEX_SUFFIX
 from data_pipelines.urls import folder_of, inside, is_http, is_url, name_of, redact, scheme_of, without_query

@@ -13,8 +13,8 @@ import pytest
 from serving import SECRET, Server, serve
 
 from data_pipelines import fetch as fetch_module
-from data_pipelines.fetch import CancelledError, FetchError, Patience, cancel_on, pieces, read_bytes, state
-from data_pipelines.remote_files import ChangedError, FileState, source_of
+from data_pipelines.fetch import CancelledError, FetchError, Patience, cancel_on, pieces, read_bytes, source_of, state
+from data_pipelines.remote_files import ChangedError, FileState
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
 QUICK = Patience(tries=4, timeout_seconds=0.5, backoff_seconds=0.001)
