@@ -153,7 +153,9 @@ def _digest(*parts: bytes | memoryview) -> np.ndarray:
 
 def reduce_grey(image: np.ndarray) -> np.ndarray:
     """An image (h, w, c) of 8 or 16 bits squeezed to 32x32 px, the mean of its channels: float32 in its own levels."""
-    height, width = image.shape[:2]
+    height, width, channels = image.shape
+    if channels not in (1, 3):  # OpenCV resizes up to four
+        image = image.mean(axis=2, dtype=np.float32)
     small = (min(width, _SIDE), min(height, _SIDE))
     if small != (width, height):  # enlarging and reducing apart: the area average reduces only
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)

@@ -25,7 +25,9 @@ from data_pipelines.neighbours import Pairs, cosine_pairs
 if TYPE_CHECKING:
     from eval.target import Target
 
-DEFAULT_COSINE = 0.97
+DEFAULT_COSINE = 0.9
+_MAX_COMPONENTS = 128
+_LEAST_VARIANCE = 1e-5  # of the largest
 _SHOWN = 60  # pairs on the sheet
 _ACROSS = 5
 
@@ -109,8 +111,20 @@ def _choose(
     return NearByFeatures(Splits(datasets), encoder, least, device, progress)
 
 
+def whitened(features: torch.Tensor) -> torch.Tensor:
+    """(n, k) principal components of (n, d) features, each of variance 1: the strongest 128 that are no rounding.
+
+    Features of many encoders lie in a narrow cone, where all cosines are large; after whitening those of unrelated
+    images lie around 0, whatever the encoder.
+    """
+    centred = (features - features.mean(dim=0)).double()
+    variances, directions = torch.linalg.eigh(centred.T @ centred / len(features))
+    kept = torch.nonzero(variances > _LEAST_VARIANCE * variances[-1])[-_MAX_COMPONENTS:, 0]
+    return (centred @ directions[:, kept] / variances[kept].sqrt()).float()
+
+
 class NearByFeatures:
-    """Pairs whose pooled features, less the mean of all, have a cosine of at least `least`.
+    """Pairs whose pooled features have, `whitened`, a cosine of at least `least`.
 
     The features are taken at once. Raises as `eval.target.open_target` does.
     """
@@ -130,7 +144,7 @@ class NearByFeatures:
 
     @torch.no_grad()
     def _extract(self, target: Target, splits: Splits, progress: bool) -> tuple[torch.Tensor, np.ndarray]:
-        """(n, d) centred features on the CPU and (n,) numbers of the samples that can be decoded."""
+        """(n, k) features on the CPU and (n,) numbers of the samples that can be decoded."""
         encoder = target.encoder.eval().to(self.device)
         mean, std = (torch.tensor(values, device=self.device)[:, None, None] for values in (target.mean, target.std))
         features, numbers = [], []
@@ -143,8 +157,7 @@ class NearByFeatures:
                     features.append(encoder(pixels.sub_(mean).div_(std)).pooled.float().cpu())
                     numbers.append(samples.numpy() + part.start)
                     bar.advance(task, len(samples))
-        matrix = torch.cat(features)
-        return matrix - matrix.mean(dim=0), np.concatenate(numbers)
+        return whitened(torch.cat(features)), np.concatenate(numbers)
 
 
 def summary_table(found: Found) -> Table:

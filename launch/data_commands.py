@@ -53,7 +53,7 @@ def dedupe(
     by: Annotated[str, typer.Option(help="phash (a perceptual hash) or features (of --encoder).")] = "phash",
     encoder: Annotated[str | None, typer.Option(help="A run, an encoder folder or timm:NAME.")] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="phash: most bits of 128 that differ (16). features: least cosine (0.97).")
+        float | None, typer.Option(help="phash: most bits of 128 that differ (16). features: least cosine (0.9).")
     ] = None,
     mirrored: Annotated[bool, typer.Option("--mirrored", help="Mirror images are duplicates too (phash).")] = False,
     channels: Channels = 3,
