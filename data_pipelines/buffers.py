@@ -25,6 +25,8 @@ class Batch(TypedDict):
     labels: Tensor | None  # (b,) int64, -1 where unknown
     ids: Tensor  # (b, 2) int64: data set, sample shown
     rows: Tensor  # (b,) int64, position in the global batch
+    global_colours: NotRequired[Tensor]  # (b, v, p) float32: colours left to the device, see `device.finish`
+    local_colours: NotRequired[Tensor]  # (b, u, p)
     mean_hidden: NotRequired[Tensor]  # () replaced units per micro-batch of the global batch; set by the trainer
 
 
@@ -43,6 +45,7 @@ class StepBuffer:
         rows: Positions in the global batch.
         mask_shapes: (gh, gw) of the dropped and of the replaced units, None for what is not drawn.
         pin_memory: Page-locked, so that a GPU copies from it asynchronously.
+        num_colours: Numbers for each crop whose colours are left to the device; 0 where none are.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class StepBuffer:
         rows: range,
         mask_shapes: tuple[Shape | None, Shape | None],
         pin_memory: bool,
+        num_colours: int = 0,
     ) -> None:
         def allocate(shape: Shape, dtype: torch.dtype = torch.uint8) -> Tensor:
             return torch.empty((len(rows), *shape), dtype=dtype, pin_memory=pin_memory)
@@ -68,6 +72,10 @@ class StepBuffer:
             ids=allocate((2,), torch.int64),
             rows=torch.arange(rows.start, rows.stop),
         )
+        if num_colours:
+            self._tensors["global_colours"] = allocate((len(views.global_crops), num_colours), torch.float32)
+            if local is not None:
+                self._tensors["local_colours"] = allocate((local.count, num_colours), torch.float32)
         #: The tensors' memory, under their names.
         self.arrays: dict[str, np.ndarray] = {
             name: tensor.numpy() for name, tensor in self._tensors.items() if isinstance(tensor, Tensor)

@@ -70,7 +70,7 @@ def center_crops(
             found = [(sample, image) for sample, image in zip(samples, images, strict=True) if image is not None]
             if found:
                 numbers = np.array([sample for sample, _ in found])
-                labels = torch.from_numpy(dataset.labels[numbers])
+                labels = torch.from_numpy(dataset.labels[numbers].astype(np.int64))
                 yield torch.from_numpy(np.stack([image for _, image in found])), labels, torch.from_numpy(numbers)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

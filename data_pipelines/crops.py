@@ -1,27 +1,23 @@
-"""Parameters and an image make crops: the executor that needs Pillow only.
-
-Every operation is the one the authors' recipes run (torchvision's transforms on PIL images), so the pixels
-are theirs. A faster executor has the same one function.
-"""
+"""Parameters and an image make crops: what is asked of an executor, and which executors there are."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 from einops import rearrange
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image
 
 from data_pipelines.draws import CropParams
 from data_pipelines.views import Crop, Interpolation, Views
 
+#: `native`: the kernel in C; `wheels`: torch and OpenCV, no compiler needed; `auto`: native where it is built.
+ExecutorName = Literal["auto", "native", "wheels"]
 SOLARISE_THRESHOLD = 128
-RESAMPLING = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+_log = logging.getLogger(__name__)
 
 
 class CropJob(NamedTuple):
@@ -29,49 +25,43 @@ class CropJob(NamedTuple):
 
     params: CropParams  # what to do, box in px of the image
     interpolation: Interpolation  # of the resize, with antialiasing
-    out: np.ndarray  # (c, height, width) uint8, written to
+    out: np.ndarray  # (c, height, width) of the image's type, C-contiguous, written to
 
 
-#: Makes crops of one image, (h, w, c) uint8 of any strides; called by many threads at once.
+#: Makes crops of one image, (h, w, c) of any strides; called by many threads at once. Boxes may have fractions of
+#: pixels; pixels that lie outside of a box play no part in its crop.
 Executor = Callable[[np.ndarray, Sequence[CropJob]], None]
 
 
-def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
-    """Make the crops that `jobs` ask for; see `Executor`."""
-    whole = to_pillow(image)
-    for job in jobs:
-        _render(whole, job.params, job.interpolation, job.out)
+def executor(name: ExecutorName = "auto") -> Executor:
+    """The executor of that name; all show the same pictures within the bounds that tests/ state.
+
+    Raises:
+        ValueError: No such executor, or `native` where the kernel is not built.
+    """
+    from data_pipelines import native, wheels
+
+    if name not in ("auto", "native", "wheels"):
+        raise ValueError(f"executor {name!r} is not known; choose auto, native or wheels")
+    if name == "native" and not native.BUILT:
+        raise ValueError(f"executor native: the crop kernel is not built; {native.HOW_TO_BUILD}, or choose wheels")
+    if name == "wheels" or not native.BUILT:
+        if name == "auto":
+            _tell_once()
+        return wheels.render
+    return native.render
+
+
+@cache
+def _tell_once() -> None:
+    from data_pipelines import native
+
+    _log.warning("the crop kernel is not built, so crops take about twice as long; %s", native.HOW_TO_BUILD)
 
 
 def to_pillow(image: np.ndarray) -> Image.Image:
     """(h, w, c) uint8 as mode RGB, or L for one channel."""
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-
-
-def _render(image: Image.Image, params: CropParams, interpolation: Interpolation, out: np.ndarray) -> None:
-    crop = resized_crop(image, params.box, (out.shape[1], out.shape[2]), interpolation)
-    if params.flip:
-        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    for name, factor in params.jitter:
-        crop = _JITTER[name](crop, factor)
-    if params.grey and crop.mode == "RGB":
-        grey = crop.convert("L")
-        crop = Image.merge("RGB", (grey, grey, grey))
-    if params.blur_radius is not None:
-        crop = crop.filter(ImageFilter.GaussianBlur(params.blur_radius))
-    if params.solarise:
-        crop = ImageOps.solarize(crop, SOLARISE_THRESHOLD)
-    write_channels(crop, out)
-
-
-def resized_crop(
-    image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int], interpolation: Interpolation
-) -> Image.Image:
-    """Cut `box` out and resize it to (height, width); the pixels outside of the box play no part."""
-    if box != (0, 0, *image.size):
-        image = image.crop(box)
-    height, width = size
-    return image if image.size == (width, height) else image.resize((width, height), RESAMPLING[interpolation])
 
 
 def write_channels(image: Image.Image, out: np.ndarray) -> None:
@@ -81,7 +71,7 @@ def write_channels(image: Image.Image, out: np.ndarray) -> None:
 
 
 def check_channels(views: Views, channels: int) -> None:
-    """Refuse a recipe that this executor cannot run on images of `channels` channels."""
+    """Refuse a recipe that the executors cannot run on images of `channels` channels."""
     if channels == 3:
         return
     if channels != 1:
@@ -89,19 +79,3 @@ def check_channels(views: Views, channels: int) -> None:
     crops: list[Crop] = [*views.global_crops, *([views.local_crops] if views.local_crops else [])]
     if any(crop.jitter[2] or crop.jitter[3] for crop in crops):
         raise ValueError("jitter of saturation and hue needs 3 channels; with channels=1 set both to 0")
-
-
-def _hue(image: Image.Image, turns: float) -> Image.Image:
-    """Turn the hue in 8-bit HSV, as torchvision does on PIL images."""
-    hue, saturation, value = image.convert("HSV").split()
-    shift = int(turns * 255) % 256
-    hue = hue.point([(level + shift) % 256 for level in range(256)])
-    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-
-
-_JITTER = {
-    "brightness": lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
-    "contrast": lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
-    "saturation": lambda image, factor: ImageEnhance.Color(image).enhance(factor),
-    "hue": _hue,
-}

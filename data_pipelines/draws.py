@@ -31,7 +31,7 @@ class CropParams:
     `jitter` names the operations in their drawn order with the factor of each; hue's is a shift in turns.
     """
 
-    box: tuple[int, int, int, int]  # left, top, right, bottom in px of the image
+    box: tuple[float, float, float, float]  # left, top, right, bottom in px of the image
     flip: bool = False
     jitter: tuple[tuple[str, float], ...] = ()
     grey: bool = False

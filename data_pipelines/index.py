@@ -17,7 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from braceexpand import braceexpand
 
-from data_pipelines.shard_index import NO_LABEL, ShardIndex, load_index
+from data_pipelines.joint_index import joint_place, open_index
+from data_pipelines.sample_index import NO_LABEL
+from data_pipelines.shards import ShardChangedError, identify, open_shard
+from data_pipelines.steady import steadily
 
 _MAX_OPEN_SHARDS = 512  # a process may often have 1024 files open in all
 _log = logging.getLogger(__name__)
@@ -38,13 +41,14 @@ class Dataset:
     Args:
         shards: The tars, in the order in which their samples are numbered.
         info: What `dataset.json` says, if there is one.
+        joint: Where the joint index of these shards lies, if not in the user's cache.
     """
 
-    def __init__(self, shards: Sequence[Path], info: dict | None = None) -> None:
+    def __init__(self, shards: Sequence[Path], info: dict | None = None, joint: Path | None = None) -> None:
         self.shards = tuple(shards)
-        self.indexes = _load_indexes(self.shards)
-        self.shard_sizes = tuple(len(index) for index in self.indexes)
-        self.num_samples = sum(self.shard_sizes)
+        self.index = open_index(self.shards, joint)
+        self.shard_sizes: tuple[int, ...] = tuple(self.index.counts.tolist())
+        self.num_samples = len(self.index)
         if not self.num_samples:
             raise ValueError(
                 f"no sample in {len(self.shards)} shard(s), the first of them {self.shards[0]}; "
@@ -54,40 +58,58 @@ class Dataset:
         self.mean: tuple[float, ...] | None = _tuple(info.get("mean"))  # per channel, of pixels in 0 .. 1
         self.std: tuple[float, ...] | None = _tuple(info.get("std"))
         self.classes: tuple[str, ...] | None = _tuple(info.get("classes"))
-        self.labels = np.concatenate([index.labels for index in self.indexes])  # (num_samples,) int64, -1 where unknown
-        self._ends = np.cumsum(self.shard_sizes)
+        self.labels = self.index.labels  # (num_samples,) int32 or int64, -1 where unknown; perhaps a view of a file
+        if self.index.findings:
+            num_problems, num_shards = len(self.index.findings), len(self.shards)
+            _log.warning("%d of %d shards have problems; `selfsight verify` lists them", num_problems, num_shards)
         self._open: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = Lock()
 
     @cached_property
     def checksum(self) -> str:
-        """A hash over names, keys, offsets, sizes and labels: equal where the samples and their numbers are."""
+        """A hash over the shards' names and digests: equal where the samples and their numbers are."""
         digest = hashlib.sha256()
-        for shard, index in zip(self.shards, self.indexes, strict=True):
-            for text in (shard.name, *index.keys):
-                digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
-            for array in (index.image_offsets, index.image_sizes, index.labels):
-                digest.update(array.astype("<i8").tobytes())
+        for number, name in enumerate(self.index.names):
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + self.index.digest(number).encode())
         return digest.hexdigest()
+
+    @property
+    def num_image_bytes(self) -> int:
+        """Of all images, as stored."""
+        return int(self.index.image_bytes.sum())
 
     def key(self, sample: int) -> tuple[str, Path]:
         """The key and the shard of a sample."""
         shard, row = self._locate(sample)
-        return self.indexes[shard].keys[row], self.shards[shard]
+        return self.index.entry(shard, row).key, self.shards[shard]
 
     def read(self, sample: int) -> Sample:
-        """Read one sample; its image is shorter than stored only if the shard has shrunk since.
+        """Read one sample.
 
         Raises:
             IndexError: `sample` is not one of 0 .. num_samples - 1.
-            OSError: The file system fails; that is no property of the sample, so nobody should skip it.
+            DamageError: The stored index says of it what cannot be.
+            OSError: The file system goes on failing, see `steadily`; that is no property of the sample, so nobody
+                should skip it. Or the shard has shrunk.
         """
         shard, row = self._locate(sample)
-        index = self.indexes[shard]
-        file = self._file(shard)
-        image = os.pread(file.descriptor, int(index.image_sizes[row]), int(index.image_offsets[row]))
-        label = int(index.labels[row])
-        return Sample(index.keys[row], self.shards[shard], image, None if label == NO_LABEL else label)
+        entry = self.index.entry(shard, row)
+
+        def read() -> bytes:
+            file = self._file(shard)  # held for as long as it is read
+            return os.pread(file.descriptor, entry.image_size, entry.image_offset)
+
+        image = steadily(self.shards[shard], read, self.close)
+        if len(image) < entry.image_size:
+            raise ShardChangedError(self.shards[shard], "has shrunk")
+        return Sample(entry.key, self.shards[shard], image, None if entry.label == NO_LABEL else entry.label)
+
+    def check_unchanged(self, sample: int) -> None:
+        """Raise ShardChangedError if the shard of a sample has another size or time of change than its index."""
+        shard, _ = self._locate(sample)
+        now, indexed = identify(self.shards[shard]), self.index.identity(shard)
+        if now.size != indexed.size or (now.stamp != indexed.stamp and None not in (now.stamp, indexed.stamp)):
+            raise ShardChangedError(self.shards[shard], "has changed")
 
     def close(self) -> None:
         """Close the shards; a later read opens them again."""
@@ -105,8 +127,8 @@ class Dataset:
     def _locate(self, sample: int) -> tuple[int, int]:
         if not 0 <= sample < self.num_samples:
             raise IndexError(f"sample {sample} of a data set of {self.num_samples}")
-        shard = int(np.searchsorted(self._ends, sample, side="right"))
-        return shard, int(sample - self._ends[shard] + self.shard_sizes[shard])
+        shard = int(np.searchsorted(self.index.ends, sample, side="right"))
+        return shard, int(sample - self.index.ends[shard] + self.shard_sizes[shard])
 
     def _file(self, shard: int) -> _OpenFile:
         with self._lock:
@@ -124,7 +146,7 @@ class _OpenFile:
     """A file descriptor that closes once its last user lets go, which another thread's read may be."""
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.descriptor = open_shard(path)
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -147,7 +169,9 @@ def open_dataset(spec: str | Path, split: str = "train") -> Dataset:
     repeated = [shard for shard, count in Counter(shards).items() if count > 1]
     if repeated:
         raise ValueError(f"{spec} names {repeated[0]} more than once; name every shard once")
-    return Dataset(shards, _read_info(shards[0].parent / "dataset.json"))
+    folder = Path(spec).expanduser()
+    joint = joint_place(folder, split) if folder.is_dir() else None
+    return Dataset(shards, _read_info(shards[0].parent / "dataset.json"), joint)
 
 
 def find_shards(spec: str | Path, split: str = "train") -> list[Path]:
@@ -179,17 +203,6 @@ def find_shards(spec: str | Path, split: str = "train") -> list[Path]:
                 f"{path} does not exist; the data are a folder of shards, a tar, or tars by * or {{0..9}}"
             )
     return shards
-
-
-def _load_indexes(shards: Sequence[Path]) -> list[ShardIndex]:
-    # ranks that start together begin at different shards, so that they share the building of new indexes
-    first = os.getpid() % len(shards)
-    indexes = {shard: load_index(shards[shard]) for shard in (*range(first, len(shards)), *range(first))}
-    ordered = [indexes[shard] for shard in range(len(shards))]
-    num_problems = sum(1 for index in ordered if index.problems)
-    if num_problems:
-        _log.warning("%d of %d shards have problems; `selfsight verify` lists them", num_problems, len(shards))
-    return ordered
 
 
 def _read_info(path: Path) -> dict | None:

@@ -1,164 +1,229 @@
-"""Look at every byte of a data set of shards before a cluster does."""
+"""Look at every byte of a data set of shards before a cluster does; what can be found, `CASES` lists."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from hashlib import file_digest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from data_pipelines.decode import BadSampleError, decode
-from data_pipelines.files import read_json, write_json
-from data_pipelines.index import Dataset, find_shards
-from data_pipelines.shard_index import NO_LABEL, build_index, load_index
+from data_pipelines.bad_samples import MAX_TRIES
+from data_pipelines.cases import Severity, shown
+from data_pipelines.check_shards import Listed, ShardCheck, check_shard, compare, repeated_keys, same_shards
+from data_pipelines.files import write_json
+from data_pipelines.index import find_shards
+from data_pipelines.judge import Verdict, judge
+from data_pipelines.sample_index import Index
+from data_pipelines.tally import Tally
+from data_pipelines.tar import BLOCK, suffix_in
 
 _PIECE = 64  # samples a thread decodes at a time
 _MAX_LISTED = 1000  # bad samples named in the report
+_USUAL_SHARE = 0.01  # data.max_bad_share, unless a run sets another
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def verify(
-    out: str | Path, *, report: Path | None = None, workers: int | None = None, progress: bool = True
+    out: str | Path,
+    *,
+    report: Path | None = None,
+    workers: int | None = None,
+    quick: bool = False,
+    channels: int = 3,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Decode every sample of every shard, and compare with what the index and `dataset.json` say.
+
+    Memory does not grow with the number of samples, but for 8 bytes a sample, 128 MB at most.
 
     Args:
         out: A folder, of which all `*.tar` are looked at; or shards by `*` or `{000..009}`.
         report: Where to write the report as JSON; default `verify.json` in the folder, if that can be written to.
         workers: Threads; default: the cores this process may use.
-        progress: Show a bar.
+        quick: Look at tar headers, labels and indexes only: no image, no checksum of the bytes.
+        channels: Of the runs to come, as `data.channels`.
+        progress: Show a bar, and at the end what was found.
 
     Returns:
-        The report. `ok`: nothing is wrong. `problems`: what is, in words. `bad`: the samples that cannot be
-        decoded (key, shard, reason), at most 1,000 of `num_bad`. `samples`, `labelled`, `shards`: what there is.
-        `width`, `height`: smallest and largest, in px.
+        The report. `ok`: there is no error. `cases`: what was found, by its name in `CASES`, with severity, count and
+        the first examples; in words `problems` (errors) and `notes`. `bad`: the samples that cannot be decoded (key,
+        shard, case, reason), at most 1,000 of `num_bad`. `run`: what a run will do about these. `samples`, `labelled`,
+        `shards`: what there is. `width`, `height`: smallest and largest, in px, as stored. `modes`: Pillow's, counted.
 
     Raises:
         FileNotFoundError: There are no such shards.
+        ValueError: `dataset.json` is none.
     """
     folder = Path(out).expanduser()
     shards = find_shards(folder / "*.tar") if folder.is_dir() else find_shards(out)
     folder = shards[0].parent
     workers = workers or len(os.sched_getaffinity(0))
-    problems: list[str] = []
-    with ThreadPoolExecutor(workers) as pool:
-        for found in pool.map(_check_shard, shards):
-            problems.extend(found)
-        problems.extend(_compare(folder, shards, pool))
-    sound = [shard for shard in shards if len(load_index(shard))]
-    bad: list[dict[str, str]] = []
-    sizes: Counter[tuple[int, int]] = Counter()
-    num_labelled = num_samples = 0
-    if sound:
-        with Dataset(sound) as dataset:
-            num_samples, num_labelled = dataset.num_samples, int((dataset.labels != NO_LABEL).sum())
-            for piece_sizes, piece_bad in _decode_all(dataset, workers, progress):
-                sizes.update(piece_sizes)
-                bad.extend(piece_bad)
-    if bad:
-        first = bad[0]
-        problems.append(
-            f"{len(bad)} of {num_samples} samples cannot be decoded, "
-            f"the first of them {first['key']} of {first['shard']}: {first['reason']}"
-        )
-    widths, heights = zip(*sizes, strict=True) if sizes else ((0,), (0,))
+    listed = Listed.in_folder(folder)
+    account = _Account()
+    checks: list[ShardCheck] = []
+    columns = (
+        TextColumn("verifying"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TextColumn("{task.fields[samples]:,} samples"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not progress) as bar, ThreadPoolExecutor(workers) as pool:
+        task = bar.add_task("verifying", total=sum(_size(shard) for shard in shards), samples=0)
+
+        def pieces() -> Iterator[_Piece]:
+            for check in _ahead(pool, lambda shard: check_shard(shard, listed, quick), shards, 2 * workers):
+                index, check.index = check.index, None
+                checks.append(check)
+                num_bytes = 0 if quick or index is None else int(index.image_bytes[0])
+                bar.update(task, advance=check.size - num_bytes)
+                if not quick and index is not None:
+                    for first in range(0, len(index), _PIECE):
+                        yield _Piece(check.shard, index, range(first, min(first + _PIECE, len(index))))
+
+        for results in _ahead(pool, lambda piece: _judge(piece, channels), pieces(), 4 * workers):
+            account.add(results)
+            num_bytes = sum(result.size for result in results)
+            bar.update(task, advance=num_bytes, samples=account.num_samples)
+        tally = Tally()
+        for check in checks:
+            tally.update(check.tally)
+        for part in (account.tally, compare(folder, listed, checks), same_shards(checks), repeated_keys(checks)):
+            tally.update(part)
     result = {
-        "ok": not problems,
-        "problems": problems,
+        "ok": not any(tally.of(Severity.ERROR)),
+        "quick": quick,
+        "problems": [tally.sentence(case) for case in tally.of(Severity.ERROR)],
+        "notes": [tally.sentence(case) for case in tally.of(Severity.NOTE)],
+        "cases": tally.report(),
         "shards": len(shards),
-        "samples": num_samples,
-        "labelled": num_labelled,
-        "num_bad": len(bad),
-        "bad": bad[:_MAX_LISTED],
-        "width": [min(widths), max(widths)],
-        "height": [min(heights), max(heights)],
+        "samples": sum(check.num_samples for check in checks),
+        "labelled": sum(check.labels.total() for check in checks),
+        "num_bad": account.num_bad,
+        "bad": account.bad,
+        "run": account.outlook() if not quick else "not known: no image was decoded",
+        "width": account.width,
+        "height": account.height,
+        "modes": dict(sorted(account.modes.items())),
     }
     if report is not None:
         write_json(report, result)
     elif os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:
         write_json(folder / "verify.json", result)
     if progress:
-        console = Console(highlight=False, soft_wrap=True)
-        for problem in problems:
-            console.print(problem, markup=False)
-        state = "all is well" if not problems else f"{len(problems)} problem(s)"
-        console.print(f"{num_samples:,} samples in {len(shards):,} shards: {state}")
+        _print(result)
     return result
 
 
-def _check_shard(shard: Path) -> list[str]:
-    """What the headers of a shard tell, and whether its stored index tells the same."""
-    fresh, stored = build_index(shard), load_index(shard)
-    problems = [f"{shard.name}: {problem}" for problem in fresh.problems]
-    same = fresh.keys == stored.keys and all(
-        (getattr(fresh, name) == getattr(stored, name)).all() for name in ("image_offsets", "image_sizes", "labels")
-    )
-    if not same:
-        problems.append(f"{shard.name}: the index does not fit the shard; remove {shard.name}.index.npz")
-    if not len(fresh):
-        problems.append(f"{shard.name}: no sample in it")
-    return problems
+class _Piece(NamedTuple):
+    shard: Path
+    samples: Index
+    rows: range
 
 
-def _compare(folder: Path, shards: list[Path], pool: ThreadPoolExecutor) -> list[str]:
-    """Differences to `dataset.json`, if there is one; reads every shard for its checksum."""
-    info = read_json(folder / "dataset.json")
-    if info is None or "splits" not in info:
-        return []
-    listed = {entry["name"]: entry for split in info["splits"].values() for entry in split["shards"]}
-    there = {shard.name: shard for shard in shards if shard.parent == folder}
-    problems = [f"{name} is in dataset.json and not in the folder" for name in listed if not (folder / name).is_file()]
-    problems += [f"{name} is in the folder and not in dataset.json" for name in there if name not in listed]
-    common = [name for name in listed if name in there]
-    for name, digest in zip(common, pool.map(_sha256, (there[name] for name in common)), strict=True):
-        if digest != listed[name]["sha256"]:
-            problems.append(f"{name}: its bytes are not those that were packed (sha256); fetch it or pack it again")
-    num_classes = len(info["classes"]) if info.get("classes") else None
-    for name in common:
-        labels = load_index(there[name]).labels
-        if num_classes is not None and len(labels) and labels.max() >= num_classes:
-            problems.append(f"{name}: label {labels.max()} of {num_classes} classes in dataset.json")
-    return problems
+class _Judged(NamedTuple):
+    shard: str
+    key: str
+    size: int  # bytes
+    verdict: Verdict
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+class _Account:
+    """What the images were, told in order."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+        self.num_samples = self.num_bad = 0
+        self.bad: list[dict[str, str]] = []
+        self.width, self.height = [0, 0], [0, 0]
+        self.modes: Counter[str] = Counter()
+        self._shard, self._num_in_row, self._ends_at = "", 0, ""
+
+    def add(self, results: list[_Judged]) -> None:
+        for shard, key, _, verdict in results:
+            self.num_samples += 1
+            if verdict.case is None:
+                self._num_in_row = 0
+                self.width, self.height = _widened(self.width, verdict.width), _widened(self.height, verdict.height)
+                self.modes[verdict.mode] += 1
+                for note in verdict.notes:
+                    self.tally.add(note, shard, key)
+                continue
+            self.num_bad += 1
+            self.tally.add(verdict.case, shard, key, verdict.reason)
+            if len(self.bad) < _MAX_LISTED:
+                reason = verdict.reason or ""
+                self.bad.append({"key": shown(key), "shard": shard, "case": verdict.case, "reason": reason})
+            self._num_in_row = self._num_in_row + 1 if shard == self._shard else 1
+            self._shard = shard
+            if self._num_in_row == MAX_TRIES:
+                self._ends_at = self._ends_at or f"{shown(key)} of {shard}"
+
+    def outlook(self) -> str:
+        """What a run will do."""
+        share = self.num_bad / max(1, self.num_samples)
+        told = f"{self.num_bad:,} of {self.num_samples:,} samples ({100 * share:.3g} %) cannot be decoded"
+        if not self.num_bad:
+            return "every sample can be used"
+        if self._ends_at:
+            return f"{told}; a run ends at {self._ends_at}, where {MAX_TRIES} in a row are bad: pack the data again"
+        if share > _USUAL_SHARE:
+            return (
+                f"{told}; a run ends, as that is more than data.max_bad_share={_USUAL_SHARE:g}, unless it permits more"
+            )
+        return f"{told}; a run shows a neighbour instead"
 
 
-def _decode_all(
-    dataset: Dataset, workers: int, progress: bool
-) -> Iterator[tuple[Counter[tuple[int, int]], list[dict[str, str]]]]:
-    """Sizes and bad samples piece by piece, a bounded number of pieces ahead."""
-    starts = iter(range(0, dataset.num_samples, _PIECE))
-    pending: deque[Future[tuple[Counter[tuple[int, int]], list[dict[str, str]]]]] = deque()
-    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress) as bar, ThreadPoolExecutor(workers) as pool:
-        task = bar.add_task("verifying", total=dataset.num_samples)
-        while True:
-            while len(pending) < 4 * workers and (start := next(starts, None)) is not None:
-                pending.append(
-                    pool.submit(_decode_piece, dataset, range(start, min(start + _PIECE, dataset.num_samples)))
-                )
-            if not pending:
-                return
-            sizes, bad = pending.popleft().result()
-            bar.advance(task, sizes.total() + len(bad))
-            yield sizes, bad
+def _widened(sides: list[int], side: int) -> list[int]:
+    return [min(sides[0] or side, side), max(sides[1], side)]
 
 
-def _decode_piece(dataset: Dataset, samples: range) -> tuple[Counter[tuple[int, int]], list[dict[str, str]]]:
-    sizes: Counter[tuple[int, int]] = Counter()
-    bad = []
-    for number in samples:
-        try:
-            height, width, _ = decode(dataset.read(number)).shape
-            sizes[width, height] += 1
-        except BadSampleError as error:
-            bad.append({"key": error.key, "shard": error.shard.name, "reason": error.reason})
-    return sizes, bad
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item], count: int
+) -> Iterator[_Result]:
+    """`map`, in order and no more than `count` items ahead of what is used."""
+    pending: deque[Future[_Result]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) >= count:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _judge(piece: _Piece, channels: int) -> list[_Judged]:
+    results = []
+    with piece.shard.open("rb") as file:
+        for row in piece.rows:
+            entry = piece.samples.entry(0, row)
+            try:
+                content = os.pread(file.fileno(), BLOCK + entry.image_size, entry.image_offset - BLOCK)
+            except OSError as error:
+                verdict = Verdict(shown(str(error)), "unreadable")
+            else:
+                verdict = judge(content[BLOCK:], suffix_in(content[:BLOCK]), channels=channels)
+            results.append(_Judged(piece.shard.name, entry.key, entry.image_size, verdict))
+    return results
+
+
+def _size(shard: Path) -> int:
+    try:
+        return shard.stat().st_size
+    except OSError:  # told by `check_shard`
+        return 0
+
+
+def _print(result: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for severity, told in (("error", result["problems"]), ("note", result["notes"])):
+        for sentence in told:
+            console.print(f"{severity}: {sentence}", markup=False)
+    state = "no error" if result["ok"] else f"{len(result['problems'])} kinds of error"
+    console.print(f"{result['samples']:,} samples in {result['shards']:,} shards: {state}; {result['run']}")

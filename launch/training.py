@@ -49,7 +49,7 @@ def show_plan(preset: str, overrides: Sequence[str]) -> None:
     config = load_config(preset, overrides)
     world_size = rank_environment(os.environ).world_size
     check_batch(config, world_size)
-    from pretrain.data import open_datasets, sampler_of
+    from pretrain.data import open_datasets, resolve_executor, sampler_of
     from pretrain.encoders.supported import check_encoder  # imports torch, so after all that is known without
     from pretrain.initialise import check_init_from
     from pretrain.methods import check_sources
@@ -61,6 +61,7 @@ def show_plan(preset: str, overrides: Sequence[str]) -> None:
     datasets = open_datasets(config.data)
     config, chosen = resolve_auto(config, sum(dataset.num_samples for dataset in datasets))
     config, known = resolve_normalisation(config)
+    config = resolve_executor(config)
     chosen += known
     sampler = sampler_of(config, datasets)
     print(dump_config(config))

@@ -2,20 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from data_pipelines.buffers import map_batch
-from data_pipelines.loader import Batch
+from data_pipelines.device import finish
+from data_pipelines.loader import Batch, Loader
+
+
+class Step(NamedTuple):
+    """This rank's part of a step, on the device; it holds until the next is asked for."""
+
+    micro_batches: list[Batch]
+    digest: int  # of the ids, see `ids_digest`
+
+
+class SideStream:
+    """A CUDA stream beside the one that computes: what is enqueued inside of `with` runs while that one is busy."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._entered = torch.cuda.stream(self._stream)
+        self._done: torch.cuda.Event | None = None
+
+    def __enter__(self) -> None:
+        self._entered.__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        self._done = self._stream.record_event()
+        self._entered.__exit__(*exception)
+
+    def hand_over(self, micro_batches: list[Batch]) -> None:
+        """Have the computing stream wait for what was enqueued last, and own the tensors from there."""
+        computing = torch.cuda.current_stream()
+        if self._done is not None:
+            computing.wait_event(self._done)
+        for batch in micro_batches:
+            map_batch(batch, lambda tensor: tensor.record_stream(computing) or tensor)
+
+
+class DeviceSteps(Iterator[Step]):
+    """A loader's steps on the device, without end.
+
+    On a GPU, a step that the loader has ready is copied, and its colours finished where they are left to the device,
+    while the one before it is computed. On the CPU batches pass through.
+
+    Args:
+        loader: Where they come from.
+        start: The first step.
+        device: Where to.
+        side: Enqueues the copies; default: a stream of the device, None on the CPU.
+    """
+
+    def __init__(self, loader: Loader, start: int, device: torch.device, side: SideStream | None = None) -> None:
+        self._loader, self._device = loader, device
+        self._loaded = loader.steps(start)
+        self._side = SideStream(device) if side is None and device.type == "cuda" else side
+        self._ahead: Step | None = None
+
+    def __next__(self) -> Step:
+        if self._side is None:
+            return self._copy()
+        step = self._ahead or self._copy_aside(self._side)
+        self._side.hand_over(step.micro_batches)
+        # only what is there: waiting for the loader now would keep the device from this step
+        self._ahead = self._copy_aside(self._side) if self._loader.ready else None
+        return step
+
+    def _copy_aside(self, side: SideStream) -> Step:
+        with side:  # asking for the next item, too: the loader reuses the memory of the last after this stream's copies
+            return self._copy()
+
+    def _copy(self) -> Step:
+        loaded = next(self._loaded)
+        return Step([to_device(batch, self._device) for batch in loaded], sum(ids_digest(batch) for batch in loaded))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch's tensors on the device; copies from pinned memory overlap with computation."""
-    if device.type == "cpu":
-        return batch
-    return map_batch(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    """The batch's tensors on the device, with finished colours; copies from pinned memory overlap with computation."""
+    moved = batch if device.type == "cpu" else map_batch(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    return finish(moved, batch) if "global_colours" in batch else moved
 
 
 def share_mask_counts(micro_batches: list[Batch], world_size: int) -> None:

@@ -27,6 +27,11 @@ def _check_channels(config: Config) -> None:
     for name, values in (("mean", data.mean), ("std", data.std)):
         if values is not None and len(values) != data.channels:
             raise ValueError(f"data.{name} has {len(values)} values for data.channels = {data.channels}")
+    if config.train.batch_size % data.repeats:
+        raise ValueError(
+            f"train.batch_size {config.train.batch_size} is no multiple of data.repeats = {data.repeats}, "
+            "the rows that each sample fills"
+        )
     if (data.mean is None) != (data.std is None):
         raise ValueError("data.mean and data.std go together: set both or neither")
 

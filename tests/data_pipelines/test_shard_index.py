@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import random
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 from making import encode, picture, sample_files, write_tar
 
+from data_pipelines.index_file import read_index, write_joined
+from data_pipelines.sample_index import PER_SAMPLE, TABLES, Findings, Index
 from data_pipelines.shard_index import INDEX_SUFFIX, build_index, load_index
 from data_pipelines.tar import BLOCK, Member, TarDamageError, members
 
@@ -55,7 +58,7 @@ def test_a_corrupt_header_is_noticed(tmp_path: Path) -> None:
     content[list(members(path))[2].offset - BLOCK + 3] ^= 1
     path.write_bytes(content)
     index = build_index(path)
-    assert index.truncated
+    assert index.findings[0].truncated
     assert index.keys == ("000000",)
     assert "corrupt header" in index.problems[0]
 
@@ -78,9 +81,12 @@ def test_what_the_index_holds(tmp_path: Path) -> None:
     images = [content[o : o + s] for o, s in zip(index.image_offsets, index.image_sizes, strict=True)]
     assert images == [b"image", b"other", b"w"]
     assert index.labels.tolist() == [7, -1, -1]
-    assert content[index.json_offsets[0] :][: index.json_sizes[0]] == b"{}"
+    entry = index.entry(0, 0)
+    assert content[entry.json_offset :][: entry.json_size] == b"{}"
     assert index.json_sizes.tolist() == [2, 0, 0]
-    assert (index.num_without_image, index.num_bad_labels, index.num_duplicates) == (1, 1, 0)
+    assert index.image_bytes.tolist() == [5 + 5 + 1]
+    found = index.findings[0]
+    assert (found.num_without_image, found.num_bad_labels, found.num_duplicates) == (1, 1, 0)
     assert len(index.problems) == 2
 
 
@@ -94,12 +100,41 @@ def test_dots_in_names_merge_and_it_is_said(tmp_path: Path) -> None:
     content = path.read_bytes()
     images = [content[o : o + s] for o, s in zip(index.image_offsets, index.image_sizes, strict=True)]
     assert images == [b"img_0.5x.jpg", b"img_1.jpg"]  # the first; the plain suffix before the compound one
-    assert index.num_duplicates == 2
+    assert index.findings[0].num_duplicates == 2
     assert "img_0.7x.jpg" in index.problems[0]
 
 
-def same(a: object, b: object) -> bool:
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in a.__dataclass_fields__)
+def slow_index(path: Path) -> dict[str, tuple[Any, ...]]:
+    """Key -> image and label, by grouping members in a dictionary."""
+    found: dict[str, dict[str, tuple[Any, ...]]] = {}
+    for name, offset, size in members(path):
+        key, _, suffix = name.partition(".")
+        found.setdefault(key, {}).setdefault(suffix, (offset, size))
+    content = path.read_bytes()
+    return {
+        key: (*parts["jpg"], int(content[parts["cls"][0] :][: parts["cls"][1]]) if "cls" in parts else -1)
+        for key, parts in found.items()
+        if "jpg" in parts
+    }
+
+
+def test_members_of_a_key_may_lie_apart(tmp_path: Path) -> None:
+    """As in tars sorted by kind, where all images come before all labels; and in any order at all."""
+    draw = random.Random(1)
+    files = [
+        (f"{key}.{kind}", str(draw.randrange(99)).encode()) for key in range(40) for kind in ("jpg", "cls", "json")
+    ]
+    for number in range(20):
+        chosen = [draw.choice(files) for _ in range(60)] if number else sorted(files, key=lambda file: file[0][-1])
+        path = write_tar(tmp_path / f"{number}.tar", chosen)
+        index = build_index(path)
+        entries = [index.entry(0, row) for row in range(len(index))]
+        assert [(e.key, (e.image_offset, e.image_size, e.label)) for e in entries] == list(slow_index(path).items())
+
+
+def same(a: Index, b: Index) -> bool:
+    arrays = all(np.array_equal(getattr(a, name), getattr(b, name)) for name in (*TABLES, *PER_SAMPLE, "keys_bytes"))
+    return arrays and a.names == b.names and a.findings == b.findings
 
 
 def test_stored_beside_the_shard_and_read_back_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,27 +165,53 @@ def test_a_stale_or_damaged_index_is_built_again(tmp_path: Path, damage: str) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    "forged",
     [
-        ("image_offsets", [0, 0, 10**9]),  # beyond the shard
-        ("image_sizes", [1, -1, 1]),
-        ("image_sizes", [1, 1, 2**63 - 1]),
-        ("json_offsets", [0, 0]),  # of another number of samples
-        ("counts", [0]),
-        ("stamp", 1),
-        ("labels", [0, 1, -2]),
-        ("labels", [0.0, 1.0, 2.0]),
+        {"image_blocks": [0, 0, 10**6]},  # beyond the shard
+        {"image_sizes": [1, 1, 2**32 - 1]},
+        {"image_blocks": [1, 2, 2**64 - 1]},
+        {"image_blocks": [1, 2, 3]},  # within it, and not what the digest stands for
+        {"labels": [0, 1, -2]},
+        {"key_ends": [12, 6, 18]},
+        {"key_ends": [6, 12, 17]},
+        {"labels": [0, 1]},  # of another number of samples
+        {"labels": [0.0, 1.0, 2.0]},
+        {"keys_ends": [17]},
+        {"ends": [4]},
+        {"names": ("other.tar",)},
+        {"findings": {7: Findings(("of a shard that is not there",))}},
     ],
 )
-def test_an_index_from_elsewhere_is_not_taken_at_its_word(tmp_path: Path, name: str, value: Any) -> None:
+def test_an_index_from_elsewhere_is_not_taken_at_its_word(tmp_path: Path, forged: dict[str, Any]) -> None:
     path = write_tar(tmp_path / "x.tar", sample_files(range(3)))
-    load_index(path)
-    stored = path.with_name("x.tar" + INDEX_SUFFIX)
-    with np.load(stored) as arrays:
-        forged = {**arrays, name: np.array(value)}
-    with stored.open("wb") as file:
-        np.savez(file, **forged)
+    sound = load_index(path)
+    changed = {}
+    for name, value in forged.items():
+        kind = None if name in ("names", "findings") else "<u8" if max(value) > 2**32 else getattr(sound, name).dtype
+        changed[name] = value if kind is None else np.array(value, dtype=kind)
+    with path.with_name("x.tar" + INDEX_SUFFIX).open("wb") as file:
+        write_joined(file, [lambda: dataclasses.replace(sound, **changed)])
     assert same(load_index(path), build_index(path))
+
+
+def test_any_flipped_bit_of_the_stored_index_is_noticed(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", [*sample_files(range(3)), ("000001.json", b"{}")])
+    fresh = load_index(path)
+    stored = path.with_name("x.tar" + INDEX_SUFFIX)
+    content, draw = stored.read_bytes(), random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(content)
+        damaged[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        stored.write_bytes(damaged)
+        assert same(load_index(path), fresh)
+
+
+def test_long_keys_and_large_labels_are_kept_whole(tmp_path: Path) -> None:
+    files = [("a" * 3000 + ".jpg", b"i"), ("a" * 3000 + ".cls", b"9" * 18)]
+    path = write_tar(tmp_path / "x.tar", files, tarfile.PAX_FORMAT)
+    index = load_index(path)
+    assert index.labels.tolist() == [10**18 - 1]
+    assert read_index(path.with_name("x.tar" + INDEX_SUFFIX)).keys == ("a" * 3000,)
 
 
 def test_a_read_only_folder_keeps_its_index_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,5 +236,5 @@ def test_problems_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     path.write_bytes(path.read_bytes()[:-11000])
     with caplog.at_level(logging.WARNING):
         index = load_index(path)
-    assert index.truncated
+    assert index.findings[0].truncated
     assert "cut short" in caplog.text

@@ -98,7 +98,7 @@ def test_classes_are_mixed_and_val_is_stratified(tree: Path, tmp_path: Path) -> 
     assert result["splits"]["train"]["class_counts"] == [10, 10, 10]
     labels = open_dataset(tmp_path).labels
     assert (np.diff(labels) == 0).sum() < 20
-    keys = [set(open_dataset(tmp_path, split).indexes[0].keys) for split in ("train", "val")]
+    keys = [set(open_dataset(tmp_path, split).index.keys) for split in ("train", "val")]
     assert not keys[0] & keys[1]
 
 
@@ -130,7 +130,7 @@ def test_keys_that_would_meet_stay_apart(tmp_path: Path) -> None:
         (tmp_path / "images" / name).write_bytes(encode(picture(number)))
     pack(tmp_path / "images", tmp_path / "out", progress=False)
     dataset = open_dataset(tmp_path / "out")
-    keys = dataset.indexes[0].keys
+    keys = dataset.index.keys
     assert len(keys) == len(set(keys)) == 6
     assert not any("." in key or " " in key for key in keys)
     assert {dataset.read(number).image for number in range(6)} == {encode(picture(number)) for number in range(6)}

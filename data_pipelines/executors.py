@@ -1,0 +1,28 @@
+"""Who makes the crops: the names that `data.executor` takes, and what each stands for on this machine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from data_pipelines import crops, native
+
+#: `native`: the kernel in C. `wheels`: libraries that need no compiler. `device`: one of those cuts and resizes, the
+#: GPU does the colours. `auto`: native where it is built, else wheels.
+ExecutorName = Literal["auto", "native", "wheels", "device"]
+
+
+def resolve_executor(name: ExecutorName) -> ExecutorName:
+    """The executor that `auto` stands for here; the others as they are.
+
+    Raises:
+        ValueError: `native` where the kernel is not built; the message says how to build it.
+    """
+    crops.executor("auto" if name == "device" else name)  # says so where the kernel is missing
+    return on_cpu(name) if name == "auto" else name
+
+
+def on_cpu(name: ExecutorName) -> crops.ExecutorName:
+    """Who does the CPU's part of an executor's work: native or wheels."""
+    if name in ("native", "wheels"):
+        return name
+    return "native" if native.BUILT else "wheels"

@@ -1,0 +1,80 @@
+"""Which part of an image its crops need, decided before it is decoded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+FACTORS = (8, 4, 2)  # by which a JPEG may be decoded smaller
+#: A part is worth its trouble below this share of the image's pixels.
+_WORTHWHILE = 0.9
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in px
+
+
+class Part(NamedTuple):
+    """What of an image is needed, at least."""
+
+    box: tuple[int, int, int, int]  # left, top, right, bottom in px of the whole image, upright
+    factor: int = 1  # the image may be decoded this many times smaller
+
+
+class Picture(NamedTuple):
+    """An image, or the part of it that was decoded."""
+
+    pixels: np.ndarray  # (h, w, c)
+    left: int = 0  # where they begin, in px of the whole image; below 0 where the last decoded px are padding
+    top: int = 0
+    factor: int = 1  # px of the image for each decoded one, in both directions
+
+    @property
+    def is_part(self) -> bool:
+        """Whether boxes of the whole image are others here."""
+        return bool(self.left or self.top or self.factor > 1)
+
+    def within(self, box: Box) -> Box:
+        """A box of the whole image in px of `pixels`; integers where they were not scaled."""
+        left, top, right, bottom = box[0] - self.left, box[1] - self.top, box[2] - self.left, box[3] - self.top
+        if self.factor == 1:
+            return left, top, right, bottom
+        return left / self.factor, top / self.factor, right / self.factor, bottom / self.factor
+
+
+#: Told an image's height and width, upright, before it is decoded: which part is needed.
+Choose = Callable[[tuple[int, int]], Part]
+
+
+def whole(size: tuple[int, int]) -> Part:
+    """All of an image."""
+    return Part((0, 0, size[1], size[0]))
+
+
+def needed(
+    size: tuple[int, int], crops: Sequence[tuple[Box, tuple[int, int]]], partial: bool = True, scaling: bool = True
+) -> Part:
+    """The part of an image that crops touch, at the smallest size at which none of them has to be enlarged.
+
+    Args:
+        size: Height and width of the image.
+        crops: The box of each crop, in px of the image, and the (height, width) it is resized to.
+        partial: Whether anything may be left out; else the box is the whole image.
+        scaling: Whether the factor may be other than 1.
+    """
+    part = whole(size)
+    if partial:
+        boxes = [box for box, _ in crops]
+        left, top = math.floor(min(box[0] for box in boxes)), math.floor(min(box[1] for box in boxes))
+        right, bottom = math.ceil(max(box[2] for box in boxes)), math.ceil(max(box[3] for box in boxes))
+        if (right - left) * (bottom - top) < _WORTHWHILE * size[0] * size[1]:
+            part = Part((left, top, right, bottom))
+    if scaling:
+        for factor in FACTORS:
+            if all(
+                box[2] - box[0] >= factor * width and box[3] - box[1] >= factor * height
+                for box, (height, width) in crops
+            ):
+                return part._replace(factor=factor)
+    return part
