@@ -74,3 +74,31 @@ def dedupe(
         shards, val, by=by, encoder=encoder, threshold=threshold, mirrored=mirrored, channels=channels, out=out,
         sheet=sheet, device=device, threads=threads, progress=progress,
     )  # fmt: skip
+
+
+@data_app.command(
+    epilog="Examples:\n\n[bold]selfsight data show shards/[/]\n\n"
+    "[bold]selfsight data show shards/ --preset dino_vit_cifar_cpu[/]\n\n"
+    "[bold]selfsight data show shards/ --preset my.yaml views.local_crops.count=4 --step 1000 --out look/[/]"
+)
+def show(
+    shards: Annotated[str, typer.Argument(help="A folder of shards, or shards by * or {000..009}.")],
+    overrides: Overrides = None,
+    preset: Annotated[str | None, typer.Option(help="Also show its crops: a name, or the path of a .yaml.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder that gets the pictures.")] = Path("look"),
+    split: Annotated[str, typer.Option(help="Of a folder of shards.")] = "train",
+    count: Annotated[int, typer.Option(min=1, help="Samples on samples.png, of every class alike.")] = 48,
+    rows: Annotated[int, typer.Option(min=1, help="Images on crops.png: the first of the step's batch.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of which samples are drawn.")] = 0,
+    step: Annotated[int, typer.Option(min=0, help="Optimizer steps before the batch on crops.png.")] = 0,
+    bands: Annotated[str | None, typer.Option(help="Channels shown as red, green, blue, such as 3,2,1.")] = None,
+    threads: Threads = None,
+    progress: Progress = True,
+) -> None:
+    """Draw samples, sizes, shapes and classes, and what a preset's crops look like."""
+    from launch.looking import show as show_data
+
+    show_data(
+        shards, out, split=split, preset=preset, overrides=overrides or (), count=count, rows=rows, seed=seed,
+        step=step, bands=bands, threads=threads, progress=progress,
+    )  # fmt: skip
