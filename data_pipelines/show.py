@@ -187,7 +187,7 @@ def statistics_figure(statistics: Statistics) -> Figure:
 
 
 def _draw_sizes(axes: Axes, statistics: Statistics) -> None:
-    axes.set(title="size", xlabel="width (px)", ylabel="height (px)")
+    axes.set(xlabel="width (px)", ylabel="height (px)")
     sizes, counts = np.unique(np.stack([statistics.widths, statistics.heights]), axis=1, return_counts=True)
     if not counts.size:
         return
@@ -200,10 +200,9 @@ def _draw_sizes(axes: Axes, statistics: Statistics) -> None:
     axes.margins(0.15)
     axes.set_xlim(left=max(0, axes.get_xlim()[0]))
     axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
-    common = np.argsort(-counts, kind="stable")[:5]
-    named = "\n".join(f"{sizes[0, place]}x{sizes[1, place]}: {counts[place]:,}" for place in common)
-    paper = {"facecolor": "white", "alpha": 0.8, "edgecolor": "lightgrey"}
-    axes.text(0.98, 0.98, named, ha="right", va="top", transform=axes.transAxes, bbox=paper)
+    common = np.argsort(-counts, kind="stable")[:3]
+    named = ", ".join(f"{sizes[0, place]}x{sizes[1, place]} ({counts[place]:,})" for place in common)
+    axes.set_title(f"size, most often {named}" if counts.size > 1 else f"size, all {named}")
 
 
 def _draw_histogram(axes: Axes, values: np.ndarray, name: str, title: str) -> None:
