@@ -19,18 +19,21 @@ class Display:
     """How the pixels of one image, and of the crops of it, are shown on a screen.
 
     8-bit images keep their levels. Of deeper ones, the range between the 1st and 99th percentile of every channel
-    shown becomes 0 .. 255. One channel is shown as grey, two as red and green, of more `bands` (counted from 0).
+    shown becomes 0 .. 255. One channel is shown as grey, two as red and green; of more those that `bands` names,
+    counted from 0: three, or one as grey.
 
     Raises ValueError for a band that the image has not.
     """
 
     def __init__(self, image: np.ndarray, bands: Sequence[int] = (0, 1, 2)) -> None:
         channels = image.shape[2]
-        self.bands = [0, 0, 0] if channels == 1 else list(bands)[:channels] if channels == 2 else list(bands)
-        if len(self.bands) not in (2, 3) or not all(0 <= band < channels for band in self.bands):
+        self.bands = list(range(channels)) if channels < 3 else list(bands)
+        if len(self.bands) not in (min(channels, 2), 1, 3) or not all(band < channels for band in self.bands):
             raise ValueError(
-                f"bands are {','.join(map(str, bands))}; name three of the image's {channels}, counted from 0"
+                f"bands are {','.join(map(str, bands))}; name one or three of the image's {channels}, counted from 0"
             )
+        if len(self.bands) == 1:
+            self.bands *= 3
         self.levels = [(0.0, 255.0)] * len(self.bands)
         if image.dtype != np.uint8:
             self.levels = [tuple(np.percentile(image[:, :, band], _PERCENTILES)) for band in self.bands]

@@ -92,7 +92,6 @@ def take_fingerprints(
     dataset: Dataset,
     into: Fingerprints,
     *,
-    channels: int = 3,
     threads: int | None = None,
     advance: Callable[[int], None] = lambda images: None,
 ) -> None:
@@ -101,13 +100,12 @@ def take_fingerprints(
     Args:
         dataset: Where to read.
         into: As many rows as the data set has samples.
-        channels: Of the images.
         threads: Default: see `loader.default_threads`.
         advance: Called with the number of images done.
     """
 
     def take(rows: slice) -> int:
-        _take_piece(dataset, rows, into.part(rows), channels)
+        _take_piece(dataset, rows, into.part(rows))
         return rows.stop - rows.start
 
     starts = iter(range(0, dataset.num_samples, _PIECE))
@@ -125,12 +123,12 @@ def take_fingerprints(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _take_piece(dataset: Dataset, rows: slice, into: Fingerprints, channels: int) -> None:
+def _take_piece(dataset: Dataset, rows: slice, into: Fingerprints) -> None:
     reduced = np.zeros((rows.stop - rows.start, _SIDE, _SIDE), dtype=np.float32)
     for place, number in enumerate(range(rows.start, rows.stop)):
         stored = dataset.read(number)
         try:
-            image = decode(stored, channels)
+            image = decode(stored, channels=None, bits=None)
         except BadSampleError:  # the caller counts them, `verify` names them
             continue
         into.readable[place] = True

@@ -1,4 +1,4 @@
-"""Sample numbers to batches of uint8 tensors, by threads that write straight into reused buffers."""
+"""Sample numbers to batches of integer tensors, by threads that write straight into reused buffers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import crops
+from data_pipelines.any_channels import fitting
 from data_pipelines.bad_samples import BadSampleLog, Decoder
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
@@ -50,7 +51,8 @@ class Loader:
         pin_memory: Buffers that a GPU can copy from asynchronously. They are not written to again before
             the copies that the consumer enqueued on its current stream are done.
         max_bad_share: See `Decoder`.
-        channels: 3 (RGB) or 1.
+        channels: Of the crops: 3 are RGB, 1 is grey; with others `views` loses what needs colours (see `fitting`).
+        bits: Of a channel: 8 give uint8, 16 uint16.
         executor: Makes the crops: see `executors`. With `device`, `device.finish` completes the batches.
         partial_decode: Decode of a JPEG only what its crops touch, where `jpeg.has_regions`; the crops are the same.
         dct_scaling: Decode a large JPEG at a half, a quarter or an eighth where no crop is then enlarged.
@@ -71,6 +73,7 @@ class Loader:
         pin_memory: bool = False,
         max_bad_share: float = 0.01,
         channels: int = 3,
+        bits: int = 8,
         executor: ExecutorName = "auto",
         partial_decode: bool = True,
         dct_scaling: bool = True,
@@ -84,27 +87,26 @@ class Loader:
                 f"a batch of {batch_size} does not divide into {world_size} ranks x {accumulation} micro-batches; "
                 f"it must be a multiple of {world_size * accumulation}"
             )
-        crops.check_channels(views, channels)
         self.sampler, self.accumulation = sampler, accumulation
         self.num_rows = batch_size // world_size
         self.first_row = rank * self.num_rows
         self.wait_seconds = 0.0
-        executor = resolve_executor(executor)
+        executor = resolve_executor(executor, channels, bits)
         maker = on_cpu(executor)
         #: Who makes the crops, in words.
         self.executor = f"{maker}, colours by the device" if executor == "device" else maker
         self._recipe = Recipe(
-            views,
+            fitting(views, channels)[0],
             crops.executor(maker),
             colour_on_device=executor == "device",
             partial_decode=partial_decode,
             dct_scaling=dct_scaling,
         )
-        self._channels = channels
+        self._channels, self._bits = channels, bits
         self._draw_mask, self._prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
         padded = maker == "native"
         self._decoders = {
-            key: Decoder(dataset, channels, max_bad_share, padded, bad_samples)
+            key: Decoder(dataset, channels, max_bad_share, padded, bad_samples, bits)
             for key, dataset in sampler.datasets.items()
         }
         self._threads = threads or default_threads(list(sampler.datasets.values()))
@@ -163,7 +165,7 @@ class Loader:
             shapes = (None if dropped is None else dropped.shape, None if replaced is None else replaced.shape)
         rows = range(self.first_row, self.first_row + self.num_rows)
         num_colours = NUM_COLOURS if self._recipe.colour_on_device else 0
-        return StepBuffer(self._recipe.views, self._channels, rows, shapes, self._pin_memory, num_colours)
+        return StepBuffer(self._recipe.views, self._channels, rows, shapes, self._pin_memory, num_colours, self._bits)
 
     def _fill(self, buffer: StepBuffer, step: int) -> list[Future[None]]:
         """Have the threads make a step, in pieces small enough to keep them all busy to its end."""
@@ -180,10 +182,9 @@ class Loader:
         buffer.wait_until_free()
         arrays, seed = buffer.arrays, self.sampler.seed
         last = first
-        for (number, sample, epoch), group in itertools.groupby(rows, key=lambda row: row[:3]):
+        for (number, sample, _), group in itertools.groupby(rows, key=lambda row: row[:3]):
             # of the sample asked for: a neighbour in its place would otherwise show the same crops twice
-            identity = (seed, Purpose.CROPS, number, epoch, sample)
-            identities = [(*identity, row.repeat) if row.repeat else identity for row in group]
+            identities = [row.identity(seed) for row in group]
             showing = Showing(self._recipe, identities)
             decoded = self._decoders[number].read(sample, showing)
             places = range(last, last := last + len(identities))

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_pipelines.contact_sheet import Display, Tile, fitted, grid
 from data_pipelines.cores import cores_per_process
-from data_pipelines.decode import DAMAGE, BadSampleError, decode, open_image, orientation_of
+from data_pipelines.decode import DAMAGE, BadSampleError, decode, look
 from data_pipelines.index import NO_LABEL, Dataset
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def samples_sheet(dataset: Dataset, count: int, seed: int, bands: tuple[int, ...
         key, _ = dataset.key(number)
         stored = dataset.read(number)
         try:
-            image = decode(stored)
+            image = decode(stored, channels=None, bits=None)
         except BadSampleError as error:
             tiles.append(Tile(Image.new("RGB", (_SIDE, _SIDE), "lightgrey"), (key, error.reason)))
             continue
@@ -72,7 +72,7 @@ def class_name(dataset: Dataset, sample: int) -> str:
 class Statistics:
     """Of a data set, as far as headers and the index tell.
 
-    widths, heights: px of the images whose headers were read, as they are shown.
+    widths, heights: px of the images whose headers were read, as stored.
     num_bytes: of those images' files. num_unreadable: headers that could not be read.
     class_counts: by label, of all samples; `NO_LABEL` for those without.
     """
@@ -120,13 +120,10 @@ def _headers(dataset: Dataset, numbers: np.ndarray) -> list[tuple[int, int, int]
     for number in numbers.tolist():
         content = dataset.read(number).image
         try:
-            with open_image(content) as image:
-                width, height = image.size
-                if orientation_of(image) >= 5:  # turned by a quarter
-                    width, height = height, width
+            header = look(content)
         except DAMAGE:
             continue
-        found.append((width, height, len(content)))
+        found.append((header.width, header.height, len(content)))
     return found
 
 

@@ -8,8 +8,11 @@ NumPy, whose `Generator` promises no such thing, and because a stream of it cost
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from data_pipelines import native
 
 
 class Purpose(IntEnum):
@@ -51,7 +54,7 @@ def random_bits(key: int, count: int) -> np.ndarray:
         return word ^ (word >> np.uint64(31))
 
 
-class Stream:
+class PythonStream:
     """The same stream one number at a time, for draws too few to be worth an array."""
 
     def __init__(self, *words: int) -> None:
@@ -73,3 +76,10 @@ class Stream:
     def integer(self, count: int) -> int:
         """The next integer of 0 .. count - 1."""
         return int(self.random() * count)
+
+
+#: `PythonStream`, or the same in C where it is built: drawing holds the interpreter's lock, so its pace limits threads.
+if TYPE_CHECKING or not native.BUILT:
+    Stream = PythonStream
+else:
+    Stream = native.Stream

@@ -40,7 +40,6 @@ def clean(
     encoder: str | None,
     threshold: float | None,
     mirrored: bool,
-    channels: int,
     out: Path,
     sheet: Path | None,
     device: str,
@@ -50,7 +49,7 @@ def clean(
     """Find the duplicates, write the list and the sheet, and print how many there are."""
     datasets = open_splits(shards, val)
     find_near = _choose(datasets, by, encoder, threshold, mirrored, device, threads, progress)
-    found = dedupe(datasets, find_near, channels=channels, threads=threads, progress=progress)
+    found = dedupe(datasets, find_near, threads=threads, progress=progress)
     found.write(out)
     console = Console(highlight=False, soft_wrap=True)
     if progress:
@@ -64,7 +63,7 @@ def clean(
     if sheet is not None and found.duplicates:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(sheet) as file:
-            duplicates_sheet(found, channels).save(file, "PNG")
+            duplicates_sheet(found).save(file, "PNG")
         console.print(f"wrote {sheet}: left out | stays")
 
 
@@ -152,7 +151,8 @@ class NearByFeatures:
         with Progress(*columns, disable=not progress) as bar:
             task = bar.add_task("features", total=splits.num_samples)
             for dataset, part in splits.parts():
-                for images, _, samples in center_crops(dataset, target.image_size, channels=target.channels):
+                kind = {"channels": target.channels, "bits": target.bits}
+                for images, _, samples in center_crops(dataset, target.image_size, **kind):
                     pixels = images.to(self.device).float().div_(torch.iinfo(images.dtype).max)
                     features.append(encoder(pixels.sub_(mean).div_(std)).pooled.float().cpu())
                     numbers.append(samples.numpy() + part.start)
@@ -175,14 +175,14 @@ def summary_table(found: Found) -> Table:
     return table
 
 
-def duplicates_sheet(found: Found, channels: int = 3, side: int = 128) -> Image.Image:
+def duplicates_sheet(found: Found, side: int = 128) -> Image.Image:
     """Pairs side by side, the most doubtful first: what would be left out, and what it is said to duplicate."""
     doubtful = sorted(found.duplicates, key=lambda duplicate: (-duplicate.distance, duplicate.number))[:_SHOWN]
     tiles = []
     for duplicate in doubtful:
         pair = Image.new("RGB", (2 * side + 2, side), "white")
         for place, number in enumerate((duplicate.number, duplicate.of)):
-            pair.paste(_shown(found.splits, number, channels, side), (place * (side + 2), 0))
+            pair.paste(_shown(found.splits, number, side), (place * (side + 2), 0))
         ours, theirs = (found.splits.describe(number) for number in (duplicate.number, duplicate.of))
         first = f"{ours['split']} {ours['key']}: {duplicate.kind} {duplicate.distance:.3g}"
         tiles.append(Tile(pair, (first, f"of {theirs['split']} {theirs['key']}")))
@@ -190,7 +190,7 @@ def duplicates_sheet(found: Found, channels: int = 3, side: int = 128) -> Image.
     return grid(rows, "left: would be left out; right: what it duplicates; the most different pairs first")
 
 
-def _shown(splits: Splits, number: int, channels: int, side: int) -> Image.Image:
+def _shown(splits: Splits, number: int, side: int) -> Image.Image:
     _, dataset, sample = splits.locate(number)
-    image = decode(dataset.read(sample), channels)
+    image = decode(dataset.read(sample), channels=None, bits=None)
     return fitted(Display(image).rgb(image), side)

@@ -10,6 +10,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from data_pipelines.any_channels import fitting
 from data_pipelines.contact_sheet import Display, Tile, fitted, grid
 from data_pipelines.decode import decode
 from data_pipelines.device import finish
@@ -54,6 +55,7 @@ def crop_sheet(
         prefetch=0,
         max_bad_share=1.0,
         channels=config.data.channels,
+        bits=config.data.bits,
         executor=config.data.executor,
     ) as loader:
         (batch,) = next(loader.steps(step))
@@ -74,10 +76,10 @@ def _title(config: Config, step: int) -> str:
 def _row(
     config: Config, sampler: Sampler, step: int, row: int, arrays: dict[str, np.ndarray], bands: tuple[int, ...]
 ) -> list[Tile]:
-    views = config.views
+    views, _ = fitting(config.views, config.data.channels)
     asked = sampler.rows(step, range(row, row + 1))[0]
     number, sample = arrays["ids"][row].tolist()
-    image = decode(sampler.datasets[number].read(sample), config.data.channels)
+    image = decode(sampler.datasets[number].read(sample), config.data.channels, bits=config.data.bits)
     display = Display(image, bands)
     identity = (sampler.seed, Purpose.CROPS, asked.dataset, asked.epoch, asked.sample)
     drawn = draw(views, (*identity, asked.repeat) if asked.repeat else identity, image.shape[:2])

@@ -34,7 +34,7 @@ def show(
     """
     if overrides and preset is None:
         raise ValueError(f"{overrides[0]!r} changes a preset; name it with --preset")
-    chosen = _bands(bands)
+    chosen = (0, 1, 2) if bands is None else _bands(bands)
     sheets: dict[str, Callable[[BinaryIO], None]] = {}
     with open_dataset(shards, split) as dataset:
         if preset is not None:
@@ -42,6 +42,8 @@ def show(
             from pretrain.config import load_config
 
             config = load_config(preset, [*overrides, f"data.train={shards}"])
+            if bands is None and config.data.channels > 3:
+                chosen = config.tracking.picture_channels
             crops = crop_sheet(config, [dataset], rows, step, chosen)
             sheets["crops.png"] = lambda file: crops.save(file, "PNG")
         samples = samples_sheet(dataset, count, seed, chosen)
@@ -58,10 +60,8 @@ def show(
     console.print(f"wrote {', '.join(str(out / name) for name in sheets)}", markup=False)
 
 
-def _bands(text: str | None) -> tuple[int, ...]:
-    if text is None:
-        return (0, 1, 2)
+def _bands(text: str) -> tuple[int, ...]:
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
-        raise ValueError(f"--bands is {text!r}; name three channels, counted from 0, such as 3,2,1")
+    if len(parts) not in (1, 3) or not all(part.strip().isdigit() for part in parts):
+        raise ValueError(f"--bands is {text!r}; name one channel or three, counted from 0, such as 3,2,1")
     return tuple(int(part) for part in parts)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines import executors
+from data_pipelines.bad_samples import check_losses
 from data_pipelines.index import Dataset, open_dataset
 from data_pipelines.sampler import Sampler
 from pretrain.config import ConfigError, load_config
@@ -19,8 +20,11 @@ from pretrain.schema.run import DataConfig, SourceConfig
 
 
 def open_datasets(data: DataConfig) -> tuple[Dataset, ...]:
-    """The data sets that a run is shown. Raises as `open_dataset` does."""
-    return tuple(open_dataset(source.path) for source in sources(data))
+    """The data sets that a run is shown. Raises as `open_dataset` and `check_losses` do."""
+    datasets = tuple(open_dataset(source.path) for source in sources(data))
+    for dataset in datasets:
+        check_losses(dataset, data.max_bad_share)
+    return datasets
 
 
 def sources(data: DataConfig) -> tuple[SourceConfig, ...]:
@@ -66,7 +70,7 @@ def resolve_executor(config: Config) -> Config:
     if name == "auto" and begun:
         name = load_config(stored).data.executor
     try:
-        name = executors.resolve_executor(name)
+        name = executors.resolve_executor(name, config.data.channels, config.data.bits)
     except ValueError as error:
         if not begun:
             raise ConfigError(f"data.executor: {error}") from error

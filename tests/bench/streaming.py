@@ -89,7 +89,8 @@ def stream(shards: str, preset: str, batch_size: int, minutes: float, interval: 
     stride = getattr(config.encoder, "stride", None)
     draw_mask = draw_mask_for(config.method, config.views.global_size, stride, batch_size)
     states: list[State] = []
-    with Loader(sampler, config.views, draw_mask=draw_mask, channels=config.data.channels) as loader:
+    data = config.data
+    with Loader(sampler, config.views, draw_mask=draw_mask, channels=data.channels, bits=data.bits) as loader:
         steps = loader.steps()
         next(steps)
         began, images, told = time.monotonic(), 0, 0.0

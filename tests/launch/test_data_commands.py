@@ -104,7 +104,7 @@ def test_whitened_features_are_uncorrelated_and_what_is_constant_is_gone() -> No
 def test_dedupe_by_features_finds_the_same_image(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Target:
         encoder = torch.nn.Module()
-        image_size, channels, mean, std = 16, 3, (0.5,) * 3, (0.25,) * 3
+        image_size, channels, bits, mean, std = 16, 3, 8, (0.5,) * 3, (0.25,) * 3
 
     class Features:
         def __init__(self, images: torch.Tensor) -> None:
@@ -158,7 +158,7 @@ def test_show_draws_the_crops_that_the_loader_makes(
 def test_show_refuses_before_it_writes(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for args, message in (
         (["train.batch_size=8"], "--preset"),
-        (["--bands", "1,2"], "three channels"),
+        (["--bands", "1,2"], "one channel or three"),
         (["--bands", "1,2,3"], "the image's 3"),
         (["--preset", "no_such"], "no preset"),
     ):
