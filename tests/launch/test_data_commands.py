@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from making import npy, tiff, write_tar
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -28,15 +28,14 @@ def pixels(seed: int) -> np.ndarray:
     return np.asarray(Image.fromarray(coarse).resize((48, 40), Image.Resampling.BICUBIC))
 
 
+def png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
 def write(path: Path, seeds: dict[str, int]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for key, seed in seeds.items():
-            file = io.BytesIO()
-            Image.fromarray(pixels(seed)).save(file, "PNG")
-            info = tarfile.TarInfo(f"{key}.png")
-            info.size = file.tell()
-            file.seek(0)
-            tar.addfile(info, file)
+    write_tar(path, [(f"{key}.png", png(pixels(seed))) for key, seed in seeds.items()])
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +113,7 @@ def test_dedupe_by_features_finds_the_same_image(shards: Path, tmp_path: Path, m
     monkeypatch.setattr("eval.target.open_target", lambda name: Target)
     write(tmp_path / "train-000000.tar", {f"t{number}": number for number in range(40)})
     noisy = np.clip(pixels(3).astype(int) + np.random.default_rng(0).integers(-2, 3, (40, 48, 3)), 0, 255)
-    with tarfile.open(tmp_path / "val-000000.tar", "w") as tar:
-        file = io.BytesIO()
-        Image.fromarray(noisy.astype(np.uint8)).save(file, "PNG")
-        info = tarfile.TarInfo("v.png")
-        info.size = file.tell()
-        file.seek(0)
-        tar.addfile(info, file)
+    write_tar(tmp_path / "val-000000.tar", [("v.png", png(noisy.astype(np.uint8)))])
     out = tmp_path / "list.jsonl"
     run("dedupe", tmp_path, "--by", "features", "--encoder", "any", "--device", "cpu", "--out", out, "--no-progress")
     (line,) = map(json.loads, out.read_text().splitlines())
@@ -153,6 +146,27 @@ def test_show_draws_the_crops_that_the_loader_makes(
     drawn = {params for row in loaded for params in row}
     assert set(shown) == drawn
     assert Image.open(tmp_path / "crops.png").height > 100
+
+
+@pytest.mark.parametrize(("preset", "channels"), [("mae_vit_16bit_grey", 1), ("mae_vit_13band", 13)])
+def test_deep_images_of_any_channels(tmp_path: Path, preset: str, channels: int) -> None:
+    """As TIFF and as npy: shown, and found to be duplicates of each other."""
+
+    def deep(seed: int) -> np.ndarray:
+        return np.stack([pixels(seed + channel)[:, :, 0].astype(np.uint16) * 40 for channel in range(channels)], axis=2)
+
+    contiguous = {"photometric": "minisblack", "planarconfig": "contig"} if channels > 1 else {}
+    files = [(f"{number}.tiff", tiff(deep(100 * number), **contiguous)) for number in range(16)]
+    write_tar(tmp_path / "train-000000.tar", [*files, ("copy.npy", npy(deep(300))), ("close.npy", npy(deep(500) + 20))])
+    out = tmp_path / "list.jsonl"
+    run("dedupe", tmp_path, "--out", out, "--sheet", tmp_path / "pairs.png", "--no-progress")
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    found = {(line["key"], line["kind"], line["duplicate_of"]["key"]) for line in lines}
+    assert found == {("copy", "pixels", "3"), ("close", "near", "5")}
+    small = ["train.batch_size=8", "views.global_crops=[{size: 32}]"]
+    run("show", tmp_path, "--preset", preset, *small, "--out", tmp_path / "look", "--rows", 2, "--no-progress")
+    for name in ("crops", "samples", "statistics"):
+        assert len(Image.open(tmp_path / "look" / f"{name}.png").convert("L").getcolors()) > 100
 
 
 def test_show_refuses_before_it_writes(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
