@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -126,14 +127,16 @@ def test_readers_under_pressure_never_see_anything_else_and_the_bound_holds(serv
     bound, stop, most = 3 * SIZE, threading.Event(), []
 
     def watch() -> None:
+        folder = CacheFolder(tmp_path / "cache", bound)
         while not stop.is_set():
-            sizes = []
-            for path in (tmp_path / "cache").glob("*"):
-                try:
-                    sizes.append(path.stat().st_size if not path.name.endswith((".json", ".lock", ".tmp")) else 0)
-                except FileNotFoundError:
-                    continue
-            most.append(sum(sizes))
+            files: dict[int, int] = {}  # by inode, as an entry may get its final name while we look
+            with folder.locked("folder"):  # nothing is removed or begun meanwhile
+                for path in folder.path.glob("*"):
+                    with suppress(FileNotFoundError):
+                        status = path.stat()
+                        if not path.name.endswith((".json", ".lock", ".tmp")):
+                            files[status.st_ino] = status.st_size
+            most.append(sum(files.values()))
             time.sleep(0.005)
 
     caches = [Cache(tmp_path / "cache", max_bytes=bound, patience=QUICK) for _ in range(3)]
