@@ -38,7 +38,9 @@ class BuildOrTell(build_ext):
 setup(
     ext_modules=[
         extension("_crops", "module.c", "stream.c", "crop.c", "weights.c", "resample.c", "colour.c", "blur.c"),
-        extension("_jpeg_region", "jpeg_region.c", libraries=["jpeg"]),  # needs libjpeg-turbo and its header: libjpeg-dev
+        extension(
+            "_jpeg_region", "jpeg_region.c", libraries=["jpeg"]
+        ),  # needs libjpeg-turbo and its header: libjpeg-dev
     ],
     cmdclass={"build_ext": BuildOrTell},
 )

@@ -6,15 +6,17 @@ Drawing is apart from executing, so that every executor of the same parameters s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from data_pipelines.streams import Stream
+from data_pipelines.streams import ReadyStream, Stream, ready_streams
 from data_pipelines.views import Crop, Views
 
 #: The four operations of colour jitter, in the order of `Crop.jitter`.
 JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 _TRIES = 10
+_READY = 20  # random numbers of a crop made at once; few crops need more
 
 
 class Uniform(Protocol):
@@ -48,10 +50,36 @@ def draw(views: Views, identity: tuple[int, ...], image_size: tuple[int, int]) -
             own stream of random numbers, so a recipe with more views draws the same for those they share.
         image_size: Height and width in pixels.
     """
-    crops: list[Crop] = list(views.global_crops)
-    if views.local_crops is not None:
-        crops += [views.local_crops] * views.local_crops.count
+    crops = crops_of(views)
     return tuple(draw_crop(crop, Stream(*identity, view), image_size) for view, crop in enumerate(crops))
+
+
+class Draws:
+    """The draws of several showings, whose random numbers are made together: the same as `draw`'s, in half the time.
+
+    Args:
+        views: As of `draw`.
+        identities: The showings.
+    """
+
+    def __init__(self, views: Views, identities: Sequence[tuple[int, ...]]) -> None:
+        self._crops = crops_of(views)
+        self._streams = ready_streams(identities, len(self._crops), _READY)
+
+    def draw(self, showing: int, image_size: tuple[int, int]) -> tuple[CropParams, ...]:
+        """Parameters for the showing of that place among the identities; as often as asked for, the same."""
+        return tuple(
+            [
+                draw_crop(crop, ReadyStream(*stream), image_size)
+                for crop, stream in zip(self._crops, self._streams[showing], strict=True)
+            ]
+        )
+
+
+def crops_of(views: Views) -> list[Crop]:
+    """One `Crop` for each view: the global ones, then the local ones."""
+    local = views.local_crops
+    return [*views.global_crops, *([local] * local.count if local is not None else [])]
 
 
 def draw_crop(crop: Crop, rng: Uniform, image_size: tuple[int, int]) -> CropParams:

@@ -17,6 +17,7 @@ from data_pipelines.bad_samples import BadSampleLog, Decoder
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
 from data_pipelines.device import NUM_COLOURS
+from data_pipelines.draws import Draws
 from data_pipelines.executors import ExecutorName, on_cpu, resolve_executor
 from data_pipelines.index import NO_LABEL, Dataset
 from data_pipelines.sampler import Row, Sampler
@@ -178,20 +179,21 @@ class Loader:
         """Rows `first` and following of the buffer."""
         buffer.wait_until_free()
         arrays, seed = buffer.arrays, self.sampler.seed
-        last = first
-        for (number, sample, epoch), group in itertools.groupby(rows, key=lambda row: row[:3]):
-            # of the sample asked for: a neighbour in its place would otherwise show the same crops twice
-            identity = (seed, Purpose.CROPS, number, epoch, sample)
-            identities = [(*identity, row.repeat) if row.repeat else identity for row in group]
-            showing = Showing(self._recipe, identities)
-            decoded = self._decoders[number].read(sample, showing)
-            places = range(last, last := last + len(identities))
-            showing.make(decoded.picture, arrays, places)
-            for place in places:
+        repeats = self.sampler.repeats
+        numbered = enumerate(rows, first)
+        shown = [list(group) for _, group in itertools.groupby(numbered, key=lambda numbered: numbered[1][:3])]
+        identities = [identity_of(seed, group[0][1], repeat) for group in shown for repeat in range(repeats)]
+        draws = Draws(self._recipe.views, identities)
+        for position, group in enumerate(shown):
+            row = group[0][1]
+            showing = Showing(self._recipe, draws, range(position * repeats, (position + 1) * repeats))
+            decoded = self._decoders[row.dataset].read(row.sample, showing)
+            showing.make(decoded.picture, arrays, {row.repeat: place for place, row in group})
+            for place, _ in group:
                 arrays["labels"][place] = NO_LABEL if decoded.label is None else decoded.label
-                arrays["ids"][place] = (number, decoded.sample)
+                arrays["ids"][place] = (row.dataset, decoded.sample)
         if self._draw_mask is not None:
-            for place in range(first, last):
+            for place in range(first, first + len(rows)):
                 number = self.first_row + place
                 masks = self._draw_mask(mask_generator(seed, step, number), step, number)
                 for name, mask in zip(("dropped", "replaced"), masks, strict=True):
@@ -207,6 +209,15 @@ def default_threads(datasets: Sequence[Dataset]) -> int:
     num_bytes = sum(dataset.num_image_bytes for dataset in datasets)
     mean_bytes = num_bytes / sum(dataset.num_samples for dataset in datasets)
     return cores_per_process() if mean_bytes > _THUMBNAIL_BYTES else 1
+
+
+def identity_of(seed: int, row: Row, repeat: int) -> tuple[int, ...]:
+    """What the draws of a row depend on, or of another repeat of its sample.
+
+    The sample is the one asked for: a neighbour in the place of a bad one would otherwise show the same crops twice.
+    """
+    identity = (seed, Purpose.CROPS, row.dataset, row.epoch, row.sample)
+    return (*identity, repeat) if repeat else identity
 
 
 def mask_generator(seed: int, step: int, row: int) -> np.random.Generator:

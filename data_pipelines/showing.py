@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines.crops import CropJob, Executor
 from data_pipelines.device import write_colours
-from data_pipelines.draws import CropParams, draw
+from data_pipelines.draws import CropParams, Draws
 from data_pipelines.parts import Part, Picture, needed
 from data_pipelines.views import Views
 
@@ -84,23 +84,25 @@ class Showing:
 
     Args:
         recipe: What to make.
-        identities: For each row the integers that its draws depend on, see `draw`.
+        draws: Of this sample, and perhaps of others.
+        showings: Which of them are this sample's: every repeat of it, so that what is decoded does not depend on which
+            of its rows are made here.
     """
 
-    def __init__(self, recipe: Recipe, identities: Sequence[tuple[int, ...]]) -> None:
-        self._recipe, self._identities = recipe, identities
+    def __init__(self, recipe: Recipe, draws: Draws, showings: range) -> None:
+        self._recipe, self._draws, self._showings = recipe, draws, showings
         self._drawn: list[tuple[CropParams, ...]] = []
 
     def __call__(self, size: tuple[int, int]) -> Part:
         """Draw for an image of (height, width) `size`, and say what of it is needed."""
-        self._drawn = [draw(self._recipe.views, identity, size) for identity in self._identities]
+        self._drawn = [self._draws.draw(showing, size) for showing in self._showings]
         return self._recipe.part(size, self._drawn)
 
-    def make(self, picture: Picture, arrays: dict[str, np.ndarray], places: Sequence[int]) -> None:
-        """Write the rows' crops to their places in the buffer."""
+    def make(self, picture: Picture, arrays: dict[str, np.ndarray], places: dict[int, int]) -> None:
+        """Write the rows' crops into the buffer: `places` has the place of each repeat that is made here."""
         jobs = [
             job
-            for params, place in zip(self._drawn, places, strict=True)
-            for job in self._recipe.jobs(picture, params, arrays, place)
+            for repeat, place in places.items()
+            for job in self._recipe.jobs(picture, self._drawn[repeat], arrays, place)
         ]
         self._recipe.executor(picture.pixels, jobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,7 +27,11 @@ def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
 
 
 def _render(image: Image.Image, params: CropParams, interpolation: Interpolation, out: np.ndarray) -> None:
-    crop = image.resize((out.shape[2], out.shape[1]), RESAMPLING[interpolation], box=params.box)
+    left, top, right, bottom = params.box
+    x, y = math.floor(left), math.floor(top)
+    crop = image.crop((x, y, math.ceil(right), math.ceil(bottom)))  # Pillow's resize reads beyond its own box
+    box = (left - x, top - y, right - x, bottom - y)
+    crop = crop.resize((out.shape[2], out.shape[1]), RESAMPLING[interpolation], box=box)
     if params.flip:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for name, factor in params.jitter:

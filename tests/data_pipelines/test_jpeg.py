@@ -194,7 +194,10 @@ def test_the_region_decoder_refuses_what_does_not_fit() -> None:
 
     def ask(
         scan: int = here,
-        size: tuple[int, int] = (40, 60), factor: int = 1, corner: tuple[int, int] = (0, 0), shape: object = (8, 8, 3)
+        size: tuple[int, int] = (40, 60),
+        factor: int = 1,
+        corner: tuple[int, int] = (0, 0),
+        shape: object = (8, 8, 3),
     ) -> None:
         jpeg.decode_region(content, scan, np.empty(shape, dtype=np.uint8), size, factor, corner)
 
@@ -217,15 +220,16 @@ def test_the_region_decoder_refuses_what_does_not_fit() -> None:
         {"shape": (8, 8, 2)},
         {"shape": (8, 8)},
     ):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"."):
             ask(**wrong)
     with pytest.raises((ValueError, BufferError)):
         jpeg.decode_region(content, here, np.empty((8, 16, 3), dtype=np.uint8)[:, ::2], (40, 60), 1, (0, 0))
     with pytest.raises((ValueError, BufferError)):
         jpeg.decode_region(content, here, b"read only", (40, 60), 1, (0, 0))
+    progressive = jpeg_of(0, 40, 60, "progressive")
+    scan = read_header(progressive).scan
     with pytest.raises(ValueError, match="scan"):
-        progressive = jpeg_of(0, 40, 60, "progressive")
-        jpeg.decode_region(progressive, read_header(progressive).scan, np.empty((8, 8, 3), dtype=np.uint8), (40, 60), 1, (0, 0))
+        jpeg.decode_region(progressive, scan, np.empty((8, 8, 3), dtype=np.uint8), (40, 60), 1, (0, 0))
 
 
 def test_unusual_files_are_left_to_pillow() -> None:
@@ -241,7 +245,9 @@ def test_unusual_files_are_left_to_pillow() -> None:
 
 def test_what_crops_need() -> None:
     size = (400, 600)
-    assert needed(size, [((10, 20, 110, 120), (50, 50)), ((200, 40, 300, 140), (50, 50))]) == Part((10, 20, 300, 140), 2)
+    assert needed(size, [((10, 20, 110, 120), (50, 50)), ((200, 40, 300, 140), (50, 50))]) == Part(
+        (10, 20, 300, 140), 2
+    )
     assert needed(size, [((10, 20, 110, 120), (51, 50))]).factor == 1  # one of the sides would be enlarged
     assert needed(size, [((10, 20, 110, 120), (12, 12))]).factor == 8
     assert needed(size, [((10, 20, 110, 120), (12, 12))], scaling=False) == Part((10, 20, 110, 120))
