@@ -169,14 +169,14 @@ def _gaussian_blur(crops: Tensor, radii: Tensor) -> Tensor:
     """Pillow's `GaussianBlur`: three box blurs of fractional width along rows, then along columns, in 8 bits."""
     widths = [_box_radius(float(radius)) for radius in radii]
     reach = max(math.floor(width) for width in widths) + 1
-    taps = torch.zeros(len(widths), reach + 1)  # a box's weights from its centre outwards
+    taps = torch.zeros(len(widths), reach + 1, dtype=torch.float64)  # a box's weights from its centre outwards
     for row, width in zip(taps, widths, strict=True):
         whole = math.floor(width)
         unit = math.floor(2**24 / (2 * width + 1))
         row[: whole + 1] = unit / 2**24
         row[whole + 1] = (2**24 - (2 * whole + 1) * unit) // 2 / 2**24
     taps = taps.to(crops.device, non_blocking=True)
-    blurred = crops.float()
+    blurred = crops.double()  # single precision would round ties of 8 bits otherwise, and there are many
     for axis in (3, 2):
         length = crops.shape[axis]
         for _ in range(_BLUR_PASSES):
