@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the parts in C, each of which may be missing. Everything works without them, slower."""
+"""What pyproject.toml cannot say: the parts in C. Each may be missing: everything works without them, slower."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("data_pipelines/native")
 #: Sums of floating-point numbers must not depend on the compiler: the portable path gives the bytes of the fast one.
-OPTIONS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fvisibility=hidden"]
+OPTIONS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fvisibility=hidden"]
 
 
 def extension(name: str, *sources: str, **options: list[str]) -> Extension:
@@ -37,10 +37,18 @@ class BuildOrTell(build_ext):
 
 setup(
     ext_modules=[
-        extension("_crops", "module.c", "stream.c", "crop.c", "weights.c", "resample.c", "colour.c", "blur.c"),
         extension(
-            "_jpeg_region", "jpeg_region.c", libraries=["jpeg"]
-        ),  # needs libjpeg-turbo and its header: libjpeg-dev
+            "_crops",
+            "module.c",
+            "stream.c",
+            "crop.c",
+            "weights.c",
+            "resample.c",
+            "resample_avx2.c",
+            "colour.c",
+            "blur.c",
+        ),
+        extension("_jpeg_region", "jpeg_region.c", libraries=["jpeg"]),  # needs libjpeg-turbo's header (libjpeg-dev)
     ],
     cmdclass={"build_ext": BuildOrTell},
 )

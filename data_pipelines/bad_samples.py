@@ -185,6 +185,6 @@ class Decoder:
         if is_last:
             _log.warning("more than %d bad samples of this data set; further ones are counted only", _MAX_NAMED)
             return
-        _log.warning("%s; %s", error, "nothing is shown instead" if instead is None else f"{shown(instead)} is shown")
+        _log.warning("%s; %s is shown instead", error, "nothing" if instead is None else shown(instead))
         if self.log is not None:
             self.log.add(error, instead)

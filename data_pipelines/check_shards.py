@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.files import read_json
 from data_pipelines.sample_index import NO_LABEL, Index
 from data_pipelines.shard_index import INDEX_SUFFIX, load_index
 from data_pipelines.shard_scan import scan_shard
@@ -23,22 +24,46 @@ _NUM_NAMED = 20  # repeated keys
 _MAX_JSON_BYTES = 1 << 20  # longer ones are not looked at
 
 
+class ListedShard(NamedTuple):
+    """What `dataset.json` says of a shard."""
+
+    samples: int
+    sha256: str
+
+
+class ListedSplit(NamedTuple):
+    """What it says of a split."""
+
+    shards: list[str]
+    class_counts: list[int] | None
+
+
 @dataclass(frozen=True)
 class Listed:
-    """What `dataset.json` says, if there is one: by shard's name and by split. From a stranger as well."""
+    """What `dataset.json` says; empty where there is none, or none that `selfsight pack` wrote."""
 
-    shards: dict[str, dict[str, Any]]
-    splits: dict[str, dict[str, Any]]
+    shards: dict[str, ListedShard]
+    splits: dict[str, ListedSplit]
     num_classes: int | None
 
     @classmethod
-    def of(cls, info: Any) -> Listed:
-        """Of what the file holds; what is not of its form is passed over."""
-        splits = info.get("splits") if isinstance(info, dict) else None
-        splits = splits if isinstance(splits, dict) else {}
-        entries = [entry for split in splits.values() for entry in split["shards"]]
-        classes = info.get("classes") if isinstance(info, dict) else None
-        return cls({entry["name"]: entry for entry in entries}, splits, len(classes) if classes else None)
+    def in_folder(cls, folder: Path) -> Listed:
+        """Raises ValueError if the file is not of the form that `selfsight pack` writes."""
+        info = read_json(folder / "dataset.json")
+        shards, splits = {}, {}
+        try:
+            for name, split in (info or {}).get("splits", {}).items():
+                counts = split.get("class_counts")
+                splits[name] = ListedSplit([entry["name"] for entry in split["shards"]], counts and [*map(int, counts)])
+                for entry in split["shards"]:
+                    shards[str(entry["name"])] = ListedShard(int(entry["samples"]), str(entry["sha256"]))
+            classes = (info or {}).get("classes")
+            return cls(shards, splits, len(classes) if classes else None)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{folder / 'dataset.json'} is not as `selfsight pack` writes it ({type(error).__name__}: {error}); "
+                "pack the data again, or remove the file"
+            ) from error
 
 
 @dataclass
@@ -83,11 +108,11 @@ def _check_shard(shard: Path, listed: Listed, quick: bool) -> ShardCheck:
             told = f"label {int(index.labels[row])} of {listed.num_classes} classes"
             tally.add("label_out_of_range", shard.name, index.entry(0, row).key, told)
     if entry is not None:
-        if entry["samples"] != len(index):
-            tally.add("other_counts", shard.name, None, f"{len(index)} samples, {entry['samples']} were packed")
+        if entry.samples != len(index):
+            tally.add("other_counts", shard.name, None, f"{len(index)} samples, {entry.samples} were packed")
         if not quick:
             sha256 = _sha256(shard)
-            if sha256 != entry["sha256"]:
+            if sha256 != entry.sha256:
                 tally.add("other_bytes", shard.name, None, "fetch it or pack it again")
     return ShardCheck(shard, size, index, tally, labels, len(index), num_unlabelled, index.digest(0), sha256)
 
@@ -131,11 +156,11 @@ def compare(folder: Path, listed: Listed, checks: Sequence[ShardCheck]) -> Tally
         if listed.shards and name not in listed.shards:
             tally.add("unlisted_shard", name)
     for split, entry in listed.splits.items():
-        names, counts = [shard["name"] for shard in entry["shards"]], entry.get("class_counts")
-        if counts is None or not there.keys() >= set(names):
+        counts = entry.class_counts
+        if counts is None or not there.keys() >= set(entry.shards):
             continue
         found: Counter[int] = Counter()
-        for name in names:
+        for name in entry.shards:
             found.update(there[name].labels)
         wrong = [label for label, count in enumerate(counts) if found[label] != count]
         if wrong:

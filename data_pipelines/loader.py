@@ -104,17 +104,18 @@ class Loader:
         self._channels = channels
         self._draw_mask, self._prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
         padded = maker == "native"
-        self._decoders = [
-            Decoder(dataset, channels, max_bad_share, padded, bad_samples) for dataset in sampler.datasets
-        ]
-        self._threads = threads or default_threads(sampler.datasets)
+        self._decoders = {
+            key: Decoder(dataset, channels, max_bad_share, padded, bad_samples)
+            for key, dataset in sampler.datasets.items()
+        }
+        self._threads = threads or default_threads(list(sampler.datasets.values()))
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
         self._pending: deque[tuple[StepBuffer, list[Future[None]]]] = deque()
 
     @property
     def num_bad(self) -> int:
         """Reads of this rank that found a bad sample."""
-        return sum(decoder.num_bad for decoder in self._decoders)
+        return sum(decoder.num_bad for decoder in self._decoders.values())
 
     def steps(self, start: int = 0) -> Iterator[list[Batch]]:
         """Yield this rank's micro-batches of step `start`, `start + 1` and so on, without end.

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from data_pipelines.bad_samples import MAX_TRIES
 from data_pipelines.cases import Severity, shown
 from data_pipelines.check_shards import Listed, ShardCheck, check_shard, compare, repeated_keys, same_shards
-from data_pipelines.files import read_json, write_json
+from data_pipelines.files import write_json
 from data_pipelines.index import find_shards
 from data_pipelines.judge import Verdict, judge
 from data_pipelines.sample_index import Index
@@ -58,12 +58,13 @@ def verify(
 
     Raises:
         FileNotFoundError: There are no such shards.
+        ValueError: `dataset.json` is none.
     """
     folder = Path(out).expanduser()
     shards = find_shards(folder / "*.tar") if folder.is_dir() else find_shards(out)
     folder = shards[0].parent
     workers = workers or len(os.sched_getaffinity(0))
-    listed = Listed.of(read_json(folder / "dataset.json"))
+    listed = Listed.in_folder(folder)
     account = _Account()
     checks: list[ShardCheck] = []
     columns = (

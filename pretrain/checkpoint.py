@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from data_pipelines.files import sync, write_text
@@ -30,7 +31,7 @@ class ResumeState:
     step: int
     world_size: int
     zero_stage: int
-    order: dict[str, Any]  # seed, batch size, lanes, window and checksum of the data, from the loader
+    order: dict[str, Any]  # the sampler's state, and what else the batches and the method depend on
     milestone: bool = False
 
 
@@ -126,6 +127,19 @@ def read_state(path: Path) -> ResumeState:
     return ResumeState(**data["state"])
 
 
+def agree_on(state: ResumeState | None, device: torch.device) -> ResumeState | None:
+    """Rank 0's state on every rank: on a shared filesystem the others may not see the same files yet."""
+    text = json.dumps(None if state is None else asdict(state)).encode()
+    length = torch.tensor([len(text)], device=device)
+    dist.broadcast(length, src=0)
+    content = torch.zeros(int(length), dtype=torch.uint8, device=device)
+    if dist.get_rank() == 0:
+        content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+    dist.broadcast(content, src=0)
+    found = json.loads(content.cpu().numpy().tobytes())
+    return None if found is None else ResumeState(**found)
+
+
 def damage(path: Path, contents: bool = False) -> str | None:
     """What is wrong with a checkpoint, or None: each file must have its size and, with `contents`, its checksum."""
     try:
@@ -145,8 +159,10 @@ def damage(path: Path, contents: bool = False) -> str | None:
 
 
 def check_resume(path: Path, saved: ResumeState, world_size: int, zero_stage: int, order: dict[str, Any]) -> None:
-    """Refuse to continue on other data, in another order, or where DeepSpeed's files can't be read."""
+    """Refuse to continue in another order, or where DeepSpeed's files can't be read; `growth` looks at the data."""
     for key, now in order.items():
+        if key == "segments":
+            continue
         before = saved.order.get(key)
         if before != now:
             raise ConfigError(

@@ -247,8 +247,9 @@ def _check_keys(annotation: Any, data: Any, path: str) -> None:
     section = _section_of(annotation, data)
     if section is None:
         if isinstance(data, (list, tuple)):
+            sequence = next((member for member in _members(annotation) if get_origin(member) in (tuple, list)), None)
+            element = next((arg for arg in get_args(sequence) if arg is not Ellipsis), None)
             for position, item in enumerate(data):
-                element = next((arg for arg in get_args(_bare(annotation)) if arg is not Ellipsis), None)
                 _check_keys(element, item, f"{path}{position}.")
         return
     hints = get_type_hints(section, include_extras=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 import torch.distributed as dist
@@ -15,18 +15,38 @@ from data_pipelines.index import Dataset, open_dataset
 from data_pipelines.sampler import Sampler
 from pretrain.config import ConfigError, load_config
 from pretrain.schema import Config
-from pretrain.schema.run import DataConfig
+from pretrain.schema.run import DataConfig, SourceConfig
 
 
 def open_datasets(data: DataConfig) -> tuple[Dataset, ...]:
     """The data sets that a run is shown. Raises as `open_dataset` does."""
-    return (open_dataset(data.train),)
+    return tuple(open_dataset(source.path) for source in sources(data))
+
+
+def sources(data: DataConfig) -> tuple[SourceConfig, ...]:
+    """The data sets of `data.train`, each with a name."""
+    given = (SourceConfig(path=data.train),) if isinstance(data.train, str) else data.train
+    names = [source.name or PurePath(source.path).name for source in given]
+    if len(set(names)) < len(names):  # two folders of one name
+        names = [source.name or source.path for source in given]
+    return tuple(dataclasses.replace(source, name=name) for source, name in zip(given, names, strict=True))
+
+
+def weights_of(data: DataConfig, datasets: Sequence[Dataset]) -> list[float]:
+    """The weight of each data set: what the configuration says, or its number of samples."""
+    return [
+        float(dataset.num_samples) if source.weight is None else source.weight
+        for source, dataset in zip(sources(data), datasets, strict=True)
+    ]
 
 
 def sampler_of(config: Config, datasets: Sequence[Dataset]) -> Sampler:
     """The order in which a run is shown its data; raises ValueError if they are fewer than a batch."""
+    given = sources(config.data)
     return Sampler(
         datasets,
+        weights=weights_of(config.data, datasets),
+        names=[str(source.name) for source in given],
         seed=config.seed,
         batch_size=config.train.batch_size,
         lanes=config.data.lanes,

@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import timm
 
 from data_pipelines.index import Dataset
-from pretrain.config import ConfigError, load_config
+from pretrain.config import ConfigError
+from pretrain.data import weights_of
 from pretrain.encoders.load import TIMM_PREFIX, find_encoder
 from pretrain.encoders.saved import read_card
 from pretrain.methods import Normalisation
+from pretrain.run_folder import begun_config
 from pretrain.schema import Config
 
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -20,7 +24,7 @@ IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 def choose_normalisation(config: Config, datasets: Sequence[Dataset]) -> Normalisation:
     """Mean and deviation from the configuration, else from the data set's dataset.json, else ImageNet's for RGB."""
-    data, dataset = config.data, datasets[0]
+    data, dataset = config.data, pooled(datasets, weights_of(config.data, datasets))
     if data.mean is not None and data.std is not None:
         return Normalisation(data.mean, data.std)
     if dataset.mean is not None and dataset.std is not None and len(dataset.mean) == data.channels:
@@ -31,6 +35,27 @@ def choose_normalisation(config: Config, datasets: Sequence[Dataset]) -> Normali
         f"data.channels is {data.channels} and {config.data.train} has no dataset.json with a mean and deviation for "
         "each; set data.mean and data.std (of pixels in 0 .. 1)"
     )
+
+
+class Pooled(NamedTuple):
+    """Mean and deviation per channel of what a run is shown; None where they are not known of every data set."""
+
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+def pooled(datasets: Sequence[Dataset], weights: Sequence[float]) -> Pooled:
+    """Mean and deviation of the pixels of all data sets together, each with its weight."""
+    known = [(d.mean, d.std) for d in datasets if d.mean is not None and d.std is not None]
+    if len(known) == 1 == len(datasets):
+        return Pooled(*known[0])
+    if len(known) < len(datasets) or len({len(values) for pair in known for values in pair}) > 1:
+        return Pooled(None, None)
+    means, stds = (np.array(values, dtype=np.float64) for values in zip(*known, strict=True))
+    shares = np.array(weights)[:, None] / sum(weights)
+    mean = (shares * means).sum(axis=0)
+    deviation = np.sqrt(np.maximum((shares * (stds**2 + means**2)).sum(axis=0) - mean**2, 0))
+    return Pooled(tuple(mean.round(6).tolist()), tuple(deviation.round(6).tolist()))
 
 
 def resolve_normalisation(config: Config) -> tuple[Config, list[str]]:
@@ -49,6 +74,17 @@ def resolve_normalisation(config: Config) -> tuple[Config, list[str]]:
     return dataclasses.replace(config, data=changed), [line]
 
 
+def keep_normalisation(config: Config, datasets: Sequence[Dataset]) -> Config:
+    """The configuration with mean and deviation, which are part of it from the run's start: data that grow, or are
+    measured anew, do not change them."""
+    begun = begun_config(config)
+    if config.data.mean is None and begun is not None and begun.data.mean is not None:
+        known = Normalisation(begun.data.mean, begun.data.std or ())
+    else:
+        known = choose_normalisation(config, datasets)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, mean=known.mean, std=known.std))
+
+
 def _known(source: str) -> Normalisation | None:
     """What the encoder that `source` names was trained with; None where that is not there to ask."""
     if source.startswith(TIMM_PREFIX):
@@ -63,8 +99,7 @@ def _known(source: str) -> Normalisation | None:
 
 def _stored(config: Config) -> Normalisation | None:
     """What the run of this name took from the same source when it began; None where it has not."""
-    stored = Path(config.runs) / config.name / "config.yaml"
-    begun = load_config(stored) if stored.is_file() else None
+    begun = begun_config(config)
     if begun is None or begun.init_from != config.init_from or begun.data.mean is None or begun.data.std is None:
         return None
     return Normalisation(begun.data.mean, begun.data.std)

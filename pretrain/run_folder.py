@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,9 @@ from pretrain.config import ConfigError, differences, dump_config, load_config
 from pretrain.schema import Config
 
 #: Keys that may change between two starts of a run: none of them changes what is learned. Of `data.train` the
-#: checkpoint pins the index's checksum, so the shards may move but not change.
-FREE_KEYS = ("description", "runs", "data.train", "data.threads", "data.prefetch", "data.max_bad_share")
+#: checkpoint pins the index's checksum, so the shards may move but not change unless `data.adopt` says so.
+FREE_KEYS = ("description", "runs", "data.train", "data.adopt", "data.threads", "data.prefetch", "data.max_bad_share")
+FREE_PATHS = re.compile(r"data\.train\.\d+\.path")  # of each of several data sets
 FREE_SECTIONS = ("checkpoint.", "tracking.")
 FREE_ENGINE_KEYS = (
     "engine.threads",
@@ -50,6 +52,12 @@ def check_run_folder(config: Config) -> Path:
     return folder
 
 
+def begun_config(config: Config) -> Config | None:
+    """The configuration that the run of this name was last started with; None where it has not begun."""
+    stored = Path(config.runs) / config.name / "config.yaml"
+    return load_config(stored) if stored.is_file() else None
+
+
 def write_config(folder: Path, config: Config) -> None:
     """Store the resolved configuration."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,4 +87,5 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def _may_change(key: str) -> bool:
-    return key in FREE_KEYS or key in FREE_ENGINE_KEYS or key.startswith(FREE_SECTIONS)
+    free = key in FREE_KEYS or key in FREE_ENGINE_KEYS or FREE_PATHS.fullmatch(key) is not None
+    return free or key.startswith(FREE_SECTIONS)

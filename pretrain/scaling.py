@@ -16,8 +16,11 @@ SMALL_IMAGES = 20_000
 PROTOTYPES = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
 
 
-def resolve_auto(config: Config, num_images: int) -> tuple[Config, list[str]]:
-    """The configuration with every `auto` replaced, and a line for each that says what was chosen and why."""
+def resolve_auto(config: Config, num_images: int, begun: Config | None = None) -> tuple[Config, list[str]]:
+    """The configuration with every `auto` replaced, and a line for each that says what was chosen and why.
+
+    A run that has begun keeps what was chosen then, however many images there are by now.
+    """
     method = config.method
     if not isinstance(method, DinoConfig):
         return config, []
@@ -31,8 +34,12 @@ def resolve_auto(config: Config, num_images: int) -> tuple[Config, list[str]]:
     chosen = {name: value for name, value in chosen.items() if getattr(method, name) == "auto"}
     if not chosen:
         return config, []
-    lines = [f"method.{name}: auto is {value:g} for {num_images:,} images" for name, value in chosen.items()]
+    why = f"for {num_images:,} images"
+    if begun is not None and isinstance(begun.method, DinoConfig):
+        chosen, why = {name: getattr(begun.method, name) for name in chosen}, "as when the run began"
+    lines = [f"method.{name}: auto is {value:g} {why}" for name, value in chosen.items()]
     if chosen.get("teacher_temperature", 1.0) < method.warmup_teacher_temperature:
+        temperature = chosen["teacher_temperature"]
         chosen["warmup_teacher_temperature"] = temperature  # a warm-up rises
         lines.append(f"method.warmup_teacher_temperature: {temperature:g}, no more than the temperature it rises to")
     return dataclasses.replace(config, method=dataclasses.replace(method, **chosen)), lines

@@ -15,7 +15,12 @@ Schedule = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Timeline:
-    """How long a run is, in optimizer steps and in passes over the data."""
+    """How long a run is, in optimizer steps and in epochs, of which each may be a fraction.
+
+    What is given in epochs takes effect at the nearest whole step, halves later; each multiple of a period is rounded
+    by itself, so that no error adds up. A run has one step at least. An epoch is what `Sampler.steps_per_epoch` says:
+    a pass over a single data set, whose last N mod B samples wait for the next one; N / B steps of several.
+    """
 
     total_steps: int
     steps_per_epoch: float
@@ -24,17 +29,30 @@ class Timeline:
     def of(cls, train: TrainConfig, steps_per_epoch: float) -> Timeline:
         """The run that `train` asks for, of at least one step."""
         if train.steps is not None:
-            return cls(train.steps, steps_per_epoch)
+            return cls(max(1, _nearest(train.steps)), steps_per_epoch)
         assert train.epochs is not None
-        return cls(max(1, round(train.epochs * steps_per_epoch)), steps_per_epoch)
+        return cls(max(1, _nearest(train.epochs * steps_per_epoch)), steps_per_epoch)
 
     def steps(self, epochs: float) -> int:
         """Optimizer steps in so many epochs."""
-        return round(epochs * self.steps_per_epoch)
+        return _nearest(epochs * self.steps_per_epoch)
+
+    def is_due(self, step: int, every_epochs: float | None) -> bool:
+        """Whether `step` steps are a multiple of so many epochs; of a period below a step, each is. None: never."""
+        if every_epochs is None or step < 1:
+            return False
+        multiple = _nearest(step / (every_epochs * self.steps_per_epoch))
+        return self.steps(every_epochs) < 1 or any(
+            self.steps(every_epochs * near) == step for near in (multiple - 1, multiple, multiple + 1) if near > 0
+        )
 
     def epoch(self, step: int) -> float:
         """Passes over the data before `step`."""
         return step / self.steps_per_epoch
+
+
+def _nearest(steps: float) -> int:
+    return math.floor(steps + 0.5)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from data_pipelines.bad_samples import BadSampleLog
 from data_pipelines.buffers import map_batch
 from data_pipelines.cores import cores_per_process
 from data_pipelines.files import read_json
+from data_pipelines.index import Dataset
 from data_pipelines.loader import Batch, Loader
 from data_pipelines.sampler import Sampler
 from pretrain.batches import DeviceSteps, crop_sheet, seed_dropout, share_mask_counts
-from pretrain.checkpoint import Checkpoints, ResumeState, check_resume, read_state
+from pretrain.checkpoint import Checkpoints, ResumeState, agree_on, check_resume, damage, read_state
 from pretrain.config import ConfigError, check_batch
 from pretrain.data import check_same_executor, open_datasets, resolve_executor, sampler_of
 from pretrain.diagnostics import alarms, check_finite
@@ -32,13 +34,14 @@ from pretrain.engine import (
     initialise_distributed,
 )
 from pretrain.exports import Export, export_of
+from pretrain.growth import continued, pin
 from pretrain.initialise import check_init_from, start_from
 from pretrain.masking import draw_mask_for
 from pretrain.methods import Method, Normalisation, build_method, check_sources, export_folder
-from pretrain.normalisation import choose_normalisation, resolve_normalisation
+from pretrain.normalisation import choose_normalisation, keep_normalisation, resolve_normalisation
 from pretrain.optim import set_rates
 from pretrain.progress import Window, memory_gb, progress_line
-from pretrain.run_folder import alone_in, check_run_folder, write_config
+from pretrain.run_folder import alone_in, begun_config, check_run_folder, write_config
 from pretrain.scaling import resolve_auto
 from pretrain.schedules import Timeline, learning_rate, weight_decay
 from pretrain.schema import Config
@@ -59,10 +62,7 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
     check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_encoder(config)
     datasets = open_datasets(config.data)
-    config, chosen = resolve_auto(config, sum(dataset.num_samples for dataset in datasets))
-    config, known = resolve_normalisation(config)
-    config = resolve_executor(config)
-    chosen += known
+    config, chosen = resolve(config, datasets)
     folder = check_run_folder(config)
     normalisation = choose_normalisation(config, datasets)
     sampler = sampler_of(config, datasets)
@@ -93,11 +93,22 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
     return folder
 
 
+def resolve(config: Config, datasets: Sequence[Dataset]) -> tuple[Config, list[str]]:
+    """The configuration with what it leaves open decided, as when the run began, and a line for each decision."""
+    num_samples = sum(dataset.num_samples for dataset in datasets)
+    config, chosen = resolve_auto(config, num_samples, begun_config(config))
+    config, known = resolve_normalisation(config)
+    return keep_normalisation(resolve_executor(config), datasets), chosen + known
+
+
 def is_finished(folder: Path, config: Config, sampler: Sampler) -> bool:
     """Whether the run has published the encoder, or tokenizer, of its last step."""
     card = read_json(folder / export_folder(config.method) / "config.json")
     if card is None:
         return False
+    for path in Checkpoints(folder, config.checkpoint).all()[-1:]:  # of data that grew, the first number counts
+        if damage(path) is None:
+            sampler = Sampler.continued(read_state(path).order, {})
     return card["step"] >= Timeline.of(config.train, sampler.steps_per_epoch).total_steps
 
 
@@ -117,6 +128,15 @@ class Trainer:
         self.config, self.folder, self.device = config, folder, device
         self.rank, self.world_size = rank, world_size
         self.normalisation = normalisation
+        self.checkpoints = Checkpoints(folder, config.checkpoint)
+        found = self.checkpoints.last() if rank == 0 else None
+        saved = agree_on(None if found is None else found[1], device)
+        if saved is not None:
+            adopt = config.data.adopt == "next_epoch"
+            sampler, change = continued(saved.order, sampler, saved.step, folder, adopt)
+            self._say(change or "")
+        if rank == 0:
+            pin(folder, sampler.datasets)
         self.loader = Loader(
             sampler,
             config.views,
@@ -150,14 +170,13 @@ class Trainer:
         self.lr = learning_rate(config.optim, config.train.batch_size, self.timeline)
         self.weight_decay = weight_decay(config.optim, self.timeline)
         torch.manual_seed(config.seed)
-        self.checkpoints = Checkpoints(folder, config.checkpoint)
         self.method: Method = build_method(config, normalisation, self.timeline)
-        if config.init_from is not None and not self.checkpoints.all():
+        if config.init_from is not None and saved is None:
             self._say("\n".join(start_from(self.method, config.init_from, config.method.name)))
         self.engine = build_engine(config, self.method, device, world_size)
         self.gathered = gathered_for(config.engine.zero_stage)
         self.last_checkpoint: Path | None = None
-        self.step = self._resume()
+        self.step = 0 if saved is None else self._resume(saved)
         self.tracker = Tracker(folder, config, self.step) if rank == 0 else None
         self.window = Window(self.step)
 
@@ -178,7 +197,7 @@ class Trainer:
             self.step += 1
             self.report(metrics, grad_norm, micro_batches)
             finished = stopping or self.step == self.timeline.total_steps
-            if finished or self.step % self.config.checkpoint.every_steps == 0 or self._is_milestone():
+            if finished or self._is_checkpoint() or self._is_milestone():
                 self.save()
             if stopping and self.step < self.timeline.total_steps:
                 self._say(
@@ -294,31 +313,24 @@ class Trainer:
         if self.tracker:
             self.tracker.close()
 
-    def _resume(self) -> int:
-        found = self.checkpoints.last() if self.rank == 0 else None
-        # rank 0 chooses: on a shared filesystem the others may not see the same files yet
-        chosen = torch.tensor([0 if found is None else found[1].step], device=self.device)
-        dist.broadcast(chosen, src=0)
-        if int(chosen) == 0:
-            return 0
-        path = self.checkpoints.path(int(chosen))
-        state = read_state(path)
-        check_resume(path, state, self.world_size, self.config.engine.zero_stage, self._pinned())
+    def _resume(self, saved: ResumeState) -> int:
+        path = self.checkpoints.path(saved.step)
+        check_resume(path, saved, self.world_size, self.config.engine.zero_stage, self._pinned())
         self.checkpoints.load(self.engine, path)
         self.last_checkpoint = path
         self._say(f"continuing from {path}")
-        return state.step
+        return saved.step
 
     def _pinned(self) -> dict[str, Any]:
         """What a resumed run must agree on."""
         return {**self.loader.sampler.state(), "executor": self.loader.executor, **self.method.pinned()}
 
     def _is_milestone(self) -> bool:
-        every = self.config.checkpoint.milestone_every_epochs
-        if every is None:
-            return False
-        period = self.timeline.steps(every)
-        return period > 0 and self.step % period == 0
+        return self.timeline.is_due(self.step, self.config.checkpoint.milestone_every_epochs)
+
+    def _is_checkpoint(self) -> bool:
+        config = self.config.checkpoint
+        return self.step % config.every_steps == 0 or self.timeline.is_due(self.step, config.every_epochs)
 
     def _announce(self) -> None:
         config, module = self.config, self.export().module
@@ -335,5 +347,5 @@ class Trainer:
         )
 
     def _say(self, text: str) -> None:
-        if self.rank == 0:
+        if self.rank == 0 and text:
             print(text, flush=True)

@@ -40,14 +40,14 @@ Axis plan_axis(Filter filter, double low, double high, ptrdiff_t size, ptrdiff_t
     axis.count = (end > size ? size : end) - axis.first;
     const double taps = 2.0 * ceil(support_of(filter, (high - low) / (double)out)) + 2.0;
     ptrdiff_t most = taps < (double)axis.count ? (ptrdiff_t)taps : axis.count;
-    axis.max_pairs = most / 2 + 2; /* an even start costs one pixel more, an odd number of taps another */
+    axis.max_weights = (most + 3) / 2 * 2; /* an even start costs one more, and zeros follow an odd number */
     return axis;
 }
 
 size_t axis_bytes(const Axis *axis, ptrdiff_t out) {
     return 3 * align((size_t)out * sizeof(int32_t)) +
-           align((size_t)out * (size_t)axis->max_pairs * 2 * sizeof(int16_t)) +
-           align((size_t)axis->max_pairs * 2 * sizeof(double));
+           align((size_t)out * (size_t)axis->max_weights * sizeof(int16_t)) +
+           align((size_t)axis->max_weights * sizeof(double));
 }
 
 /* Weights of one output pixel, which sum to `sum`, as integers that sum to 2^precision exactly: their running sum is
@@ -79,10 +79,10 @@ unsigned char *place_axis(Axis *axis, unsigned char *memory, Filter filter, doub
                           ptrdiff_t step, bool reverse) {
     const size_t per_output = align((size_t)out * sizeof(int32_t));
     axis->start = (int32_t *)memory;
-    axis->num_pairs = (int32_t *)(memory += per_output);
+    axis->num_weights = (int32_t *)(memory += per_output);
     axis->precision = (int32_t *)(memory += per_output);
     axis->weights = (int16_t *)(memory += per_output);
-    const size_t num_weights = (size_t)out * (size_t)axis->max_pairs * 2;
+    const size_t num_weights = (size_t)out * (size_t)axis->max_weights;
     double *exact = (double *)(memory += align(num_weights * sizeof(int16_t)));
     memset(axis->weights, 0, num_weights * sizeof(int16_t));
 
@@ -106,10 +106,10 @@ unsigned char *place_axis(Axis *axis, unsigned char *memory, Filter filter, doub
             to = from + 1;
         }
         const ptrdiff_t before = from % step;
-        int16_t *weights = axis->weights + i * axis->max_pairs * 2;
+        int16_t *weights = axis->weights + i * axis->max_weights;
         axis->precision[i] = quantise(exact, to - from, sum, weights + before);
         axis->start[i] = (int32_t)(from - before);
-        axis->num_pairs[i] = (int32_t)((before + to - from + 1) / 2);
+        axis->num_weights[i] = (int32_t)(before + to - from);
     }
-    return memory + align((size_t)axis->max_pairs * 2 * sizeof(double));
+    return memory + align((size_t)axis->max_weights * sizeof(double));
 }

@@ -7,11 +7,11 @@
 /* How the pixels [first, first + count) along one axis make the output's. */
 typedef struct {
     ptrdiff_t first, count;
-    ptrdiff_t max_pairs;
-    int32_t *start;     /* (out) first pixel read, counted from `first` */
-    int32_t *num_pairs; /* (out) of weights used */
-    int32_t *precision; /* (out) binary places of the weights */
-    int16_t *weights;   /* (out, max_pairs, 2) */
+    ptrdiff_t max_weights; /* an even number */
+    int32_t *start;        /* (out) first pixel read, counted from `first` */
+    int32_t *num_weights;  /* (out) pixels read */
+    int32_t *precision;    /* (out) binary places of the weights, 1 .. 20 */
+    int16_t *weights;      /* (out, max_weights), zeros after those used */
 } Axis;
 
 /* For a box from `low` to `high` on an axis of `size` pixels; without the arrays, which place_axis() fills in. */

@@ -126,15 +126,24 @@ def _data(card: EncoderCard, run: Path | None, config: dict[str, Any] | None) ->
     rows = {}
     data = (config or {}).get("data")
     if isinstance(data, dict) and data.get("train"):
-        rows["name"] = str(data["train"])
+        rows["name"] = _names(data["train"])
     if state is not None:
-        if card.epoch and card.step:
-            images = card.step * state["batch_size"] / card.epoch
-            rows["images"] = f"about {images:,.0f} (steps x batch size {state['batch_size']} / epochs)"
-        rows["checksum"] = f"`{state['dataset']}`"
+        segments = state["segments"]
+        for number, segment in enumerate(segments):
+            since = f", from step {segment['start_step']:,}" if number else ""
+            images = sum(part["num_samples"] for part in segment["parts"])
+            rows[f"images{since}"] = f"{images:,}"
+            rows[f"checksum{since}"] = " ".join(f"`{part['checksum']}`" for part in segment["parts"])
     if not rows:
         return "Which images the encoder was trained on is not recorded beside it."
     return _table(rows) + "\n\nPretraining used no labels."
+
+
+def _names(train: Any) -> str:
+    if not isinstance(train, list):
+        return str(train)
+    named = [(source.get("name") or source.get("path"), source.get("weight")) for source in train]
+    return ", ".join(str(name) if weight is None else f"{name} (weight {weight:g})" for name, weight in named)
 
 
 def _probes(card: EncoderCard, probes: Sequence[str]) -> str:
@@ -185,7 +194,7 @@ def _state_of(run: Path, step: int) -> dict[str, Any] | None:
             order = (read_json(path) or {}).get("state", {}).get("order", {})
         except (ValueError, AttributeError):
             continue
-        if {"batch_size", "dataset"} <= set(order):
+        if {"batch_size", "segments"} <= set(order):
             return order
     return None
 

@@ -22,10 +22,22 @@ from pretrain.schema.methods import MethodConfig
 
 
 @section
+class SourceConfig:
+    """One of several data sets that are mixed."""
+
+    path: str  # as `data.train`
+    weight: PositiveFloat | None = None  # its share of the rows, by ratio; default for all: their numbers of samples
+    name: str | None = None  # in messages; default: the last part of the path
+
+
+@section
 class DataConfig:
     """Which shards, and how they are read."""
 
-    train: str  # a folder holding train-*.tar, or a path with {000..009} or * in it
+    train: str | Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    """A folder holding train-*.tar, or a path with {000..009} or * in it; or several: [{path: a, weight: 2}, ...]."""
+    adopt: Literal["next_epoch"] | None = None
+    """Of data that changed since the run began: `next_epoch` goes over to them at the present epoch's end."""
     channels: PositiveInt = 3
     mean: tuple[float, ...] | None = None  # per channel, of pixels in 0 .. 1; default: dataset.json's, else ImageNet's
     std: tuple[PositiveFloat, ...] | None = None
@@ -38,6 +50,19 @@ class DataConfig:
     partial_decode: bool = True  # of a JPEG only what its crops touch; the crops are the same
     dct_scaling: bool = True  # a large JPEG at 1/2, 1/4 or 1/8 where no crop is then enlarged
     max_bad_share: Share = 0.01  # unreadable samples are replaced and counted; beyond this share the run stops
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if not isinstance(self.train, str):
+            weighted = [source.weight is not None for source in self.train]
+            if any(weighted) and not all(weighted):
+                raise ValueError(
+                    "train gives some data sets a weight and others none; give it to all of them or to none"
+                )
+            names = [source.name for source in self.train if source.name is not None]
+            if len(set(names)) < len(names):
+                raise ValueError(f"train names its data sets {', '.join(names)}; give each a name of its own")
+        return self
 
 
 @section
@@ -80,10 +105,10 @@ class OptimConfig:
 
 @section
 class TrainConfig:
-    """How long, and with what batch."""
+    """How long, and with what batch; `schedules.Timeline` says how lengths become whole steps."""
 
     epochs: PositiveFloat | None = None
-    steps: PositiveInt | None = None  # instead of epochs
+    steps: PositiveInt | PositiveFloat | None = None  # instead of epochs; 1.5e3 is a number, too
     batch_size: PositiveInt = 256  # global: ranks x micro-batch x accumulation
     accumulation: PositiveInt = 1
 
@@ -155,8 +180,9 @@ class CheckpointConfig:
     """When to save, and what to keep."""
 
     every_steps: PositiveInt = 1000
+    every_epochs: PositiveFloat | None = None  # and at the end of each so many epochs
     keep_last: PositiveInt = 2
-    milestone_every_epochs: PositiveInt | None = None  # these are kept for good
+    milestone_every_epochs: PositiveFloat | None = None  # these are kept for good
 
 
 @section

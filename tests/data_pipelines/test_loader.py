@@ -318,11 +318,6 @@ def test_the_wait_is_counted(dataset: Dataset) -> None:
         assert 0 < loader.wait_seconds < 10
 
 
-def test_state_is_what_the_batches_depend_on(dataset: Dataset) -> None:
-    state = Sampler((dataset,), seed=4, batch_size=10).state()
-    assert state == {"seed": 4, "batch_size": 10, "lanes": 1, "window": 1024, "repeats": 1, "dataset": dataset.checksum}
-
-
 def with_bad(folder: Path, bad: set[int], count: int = 40) -> Path:
     files = sample_files(range(count))
     write_tar(

@@ -394,7 +394,8 @@ def run(tmp_path: Path) -> Path:
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "checkpoints" / "step-00000040").mkdir(parents=True)
-    state = {"state": {"step": 40, "order": {"seed": 0, "batch_size": 8, "dataset": "c0ffee" * 8}}}
+    segments = [{"start_step": 0, "parts": [{"num_samples": 256, "checksum": "c0ffee" * 8}]}]
+    state = {"state": {"step": 40, "order": {"seed": 0, "batch_size": 8, "segments": segments}}}
     (folder / "checkpoints" / "step-00000040" / "state.json").write_text(json.dumps(state))
     (folder / "eval").mkdir()
     for step, top1 in ((40, 0.614), (20, 0.222)):
@@ -434,7 +435,7 @@ def test_the_model_card_tells_recipe_data_and_probes_and_no_paths(tmp_path: Path
         "40 steps, 1.25 epochs",
         "prototypes: 1024",
         "| name | shards |",
-        "about 256",  # 40 steps of 8 images in 1.25 epochs
+        "| images | 256 |",
         "c0ffee" * 8,
         "init_from: before",
         "| chance | 31.1 | 31.1 |",

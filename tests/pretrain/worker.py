@@ -18,15 +18,16 @@ from pretrain.engine import choose_device, initialise_distributed
 from pretrain.normalisation import choose_normalisation
 from pretrain.run_folder import check_run_folder, write_config
 from pretrain.stopping import StopRequest
-from pretrain.train import Trainer
+from pretrain.train import Trainer, resolve
 from pretrain.watchdog import Watchdog
 
 
 def run(data: dict[str, Any], rank: int, world_size: int) -> None:
     """What `pretrain.train.pretrain` does, within a process group that several runs share."""
     config = parse_config(data)
-    folder = check_run_folder(config)
     datasets = open_datasets(config.data)
+    config, _ = resolve(config, datasets)
+    folder = check_run_folder(config)
     if rank == 0:
         write_config(folder, config)
     normalisation = choose_normalisation(config, datasets)
