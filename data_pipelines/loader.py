@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -94,7 +94,7 @@ class Loader:
         maker = on_cpu(executor)
         #: Who makes the crops, in words.
         self.executor = f"{maker}, colours by the device" if executor == "device" else maker
-        self._recipe = Recipe(
+        self.recipe = Recipe(
             views,
             crops.executor(maker),
             colour_on_device=executor == "device",
@@ -102,27 +102,27 @@ class Loader:
             dct_scaling=dct_scaling,
         )
         self._channels = channels
-        self._draw_mask, self._prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
+        self.draw_mask, self.prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
         padded = maker == "native"
-        self._decoders = {
+        self.decoders = {
             key: Decoder(dataset, channels, max_bad_share, padded, bad_samples)
             for key, dataset in sampler.datasets.items()
         }
-        self._threads = threads or default_threads(list(sampler.datasets.values()))
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
+        self.threads = threads or default_threads(list(sampler.datasets.values()))
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="loader")
         self._pending: deque[tuple[StepBuffer, list[Future[None]]]] = deque()
 
     @property
     def num_bad(self) -> int:
         """Reads of this rank that found a bad sample."""
-        return sum(decoder.num_bad for decoder in self._decoders.values())
+        return sum(decoder.num_bad for decoder in self.decoders.values())
 
-    def steps(self, start: int = 0) -> Iterator[list[Batch]]:
+    def steps(self, start: int = 0) -> Generator[list[Batch], None, None]:
         """Yield this rank's micro-batches of step `start`, `start + 1` and so on, without end.
 
         The tensors are reused: they hold until the next item is asked for.
         """
-        buffers = deque(self._allocate() for _ in range(self._prefetch + 1))
+        buffers = deque(self._allocate() for _ in range(self.prefetch + 1))
         pending = self._pending = deque()
         upcoming = itertools.count(start)
         try:
@@ -159,17 +159,17 @@ class Loader:
 
     def _allocate(self) -> StepBuffer:
         shapes: tuple[Any, Any] = (None, None)
-        if self._draw_mask is not None:
-            dropped, replaced = self._draw_mask(mask_generator(self.sampler.seed, 0, 0), 0, 0)  # for their shapes only
+        if self.draw_mask is not None:
+            dropped, replaced = self.draw_mask(mask_generator(self.sampler.seed, 0, 0), 0, 0)  # for their shapes only
             shapes = (None if dropped is None else dropped.shape, None if replaced is None else replaced.shape)
         rows = range(self.first_row, self.first_row + self.num_rows)
-        num_colours = NUM_COLOURS if self._recipe.colour_on_device else 0
-        return StepBuffer(self._recipe.views, self._channels, rows, shapes, self._pin_memory, num_colours)
+        num_colours = NUM_COLOURS if self.recipe.colour_on_device else 0
+        return StepBuffer(self.recipe.views, self._channels, rows, shapes, self._pin_memory, num_colours)
 
     def _fill(self, buffer: StepBuffer, step: int) -> list[Future[None]]:
         """Have the threads make a step, in pieces small enough to keep them all busy to its end."""
         rows = self.sampler.rows(step, range(self.first_row, self.first_row + self.num_rows))
-        length = max(1, min(32, self.num_rows // (4 * self._threads)))
+        length = max(1, min(32, self.num_rows // (4 * self.threads)))
         length = math.ceil(length / self.sampler.repeats) * self.sampler.repeats  # a sample is decoded once a piece
         return [
             self._pool.submit(self._fill_rows, buffer, step, first, rows[first : first + length])
@@ -184,19 +184,19 @@ class Loader:
         numbered = enumerate(rows, first)
         shown = [list(group) for _, group in itertools.groupby(numbered, key=lambda numbered: numbered[1][:3])]
         identities = [identity_of(seed, group[0][1], repeat) for group in shown for repeat in range(repeats)]
-        draws = Draws(self._recipe.views, identities)
+        draws = Draws(self.recipe.views, identities)
         for position, group in enumerate(shown):
             row = group[0][1]
-            showing = Showing(self._recipe, draws, range(position * repeats, (position + 1) * repeats))
-            decoded = self._decoders[row.dataset].read(row.sample, showing)
+            showing = Showing(self.recipe, draws, range(position * repeats, (position + 1) * repeats))
+            decoded = self.decoders[row.dataset].read(row.sample, showing)
             showing.make(decoded.picture, arrays, {row.repeat: place for place, row in group})
             for place, _ in group:
                 arrays["labels"][place] = NO_LABEL if decoded.label is None else decoded.label
                 arrays["ids"][place] = (row.dataset, decoded.sample)
-        if self._draw_mask is not None:
+        if self.draw_mask is not None:
             for place in range(first, first + len(rows)):
                 number = self.first_row + place
-                masks = self._draw_mask(mask_generator(seed, step, number), step, number)
+                masks = self.draw_mask(mask_generator(seed, step, number), step, number)
                 for name, mask in zip(("dropped", "replaced"), masks, strict=True):
                     if mask is not None:
                         arrays[name][place] = mask
