@@ -46,6 +46,7 @@ setup(
             "resample.c",
             "resample_avx2.c",
             "colour.c",
+            "colour_avx2.c",
             "blur.c",
         ),
         extension("_jpeg_region", "jpeg_region.c", libraries=["jpeg"]),  # needs libjpeg-turbo's header (libjpeg-dev)

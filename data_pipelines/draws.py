@@ -5,18 +5,16 @@ Drawing is apart from executing, so that every executor of the same parameters s
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from math import exp, log, sqrt
+from typing import NamedTuple, Protocol
 
-from data_pipelines.streams import ReadyStream, Stream, ready_streams
+from data_pipelines.streams import Stream
 from data_pipelines.views import Crop, Views
 
 #: The four operations of colour jitter, in the order of `Crop.jitter`.
 JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+_NO_JITTER = (0, 0, 0, 0)
 _TRIES = 10
-_READY = 20  # random numbers of a crop made at once; few crops need more
 
 
 class Uniform(Protocol):
@@ -26,8 +24,7 @@ class Uniform(Protocol):
         """The next number, uniform in [0, 1)."""
 
 
-@dataclass(frozen=True, slots=True)
-class CropParams:
+class CropParams(NamedTuple):
     """What happens to one crop, in this order.
 
     `jitter` names the operations in their drawn order with the factor of each; hue's is a shift in turns.
@@ -50,48 +47,26 @@ def draw(views: Views, identity: tuple[int, ...], image_size: tuple[int, int]) -
             own stream of random numbers, so a recipe with more views draws the same for those they share.
         image_size: Height and width in pixels.
     """
-    crops = crops_of(views)
+    crops: list[Crop] = list(views.global_crops)
+    if views.local_crops is not None:
+        crops += [views.local_crops] * views.local_crops.count
     return tuple(draw_crop(crop, Stream(*identity, view), image_size) for view, crop in enumerate(crops))
-
-
-class Draws:
-    """The draws of several showings, whose random numbers are made together: the same as `draw`'s, in half the time.
-
-    Args:
-        views: As of `draw`.
-        identities: The showings.
-    """
-
-    def __init__(self, views: Views, identities: Sequence[tuple[int, ...]]) -> None:
-        self._crops = crops_of(views)
-        self._streams = ready_streams(identities, len(self._crops), _READY)
-
-    def draw(self, showing: int, image_size: tuple[int, int]) -> tuple[CropParams, ...]:
-        """Parameters for the showing of that place among the identities; as often as asked for, the same."""
-        return tuple(
-            [
-                draw_crop(crop, ReadyStream(*stream), image_size)
-                for crop, stream in zip(self._crops, self._streams[showing], strict=True)
-            ]
-        )
-
-
-def crops_of(views: Views) -> list[Crop]:
-    """One `Crop` for each view: the global ones, then the local ones."""
-    local = views.local_crops
-    return [*views.global_crops, *([local] * local.count if local is not None else [])]
 
 
 def draw_crop(crop: Crop, rng: Uniform, image_size: tuple[int, int]) -> CropParams:
     """Parameters of one crop of an image of (height, width) px; DINO's order of operations (Caron et al. 2021)."""
+    random = rng.random  # loaders run this with the interpreter's lock held, so it is written to be quick
     box = random_resized_box(rng, image_size, crop.scale, crop.ratio)
-    flip = rng.random() < crop.flip
+    flip = random() < crop.flip
     jitter: tuple[tuple[str, float], ...] = ()
-    if any(crop.jitter) and rng.random() < crop.jitter_prob:
+    if crop.jitter != _NO_JITTER and random() < crop.jitter_prob:
         jitter = _draw_jitter(rng, crop.jitter)
-    grey = crop.grey > 0 and rng.random() < crop.grey
-    blur_radius = _uniform(rng, *crop.blur_radius) if crop.blur > 0 and rng.random() < crop.blur else None
-    solarise = crop.solarise > 0 and rng.random() < crop.solarise
+    grey = crop.grey > 0 and random() < crop.grey
+    blur_radius = None
+    if crop.blur > 0 and random() < crop.blur:
+        low, high = crop.blur_radius
+        blur_radius = low + (high - low) * random()
+    solarise = crop.solarise > 0 and random() < crop.solarise
     return CropParams(box, flip, jitter, grey, blur_radius, solarise)
 
 
@@ -103,16 +78,18 @@ def random_resized_box(
     Ten tries at an area uniform in `scale` and a ratio log-uniform in `ratio`; if none fits into the
     image, the largest centred box whose ratio is permitted.
     """
+    random = rng.random
     height, width = image_size
     area = height * width
-    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    low, high = scale
+    log_low, log_high = log(ratio[0]), log(ratio[1])
     for _ in range(_TRIES):
-        target = area * _uniform(rng, *scale)
-        aspect = math.exp(_uniform(rng, log_low, log_high))
-        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        target = area * (low + (high - low) * random())
+        aspect = exp(log_low + (log_high - log_low) * random())
+        w, h = round(sqrt(target * aspect)), round(sqrt(target / aspect))
         if 0 < w <= width and 0 < h <= height:
-            top = int(rng.random() * (height - h + 1))
-            left = int(rng.random() * (width - w + 1))
+            top = int(random() * (height - h + 1))
+            left = int(random() * (width - w + 1))
             return left, top, left + w, top + h
     w, h = width, height
     if width / height < ratio[0]:
@@ -125,18 +102,16 @@ def random_resized_box(
 
 def _draw_jitter(rng: Uniform, strengths: tuple[float, float, float, float]) -> tuple[tuple[str, float], ...]:
     """torchvision's `ColorJitter`: factors uniform around 1 (hue: around 0), in an order drawn uniformly."""
-    order = list(range(len(JITTER_OPERATIONS)))
-    for last in range(len(order) - 1, 0, -1):  # Fisher-Yates
-        other = int(rng.random() * (last + 1))
+    random = rng.random
+    order = [0, 1, 2, 3]
+    for last in (3, 2, 1):  # Fisher-Yates
+        other = int(random() * (last + 1))
         order[last], order[other] = order[other], order[last]
     operations = []
     for index in order:
-        name, strength = JITTER_OPERATIONS[index], strengths[index]
+        strength = strengths[index]
         if strength:
+            name = JITTER_OPERATIONS[index]
             low, high = (-strength, strength) if name == "hue" else (1 - strength, 1 + strength)
-            operations.append((name, _uniform(rng, low, high)))
+            operations.append((name, low + (high - low) * random()))
     return tuple(operations)
-
-
-def _uniform(rng: Uniform, low: float, high: float) -> float:
-    return low + (high - low) * rng.random()

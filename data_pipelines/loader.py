@@ -17,7 +17,6 @@ from data_pipelines.bad_samples import BadSampleLog, Decoder
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
 from data_pipelines.device import NUM_COLOURS
-from data_pipelines.draws import Draws
 from data_pipelines.executors import ExecutorName, on_cpu, resolve_executor
 from data_pipelines.index import NO_LABEL, Dataset
 from data_pipelines.sampler import Row, Sampler
@@ -180,17 +179,14 @@ class Loader:
         """Rows `first` and following of the buffer."""
         buffer.wait_until_free()
         arrays, seed = buffer.arrays, self.sampler.seed
-        repeats = self.sampler.repeats
-        numbered = enumerate(rows, first)
-        shown = [list(group) for _, group in itertools.groupby(numbered, key=lambda numbered: numbered[1][:3])]
-        identities = [identity_of(seed, group[0][1], repeat) for group in shown for repeat in range(repeats)]
-        draws = Draws(self.recipe.views, identities)
-        for position, group in enumerate(shown):
-            row = group[0][1]
-            showing = Showing(self.recipe, draws, range(position * repeats, (position + 1) * repeats))
+        for _, same in itertools.groupby(enumerate(rows, first), key=lambda numbered: numbered[1][:3]):
+            group = list(same)  # the rows, with their places, that show one sample
+            row, places = group[0][1], {row.repeat: place for place, row in group}
+            identities = [identity_of(seed, row, repeat) for repeat in range(self.sampler.repeats)]
+            showing = Showing(self.recipe, identities)
             decoded = self.decoders[row.dataset].read(row.sample, showing)
-            showing.make(decoded.picture, arrays, {row.repeat: place for place, row in group})
-            for place, _ in group:
+            showing.make(decoded.picture, arrays, places)
+            for place in places.values():
                 arrays["labels"][place] = NO_LABEL if decoded.label is None else decoded.label
                 arrays["ids"][place] = (row.dataset, decoded.sample)
         if self.draw_mask is not None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines.crops import CropJob, Executor
 from data_pipelines.device import write_colours
-from data_pipelines.draws import CropParams, Draws
+from data_pipelines.draws import CropParams, draw
 from data_pipelines.parts import Part, Picture, needed
 from data_pipelines.views import Views
 
@@ -74,9 +74,7 @@ class Recipe:
 
     def _within(self, picture: Picture, params: CropParams) -> CropParams:
         box = picture.within(params.box)
-        if self.colour_on_device:
-            return CropParams(box, params.flip)
-        return CropParams(box, params.flip, params.jitter, params.grey, params.blur_radius, params.solarise)
+        return CropParams(box, params.flip) if self.colour_on_device else params._replace(box=box)
 
 
 class Showing:
@@ -84,18 +82,17 @@ class Showing:
 
     Args:
         recipe: What to make.
-        draws: Of this sample, and perhaps of others.
-        showings: Which of them are this sample's: every repeat of it, so that what is decoded does not depend on which
-            of its rows are made here.
+        identities: What the draws of each repeat of the sample depend on, see `draw`: of all of them, so that what is
+            decoded does not depend on which of its rows are made here.
     """
 
-    def __init__(self, recipe: Recipe, draws: Draws, showings: range) -> None:
-        self._recipe, self._draws, self._showings = recipe, draws, showings
+    def __init__(self, recipe: Recipe, identities: Sequence[tuple[int, ...]]) -> None:
+        self._recipe, self._identities = recipe, identities
         self._drawn: list[tuple[CropParams, ...]] = []
 
     def __call__(self, size: tuple[int, int]) -> Part:
         """Draw for an image of (height, width) `size`, and say what of it is needed."""
-        self._drawn = [self._draws.draw(showing, size) for showing in self._showings]
+        self._drawn = [draw(self._recipe.views, identity, size) for identity in self._identities]
         return self._recipe.part(size, self._drawn)
 
     def make(self, picture: Picture, arrays: dict[str, np.ndarray], places: dict[int, int]) -> None:

@@ -7,11 +7,12 @@ NumPy, whose `Generator` promises no such thing, and because a stream of it cost
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from data_pipelines import native
 
 
 class Purpose(IntEnum):
@@ -47,10 +48,13 @@ def stream_key(*words: int) -> int:
 def random_bits(key: int, count: int) -> np.ndarray:
     """The first `count` numbers of a stream: (count,) uint64."""
     with np.errstate(over="ignore"):
-        return _mixed(np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GAMMA))
+        word = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GAMMA)
+        word = (word ^ (word >> np.uint64(30))) * np.uint64(_MIX1)
+        word = (word ^ (word >> np.uint64(27))) * np.uint64(_MIX2)
+        return word ^ (word >> np.uint64(31))
 
 
-class Stream:
+class PythonStream:
     """The same stream one number at a time, for draws too few to be worth an array."""
 
     def __init__(self, *words: int) -> None:
@@ -74,53 +78,8 @@ class Stream:
         return int(self.random() * count)
 
 
-class ReadyStream:
-    """A stream again, the first numbers of which are there already; see `ready_streams`."""
-
-    __slots__ = ("random",)
-
-    def __init__(self, key: int, first: Sequence[float]) -> None:
-        #: The next number, uniform in [0, 1); an attribute, as a method would take longer than the number.
-        self.random = chain(first, _following(key, len(first))).__next__
-
-
-def ready_streams(
-    identities: Sequence[tuple[int, ...]], count: int, numbers: int
-) -> list[list[tuple[int, list[float]]]]:
-    """For each identity, the arguments of `ReadyStream` for `Stream(*identity, 0)` to `Stream(*identity, count - 1)`.
-
-    Many streams at once cost a tenth of as many `Stream`s, whose numbers are the same. The identities have less than
-    2^64 streams and are of any lengths; `numbers` of each stream are made now.
-    """
-    begun = [_begun(identity) for identity in identities]
-    with np.errstate(over="ignore"):
-        words = np.array(begun, dtype=np.uint64)[:, None] * np.uint64(_MIX1) + np.arange(count, dtype=np.uint64)
-        keys = _mixed(words + np.uint64(_GAMMA))  # (identities, count)
-        steps = np.arange(1, numbers + 1, dtype=np.uint64) * np.uint64(_GAMMA)
-        bits = _mixed(keys[:, :, None] + steps)
-    uniform = (bits >> np.uint64(11)) * 2.0**-53
-    return [
-        list(zip(row_keys, row, strict=True)) for row_keys, row in zip(keys.tolist(), uniform.tolist(), strict=True)
-    ]
-
-
-def _begun(identity: tuple[int, ...]) -> int:
-    """What `stream_key` has made of an identity before the last word, which is to come."""
-    key = len(identity) + 1
-    for word in identity:
-        key = mix((key * _MIX1 + word + _GAMMA) & _64_BITS)
-    return key
-
-
-def _mixed(words: np.ndarray) -> np.ndarray:
-    """`mix` of every word, uint64."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(_MIX1)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(_MIX2)
-    return words ^ (words >> np.uint64(31))
-
-
-def _following(key: int, count: int) -> Iterator[float]:
-    """The numbers of a stream after its first `count`."""
-    while True:
-        count += 1
-        yield (mix((key + count * _GAMMA) & _64_BITS) >> 11) * 2.0**-53
+#: `PythonStream`, or the same in C where it is built: drawing holds the interpreter's lock, so its pace limits threads.
+if TYPE_CHECKING or not native.BUILT:
+    Stream = PythonStream
+else:
+    Stream = native.Stream

@@ -17,6 +17,7 @@ except ImportError:
     _crops = None
 
 BUILT = _crops is not None
+Stream: Any = _crops.Stream if BUILT else None  # see data_pipelines.streams
 HOW_TO_BUILD = "with a C compiler installed, run `python setup.py build_ext --inplace` in the checkout"
 
 _INTERPOLATIONS = {"bilinear": 0, "bicubic": 1, "lanczos": 2}

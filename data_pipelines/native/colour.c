@@ -1,9 +1,7 @@
 /* The colour operations of Pillow and of torchvision's transforms on Pillow images, on planes of 8 bits.
  *
  * Loops are written for the compiler to vectorise: no branches, one kind of arithmetic, planes that do not overlap. */
-#include "kernel.h"
-
-#include <math.h>
+#include "colour.h"
 
 #define SOLARISE_THRESHOLD 128
 
@@ -18,14 +16,12 @@ INLINE uint8_t blend(float base, float value, float factor) {
     return (uint8_t)(int32_t)mixed;
 }
 
-INLINE void towards_body(uint8_t *restrict values, size_t count, float base, float factor) {
+void towards_portable(uint8_t *values, size_t count, float base, float factor) {
     for (size_t i = 0; i < count; i++)
         values[i] = blend(base, (float)values[i], factor);
 }
-TWO_FORMS(towards, (uint8_t *restrict values, size_t count, float base, float factor), values, count, base, factor)
 
-INLINE void saturate_body(uint8_t *restrict red, uint8_t *restrict green, uint8_t *restrict blue, size_t count,
-                          float factor) {
+void saturate_portable(PLANES, size_t count, float factor) {
     for (size_t i = 0; i < count; i++) {
         const float luma = (float)(int32_t)LUMA(red[i], green[i], blue[i]);
         red[i] = blend(luma, (float)red[i], factor);
@@ -33,8 +29,6 @@ INLINE void saturate_body(uint8_t *restrict red, uint8_t *restrict green, uint8_
         blue[i] = blend(luma, (float)blue[i], factor);
     }
 }
-TWO_FORMS(saturate, (uint8_t *restrict red, uint8_t *restrict green, uint8_t *restrict blue, size_t count, float factor),
-          red, green, blue, count, factor)
 
 INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 INLINE int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
@@ -42,8 +36,7 @@ INLINE int32_t within(int32_t value, int32_t low, int32_t high) { return smaller
 INLINE int32_t distance(int32_t a, int32_t b) { return larger(a, b) - smaller(a, b); }
 
 /* To hue, saturation and value of 8 bits each, the hue turned by `shift` of 256, and back. */
-INLINE void turn_hue_body(uint8_t *restrict red, uint8_t *restrict green, uint8_t *restrict blue, size_t count,
-                          int32_t shift) {
+void turn_hue_portable(PLANES, size_t count, int32_t shift) {
     for (size_t i = 0; i < count; i++) {
         const int32_t r = red[i], g = green[i], b = blue[i];
         const int32_t high = larger(larger(r, g), b), spread = high - smaller(smaller(r, g), b);
@@ -62,29 +55,17 @@ INLINE void turn_hue_body(uint8_t *restrict red, uint8_t *restrict green, uint8_
         const int32_t no_red = within(510 - distance(place, 765), 0, 255);
         const int32_t no_green = within(distance(place, 510) - 255, 0, 255);
         const int32_t no_blue = within(distance(place, 1020) - 255, 0, 255);
-        red[i] = (uint8_t)(int32_t)((float)(high * (65025 - saturation * no_red)) / 65025.0f + 0.5f);
-        green[i] = (uint8_t)(int32_t)((float)(high * (65025 - saturation * no_green)) / 65025.0f + 0.5f);
-        blue[i] = (uint8_t)(int32_t)((float)(high * (65025 - saturation * no_blue)) / 65025.0f + 0.5f);
+        red[i] = (uint8_t)(int32_t)((float)(high * (65025 - saturation * no_red)) * (1.0f / 65025.0f) + 0.5f);
+        green[i] = (uint8_t)(int32_t)((float)(high * (65025 - saturation * no_green)) * (1.0f / 65025.0f) + 0.5f);
+        blue[i] = (uint8_t)(int32_t)((float)(high * (65025 - saturation * no_blue)) * (1.0f / 65025.0f) + 0.5f);
     }
 }
-TWO_FORMS(turn_hue, (uint8_t *restrict red, uint8_t *restrict green, uint8_t *restrict blue, size_t count, int32_t shift),
-          red, green, blue, count, shift)
 
-/* Sums of at most 2^16 pixels. */
-INLINE uint32_t sum_luma_body(const uint8_t *restrict red, const uint8_t *restrict green, const uint8_t *restrict blue,
-                              size_t count) {
+uint32_t sum_luma_portable(const uint8_t *red, const uint8_t *green, const uint8_t *blue, size_t count) {
     uint32_t sum = 0;
     for (size_t i = 0; i < count; i++)
         sum += LUMA(red[i], green[i], blue[i]);
     return sum;
-}
-#if WITH_AVX2
-AVX2 static uint32_t sum_luma_avx2(const uint8_t *red, const uint8_t *green, const uint8_t *blue, size_t count) {
-    return sum_luma_body(red, green, blue, count);
-}
-#endif
-static uint32_t sum_luma_portable(const uint8_t *red, const uint8_t *green, const uint8_t *blue, size_t count) {
-    return sum_luma_body(red, green, blue, count);
 }
 
 static float mean_luma(const uint8_t *planes, ptrdiff_t channels, size_t num_pixels, bool wide) {
@@ -111,12 +92,11 @@ void adjust(uint8_t *planes, ptrdiff_t channels, size_t num_pixels, Operation op
         CHOOSE(wide, turn_hue)(planes, green, blue, num_pixels, (int32_t)(factor * 255.0));
 }
 
-INLINE void grey_body(uint8_t *restrict red, uint8_t *restrict green, uint8_t *restrict blue, size_t count) {
+INLINE void grey_body(PLANES, size_t count) {
     for (size_t i = 0; i < count; i++)
         red[i] = green[i] = blue[i] = (uint8_t)LUMA(red[i], green[i], blue[i]);
 }
-TWO_FORMS(grey, (uint8_t *restrict red, uint8_t *restrict green, uint8_t *restrict blue, size_t count), red, green, blue,
-          count)
+TWO_FORMS(grey, (PLANES, size_t count), red, green, blue, count)
 
 void make_grey(uint8_t *planes, ptrdiff_t channels, size_t num_pixels, bool wide) {
     if (channels == 3)

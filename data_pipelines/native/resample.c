@@ -12,7 +12,7 @@ INLINE uint8_t to_byte(int32_t sum, int32_t precision) {
 }
 
 INLINE void resize_rows_of(const Region *region, const Axis *across, ptrdiff_t width, const ptrdiff_t channels,
-                           uint8_t *planes, ptrdiff_t stride) {
+                           const ptrdiff_t channel_stride, uint8_t *planes, ptrdiff_t stride) {
     for (ptrdiff_t y = 0; y < region->height; y++) {
         const uint8_t *row = region->pixels + y * region->row_stride;
         for (ptrdiff_t x = 0; x < width; x++) {
@@ -22,7 +22,7 @@ INLINE void resize_rows_of(const Region *region, const Axis *across, ptrdiff_t w
             int32_t sums[3] = {half, half, half};
             for (int32_t k = 0; k < across->num_weights[x]; k++, pixel += region->pixel_stride)
                 for (ptrdiff_t channel = 0; channel < channels; channel++)
-                    sums[channel] += weights[k] * pixel[channel * region->channel_stride];
+                    sums[channel] += weights[k] * pixel[channel * channel_stride];
             for (ptrdiff_t channel = 0; channel < channels; channel++)
                 planes[(channel * region->height + y) * stride + x] = to_byte(sums[channel], across->precision[x]);
         }
@@ -30,10 +30,12 @@ INLINE void resize_rows_of(const Region *region, const Axis *across, ptrdiff_t w
 }
 
 void resize_rows_portable(const Region *region, const Axis *across, ptrdiff_t width, uint8_t *planes, ptrdiff_t stride) {
-    if (region->channels == 3)
-        resize_rows_of(region, across, width, 3, planes, stride);
+    if (region->channels == 3 && region->channel_stride == 1)
+        resize_rows_of(region, across, width, 3, 1, planes, stride);
+    else if (region->channels == 3)
+        resize_rows_of(region, across, width, 3, region->channel_stride, planes, stride);
     else
-        resize_rows_of(region, across, width, 1, planes, stride);
+        resize_rows_of(region, across, width, 1, 1, planes, stride);
 }
 
 INLINE void mix_chunk(const uint8_t *rows, ptrdiff_t stride, ptrdiff_t num_weights, const int16_t *weights,

@@ -12,7 +12,7 @@ from torch import manual_seed
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import to_pil_image
 
-from data_pipelines.draws import Draws, draw, draw_crop, random_resized_box
+from data_pipelines.draws import draw, draw_crop, random_resized_box
 from data_pipelines.streams import Stream
 from data_pipelines.views import Crop, LocalCrops, Views
 
@@ -81,16 +81,3 @@ def test_each_view_has_its_own_stream() -> None:
 def test_any_generator_will_do() -> None:
     for rng in (random.Random(0), np.random.default_rng(0)):
         assert draw_crop(Crop(size=8), rng, (20, 20)).box[2] <= 20
-
-
-def test_showings_drawn_together_are_drawn_as_alone() -> None:
-    views = Views(
-        global_crops=(Crop(size=8, jitter=(0.4, 0.4, 0.2, 0.1), blur=0.5, solarise=0.2), Crop(size=8)),
-        local_crops=LocalCrops(size=4, count=3, jitter=(0.4, 0.4, 0.2, 0.1), scale=(0.5, 1.0), ratio=(0.2, 5.0)),
-    )
-    identities = [(7, 3, 0, epoch, 2**62 + sample) for epoch in range(3) for sample in range(30)]
-    identities += [(*identity, 1) for identity in identities[:5]]  # a repeated showing has one more number
-    draws = Draws(views, identities)
-    for showing, identity in enumerate(identities):
-        for size in ((40, 60), (100, 9), (9, 100)):  # extreme shapes take many tries, more than are ready
-            assert draws.draw(showing, size) == draw(views, identity, size)
