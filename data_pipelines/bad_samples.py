@@ -84,16 +84,44 @@ class BadSampleLog:
         return lines
 
 
+def check_losses(dataset: Dataset, max_bad_share: float) -> None:
+    """Refuse a data set of which damaged shards have lost more than a share of the samples.
+
+    What a shard held is known from `dataset.json`; of one without any sample, and not listed there, it is taken to be
+    as many as the others hold on average.
+
+    Raises:
+        TooManyBadSamplesError: The message names the first of those shards.
+    """
+    sizes = dataset.shard_sizes
+    mean = dataset.num_samples / sum(size > 0 for size in sizes)
+    lost = {
+        shard: dataset.packed.get(shard.name, size or mean) - size
+        for shard, size in zip(dataset.shards, sizes, strict=True)
+        if size < dataset.packed.get(shard.name, size or mean)
+    }
+    num_lost = round(sum(lost.values()))
+    if num_lost > max_bad_share * (num_lost + dataset.num_samples):
+        first = next(iter(lost))
+        raise TooManyBadSamplesError(
+            f"{len(lost)} of {len(sizes)} shards are damaged and have lost about {num_lost:,} of "
+            f"{num_lost + dataset.num_samples:,} samples, more than the permitted share of {max_bad_share:g} "
+            f"(data.max_bad_share); the first of them is {first}. See what is wrong with `selfsight verify "
+            f"{first.parent}`, then fetch or pack these shards again, or permit more"
+        )
+
+
 class Decoder:
     """Reads and decodes the samples of a data set for many threads, under one account of the bad ones.
 
     Args:
         dataset: Where to read.
-        channels: 3 or 1.
+        channels: Of the images, as `decode` gives them.
         max_bad_share: Bad reads beyond this share of all stop the run. The share is of at least 1,000
             reads (of all samples, if they are fewer), so that one early bad sample does not.
         padded: See `decode_part`.
         log: Where bad samples are written down.
+        bits: Of a channel, 8 or 16.
     """
 
     def __init__(
@@ -103,8 +131,10 @@ class Decoder:
         max_bad_share: float = 0.01,
         padded: bool = False,
         log: BadSampleLog | None = None,
+        bits: int = 8,
     ) -> None:
-        self.dataset, self.channels, self.max_bad_share, self.padded = dataset, channels, max_bad_share, padded
+        self.dataset, self.max_bad_share = dataset, max_bad_share
+        self.channels, self.bits, self.padded = channels, bits, padded
         self.log = log
         self.num_reads = 0
         self.num_bad = 0
@@ -128,7 +158,7 @@ class Decoder:
             for number in self.neighbours(sample):
                 stored = self.dataset.read(number)
                 try:
-                    picture = decode_part(stored, self.channels, choose, self.padded)
+                    picture = decode_part(stored, self.channels, choose, self.padded, self.bits)
                 except BadSampleError as error:
                     self.dataset.check_unchanged(number)
                     bad.append((number, error))

@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 
 class Batch(TypedDict):
-    """A micro-batch of b rows; crops are uint8 of c channels. None: the recipe has no such part."""
+    """A micro-batch of b rows; crops are uint8, or uint16 for 16 bits. None: the recipe has no such part."""
 
     global_crops: Tensor  # (b, v, c, H, W)
     local_crops: Tensor | None  # (b, u, c, h, w)
@@ -46,6 +46,7 @@ class StepBuffer:
         mask_shapes: (gh, gw) of the dropped and of the replaced units, None for what is not drawn.
         pin_memory: Page-locked, so that a GPU copies from it asynchronously.
         num_colours: Numbers for each crop whose colours are left to the device; 0 where none are.
+        bits: Of a channel, 8 or 16.
     """
 
     def __init__(
@@ -56,8 +57,11 @@ class StepBuffer:
         mask_shapes: tuple[Shape | None, Shape | None],
         pin_memory: bool,
         num_colours: int = 0,
+        bits: int = 8,
     ) -> None:
-        def allocate(shape: Shape, dtype: torch.dtype = torch.uint8) -> Tensor:
+        pixel = torch.uint16 if bits == 16 else torch.uint8
+
+        def allocate(shape: Shape, dtype: torch.dtype = pixel) -> Tensor:
             return torch.empty((len(rows), *shape), dtype=dtype, pin_memory=pin_memory)
 
         local, target = views.local_crops, views.target_crop

@@ -33,7 +33,7 @@ CASES: dict[str, Case] = {
     # images
     "empty_image": Case(_ERROR, "an image of no bytes", _REPLACED),
     "not_an_image": Case(_ERROR, "no image, such as text or a web page under .jpg", _REPLACED),
-    "other_format": Case(_ERROR, "an image of a format that is not read, such as GIF, BMP or HEIC", _REPLACED),
+    "other_format": Case(_ERROR, "an image of a format that is not read, such as GIF, BMP or float arrays", _REPLACED),
     "damaged_image": Case(_ERROR, "truncated, or damaged so that its decoder stops", _REPLACED),
     "too_large": Case(_ERROR, "more pixels or JPEG scans than the limit; nothing is unpacked", _REPLACED),
     "wrong_suffix": Case(_NOTE, "an image whose suffix names another format", "used as what it is"),
@@ -44,6 +44,7 @@ CASES: dict[str, Case] = {
     "deep": Case(_NOTE, "more than 8 bits a channel", "the high byte is used by a run of 8 bits"),
     "turned": Case(_NOTE, "turned or mirrored by its EXIF orientation", "applied, so that up is up"),
     "tiny": Case(_NOTE, "a side of less than 8 px", "used, enlarged"),
+    "other_channels": Case(_ERROR, "channels that cannot be made those of the run", _REPLACED),
     # samples: what lies under one key
     "repeated_member": Case(
         _ERROR, "several images or labels under one key, which ends at the first dot of a name", "the first is used"

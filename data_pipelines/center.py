@@ -6,12 +6,14 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from data_pipelines import any_channels
 from data_pipelines.crops import to_pillow, write_channels
 from data_pipelines.decode import BadSampleError, decode
 from data_pipelines.index import Dataset
@@ -31,6 +33,7 @@ def center_crops(
     rank: int = 0,
     world_size: int = 1,
     channels: int = 3,
+    bits: int = 8,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield (images, labels, samples) in the order of the samples; the tensors are new each time.
 
@@ -46,14 +49,17 @@ def center_crops(
         threads: See `loader.default_threads`.
         rank: Of `world_size`; each takes an equal run of samples (to one), so that ranks in order make the whole.
         world_size: Ranks that share the work.
-        channels: 3 (RGB) or 1.
+        channels: Of the images, as `decode` gives them.
+        bits: Of a channel, 8 or 16.
 
     Yields:
-        images (b, c, size, size) uint8, labels (b,) int64 with -1 where unknown, sample numbers (b,) int64.
+        images (b, c, size, size) uint8, or uint16 for 16 bits; labels (b,) int64 with -1 where unknown; sample
+        numbers (b,) int64.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size}; ranks count from 0 to world_size - 1")
     first, last = (dataset.num_samples * part // world_size for part in (rank, rank + 1))
+    load = partial(_load, dataset, size=size, resize=resize, channels=channels, bits=bits)
     starts = iter(range(first, last, batch_size))
     pending: deque[list[Future[np.ndarray | None]]] = deque()
     begins: deque[range] = deque()
@@ -63,7 +69,7 @@ def center_crops(
             while len(pending) <= _AHEAD and (start := next(starts, None)) is not None:
                 samples = range(start, min(start + batch_size, last))
                 begins.append(samples)
-                pending.append([pool.submit(_load, dataset, sample, size, resize, channels) for sample in samples])
+                pending.append([pool.submit(load, sample) for sample in samples])
             if not pending:
                 return
             samples, images = begins.popleft(), [future.result() for future in pending.popleft()]
@@ -76,32 +82,41 @@ def center_crops(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _load(dataset: Dataset, sample: int, size: int, resize: int | None, channels: int) -> np.ndarray | None:
-    """One crop, (c, size, size) uint8; None for a bad sample."""
+def _load(dataset: Dataset, sample: int, size: int, resize: int | None, channels: int, bits: int) -> np.ndarray | None:
+    """One crop, (c, size, size); None for a bad sample."""
     try:
-        image = decode(dataset.read(sample), channels)
+        image = decode(dataset.read(sample), channels, bits)
     except BadSampleError as error:
         _log.warning("%s; it is left out", error)
         return None
-    out = np.empty((channels, size, size), dtype=np.uint8)
-    write_channels(center_crop(to_pillow(image), size, resize), out)
+    out = np.empty((channels, size, size), dtype=image.dtype)
+    if any_channels.is_plain(image):
+        write_channels(center_crop(to_pillow(image), size, resize), out)
+    else:
+        height, width, _ = image.shape
+        (new_width, new_height), (left, top) = _geometry(width, height, size, resize)
+        planes = any_channels.resized(image, (0, 0, width, height), (new_height, new_width), "bicubic")
+        any_channels.store(planes[:, top : top + size, left : left + size], out)
     return out
 
 
 def center_crop(image: Image.Image, size: int, resize: int | None = None) -> Image.Image:
     """Resize the short side (bicubic), then cut a square of `size` px from the middle; see `center_crops`."""
+    resized_to, (left, top) = _geometry(*image.size, size, resize)
+    if resized_to != image.size:
+        image = image.resize(resized_to, Image.Resampling.BICUBIC)
+    return image if image.size == (size, size) else image.crop((left, top, left + size, top + size))
+
+
+def _geometry(width: int, height: int, size: int, resize: int | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Width and height to resize to, then left and top of the crop."""
     if resize is None:
-        if image.size == (size, size):
-            return image
-        resize = round(size * 256 / 224)
+        resize = size if (width, height) == (size, size) else round(size * 256 / 224)
     if resize < size:
         raise ValueError(
             f"the short side is resized to {resize} px and the crop is {size} px; it must be as large at least"
         )
-    width, height = image.size
     short = min(width, height)
     if short != resize:
         width, height = int(resize * width / short), int(resize * height / short)  # torchvision's rounding
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    return (width, height), (round((width - size) / 2), round((height - size) / 2))

@@ -66,19 +66,24 @@ class Listed:
             ) from error
 
 
-@dataclass
-class ShardCheck:
-    """What was found in one shard; `index` is None in what is kept of it once its images are done."""
+class ShardFacts(NamedTuple):
+    """What is kept of a shard until all are compared."""
 
     shard: Path
     size: int  # bytes
-    index: Index | None
-    tally: Tally
-    labels: Counter[int]
     num_samples: int
-    num_unlabelled: int  # without a .cls; those with a bad one are told apart
     digest: str  # equal for shards whose samples have equal keys, places, sizes and labels
     sha256: str | None  # where it was needed
+
+
+class ShardCheck(NamedTuple):
+    """What was found in one shard; `samples` is None where the file system did not give it."""
+
+    facts: ShardFacts
+    samples: Index | None
+    tally: Tally
+    labels: Counter[int]
+    num_unlabelled: int  # samples without a .cls; those with a bad one are told apart
 
 
 def check_shard(shard: Path, listed: Listed, quick: bool) -> ShardCheck:
@@ -92,7 +97,7 @@ def check_shard(shard: Path, listed: Listed, quick: bool) -> ShardCheck:
     except OSError as error:
         tally = Tally()
         tally.add("unreadable", shard.name, None, str(error))
-        return ShardCheck(shard, 0, None, tally, Counter(), 0, 0, "", None)
+        return ShardCheck(ShardFacts(shard, 0, 0, "", None), None, tally, Counter(), 0)
 
 
 def _check_shard(shard: Path, listed: Listed, quick: bool) -> ShardCheck:
@@ -114,7 +119,8 @@ def _check_shard(shard: Path, listed: Listed, quick: bool) -> ShardCheck:
             sha256 = _sha256(shard)
             if sha256 != entry.sha256:
                 tally.add("other_bytes", shard.name, None, "fetch it or pack it again")
-    return ShardCheck(shard, size, index, tally, labels, len(index), num_unlabelled, index.digest(0), sha256)
+    facts = ShardFacts(shard, size, len(index), index.digest(0), sha256)
+    return ShardCheck(facts, index, tally, labels, num_unlabelled)
 
 
 def _check_index(shard: Path, fresh: Index, tally: Tally) -> None:
@@ -145,57 +151,81 @@ def _sha256(path: Path) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
-def compare(folder: Path, listed: Listed, checks: Sequence[ShardCheck]) -> Tally:
-    """Shards and class counts that `dataset.json` tells otherwise, and samples without a label among labelled ones."""
-    tally = Tally()
-    there = {check.shard.name: check for check in checks if check.shard.parent == folder}
-    for name in listed.shards:
-        if not (folder / name).is_file():
-            tally.add("missing_shard", name)
-    for name in there:
-        if listed.shards and name not in listed.shards:
-            tally.add("unlisted_shard", name)
-    for split, entry in listed.splits.items():
-        counts = entry.class_counts
-        if counts is None or not there.keys() >= set(entry.shards):
-            continue
-        found: Counter[int] = Counter()
-        for name in entry.shards:
-            found.update(there[name].labels)
-        wrong = [label for label, count in enumerate(counts) if found[label] != count]
-        if wrong:
-            told = f"class {wrong[0]} has {found[wrong[0]]} samples, {counts[wrong[0]]} were packed"
-            tally.add("other_counts", split, None, told, len(wrong))
-    if any(check.labels for check in checks):
-        for check in checks:
-            if check.num_unlabelled:
-                tally.add("no_label", check.shard.name, None, None, check.num_unlabelled)
-    return tally
+class Census:
+    """What all shards hold together, in little memory: their samples are forgotten one after the other."""
+
+    def __init__(self, folder: Path, listed: Listed) -> None:
+        self.tally = Tally()  # of the shards one by one
+        self.facts: list[ShardFacts] = []
+        self.num_labelled = 0
+        self._folder, self._listed = folder, listed
+        self._split_of = {name: split for split, entry in listed.splits.items() for name in entry.shards}
+        self._labels: dict[str, Counter[int]] = {split: Counter() for split in listed.splits}
+        self._unlabelled = Tally()
+
+    def add(self, check: ShardCheck) -> None:
+        """Count a shard in."""
+        name = check.facts.shard.name
+        self.facts.append(check.facts)
+        self.tally.update(check.tally)
+        self.num_labelled += check.labels.total()
+        if check.num_unlabelled:
+            self._unlabelled.add("no_label", name, None, None, check.num_unlabelled)
+        if name in self._split_of:
+            self._labels[self._split_of[name]].update(check.labels)
+
+    @property
+    def num_samples(self) -> int:
+        return sum(facts.num_samples for facts in self.facts)
+
+    def compare(self) -> Tally:
+        """What `dataset.json` says otherwise, samples without a label among labelled ones, and what is there twice."""
+        tally, listed = Tally(), self._listed
+        there = {facts.shard.name for facts in self.facts if facts.shard.parent == self._folder}
+        for name in listed.shards:
+            if not (self._folder / name).is_file():
+                tally.add("missing_shard", name)
+        for name in sorted(there) if listed.shards else ():
+            if name not in listed.shards:
+                tally.add("unlisted_shard", name)
+        for split, (names, counts) in listed.splits.items():
+            if counts is None or not there >= set(names):
+                continue
+            found = self._labels[split]
+            wrong = [label for label, count in enumerate(counts) if found[label] != count]
+            if wrong:
+                told = f"class {wrong[0]} has {found[wrong[0]]} samples, {counts[wrong[0]]} were packed"
+                tally.add("other_counts", split, None, told, len(wrong))
+        if self.num_labelled:
+            tally.update(self._unlabelled)
+        tally.update(same_shards(self.facts))
+        tally.update(repeated_keys(self.facts))
+        return tally
 
 
-def same_shards(checks: Iterable[ShardCheck]) -> Tally:
+def same_shards(shards: Iterable[ShardFacts]) -> Tally:
     """Shards of the same bytes, which may lie in different splits."""
     tally, alike = Tally(), defaultdict(list)
-    for check in checks:
-        if check.num_samples:
-            alike[check.size, check.digest].append(check)
+    for facts in shards:
+        if facts.num_samples:
+            alike[facts.size, facts.digest].append(facts)
     for group in alike.values():
         first: dict[str, Path] = {}
-        for check in group if len(group) > 1 else ():
-            earlier = first.setdefault(check.sha256 or _sha256(check.shard), check.shard)
-            if earlier != check.shard:
-                tally.add("same_shard", check.shard.name, None, f"as {earlier.name}")
+        for facts in group if len(group) > 1 else ():
+            earlier = first.setdefault(facts.sha256 or _sha256(facts.shard), facts.shard)
+            if earlier != facts.shard:
+                tally.add("same_shard", facts.shard.name, None, f"as {earlier.name}")
     return tally
 
 
-def repeated_keys(checks: Sequence[ShardCheck]) -> Tally:
+def repeated_keys(found: Sequence[ShardFacts]) -> Tally:
     """Keys that several shards have, in as many passes over the indexes as memory asks for.
 
     Keys count as equal where 64 bits of a hash of them are: of 100 million keys, all different, two are with a
     probability of 3e-4.
     """
-    shards = [check.shard for check in checks if check.num_samples]
-    num_passes = -(-sum(check.num_samples for check in checks) // _KEYS_AT_A_TIME)
+    shards = [facts.shard for facts in found if facts.num_samples]
+    num_passes = -(-sum(facts.num_samples for facts in found) // _KEYS_AT_A_TIME)
     num_repeated, some = 0, set[int]()
     for number in range(num_passes):
         parts = [_hashes(shard, number, num_passes) for shard in shards]

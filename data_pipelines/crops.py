@@ -12,7 +12,7 @@ from einops import rearrange
 from PIL import Image
 
 from data_pipelines.draws import CropParams
-from data_pipelines.views import Crop, Interpolation, Views
+from data_pipelines.views import Interpolation
 
 #: `native`: the kernel in C; `wheels`: torch and OpenCV, no compiler needed; `auto`: native where it is built.
 ExecutorName = Literal["auto", "native", "wheels"]
@@ -68,14 +68,3 @@ def write_channels(image: Image.Image, out: np.ndarray) -> None:
     """Copy an RGB or L image into `out`, (c, h, w) uint8."""
     pixels = np.asarray(image)
     out[...] = pixels if pixels.ndim == 2 else rearrange(pixels, "h w c -> c h w")
-
-
-def check_channels(views: Views, channels: int) -> None:
-    """Refuse a recipe that the executors cannot run on images of `channels` channels."""
-    if channels == 3:
-        return
-    if channels != 1:
-        raise ValueError(f"channels is {channels}; crops are made of RGB (3) or greyscale (1) images")
-    crops: list[Crop] = [*views.global_crops, *([views.local_crops] if views.local_crops else [])]
-    if any(crop.jitter[2] or crop.jitter[3] for crop in crops):
-        raise ValueError("jitter of saturation and hue needs 3 channels; with channels=1 set both to 0")

@@ -1,4 +1,4 @@
-"""Bytes to an image: an array of 8-bit channels, whatever the file holds."""
+"""Bytes to an image: an array of the run's channels and depth, whatever the file holds."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import numpy as np
 from einops import rearrange
 from PIL import Image, UnidentifiedImageError
 
+from data_pipelines import rasters
 from data_pipelines.cases import shown
 from data_pipelines.index import Sample
-from data_pipelines.jpeg import MAX_SCANS, decode_jpeg
+from data_pipelines.jpeg import MAX_SCANS, decode_jpeg, read_header
 from data_pipelines.magic import kind_of
 from data_pipelines.parts import Choose, Picture, whole
+from data_pipelines.pixels import MAX_PIXELS, Header, UnusableImageError, convert
 
-FORMATS = ("JPEG", "PNG", "WEBP")  # no other decoder ever sees the bytes
-MAX_PIXELS = 89_478_485  # Pillow's limit of what may be a decompression bomb; 256 MB as RGB
+FORMATS = ("JPEG", "PNG", "WEBP")  # of Pillow; no other decoder of its ever sees the bytes
+_GREY = ("1", "L", "LA", "La")
 _ORIENTATION = 0x0112  # EXIF's tag
 #: By its value, what turns an image upright.
 _TURNS = {
@@ -43,14 +45,6 @@ DAMAGE = (
     Image.DecompressionBombError,
 )
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of what they tell, no sample's name; errors are told with it
-
-
-class UnusableImageError(ValueError):
-    """An image that is not tried; `case` is one of `CASES`."""
-
-    def __init__(self, case: str, reason: str) -> None:
-        super().__init__(reason)
-        self.case = case
 
 
 def reason_of(error: Exception) -> str:
@@ -85,15 +79,16 @@ def open_image(content: bytes) -> Image.Image:
     except UnidentifiedImageError:
         kind = kind_of(content)
         if kind is None:
-            raise UnusableImageError("not_an_image", "not a JPEG, PNG or WebP image") from None
+            raise UnusableImageError("not_an_image", "not a JPEG, PNG, WebP, TIFF or npy image") from None
         if kind.name in ("a JPEG", "a PNG", "a WebP"):
             raise UnusableImageError(
                 "damaged_image", f"{kind.name} whose header is damaged or of a rare kind"
             ) from None
         case = "other_format" if kind.is_image else "not_an_image"
-        raise UnusableImageError(case, f"not a JPEG, PNG or WebP image: it is {kind.name}") from None
+        raise UnusableImageError(case, f"not a JPEG, PNG, WebP, TIFF or npy image: it is {kind.name}") from None
     except Image.DecompressionBombError as error:
-        raise UnusableImageError("too_large", str(error)) from error
+        reason = f"more than twice the {MAX_PIXELS} pixels that are permitted; pack a smaller copy"
+        raise UnusableImageError("too_large", reason) from error
     if image.width * image.height > MAX_PIXELS:
         reason = f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}; pack a smaller copy"
         raise UnusableImageError("too_large", reason)
@@ -102,19 +97,27 @@ def open_image(content: bytes) -> Image.Image:
     return image
 
 
-def decode(sample: Sample, channels: int = 3) -> np.ndarray:
-    """A sample's image: (h, w, channels) uint8; 3 channels are red, green and blue, 1 is grey.
+def decode(sample: Sample, channels: int | None = 3, bits: int | None = 8) -> np.ndarray:
+    """A sample's image: (h, w, channels) uint8, or uint16 for 16 bits.
 
-    The orientation in EXIF is applied, so that up is up. Transparent pixels become black. Of 16-bit
-    images the high byte is kept, of animated ones the first frame. `CASES` has the whole list.
+    3 channels are red, green and blue, 1 is grey; None leaves channels or bits as they are stored, less opacity. What
+    is done where the file has others, says `pixels.convert`. The orientation in EXIF or TIFF is applied, so that up
+    is up. Transparent pixels become black, unless the opacity makes the number of channels right (2 or 4). Of animated
+    images the first frame is kept. `CASES` has the whole list.
 
     Raises:
-        BadSampleError: Truncated, not a JPEG, PNG or WebP image, or of more than `MAX_PIXELS` pixels.
+        BadSampleError: Truncated, none of the formats, of more than `MAX_PIXELS` pixels, or of other channels.
     """
-    return decode_part(sample, channels).pixels
+    return decode_part(sample, channels, bits=bits).pixels
 
 
-def decode_part(sample: Sample, channels: int = 3, choose: Choose = whole, padded: bool = False) -> Picture:
+def decode_part(
+    sample: Sample,
+    channels: int | None = 3,
+    choose: Choose = whole,
+    padded: bool = False,
+    bits: int | None = 8,
+) -> Picture:
     """What `choose` asks for of a sample's image, or more of it; see `decode`.
 
     Args:
@@ -122,25 +125,52 @@ def decode_part(sample: Sample, channels: int = 3, choose: Choose = whole, padde
         channels: As of `decode`.
         choose: Called with the height and width of the upright image, for a JPEG before any pixel is decoded.
         padded: The pixels of a JPEG may lie four bytes apart, which is decoded faster.
+        bits: As of `decode`.
     """
-    picture = decode_jpeg(sample.image, channels, choose, MAX_PIXELS, padded)
-    if picture is None:
-        picture = Picture(_decode_with_pillow(sample, channels))
-        choose(picture.pixels.shape[:2])
+    of_jpeg = channels
+    if channels is None and (header := read_header(sample.image)) is not None:
+        of_jpeg = header.components
+    if of_jpeg in (1, 3) and (picture := decode_jpeg(sample.image, of_jpeg, choose, MAX_PIXELS, padded)) is not None:
+        return picture._replace(pixels=convert(picture.pixels, None, 16)) if bits == 16 else picture
+    picture = Picture(_decode_whole(sample, channels, bits))
+    choose(picture.pixels.shape[:2])
     return picture
 
 
-def _decode_with_pillow(sample: Sample, channels: int) -> np.ndarray:
+def _decode_whole(sample: Sample, channels: int | None, bits: int | None) -> np.ndarray:
     try:
-        image = open_image(sample.image)
-        image.load()
-        turn = _TURNS.get(orientation_of(image))
-        if turn is not None:
-            image = image.transpose(turn)
-        pixels = np.asarray(_converted(image, "RGB" if channels == 3 else "L"))
-        return pixels if pixels.ndim == 3 else rearrange(pixels, "h w -> h w 1")
+        pixels = rasters.read(sample.image, channels)
+        if pixels is None:
+            pixels = _read_with_pillow(sample.image, channels)
+        return np.ascontiguousarray(convert(pixels, channels, bits))
     except DAMAGE as error:
         raise BadSampleError.of(sample, error) from error
+
+
+def _read_with_pillow(content: bytes, channels: int | None) -> np.ndarray:
+    """(h, w, c) uint8, grey or RGB; with opacity where `channels` counts it in."""
+    image = open_image(content)
+    image.load()
+    turn = _TURNS.get(orientation_of(image))
+    if turn is not None:
+        image = image.transpose(turn)
+    if (image.mode, channels) not in (("RGBA", 4), ("LA", 2)):
+        image = _converted(image, "L" if image.mode in _GREY else "RGB")
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else rearrange(pixels, "h w -> h w 1")
+
+
+def look(content: bytes) -> Header:
+    """What an image file says of itself before any pixel is decoded.
+
+    Raises one of `DAMAGE`, whose words `reason_of` gives, for what is none of the formats.
+    """
+    header = rasters.look(content)
+    if header is not None:
+        return header
+    with open_image(content) as image:
+        channels = 1 if image.mode in _GREY else 3
+        return Header(image.format or "", image.width, image.height, channels, 8, image.mode)
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -157,10 +187,7 @@ def orientation_of(image: Image.Image) -> int:
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == mode:
         return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        wide = image.convert("I")
-        image = wide.point(lambda level: level * (1 / 256)).convert("L")  # a linear map is all that mode I takes
-    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image).convert("RGB")

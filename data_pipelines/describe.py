@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from einops import rearrange, reduce
 
-from data_pipelines.decode import BadSampleError, decode
 from data_pipelines.index import Sample
 from data_pipelines.scan import Item, Tree
-from data_pipelines.streams import Purpose, random_bits, stream_key
+from data_pipelines.statistics import common_kind, draw_samples, headers_of, measure
 
 FORMAT_VERSION = 1
 _MAX_MEASURED = 1000  # images whose pixels make the mean and the standard deviation
@@ -38,13 +35,12 @@ def describe(
     measured = "train" if "train" in splits else next(iter(splits))
     skipped_paths = {entry["path"] for entry in skipped}
     readable = [item for item in tree.splits[measured] if item.path not in skipped_paths]
-    mean, std = pixel_statistics(tree.root, readable, plan["seed"], workers)
+    statistics = pixel_statistics(tree.root, readable, plan["seed"], workers)
     return {
         "version": FORMAT_VERSION,
         "splits": splits,
         "classes": None if tree.classes is None else list(tree.classes),
-        "mean": mean,
-        "std": std,
+        **statistics,
         "images": _summarise(receipts),
         "num_skipped": len(skipped),
         "skipped": skipped[:_MAX_LISTED],
@@ -89,28 +85,20 @@ def _sum(counts: Any) -> Counter[str]:
     return total
 
 
-def pixel_statistics(root: Path, items: list[Item], seed: int, workers: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the pixels, per channel of RGB and in 0 .. 1, every image weighing the same.
+def pixel_statistics(root: Path, items: list[Item], seed: int, workers: int) -> dict[str, Any]:
+    """Mean and standard deviation of the pixels, per channel and in 0 .. 1, and what else `measure` tells.
 
-    Measured on up to 1,000 images drawn by `seed`.
+    Measured on up to 1,000 images drawn by `seed`. Where they have no number of channels in common there is no mean and
+    no deviation of all, so both are null, and `statistics` says why.
     """
-    drawn = random_bits(stream_key(seed, Purpose.STATISTICS), len(items)).argsort(kind="stable")[:_MAX_MEASURED]
-    with ThreadPoolExecutor(workers) as pool:
-        moments = [
-            found for found in pool.map(_moments, (root / items[place].path for place in drawn)) if found is not None
-        ]
-    if not moments:
-        raise ValueError(f"none of {len(drawn)} images drawn from {root} can be decoded; look at some of them")
-    first, second = reduce(np.stack(moments), "image moment c -> moment c", "mean")
-    std = np.sqrt(np.maximum(second - first**2, 0))
-    return [round(float(value), 6) for value in first], [round(float(value), 6) for value in std]
 
+    def read(number: int) -> Sample:
+        path = root / items[number].path
+        return Sample(path.name, path.parent, path.read_bytes(), None)
 
-def _moments(path: Path) -> np.ndarray | None:
-    """Mean and mean square of one image: (2, c); None if it cannot be decoded."""
-    try:
-        image = decode(Sample(path.name, path.parent, path.read_bytes(), None))
-    except BadSampleError:
-        return None
-    pixels = rearrange(image.astype(np.float64) / 255, "h w c -> (h w) c")
-    return np.stack([pixels.mean(axis=0), (pixels**2).mean(axis=0)])
+    numbers = draw_samples(seed, len(items), _MAX_MEASURED)
+    kind, why = common_kind(headers_of(read, numbers))
+    if kind is None:
+        return {"mean": None, "std": None, "statistics": {"none": why}}
+    measured = measure(read, numbers, kind, workers)
+    return {"mean": list(measured.mean), "std": list(measured.std), "statistics": measured.for_json()}

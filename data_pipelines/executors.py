@@ -11,12 +11,20 @@ from data_pipelines import crops, native
 ExecutorName = Literal["auto", "native", "wheels", "device"]
 
 
-def resolve_executor(name: ExecutorName) -> ExecutorName:
+def resolve_executor(name: ExecutorName, channels: int = 3, bits: int = 8) -> ExecutorName:
     """The executor that `auto` stands for here; the others as they are.
 
     Raises:
-        ValueError: `native` where the kernel is not built; the message says how to build it.
+        ValueError: `native` where the kernel is not built; the message says how to build it. An executor that does not
+            know images of these channels and bits.
     """
+    if channels not in (1, 3) or bits != 8:
+        if name not in ("auto", "wheels"):
+            raise ValueError(
+                f"executor {name!r} makes crops of 8-bit grey and RGB images; for {channels} channels of {bits} bits "
+                "choose auto or wheels"
+            )
+        return "wheels"
     crops.executor("auto" if name == "device" else name)  # says so where the kernel is missing
     return on_cpu(name) if name == "auto" else name
 

@@ -58,6 +58,7 @@ class Dataset:
         self.mean: tuple[float, ...] | None = _tuple(info.get("mean"))  # per channel, of pixels in 0 .. 1
         self.std: tuple[float, ...] | None = _tuple(info.get("std"))
         self.classes: tuple[str, ...] | None = _tuple(info.get("classes"))
+        self.packed = _packed(info)  # samples by shard's name, as far as dataset.json tells
         self.labels = self.index.labels  # (num_samples,) int32 or int64, -1 where unknown; perhaps a view of a file
         if self.index.findings:
             num_problems, num_shards = len(self.index.findings), len(self.shards)
@@ -203,6 +204,13 @@ def find_shards(spec: str | Path, split: str = "train") -> list[Path]:
                 f"{path} does not exist; the data are a folder of shards, a tar, or tars by * or {{0..9}}"
             )
     return shards
+
+
+def _packed(info: dict) -> dict[str, int]:
+    try:
+        return {shard["name"]: int(shard["samples"]) for split in info["splits"].values() for shard in split["shards"]}
+    except (KeyError, TypeError, AttributeError, ValueError):  # none that `selfsight pack` wrote
+        return {}
 
 
 def _read_info(path: Path) -> dict | None:

@@ -1,4 +1,4 @@
-"""Sample numbers to batches of uint8 tensors, by threads that write straight into reused buffers."""
+"""Sample numbers to batches of integer tensors, by threads that write straight into reused buffers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import crops
+from data_pipelines.any_channels import fitting
 from data_pipelines.bad_samples import BadSampleLog, Decoder
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
@@ -50,7 +51,8 @@ class Loader:
         pin_memory: Buffers that a GPU can copy from asynchronously. They are not written to again before
             the copies that the consumer enqueued on its current stream are done.
         max_bad_share: See `Decoder`.
-        channels: 3 (RGB) or 1.
+        channels: Of the crops: 3 are RGB, 1 is grey; with others `views` loses what needs colours (see `fitting`).
+        bits: Of a channel: 8 give uint8, 16 uint16.
         executor: Makes the crops: see `executors`. With `device`, `device.finish` completes the batches.
         partial_decode: Decode of a JPEG only what its crops touch, where `jpeg.has_regions`; the crops are the same.
         dct_scaling: Decode a large JPEG at a half, a quarter or an eighth where no crop is then enlarged.
@@ -71,6 +73,7 @@ class Loader:
         pin_memory: bool = False,
         max_bad_share: float = 0.01,
         channels: int = 3,
+        bits: int = 8,
         executor: ExecutorName = "auto",
         partial_decode: bool = True,
         dct_scaling: bool = True,
@@ -84,27 +87,26 @@ class Loader:
                 f"a batch of {batch_size} does not divide into {world_size} ranks x {accumulation} micro-batches; "
                 f"it must be a multiple of {world_size * accumulation}"
             )
-        crops.check_channels(views, channels)
         self.sampler, self.accumulation = sampler, accumulation
         self.num_rows = batch_size // world_size
         self.first_row = rank * self.num_rows
         self.wait_seconds = 0.0
-        executor = resolve_executor(executor)
+        executor = resolve_executor(executor, channels, bits)
         maker = on_cpu(executor)
         #: Who makes the crops, in words.
         self.executor = f"{maker}, colours by the device" if executor == "device" else maker
         self.recipe = Recipe(
-            views,
+            fitting(views, channels)[0],
             crops.executor(maker),
             colour_on_device=executor == "device",
             partial_decode=partial_decode,
             dct_scaling=dct_scaling,
         )
-        self._channels = channels
+        self._channels, self._bits = channels, bits
         self.draw_mask, self.prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
         padded = maker == "native"
         self.decoders = {
-            key: Decoder(dataset, channels, max_bad_share, padded, bad_samples)
+            key: Decoder(dataset, channels, max_bad_share, padded, bad_samples, bits)
             for key, dataset in sampler.datasets.items()
         }
         self.threads = threads or default_threads(list(sampler.datasets.values()))
@@ -163,7 +165,7 @@ class Loader:
             shapes = (None if dropped is None else dropped.shape, None if replaced is None else replaced.shape)
         rows = range(self.first_row, self.first_row + self.num_rows)
         num_colours = NUM_COLOURS if self.recipe.colour_on_device else 0
-        return StepBuffer(self.recipe.views, self._channels, rows, shapes, self._pin_memory, num_colours)
+        return StepBuffer(self.recipe.views, self._channels, rows, shapes, self._pin_memory, num_colours, self._bits)
 
     def _fill(self, buffer: StepBuffer, step: int) -> list[Future[None]]:
         """Have the threads make a step, in pieces small enough to keep them all busy to its end."""
@@ -182,7 +184,7 @@ class Loader:
         for _, same in itertools.groupby(enumerate(rows, first), key=lambda numbered: numbered[1][:3]):
             group = list(same)  # the rows, with their places, that show one sample
             row, places = group[0][1], {row.repeat: place for place, row in group}
-            identities = [identity_of(seed, row, repeat) for repeat in range(self.sampler.repeats)]
+            identities = [row._replace(repeat=repeat).identity(seed) for repeat in range(self.sampler.repeats)]
             showing = Showing(self.recipe, identities)
             decoded = self.decoders[row.dataset].read(row.sample, showing)
             showing.make(decoded.picture, arrays, places)
@@ -206,15 +208,6 @@ def default_threads(datasets: Sequence[Dataset]) -> int:
     num_bytes = sum(dataset.num_image_bytes for dataset in datasets)
     mean_bytes = num_bytes / sum(dataset.num_samples for dataset in datasets)
     return cores_per_process() if mean_bytes > _THUMBNAIL_BYTES else 1
-
-
-def identity_of(seed: int, row: Row, repeat: int) -> tuple[int, ...]:
-    """What the draws of a row depend on, or of another repeat of its sample.
-
-    The sample is the one asked for: a neighbour in the place of a bad one would otherwise show the same crops twice.
-    """
-    identity = (seed, Purpose.CROPS, row.dataset, row.epoch, row.sample)
-    return (*identity, repeat) if repeat else identity
 
 
 def mask_generator(seed: int, step: int, row: int) -> np.random.Generator:

@@ -14,6 +14,7 @@ import numpy as np
 from data_pipelines.index import Dataset
 from data_pipelines.mixture import Mixture
 from data_pipelines.order import MAX_LANES, Order, default_lanes
+from data_pipelines.streams import Purpose
 
 
 class Row(NamedTuple):
@@ -23,6 +24,11 @@ class Row(NamedTuple):
     sample: int  # of that data set
     epoch: int  # the pass over that data set
     repeat: int = 0  # of a sample shown more than once in a batch, the how-manieth showing
+
+    def identity(self, seed: int) -> tuple[int, ...]:
+        """The words of the stream that its crops are drawn from."""
+        showing = (seed, Purpose.CROPS, self.dataset, self.epoch, self.sample)
+        return (*showing, self.repeat) if self.repeat else showing
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from data_pipelines.shards import Identity, identify, open_shard
 from data_pipelines.tally import Tally
 from data_pipelines.tar import BLOCK, Member, Special, TarDamageError, Trailing, walk
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "npy")
 _MAX_LABEL_BYTES = 32
 _MAX_USUAL_NAME = 255  # letters; longer ones are told
 _NO_IMAGE = -1
@@ -31,7 +31,7 @@ class _Entry:
 
     key: str
     image: tuple[int, int] = (_NO_IMAGE, 0)
-    image_is_plain: bool = False  # its whole suffix is "jpg" or such, not "depth.png"
+    image_rank: int = 0  # see `_rank`
     label: int = NO_LABEL
     has_label: bool = False
     json: tuple[int, int] = (0, 0)
@@ -44,7 +44,7 @@ class _Rows:
         self.keys = bytearray()
         self.key_ends = array("q")
         self.hashes = array("q")
-        self.numbers = array("q")  # image block and bytes, label, json block and bytes, image_is_plain, has_label
+        self.numbers = array("q")  # image block and bytes, label, json block and bytes, image_rank, has_label
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -60,8 +60,8 @@ class _Rows:
         return self.keys[begin : self.key_ends[row]].decode("utf-8", "surrogateescape")
 
     def entry(self, row: int) -> _Entry:
-        block, size, label, json_block, json_size, plain, has_label = self.numbers[7 * row : 7 * row + 7]
-        return _Entry(self.key(row), (block, size), bool(plain), label, bool(has_label), (json_block, json_size))
+        block, size, label, json_block, json_size, rank, has_label = self.numbers[7 * row : 7 * row + 7]
+        return _Entry(self.key(row), (block, size), rank, label, bool(has_label), (json_block, json_size))
 
     def put(self, row: int, entry: _Entry) -> None:
         self.numbers[7 * row : 7 * row + 7] = array("q", _numbers(entry))
@@ -81,14 +81,15 @@ class _Rows:
 
 
 def _numbers(entry: _Entry) -> tuple[int, ...]:
-    return (*entry.image, entry.label, *entry.json, entry.image_is_plain, entry.has_label)
+    return (*entry.image, entry.label, *entry.json, entry.image_rank, entry.has_label)
 
 
 def scan_shard(shard: Path) -> tuple[Index, Tally]:
     """Read a shard's headers and labels: its samples, and what was found on the way.
 
     A sample is a key with an image. Of several images, labels or json under one key the first counts (a plain suffix
-    before a compound one such as `depth.png`). Of an archive cut short, everything before the cut.
+    before a compound one such as `depth.png`). An `.npy` array is the image only where nothing else is, for it may as
+    well be features or a mask. Of an archive cut short, everything before the cut.
 
     Raises:
         OSError: The file system fails.
@@ -151,7 +152,7 @@ def _enter(entry: _Entry, suffix: str, member: Member, descriptor: int) -> str |
     """Take a member into its sample; the case if something is wrong with it."""
     place = (member.offset // BLOCK, member.size)
     if suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
-        return "repeated_member" if _is_second_image(entry, place, plain=suffix in IMAGE_SUFFIXES) else None
+        return "repeated_member" if _is_second_image(entry, place, _rank(suffix)) else None
     if suffix == "cls":
         if entry.has_label:
             return "repeated_member"
@@ -165,18 +166,23 @@ def _enter(entry: _Entry, suffix: str, member: Member, descriptor: int) -> str |
     return None
 
 
-def _is_second_image(entry: _Entry, place: tuple[int, int], plain: bool) -> bool:
-    """Whether it is one too many; a plain suffix goes before a compound one."""
-    if entry.image[0] == _NO_IMAGE or (plain and not entry.image_is_plain):
-        entry.image, entry.image_is_plain = place, plain
+def _rank(suffix: str) -> int:
+    """Which of a key's images goes first: a plain suffix (3) before a compound one (2), arrays last (1 and 0)."""
+    return 2 * (not suffix.endswith("npy")) + (suffix in IMAGE_SUFFIXES)
+
+
+def _is_second_image(entry: _Entry, place: tuple[int, int], rank: int) -> bool:
+    """Whether it is one too many; arrays never are, for several beside an image are usual."""
+    if entry.image[0] == _NO_IMAGE or rank > entry.image_rank:
+        entry.image, entry.image_rank = place, rank
         return False
-    return plain == entry.image_is_plain
+    return rank == entry.image_rank and rank >= 2
 
 
 def _merge(rows: _Rows, first: int, later: int) -> int:
     """Take into the first row of a key what a later one adds; the number of members that are not used."""
     entry, other = rows.entry(first), rows.entry(later)
-    num_repeated = int(other.image[0] != _NO_IMAGE and _is_second_image(entry, other.image, other.image_is_plain))
+    num_repeated = int(other.image[0] != _NO_IMAGE and _is_second_image(entry, other.image, other.image_rank))
     num_repeated += entry.has_label and other.has_label
     num_repeated += bool(entry.json[1] and other.json[1])
     if not entry.has_label:

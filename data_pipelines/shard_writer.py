@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
@@ -11,9 +10,7 @@ from tarfile import BLOCKSIZE, USTAR_FORMAT, TarInfo
 from threading import Event
 from typing import Any
 
-from PIL import Image
-
-from data_pipelines.decode import DAMAGE, FORMATS, reason_of
+from data_pipelines.decode import DAMAGE, look, reason_of
 from data_pipelines.files import atomic_write
 from data_pipelines.scan import Item
 
@@ -52,8 +49,7 @@ def write_shard(root: Path, shard: Path, items: list[Item], stop: Event, advance
                 raise InterruptedError(f"{shard} is left unfinished; another one failed, or the pack was interrupted")
             content = _read(root / item.path, item.size)
             try:
-                with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                    size, mode = f"{image.width}x{image.height}", image.mode
+                header = look(content)
             except DAMAGE as error:
                 skipped.append({"path": item.path, "reason": reason_of(error)})
                 continue
@@ -64,8 +60,8 @@ def write_shard(root: Path, shard: Path, items: list[Item], stop: Event, advance
             if item.json_size is not None:
                 sidecar = (root / item.path).with_suffix(".json")
                 put(_member(f"{item.key}.json", _read(sidecar, item.json_size)))
-            sizes[size] += 1
-            modes[mode] += 1
+            sizes[f"{header.width}x{header.height}"] += 1
+            modes[header.mode] += 1
             written += 1
         put(bytes(2 * BLOCKSIZE))
         num_bytes = file.tell()

@@ -51,7 +51,7 @@ class Tally:
         known, first, count = CASES[case], self.examples[case][0], self.counts[case]
         shard = first.shard if with_shard else ""
         where = f"{first.key} of {shard}" if first.key and shard else first.key or shard
-        example = ": ".join(text for text in (where, first.reason) if text)
+        example = ": ".join(text for text in (where, first.reason) if text).rstrip(".")
         told = f"{case} ({count:,})" + (f": {'' if count == 1 else 'the first, '}{example}" if example else "")
         return f"{told}. {known.found[0].upper()}{known.found[1:]}: {known.done}"
 

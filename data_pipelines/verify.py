@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from data_pipelines.bad_samples import MAX_TRIES
 from data_pipelines.cases import Severity, shown
-from data_pipelines.check_shards import Listed, ShardCheck, check_shard, compare, repeated_keys, same_shards
+from data_pipelines.check_shards import Census, Listed, check_shard
 from data_pipelines.files import write_json
 from data_pipelines.index import find_shards
 from data_pipelines.judge import Verdict, judge
@@ -35,19 +35,19 @@ def verify(
     report: Path | None = None,
     workers: int | None = None,
     quick: bool = False,
-    channels: int = 3,
+    channels: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Decode every sample of every shard, and compare with what the index and `dataset.json` say.
 
-    Memory does not grow with the number of samples, but for 8 bytes a sample, 128 MB at most.
+    Memory does not grow with the number of samples, but for a moment: 8 bytes a sample, and 128 MB at most.
 
     Args:
         out: A folder, of which all `*.tar` are looked at; or shards by `*` or `{000..009}`.
         report: Where to write the report as JSON; default `verify.json` in the folder, if that can be written to.
         workers: Threads; default: the cores this process may use.
         quick: Look at tar headers, labels and indexes only: no image, no checksum of the bytes.
-        channels: Of the runs to come, as `data.channels`.
+        channels: Of the runs to come, as `data.channels`; default: any, each image as it is stored.
         progress: Show a bar, and at the end what was found.
 
     Returns:
@@ -65,8 +65,7 @@ def verify(
     folder = shards[0].parent
     workers = workers or len(os.sched_getaffinity(0))
     listed = Listed.in_folder(folder)
-    account = _Account()
-    checks: list[ShardCheck] = []
+    census, account = Census(folder, listed), _Account()
     columns = (
         TextColumn("verifying"),
         BarColumn(),
@@ -80,23 +79,22 @@ def verify(
 
         def pieces() -> Iterator[_Piece]:
             for check in _ahead(pool, lambda shard: check_shard(shard, listed, quick), shards, 2 * workers):
-                index, check.index = check.index, None
-                checks.append(check)
-                num_bytes = 0 if quick or index is None else int(index.image_bytes[0])
-                bar.update(task, advance=check.size - num_bytes)
-                if not quick and index is not None:
-                    for first in range(0, len(index), _PIECE):
-                        yield _Piece(check.shard, index, range(first, min(first + _PIECE, len(index))))
+                census.add(check)
+                if quick or check.samples is None:
+                    bar.update(task, advance=check.facts.size)
+                    continue
+                bar.update(task, advance=check.facts.size - int(check.samples.image_bytes[0]))
+                for first in range(0, len(check.samples), _PIECE):
+                    rows = range(first, min(first + _PIECE, len(check.samples)))
+                    yield _Piece(check.facts.shard, check.samples, rows)
 
         for results in _ahead(pool, lambda piece: _judge(piece, channels), pieces(), 4 * workers):
             account.add(results)
             num_bytes = sum(result.size for result in results)
             bar.update(task, advance=num_bytes, samples=account.num_samples)
-        tally = Tally()
-        for check in checks:
-            tally.update(check.tally)
-        for part in (account.tally, compare(folder, listed, checks), same_shards(checks), repeated_keys(checks)):
-            tally.update(part)
+    tally = Tally()
+    for part in (census.tally, account.tally, census.compare()):
+        tally.update(part)
     result = {
         "ok": not any(tally.of(Severity.ERROR)),
         "quick": quick,
@@ -104,8 +102,8 @@ def verify(
         "notes": [tally.sentence(case) for case in tally.of(Severity.NOTE)],
         "cases": tally.report(),
         "shards": len(shards),
-        "samples": sum(check.num_samples for check in checks),
-        "labelled": sum(check.labels.total() for check in checks),
+        "samples": census.num_samples,
+        "labelled": census.num_labelled,
         "num_bad": account.num_bad,
         "bad": account.bad,
         "run": account.outlook() if not quick else "not known: no image was decoded",
@@ -198,19 +196,21 @@ def _ahead(
         yield pending.popleft().result()
 
 
-def _judge(piece: _Piece, channels: int) -> list[_Judged]:
-    results = []
-    with piece.shard.open("rb") as file:
-        for row in piece.rows:
-            entry = piece.samples.entry(0, row)
-            try:
-                content = os.pread(file.fileno(), BLOCK + entry.image_size, entry.image_offset - BLOCK)
-            except OSError as error:
-                verdict = Verdict(shown(str(error)), "unreadable")
-            else:
-                verdict = judge(content[BLOCK:], suffix_in(content[:BLOCK]), channels=channels)
-            results.append(_Judged(piece.shard.name, entry.key, entry.image_size, verdict))
-    return results
+def _judge(piece: _Piece, channels: int | None) -> list[_Judged]:
+    try:
+        with piece.shard.open("rb") as file:
+            return [_judge_one(piece, row, file.fileno(), channels) for row in piece.rows]
+    except OSError as error:  # a file system that fails once is not asked again for the others of the piece
+        verdict = Verdict(shown(str(error)), "unreadable")
+        entries = [piece.samples.entry(0, row) for row in piece.rows]
+        return [_Judged(piece.shard.name, entry.key, entry.image_size, verdict) for entry in entries]
+
+
+def _judge_one(piece: _Piece, row: int, descriptor: int, channels: int | None) -> _Judged:
+    entry = piece.samples.entry(0, row)
+    content = os.pread(descriptor, BLOCK + entry.image_size, entry.image_offset - BLOCK)  # with its header before it
+    verdict = judge(content[BLOCK:], suffix_in(content[:BLOCK]), channels=channels)
+    return _Judged(piece.shard.name, entry.key, entry.image_size, verdict)
 
 
 def _size(shard: Path) -> int:

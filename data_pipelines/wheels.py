@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from data_pipelines import any_channels
 from data_pipelines.crops import SOLARISE_THRESHOLD, CropJob, to_pillow, write_channels
 from data_pipelines.draws import CropParams
 from data_pipelines.views import Interpolation
@@ -21,6 +22,8 @@ RESAMPLING = {
 
 def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
     """Make the crops that `jobs` ask for; see `crops.Executor`."""
+    if not any_channels.is_plain(image):
+        return any_channels.render(image, jobs)
     whole = to_pillow(image)
     for job in jobs:
         _render(whole, job.params, job.interpolation, job.out)

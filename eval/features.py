@@ -46,6 +46,7 @@ def extract(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     channels: int = 3,
+    bits: int = 8,
     device: torch.device | str = "cpu",
     batch_size: int = 256,
     last_blocks: int = 4,
@@ -65,7 +66,7 @@ def extract(
     num_blocks = min(last_blocks, len(encoder.blocks()))
     earlier = tuple(range(-num_blocks, -1))
     rows = _Rows(dataset.num_samples)
-    batches = _labelled(dataset, size, batch_size, channels, progress, "features", rank, world_size)
+    batches = _labelled(dataset, size, batch_size, (channels, bits), progress, "features", rank, world_size)
     names: dict[str, slice] = {}
     pooled_as = ""
     for images, labels, ids in batches:
@@ -84,14 +85,14 @@ def extract(
 
 @torch.no_grad()
 def pixels(
-    dataset: Dataset, size: int, *, channels: int = 3, batch_size: int = 256, progress: bool = True
+    dataset: Dataset, size: int, *, channels: int = 3, bits: int = 8, batch_size: int = 256, progress: bool = True
 ) -> FeatureSet:
     """Raw pixels of centre crops of `size` px, flat and in 0 .. 1, as the input `pixels`: the floor of every probe.
 
     Subtract train's mean from train and val alike (`centred`) before comparing them by cosine.
     """
     rows = _Rows(dataset.num_samples)
-    for images, labels, ids in _labelled(dataset, size, batch_size, channels, progress, "pixels"):
+    for images, labels, ids in _labelled(dataset, size, batch_size, (channels, bits), progress, "pixels"):
         flat = rearrange(images, "b c h w -> b (c h w)").float()
         rows.add(flat.div_(torch.iinfo(images.dtype).max), labels, ids)
     return FeatureSet({"pixels": rows.matrix[: rows.filled]}, "pixels", *rows.labels_and_ids())
@@ -172,26 +173,33 @@ def _labelled(
     dataset: Dataset,
     size: int,
     batch_size: int,
-    channels: int,
+    kind: tuple[int, int],
     progress: bool,
     what: str,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches (images, labels, ids) without the samples whose label is unknown."""
+    """Batches (images, labels, ids) without the samples whose label is unknown. `kind`: channels and bits."""
     from data_pipelines.center import center_crops
 
-    found = 0
+    found = seen = 0
+    channels, bits = kind
     with _progress(what, dataset.num_samples // world_size, progress) as advance:
         for images, labels, ids in center_crops(
-            dataset, size, batch_size=batch_size, rank=rank, world_size=world_size, channels=channels
+            dataset, size, batch_size=batch_size, rank=rank, world_size=world_size, channels=channels, bits=bits
         ):
+            seen += len(labels)
             known = labels >= 0
             if known.any():
                 found += int(known.sum())
                 # the loader may reuse its buffers: indexing copies
                 yield images[known], labels[known], ids[known]
             advance(len(labels))
+    if not seen:
+        raise ValueError(
+            f"none of the {dataset.num_samples} samples can be read as an image of {channels} channels, as the encoder "
+            f"takes them; `selfsight verify {dataset.shards[0].parent}` says what they are"
+        )
     if not found:
         raise ValueError(
             f"none of the {dataset.num_samples} samples has a label, and a probe needs labels; "

@@ -73,9 +73,10 @@ def run_probe(
     common = {"train": train.checksum, "val": val.checksum, "protocol": asdict(protocol)}
     probe = _Probe(subject, train, val, num_classes, protocol, device, batch_size, console)
     pixel_size = min(subject.image_size, MAX_PIXEL_SIDE)
-    pixel_key = {"pixels": pixel_size, "channels": subject.channels, **common}
+    pixel_key = {"pixels": pixel_size, "channels": subject.channels, "bits": subject.bits, **common}
     untrained_key = {
         "untrained": subject.architecture, "size": subject.image_size, "channels": subject.channels,
+        "bits": subject.bits,
         "mean": subject.mean, "std": subject.std, "headline": subject.headline, **common,
     }  # fmt: skip
     rows: dict[str, Any] = {
@@ -90,7 +91,7 @@ def run_probe(
         "target": {
             "name": subject.name, "method": subject.method, "step": subject.step, "epoch": subject.epoch,
             "architecture": subject.architecture, "image_size": subject.image_size, "channels": subject.channels,
-            "mean": subject.mean, "std": subject.std,
+            "bits": subject.bits, "mean": subject.mean, "std": subject.std,
         },
         "data": {
             "train": {"spec": data, "checksum": train.checksum, "num_labelled": int((train.labels >= 0).sum())},
@@ -144,7 +145,12 @@ class _Probe:
         """Scores of raw pixels, centred by train's mean."""
         splits = (
             pixels(
-                split, size, channels=self.target.channels, batch_size=self.batch_size, progress=not self.console.quiet
+                split,
+                size,
+                channels=self.target.channels,
+                bits=self.target.bits,
+                batch_size=self.batch_size,
+                progress=not self.console.quiet,
             )
             for split in (self.train, self.val)
         )
@@ -154,7 +160,7 @@ class _Probe:
         target = self.target
         return extract(
             encoder, split, size=target.image_size, mean=target.mean, std=target.std, channels=target.channels,
-            device=self.device, batch_size=self.batch_size, last_blocks=self.protocol.last_blocks,
+            bits=target.bits, device=self.device, batch_size=self.batch_size, last_blocks=self.protocol.last_blocks,
             progress=not self.console.quiet,
         )  # fmt: skip
 

@@ -32,6 +32,7 @@ class Target:
     architecture: dict[str, Any]
     image_size: int
     channels: int
+    bits: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     headline: str | None
@@ -80,6 +81,7 @@ def open_target(target: str, image_size: int | None = None) -> Target:
         },
         image_size=_side(image_size, size, encoder.stride),
         channels=channels,
+        bits=card.bits,
         mean=tuple(card.mean),
         std=tuple(card.std),
         headline=card.headline,
@@ -129,6 +131,7 @@ def _open_timm(name: str, image_size: int | None) -> Target:
         architecture={"timm": name, "built_for": loaded.image_size},
         image_size=_side(image_size, loaded.image_size, 1),
         channels=loaded.channels,
+        bits=8,
         mean=loaded.mean,
         std=loaded.std,
         headline=None,

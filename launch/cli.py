@@ -118,7 +118,9 @@ def verify(
     report: Annotated[Path | None, typer.Option(help="The JSON report; default: verify.json in the folder.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one a core.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Headers, labels and indexes only; no image.")] = False,
-    channels: Annotated[int, typer.Option(min=1, help="As data.channels of the runs to come.")] = 3,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="As data.channels of the runs to come; default: any, as they are stored.")
+    ] = None,
     cases: Annotated[bool, typer.Option("--cases", help="Show all that can be wrong, and stop.")] = False,
     progress: Progress = True,
 ) -> None:

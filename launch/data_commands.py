@@ -22,22 +22,29 @@ def changes_of(overrides: list[str] | None, data: str | None) -> list[str]:
     return [*(overrides or ()), *([f"data.train={data}"] if data is not None else [])]
 
 
-@data_app.command(epilog="Example:\n\n[bold]selfsight data trace mae_vit_cifar_cpu --data shards/ --step 1000[/]")
+@data_app.command(
+    epilog="Examples:\n\n[bold]selfsight data trace mae_vit_cifar_cpu --data shards/ --step 1000[/]\n\n"
+    "[bold]selfsight data trace runs/photos --step 1000 --rank 3 --world-size 8 --crops --json[/]"
+)
 def trace(
-    preset: Preset,
+    target: Annotated[str, typer.Argument(help="A preset's name, the path of a .yaml file, or the folder of a run.")],
     overrides: Overrides = None,
     data: Data = None,
     step: Annotated[int, typer.Option(min=0, help="Optimizer steps before it.")] = 0,
+    rank: Annotated[int | None, typer.Option(min=0, help="Only the rows of this rank.")] = None,
+    world_size: Annotated[int, typer.Option(min=1, help="Ranks that share the batch.")] = 1,
+    crops: Annotated[
+        bool, typer.Option("--crops", help="Also the crops' parameters and a digest of the mask.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
 ) -> None:
-    """Print which samples make up the batch of a step."""
-    from pretrain.config import load_config
-    from pretrain.data import open_datasets, sampler_of
+    """Print which samples the batch of a step is made of: a table, or tab-separated values where it is piped.
 
-    config = load_config(preset, changes_of(overrides, data))
-    sampler = sampler_of(config, open_datasets(config.data))
-    for number, row in enumerate(sampler.rows(step, range(sampler.batch_size))):
-        key, shard = sampler.datasets[row.dataset].key(row.sample)
-        typer.echo(f"{number}\t{row.dataset}\t{row.sample}\t{row.epoch}\t{key}\t{shard}")
+    Of a run it is what was shown, or will be: with the data that were its own at that step.
+    """
+    from launch.tracing import print_trace
+
+    print_trace(target, changes_of(overrides, data), step, rank, world_size, crops, json)
 
 
 @data_app.command(
@@ -93,3 +100,31 @@ def profile(
     from launch.profiling import show_profile
 
     show_profile(preset, changes_of(overrides, data), gpu_rate, seconds, json)
+
+
+@data_app.command(
+    epilog="Examples:\n\n[bold]selfsight data stats shards/[/]\n\n"
+    "[bold]selfsight data stats sentinel/ --channels 13 --bits 16 --write[/]"
+)
+def stats(
+    shards: Annotated[str, typer.Argument(help="A folder of shards, a tar, or shards by * or {0..9}.")],
+    split: Annotated[str, typer.Option(help="Of a folder.")] = "train",
+    samples: Annotated[int, typer.Option(min=1, help="Images to measure, at most.")] = 10_000,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="Measure as data.channels says; default: what the files have.")
+    ] = None,
+    bits: Annotated[int | None, typer.Option(help="Likewise, as data.bits: 8 or 16.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of which images are drawn.")] = 0,
+    write: Annotated[bool, typer.Option("--write", help="Into the dataset.json beside the shards.")] = False,
+    threads: Threads = None,
+    progress: Progress = True,
+) -> None:
+    """Measure mean, deviation and range of every channel; runs normalise by what dataset.json says."""
+    from data_pipelines.dataset_info import data_stats
+
+    if bits not in (None, 8, 16):
+        raise typer.BadParameter(f"{bits}; a channel has 8 or 16 bits", param_hint="--bits")
+    data_stats(
+        shards, split=split, samples=samples, channels=channels, bits=bits, seed=seed, write=write, workers=threads,
+        progress=progress,
+    )  # fmt: skip

@@ -49,6 +49,7 @@ def show_plan(preset: str, overrides: Sequence[str]) -> None:
     config = load_config(preset, overrides)
     world_size = rank_environment(os.environ).world_size
     check_batch(config, world_size)
+    from data_pipelines.any_channels import left_out_line
     from pretrain.data import open_datasets, resolve_executor, sampler_of
     from pretrain.encoders.supported import check_encoder  # imports torch, so after all that is known without
     from pretrain.initialise import check_init_from
@@ -62,7 +63,7 @@ def show_plan(preset: str, overrides: Sequence[str]) -> None:
     config, chosen = resolve_auto(config, sum(dataset.num_samples for dataset in datasets))
     config, known = resolve_normalisation(config)
     config = resolve_executor(config)
-    chosen += known
+    chosen += known + left_out_line(config.views, config.data.channels)
     sampler = sampler_of(config, datasets)
     print(dump_config(config))
     print(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -119,12 +119,15 @@ def ids_digest(batch: Batch) -> int:
     return int((mixed >> np.uint64(32)).sum()) % 2**32
 
 
-def crop_sheet(batch: Batch) -> Tensor:
-    """A row of all crops of each image (n, c, h, w) uint8, local ones below their size's height padded with black."""
-    crops = [batch["global_crops"][:, view] for view in range(batch["global_crops"].shape[1])]
+def crop_sheet(batch: Batch, show: Callable[[Tensor], Tensor]) -> Tensor:
+    """A row of all crops of each image (n, c, h, w) uint8, local ones below their size's height padded with black.
+
+    `show` makes uint8 pictures of crops.
+    """
+    crops = [show(batch["global_crops"][:, view]) for view in range(batch["global_crops"].shape[1])]
     if batch["local_crops"] is not None:
         height = crops[0].shape[2]
         for view in range(batch["local_crops"].shape[1]):
-            small = batch["local_crops"][:, view]
+            small = show(batch["local_crops"][:, view])
             crops.append(torch.nn.functional.pad(small, (0, 0, 0, height - small.shape[2])))
     return torch.cat(crops, dim=3)

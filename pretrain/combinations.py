@@ -21,9 +21,11 @@ def check_combinations(config: Config) -> None:
 
 
 def _check_channels(config: Config) -> None:
-    data = config.data
-    if data.channels not in (1, 3):
-        raise ValueError(f"data.channels is {data.channels}; images are read as grey (1) or RGB (3)")
+    data, shown = config.data, config.tracking.picture_channels
+    if len(shown) not in (1, 3) or (data.channels not in (1, 3) and max(shown) >= data.channels):
+        raise ValueError(
+            f"tracking.picture_channels is {list(shown)}; name one or three of the channels 0 .. {data.channels - 1}"
+        )
     for name, values in (("mean", data.mean), ("std", data.std)):
         if values is not None and len(values) != data.channels:
             raise ValueError(f"data.{name} has {len(values)} values for data.channels = {data.channels}")

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines import executors
+from data_pipelines.bad_samples import check_losses
 from data_pipelines.index import Dataset, open_dataset
 from data_pipelines.loader import Loader
 from data_pipelines.sampler import Sampler
@@ -22,8 +23,11 @@ from pretrain.schema.run import DataConfig, SourceConfig
 
 
 def open_datasets(data: DataConfig) -> tuple[Dataset, ...]:
-    """The data sets that a run is shown. Raises as `open_dataset` does."""
-    return tuple(open_dataset(source.path) for source in sources(data))
+    """The data sets that a run is shown. Raises as `open_dataset` and `check_losses` do."""
+    datasets = tuple(open_dataset(source.path) for source in sources(data))
+    for dataset in datasets:
+        check_losses(dataset, data.max_bad_share)
+    return datasets
 
 
 def sources(data: DataConfig) -> tuple[SourceConfig, ...]:
@@ -67,6 +71,7 @@ def loader_of(config: Config, sampler: Sampler, **options: Any) -> Loader:
         "prefetch": data.prefetch,
         "max_bad_share": data.max_bad_share,
         "channels": data.channels,
+        "bits": data.bits,
         "executor": data.executor,
         "partial_decode": data.partial_decode,
         "dct_scaling": data.dct_scaling,
@@ -85,7 +90,7 @@ def resolve_executor(config: Config) -> Config:
     if name == "auto" and begun:
         name = load_config(stored).data.executor
     try:
-        name = executors.resolve_executor(name)
+        name = executors.resolve_executor(name, config.data.channels, config.data.bits)
     except ValueError as error:
         if not begun:
             raise ConfigError(f"data.executor: {error}") from error

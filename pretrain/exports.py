@@ -31,8 +31,8 @@ class Export:
 def export_of(method: Method, config: Config, normalisation: Normalisation, step: int, epoch: float) -> Export:
     """The tokenizer that `method` trains, or else its frozen encoder, as of a step."""
     shared = {
-        "image_size": config.views.global_size, "channels": config.data.channels, "encoder": config.encoder,
-        "step": step, "epoch": epoch, "run": config.name,
+        "image_size": config.views.global_size, "channels": config.data.channels, "bits": config.data.bits,
+        "encoder": config.encoder, "step": step, "epoch": epoch, "run": config.name,
     }  # fmt: skip
     tokenizer = method.tokenizer()
     if tokenizer is not None:

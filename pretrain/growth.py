@@ -13,7 +13,7 @@ from typing import Any
 
 from data_pipelines.files import read_json, write_json
 from data_pipelines.index import Dataset
-from data_pipelines.sampler import Part, Sampler
+from data_pipelines.sampler import Part, Sampler, Segment
 from pretrain.config import ConfigError
 
 _MOST_NAMED = 5
@@ -43,8 +43,10 @@ def continued(
     Raises:
         ConfigError: The data changed and `adopt` is not set, or shards that are still to be shown are gone.
     """
-    past = Sampler.continued(state, {})
-    pinned, now = past.segments[-1].parts, fresh.segments[0].parts
+    past, now = Sampler.continued(state, {}), fresh.segments[0].parts
+    if past.segments[-1].start_step >= step and _checksums(past.segments[-2:-1]) == [part.checksum for part in now]:
+        past.segments = past.segments[:-1]  # adopted, never shown, and taken back
+    pinned = past.segments[-1].parts
     if len(pinned) != len(now):
         raise ConfigError(
             f"the run mixes {len(pinned)} data sets, and {len(now)} are given; start a run of another name"
@@ -65,22 +67,22 @@ def continued(
         for old, new in zip(pinned, now, strict=True):
             _check_same_order(folder, old, new)
     sampler = past.grown(fresh, step) if changes else past
-    sampler.datasets = _open_from(step, sampler, fresh, folder)
+    to_come = [sampler.segment(step), *(segment for segment in sampler.segments if segment.start_step > step)]
+    sampler.datasets = _open(to_come, fresh, folder)
     if not changes:
         return sampler, None
     start = sampler.segments[-1].start_step
     return sampler, f"from step {start} on the data are others ({told}); the length of the run stays as it is"
 
 
-def open_all(sampler: Sampler, fresh: Sampler, folder: Path) -> Sampler:
-    """The sampler with the data sets of every segment, to look at any step."""
-    sampler.datasets = _open_from(0, sampler, fresh, folder)
+def opened_at(step: int, sampler: Sampler, fresh: Sampler, folder: Path) -> Sampler:
+    """The sampler with the data sets of one step only, as they were then."""
+    sampler.datasets = _open([sampler.segment(step)], fresh, folder)
     return sampler
 
 
-def _open_from(step: int, sampler: Sampler, fresh: Sampler, folder: Path) -> dict[int, Dataset]:
-    """The data sets that are shown from a step on."""
-    segments = [segment for segment in sampler.segments if segment.start_step > step] + [sampler.segment(step)]
+def _open(segments: Sequence[Segment], fresh: Sampler, folder: Path) -> dict[int, Dataset]:
+    """The data sets of these segments, with the present ones for those that are as they were."""
     opened: dict[int, Dataset] = {}
     for segment in segments:
         for number, part in enumerate(segment.parts):
@@ -95,7 +97,7 @@ def _open_pinned(folder: Path, part: Part, near: Dataset) -> Dataset:
     listed = _read_pinned(folder, part.checksum)
     if listed is None:
         raise ConfigError(
-            f"{folder} is still to be shown {part.name} as it was before it changed, and does not know its shards: "
+            f"{folder} is to be shown {part.name} as it was before it changed, and does not know its shards: "
             f"{_pinned_at(folder, part.checksum)} is gone. Bring the earlier shards back under data.train"
         )
     there = {shard.name: shard for shard in near.shards}
@@ -131,6 +133,10 @@ def _difference(folder: Path, old: Part, now: Dataset) -> str:
         if found
     ]  # fmt: skip
     return ", ".join(told) or "the same shards in another order"
+
+
+def _checksums(segments: Sequence[Segment]) -> list[str]:
+    return [part.checksum for segment in segments for part in segment.parts]
 
 
 def _check_same_order(folder: Path, old: Part, new: Part) -> None:

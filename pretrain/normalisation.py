@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import timm
 
 from data_pipelines.index import Dataset
 from pretrain.config import ConfigError
-from pretrain.data import weights_of
+from pretrain.data import sources, weights_of
 from pretrain.encoders.load import TIMM_PREFIX, find_encoder
 from pretrain.encoders.saved import read_card
 from pretrain.methods import Normalisation
@@ -23,39 +22,48 @@ IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def choose_normalisation(config: Config, datasets: Sequence[Dataset]) -> Normalisation:
-    """Mean and deviation from the configuration, else from the data set's dataset.json, else ImageNet's for RGB."""
-    data, dataset = config.data, pooled(datasets, weights_of(config.data, datasets))
+    """Mean and deviation from the configuration, else from each data set's dataset.json, else ImageNet's for RGB.
+
+    What dataset.json says of grey images holds for each channel of the RGB made of them.
+    """
+    data = config.data
     if data.mean is not None and data.std is not None:
         return Normalisation(data.mean, data.std)
-    if dataset.mean is not None and dataset.std is not None and len(dataset.mean) == data.channels:
-        return Normalisation(tuple(dataset.mean), tuple(dataset.std))
-    if data.channels == 3:
-        return IMAGENET
-    raise ConfigError(
-        f"data.channels is {data.channels} and {config.data.train} has no dataset.json with a mean and deviation for "
-        "each; set data.mean and data.std (of pixels in 0 .. 1)"
-    )
+    known = []
+    for source, dataset in zip(sources(data), datasets, strict=True):
+        mean, std = dataset.mean or (), dataset.std or ()
+        if (len(mean), len(std), data.channels) == (1, 1, 3):
+            mean, std = mean * 3, std * 3
+        if len(mean) == len(std) == data.channels:
+            known.append(Normalisation(tuple(mean), tuple(std)))
+        elif data.channels == 3:
+            return IMAGENET
+        else:
+            found = f"the mean and deviation of {len(mean)} channel(s)" if mean else "no mean and deviation"
+            raise ConfigError(
+                f"data.channels is {data.channels} and the dataset.json of {source.path} has {found}. Measure them: "
+                f"`selfsight data stats {source.path} --channels {data.channels} --bits {data.bits} --write`; or set "
+                "data.mean and data.std (of pixels in 0 .. 1)"
+            )
+    together = pooled(known, weights_of(data, datasets))
+    constant = [str(channel) for channel, value in enumerate(together.std) if not value > 0]
+    if constant:
+        raise ConfigError(
+            f"{data.train} has a deviation of 0 for channel(s) {', '.join(constant)}, which have one value everywhere: "
+            "leave them out of the images, or set data.mean and data.std"
+        )
+    return together
 
 
-class Pooled(NamedTuple):
-    """Mean and deviation per channel of what a run is shown; None where they are not known of every data set."""
-
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-
-
-def pooled(datasets: Sequence[Dataset], weights: Sequence[float]) -> Pooled:
+def pooled(known: Sequence[Normalisation], weights: Sequence[float]) -> Normalisation:
     """Mean and deviation of the pixels of all data sets together, each with its weight."""
-    known = [(d.mean, d.std) for d in datasets if d.mean is not None and d.std is not None]
-    if len(known) == 1 == len(datasets):
-        return Pooled(*known[0])
-    if len(known) < len(datasets) or len({len(values) for pair in known for values in pair}) > 1:
-        return Pooled(None, None)
-    means, stds = (np.array(values, dtype=np.float64) for values in zip(*known, strict=True))
+    if len(known) == 1:
+        return known[0]
+    means, stds = np.array([one.mean for one in known]), np.array([one.std for one in known])
     shares = np.array(weights)[:, None] / sum(weights)
     mean = (shares * means).sum(axis=0)
-    deviation = np.sqrt(np.maximum((shares * (stds**2 + means**2)).sum(axis=0) - mean**2, 0))
-    return Pooled(tuple(mean.round(6).tolist()), tuple(deviation.round(6).tolist()))
+    deviation = np.sqrt((shares * (stds**2 + (means - mean) ** 2)).sum(axis=0))
+    return Normalisation(tuple(mean.round(8).tolist()), tuple(deviation.round(8).tolist()))
 
 
 def resolve_normalisation(config: Config) -> tuple[Config, list[str]]:

@@ -9,7 +9,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Tracker:
         short, _, caption = name.partition(" (")
         path = self.run / "pictures" / f"{short.replace(' ', '-')}-{step:08d}.png"
         path.parent.mkdir(exist_ok=True)
-        sheet = Image.fromarray(contact_sheet(pictures))
+        sheet = Image.fromarray(contact_sheet(pictures, self.config.tracking.picture_channels))
         sheet.save(path)
         self.wandb.image(f"pictures/{short}", sheet, caption.rstrip(")"), step)
         return path
@@ -63,14 +63,17 @@ class Tracker:
         self.wandb.finish()
 
 
-def contact_sheet(pictures: Tensor, scale_to: int = 64) -> np.ndarray[Any, Any]:
-    """(n, c, h, w) uint8 pictures under each other, small ones enlarged, as an (H, W, 3) array."""
+def contact_sheet(pictures: Tensor, shown: Sequence[int] = (0,), scale_to: int = 64) -> np.ndarray[Any, Any]:
+    """(n, c, h, w) uint8 pictures under each other, small ones enlarged, as an (H, W, 3) array.
+
+    Of pictures that are neither grey nor RGB, the channels of the numbers `shown`: one as grey, or three.
+    """
+    if pictures.shape[1] not in (1, 3):
+        pictures = pictures[:, list(shown)]
     factor = max(1, scale_to // pictures.shape[2])
     enlarged = pictures.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     sheet = rearrange(enlarged.cpu(), "n c h w -> (n h) w c").numpy()
-    if sheet.shape[-1] in (1, 3):
-        return np.ascontiguousarray(np.broadcast_to(sheet, (*sheet.shape[:2], 3)))
-    return np.ascontiguousarray(np.repeat(sheet[..., :1], 3, axis=-1))  # other channel counts: show the first
+    return np.ascontiguousarray(np.broadcast_to(sheet, (*sheet.shape[:2], 3)))
 
 
 def _forget_after(log: Path, step: int) -> None:

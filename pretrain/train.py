@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_pipelines.any_channels import left_out_line
 from data_pipelines.bad_samples import BadSampleLog
 from data_pipelines.buffers import map_batch
 from data_pipelines.cores import cores_per_process
@@ -97,7 +98,8 @@ def resolve(config: Config, datasets: Sequence[Dataset]) -> tuple[Config, list[s
     num_samples = sum(dataset.num_samples for dataset in datasets)
     config, chosen = resolve_auto(config, num_samples, begun_config(config))
     config, known = resolve_normalisation(config)
-    return keep_normalisation(resolve_executor(config), datasets), chosen + known
+    chosen += known + left_out_line(config.views, config.data.channels)
+    return keep_normalisation(resolve_executor(config), datasets), chosen
 
 
 def is_finished(folder: Path, config: Config, sampler: Sampler) -> bool:
@@ -266,7 +268,7 @@ class Trainer:
         pictures = self.method.pictures(few)  # on all ranks: under ZeRO 3 a forward pass is collective
         self.engine.train()
         if self.tracker:
-            for name, picture in {"crops (global, then local)": crop_sheet(few), **pictures}.items():
+            for name, picture in {"crops (global, then local)": crop_sheet(few, self.method.show), **pictures}.items():
                 self.tracker.picture(self.step, name, picture)
 
     def save(self) -> None:

@@ -44,6 +44,7 @@ class EncoderCard:
     step: int
     epoch: float
     run: str
+    bits: Literal[8, 16] = 8  # of a channel of the images, whose full range is 0 .. 1 to mean and std
 
 
 def headline_feature(config: Config) -> Literal["class", "mean"] | None:

@@ -87,17 +87,22 @@ def _last(source: str) -> str:
 
 def _loading(card: EncoderCard) -> str:
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (card.mean, card.std))
+    prepare = """transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+features = model(transform(image).unsqueeze(0))"""
+    if card.bits != 8 or card.channels not in (1, 3):  # timm's transforms know no such images
+        prepare = f"""mean, std = (torch.tensor(model.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
+images = torch.from_numpy(pixels).float() / {2**card.bits - 1}  # pixels: (b, {card.channels}, h, w) uint{card.bits}
+features = model((images - mean) / std)"""
     return f"""```python
-import timm
+import timm{chr(10) + "import torch" if "torch." in prepare else ""}
 
 model = timm.create_model("hf-hub:USER/NAME", pretrained=True).eval()  # or "local-dir:FOLDER"
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-features = model(transform(image).unsqueeze(0))
+{prepare}
 ```
 
-Pixels are in 0 .. 1, minus mean ({mean}), divided by std ({std}), as in training. The probes resize the
-short side to 256 / 224 of the crop by bicubic interpolation and crop the centre; images of exactly the crop's size are
-taken whole. Their headline feature is {_headline(card)}."""
+Pixels of {card.bits} bits are divided by {2**card.bits - 1}, minus mean ({mean}), divided by std ({std}), as in
+training. The probes resize the short side to 256 / 224 of the crop by bicubic interpolation and crop the centre; images
+of exactly the crop's size are taken whole. Their headline feature is {_headline(card)}."""
 
 
 def _headline(card: EncoderCard) -> str:

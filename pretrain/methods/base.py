@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_pipelines.loader import Batch
+from pretrain import pixels
 from pretrain.encoders import Encoder, Mask
 from pretrain.schedules import Timeline
 
@@ -49,8 +49,8 @@ class Method(nn.Module):
         super().__init__()
         self.timeline = timeline
         self.encoder = None  # for a method that has none
-        self.register_buffer("mean", torch.tensor(normalisation.mean) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(normalisation.std) * 255, persistent=False)
+        self.register_buffer("mean", torch.tensor(normalisation.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(normalisation.std), persistent=False)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         raise TypeError(f"{type(self).__name__} does not implement forward")
@@ -101,13 +101,16 @@ class Method(nn.Module):
         return {}
 
     def normalise(self, crops: Tensor) -> Tensor:
-        """(b, c, h, w) uint8 pixels to floats of mean 0 and deviation 1 over the data set."""
-        return (crops.float() - rearrange(self.mean, "c -> c 1 1")) / rearrange(self.std, "c -> c 1 1")
+        """(..., c, h, w) uint8 or uint16 pixels to floats of mean 0 and deviation 1 over the data set."""
+        return pixels.normalised(crops, self.mean, self.std)
 
-    def to_pixels(self, images: Tensor) -> Tensor:
-        """The inverse of `normalise`, clamped and rounded to uint8."""
-        pixels = images.float() * rearrange(self.std, "c -> c 1 1") + rearrange(self.mean, "c -> c 1 1")
-        return pixels.round().clamp(0, 255).to(torch.uint8)
+    def to_pictures(self, images: Tensor, like: Tensor) -> Tensor:
+        """The inverse of `normalise` as uint8: the pixels of 8-bit grey and RGB, else something visible of them."""
+        return pixels.pictures(images, like, self.mean, self.std)
+
+    def show(self, crops: Tensor) -> Tensor:
+        """Crops (..., c, h, w) as `to_pictures` shows images made from them."""
+        return crops if pixels.is_plain(crops) else self.to_pictures(self.normalise(crops), crops)
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:

@@ -185,7 +185,7 @@ class Dino(Method):
             attention = attention / attention.amax(dim=(-2, -1), keepdim=True)
             maps = rearrange(_enlarged(attention, crops), "b heads h w -> b 1 h (heads w)")
             label = "attention of the teacher's class token, last block (image, then a head each)"
-            return {label: torch.cat([crops, maps.expand(-1, crops.shape[1], -1, -1)], dim=-1)}
+            return {label: torch.cat([self.show(crops), maps.expand(-1, crops.shape[1], -1, -1)], dim=-1)}
         if crops.shape[1] != 3:
             return {}
         features = encoder(images)
@@ -194,7 +194,7 @@ class Dino(Method):
             return {}  # no map, fewer than three directions, or a run that is about to stop with words of its own
         maps = rearrange(main_directions(features.tokens), "b (h w) c -> b c h w", h=features.grid[0])
         label = "tokens of the teacher (image, then their three main directions as red, green, blue)"
-        return {label: torch.cat([crops, _enlarged(maps, crops)], dim=-1)}
+        return {label: torch.cat([self.show(crops), _enlarged(maps, crops)], dim=-1)}
 
 
 def main_directions(tokens: Tensor) -> Tensor:

@@ -109,8 +109,9 @@ class Dvae(Method):
         codes = self.network(map_pixels(crops)).argmax(dim=1)
         shares = rearrange(F.one_hot(codes, self.config.vocabulary).float(), "b h w k -> b k h w")
         location, _ = self.decoder(shares)
-        painted = unmap_pixels(location.sigmoid())
-        return {"reconstructions (image, painted from its codes)": torch.cat([crops, painted], dim=-1)}
+        mean, std = (rearrange(values, "c -> c 1 1") for values in (self.mean, self.std))
+        painted = self.to_pictures((unmap_pixels(location.sigmoid()) - mean) / std, crops)
+        return {"reconstructions (image, painted from its codes)": torch.cat([self.show(crops), painted], dim=-1)}
 
 
 def gumbel_noise(like: Tensor, rows: Tensor, seed: int, step: int) -> Tensor:

@@ -132,7 +132,7 @@ class MaskedAutoencoder(Method):
         hidden = rearrange(hidden, "b n -> b n 1")
         pasted = unpatchify(torch.where(hidden, predicted.float(), patches), self.grid, self.unit)
         masked = unpatchify(patches.masked_fill(hidden, 0.0), self.grid, self.unit)
-        rows = torch.stack([crops, self.to_pixels(masked), self.to_pixels(pasted)], dim=1)
+        rows = torch.stack([self.show(crops), *(self.to_pictures(part, crops) for part in (masked, pasted))], dim=1)
         label = "reconstructions (image, input, output"
         label += "; patches de-normalised with the true mean and deviation)" if self.norm_pix_loss else ")"
         return {label: rearrange(rows, "b v c h w -> b c h (v w)")}

@@ -89,6 +89,6 @@ class MaskedImageModelling(Method):
         pasted = self.target.pictures(self.predict(images, batch), images, batch)
         if pasted is None:
             return {}
-        masked = self.to_pixels(zero_hidden_pixels(images, batch["replaced"]))
-        rows = torch.stack([crops, masked, self.to_pixels(pasted)], dim=1)
+        masked = zero_hidden_pixels(images, batch["replaced"])
+        rows = torch.stack([self.show(crops), *(self.to_pictures(part, crops) for part in (masked, pasted))], dim=1)
         return {"reconstructions (image, input, output)": rearrange(rows, "b v c h w -> b c h (v w)")}

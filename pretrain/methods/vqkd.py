@@ -16,6 +16,7 @@ from pretrain.encoders.load import LoadedEncoder
 from pretrain.frozen import Frozen, checksum
 from pretrain.methods.base import Gathered, Method, Normalisation, already_whole
 from pretrain.patches import sincos_positions
+from pretrain.pixels import normalised
 from pretrain.schedules import Timeline
 from pretrain.schema import VqkdConfig
 from pretrain.tokenizers.codebook import Codebook
@@ -47,8 +48,8 @@ class Vqkd(Method):
         self.decoder = Decoder(config, encoder.dim, teacher.encoder.dim, self.grid)
         self.teacher = Frozen(teacher.encoder)
         self._checksum = checksum(teacher.encoder)
-        self.register_buffer("teacher_mean", torch.tensor(teacher.mean) * 255, persistent=False)
-        self.register_buffer("teacher_std", torch.tensor(teacher.std) * 255, persistent=False)
+        self.register_buffer("teacher_mean", torch.tensor(teacher.mean), persistent=False)
+        self.register_buffer("teacher_std", torch.tensor(teacher.std), persistent=False)
         self.commitment = config.commitment
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -66,15 +67,14 @@ class Vqkd(Method):
         }
 
     def vectors(self, crops: Tensor) -> Tensor:
-        """Crops (b, c, h, w) uint8 to unit vectors (b, n, code_dim) fp32."""
+        """Crops (b, c, h, w) to unit vectors (b, n, code_dim) fp32."""
         tokens = self.encoder(self.normalise(crops)).tokens
         with torch.autocast(crops.device.type, enabled=False):  # the nearest code is a matter of small differences
             return unit_vectors(self.head(tokens.float()))
 
     def wanted(self, crops: Tensor) -> Tensor:
         """The teacher's tokens (b, n, d) fp32 on the tokenizer's grid."""
-        mean, std = (rearrange(values, "c -> c 1 1") for values in (self.teacher_mean, self.teacher_std))
-        features = self.teacher((crops.float() - mean) / std)
+        features = self.teacher(normalised(crops, self.teacher_mean, self.teacher_std))
         if features.grid is None:
             raise ValueError("method.teacher gives no map of tokens, which VQ-KD needs; name an encoder that does")
         if features.grid == self.grid:

@@ -38,7 +38,8 @@ class DataConfig:
     """A folder holding train-*.tar, or a path with {000..009} or * in it; or several: [{path: a, weight: 2}, ...]."""
     adopt: Literal["next_epoch"] | None = None
     """Of data that changed since the run began: `next_epoch` goes over to them at the present epoch's end."""
-    channels: PositiveInt = 3
+    channels: PositiveInt = 3  # of the crops: 3 is RGB, 1 grey; other files are made so where they can be
+    bits: Literal[8, 16] = 8  # of a channel
     mean: tuple[float, ...] | None = None  # per channel, of pixels in 0 .. 1; default: dataset.json's, else ImageNet's
     std: tuple[PositiveFloat, ...] | None = None
     lanes: PositiveInt | None = None  # streams a batch draws from; default: the batch's largest divisor up to 512
@@ -191,6 +192,8 @@ class TrackingConfig:
 
     log_every_steps: PositiveInt = 10
     pictures_every_steps: NonNegativeInt = 1000  # 0 is never
+    picture_channels: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    """Of images that are neither grey nor RGB, the channels that pictures show: one, or red, green and blue."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online when logged in, else offline
     project: str = "selfsight"
     group: str | None = None

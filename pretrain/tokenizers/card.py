@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import TypeAdapter
 
@@ -33,6 +33,7 @@ class TokenizerCard:
     step: int
     epoch: float
     run: str
+    bits: Literal[8, 16] = 8  # of a channel of the images
 
 
 def find_tokenizer(folder: Path) -> Path:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from pretrain.pixels import unit_range
 from pretrain.schema import DvaeConfig
 
 #: The logit-Laplace distribution lives on the open interval (0, 1): pixels keep this distance from its ends.
@@ -16,13 +17,13 @@ DECODER_START = 128
 
 
 def map_pixels(crops: Tensor) -> Tensor:
-    """uint8 pixels to .1 .. .9."""
-    return (1 - 2 * MARGIN) * (crops.float() / 255) + MARGIN
+    """uint8 or uint16 pixels to .1 .. .9."""
+    return (1 - 2 * MARGIN) * unit_range(crops) + MARGIN
 
 
 def unmap_pixels(mapped: Tensor) -> Tensor:
-    """The inverse of `map_pixels`, clamped and rounded to uint8."""
-    return ((mapped - MARGIN) / (1 - 2 * MARGIN) * 255).round().clamp(0, 255).to(torch.uint8)
+    """Back from there to 0 .. 1."""
+    return (mapped - MARGIN) / (1 - 2 * MARGIN)
 
 
 class DvaeEncoder(nn.Module):
@@ -133,5 +134,5 @@ class DvaeTokenizer(nn.Module):
         self.vocabulary, self.stride = encoder.vocabulary, encoder.stride
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Crops (b, c, h, w) uint8 to codes (b, h / stride, w / stride) int64."""
+        """Crops (b, c, h, w) uint8 or uint16 to codes (b, h / stride, w / stride) int64."""
         return self.encoder(map_pixels(crops)).argmax(dim=1)

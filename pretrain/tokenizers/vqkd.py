@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pretrain.encoders import Encoder
+from pretrain.pixels import normalised
 from pretrain.tokenizers.codebook import nearest
 
 
@@ -31,13 +32,12 @@ class VqkdTokenizer(nn.Module):
         self.encoder, self.head = encoder, head
         self.vocabulary, self.stride = len(codebook), encoder.stride
         self.register_buffer("codebook", codebook)
-        self.register_buffer("mean", torch.tensor(mean) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(std) * 255, persistent=False)
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Crops (b, c, h, w) uint8 to codes (b, h / stride, w / stride) int64."""
-        images = (crops.float() - rearrange(self.mean, "c -> c 1 1")) / rearrange(self.std, "c -> c 1 1")
-        features = self.encoder(images)
+        """Crops (b, c, h, w) uint8 or uint16 to codes (b, h / stride, w / stride) int64."""
+        features = self.encoder(normalised(crops, self.mean, self.std))
         vectors = unit_vectors(self.head(features.tokens))
         codes = nearest(rearrange(vectors, "b n d -> (b n) d"), self.codebook)
         return rearrange(codes, "(b h w) -> b h w", b=len(crops), h=features.grid[0])

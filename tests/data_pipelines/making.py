@@ -7,7 +7,9 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import cv2
 import numpy as np
+import tifffile
 from PIL import Image
 
 
@@ -22,6 +24,35 @@ def picture(seed: int, height: int = 20, width: int = 24) -> np.ndarray:
     """A smooth random image: (height, width, 3) uint8."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def bands(seed: int, channels: int = 13, height: int = 20, width: int = 24) -> np.ndarray:
+    """A smooth random image of any number of channels, all levels of 16 bits in use: (h, w, channels) uint16."""
+    coarse = np.random.default_rng(seed).uniform(0, 65536, (channels, 4, 5)).astype(np.float32)
+    planes = [Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC) for plane in coarse]
+    return np.stack(planes, axis=2).clip(0, 65535).astype(np.uint16)
+
+
+def tiff(pixels: np.ndarray, **options: object) -> bytes:
+    """A TIFF file of an array; options of `tifffile.imwrite`."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, **options)
+    return file.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    """An `.npy` file."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def deep_png(pixels: np.ndarray) -> bytes:
+    """A PNG of (h, w) or (h, w, 3 or 4) uint16."""
+    order = {3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[2]] if pixels.ndim == 3 else slice(None)
+    done, content = cv2.imencode(".png", pixels[..., order])
+    assert done
+    return content.tobytes()
 
 
 def write_tar(path: Path, files: Iterable[tuple[str, bytes]], format: int = tarfile.USTAR_FORMAT) -> Path:

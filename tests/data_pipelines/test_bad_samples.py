@@ -12,7 +12,7 @@ import pytest
 from making import encode, picture, write_tar
 
 from data_pipelines import bad_samples, steady
-from data_pipelines.bad_samples import BadSampleLog, Decoder, TooManyBadSamplesError
+from data_pipelines.bad_samples import BadSampleLog, Decoder, TooManyBadSamplesError, check_losses
 from data_pipelines.index import Dataset, open_dataset
 from data_pipelines.shards import ShardChangedError
 
@@ -194,3 +194,22 @@ def test_a_shard_that_is_gone_is_named(tmp_path: Path) -> None:
         (tmp_path / "train-000000.tar").unlink()
         with pytest.raises(FileNotFoundError, match=r"train-000000\.tar"):
             Decoder(dataset).read(0)
+
+
+def test_damaged_shards_that_lost_too_much_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "." * 10, "." * 10, "." * 10).close()
+    (tmp_path / "train-000001.tar").write_bytes(b"<html>404 not found</html>")
+    with open_dataset(tmp_path) as dataset:
+        check_losses(dataset, 0.34)
+        with pytest.raises(
+            TooManyBadSamplesError, match=r"1 of 3 shards are damaged .* about 10 of 30 samples.*train-000001\.tar"
+        ):
+            check_losses(dataset, 0.3)
+    last = tmp_path / "train-000002.tar"
+    last.write_bytes(last.read_bytes()[:2000])
+    with open_dataset(tmp_path) as dataset:  # of the cut one nobody knows what it held
+        check_losses(dataset, 0.5)
+    entries = [{"name": f"train-00000{number}.tar", "samples": 10} for number in range(3)]
+    (tmp_path / "dataset.json").write_text(json.dumps({"splits": {"train": {"shards": entries}}}))
+    with open_dataset(tmp_path) as dataset, pytest.raises(TooManyBadSamplesError, match="about 19 of 30 samples"):
+        check_losses(dataset, 0.5)

@@ -11,10 +11,10 @@ from making import picture
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import InterpolationMode
 
-from data_pipelines.crops import CropJob, check_channels, render
+from data_pipelines.crops import CropJob, render
 from data_pipelines.draws import CropParams, draw_crop
 from data_pipelines.streams import Stream
-from data_pipelines.views import Crop, Interpolation, Views
+from data_pipelines.views import Crop, Interpolation
 
 PIXELS = picture(3, 60, 80)
 IMAGE = Image.fromarray(PIXELS)
@@ -96,7 +96,3 @@ def test_greyscale() -> None:
         (3, 4, 50, 50), jitter=(("brightness", 1.2), ("contrast", 0.7)), grey=True, blur_radius=1.0, solarise=True
     )
     assert rendered(params, (16, 16), image=PIXELS[:, :, :1]).shape == (16, 16)
-    views = Views(global_crops=(Crop(size=8, jitter=(0.4, 0.4, 0, 0), grey=0.2),))
-    check_channels(views, 1)
-    with pytest.raises(ValueError, match="channels is 5"):
-        check_channels(views, 5)

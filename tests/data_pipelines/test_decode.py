@@ -78,7 +78,7 @@ def test_a_truncated_image_is_named(format: str, share: float) -> None:
 
 def test_other_formats_and_garbage_are_refused() -> None:
     for content in (encode(PIXELS, "BMP"), encode(PIXELS, "GIF"), b"GET / HTTP/1.1", bytes(1000)):
-        with pytest.raises(BadSampleError, match="not a JPEG, PNG or WebP image"):
+        with pytest.raises(BadSampleError, match="not a JPEG, PNG, WebP, TIFF or npy image"):
             decode(sample(content))
 
 

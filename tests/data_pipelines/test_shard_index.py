@@ -104,6 +104,17 @@ def test_dots_in_names_merge_and_it_is_said(tmp_path: Path) -> None:
     assert "img_0.7x.jpg" in index.problems[0]
 
 
+def test_an_array_is_the_image_only_where_nothing_else_is(tmp_path: Path) -> None:
+    names = ("a.npy", "a.jpg", "b.tif", "b.npy", "c.features.npy", "c.mask.npy", "c.left.png", "d.mask.npy", "d.npy")
+    names += ("e.tiff", "f.first.npy", "f.second.npy", "a.more.npy")
+    path = write_tar(tmp_path / "x.tar", [(name, name.encode()) for name in names])
+    index = build_index(path)
+    content = path.read_bytes()
+    images = [content[o : o + s] for o, s in zip(index.image_offsets, index.image_sizes, strict=True)]
+    assert images == [b"a.jpg", b"b.tif", b"c.left.png", b"d.npy", b"e.tiff", b"f.first.npy"]
+    assert not index.problems  # several arrays beside an image are usual
+
+
 def slow_index(path: Path) -> dict[str, tuple[Any, ...]]:
     """Key -> image and label, by grouping members in a dictionary."""
     found: dict[str, dict[str, tuple[Any, ...]]] = {}

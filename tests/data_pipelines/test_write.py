@@ -141,7 +141,7 @@ def test_sidecars_and_unreadable_images(tmp_path: Path, capsys: pytest.CaptureFi
     (images / "ant/broken.jpg").write_bytes(b"not an image")
     (images / "ant/img_0.3x.json").write_bytes(b'{"site": 4}')
     result = pack(images, tmp_path / "out")
-    assert result["skipped"] == [{"path": "ant/broken.jpg", "reason": "not a JPEG, PNG or WebP image"}]
+    assert result["skipped"] == [{"path": "ant/broken.jpg", "reason": "not a JPEG, PNG, WebP, TIFF or npy image"}]
     assert result["splits"]["train"]["samples"] == 6
     assert "skipped ant/broken.jpg" in capsys.readouterr().out
     samples = webdataset.WebDataset(str(tmp_path / "out/train-000000.tar"), shardshuffle=False)

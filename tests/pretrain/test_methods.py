@@ -356,4 +356,4 @@ def test_normalisation_goes_there_and_back(dino: tuple[Config, Dino]) -> None:
     crops = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4), dtype=np.uint8))
     normalised = method.normalise(crops)
     assert float(normalised[0, 1, 0, 0]) == pytest.approx((int(crops[0, 1, 0, 0]) / 255 - 0.4) / 0.25, abs=1e-5)
-    assert torch.equal(method.to_pixels(normalised), crops)
+    assert torch.equal(method.to_pictures(normalised, crops), crops)

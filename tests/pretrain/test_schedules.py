@@ -69,6 +69,33 @@ def test_a_run_has_a_step_at_least() -> None:
     assert Timeline.of(TrainConfig(steps=7, batch_size=8), 10.0).epoch(5) == 0.5
 
 
+def test_lengths_may_be_fractions() -> None:
+    """A length is the nearest whole step, halves later, and a run has one at least."""
+    cases = ((0.5, 15.0, 8), (0.25, 10.0, 3), (1.5, 312.0, 468), (0.1, 8.75, 1), (2, 8.75, 18), (0.001, 10.0, 1))
+    for epochs, steps_per_epoch, expected in cases:
+        assert Timeline.of(TrainConfig(epochs=epochs, batch_size=8), steps_per_epoch).total_steps == expected
+    for steps, expected in ((1500.0, 1500), ("1.5e3", 1500), (2.5, 3), (0.2, 1), (7, 7)):
+        assert Timeline.of(TrainConfig(steps=steps, batch_size=8), 10.0).total_steps == expected
+    assert Timeline(100, 8.75).steps(0.4) == 4  # 3.5
+
+
+@pytest.mark.parametrize(("every", "steps_per_epoch"), [(0.25, 10.0), (0.3, 8.75), (1, 8.75), (2, 15.0), (1.5, 7.3)])
+def test_periods_of_a_fraction_of_an_epoch_add_up(every: float, steps_per_epoch: float) -> None:
+    """Each multiple is rounded by itself: the hundredth comes when a hundred are over, not after a hundred roundings."""
+    timeline = Timeline(10**6, steps_per_epoch)
+    last = math.ceil(100 * every * steps_per_epoch) + 1
+    due = [step for step in range(last + 1) if timeline.is_due(step, every)]
+    expected = [math.floor(multiple * every * steps_per_epoch + 0.5) for multiple in range(1, 101)]
+    assert [step for step in due if step <= expected[-1]] == expected
+
+
+def test_what_is_never_due_and_what_always() -> None:
+    timeline = Timeline(100, 8.75)
+    assert not any(timeline.is_due(step, None) for step in range(50))
+    assert not timeline.is_due(0, 1.0)
+    assert all(timeline.is_due(step, 0.01) for step in range(1, 50))
+
+
 def test_the_root_rule_is_dinov2s() -> None:
     optim = OptimConfig(lr=4e-3, lr_reference_batch=1024, lr_scaling="sqrt")
     timeline = Timeline(100, 10.0)

@@ -307,7 +307,8 @@ def test_pixels_map_to_a_tenth_from_both_ends_and_back() -> None:
     pixels = torch.arange(256, dtype=torch.uint8)
     mapped = map_pixels(pixels)
     assert (float(mapped[0]), float(mapped[-1])) == (pytest.approx(0.1), pytest.approx(0.9))
-    assert torch.equal(unmap_pixels(mapped), pixels)
+    assert torch.equal((unmap_pixels(mapped) * 255).round().byte(), pixels)
+    assert torch.equal(map_pixels(pixels.to(torch.uint16) * 257), mapped)
 
 
 def test_dvae_loss_is_the_papers(shards: Path, tmp_path: Path) -> None:

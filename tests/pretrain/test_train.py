@@ -17,6 +17,7 @@ import pytest
 import torch
 from tiny import config_data, write_shards
 
+from data_pipelines.shard_index import build_index
 from pretrain.checkpoint import Checkpoints, damage
 from pretrain.config import ConfigError, parse_config
 from pretrain.diagnostics import NonFiniteError, check_finite
@@ -277,6 +278,34 @@ def test_milestones_are_kept_for_good(shards: Path, tmp_path: Path) -> None:
     run_all([data], 1, tmp_path)
     kept = [path.name for path in Checkpoints(tmp_path / "mae-vit", parse_config(data).checkpoint).all()]
     assert kept == ["step-00000010", "step-00000020", "step-00000030"]
+
+
+def test_bad_samples_are_counted_and_named_and_the_order_stays_on_any_number_of_ranks(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write_shards(shards)
+    shard = sorted(shards.glob("train-*.tar"))[0]
+    index = build_index(shard)
+    with shard.open("r+b") as file:
+        for row in (3, 4, 11):
+            file.seek(index.entry(0, row).image_offset)
+            file.write(b"not an image")
+    data = config_data("mae", "vit", shards, tmp_path, train={"steps": 10, "batch_size": 24})  # two epochs
+    data["data"]["max_bad_share"] = 0.5
+    digests = []
+    for ranks in (1, 2):
+        data["name"] = f"ranks-{ranks}"
+        run_all([data], ranks, tmp_path)
+        digests.append(column(data, "ids_digest"))
+        assert column(data, "bad_samples")[-1] in range(2 * 4, 3 * 4 + 1)  # 3, 4, 4 again, 11; and what is read ahead
+        files = sorted((tmp_path / data["name"] / "bad_samples").iterdir())
+        assert {path.name for path in files} <= {f"rank-{rank:05d}.jsonl" for rank in range(ranks)}
+        lines = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+        keys = index.keys
+        assert {(line["key"], line["instead"]) for line in lines} == {
+            (keys[bad], keys[instead]) for bad, instead in ((3, 5), (4, 5), (11, 12))
+        }
+    assert digests[0] == digests[1]
 
 
 def test_another_order_or_another_number_of_ranks_is_refused(shards: Path, tmp_path: Path) -> None:
