@@ -55,7 +55,7 @@ class Loader:
         bits: Of a channel: 8 give uint8, 16 uint16.
         executor: Makes the crops: see `executors`. With `device`, `device.finish` completes the batches.
         partial_decode: Decode of a JPEG only what its crops touch, where `jpeg.has_regions`; the crops are the same.
-        dct_scaling: Decode a large JPEG at a half, a quarter or an eighth where no crop is then enlarged.
+        dct_scaling: Decode a large JPEG at a half, a quarter or an eighth where its crops have px to spare.
         bad_samples: Where bad samples are written down.
     """
 

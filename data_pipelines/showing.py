@@ -21,7 +21,7 @@ class Recipe:
         executor: Makes them.
         colour_on_device: The executor only cuts, resizes and flips; colours are written down for the device.
         partial_decode: Leave out what no crop touches.
-        dct_scaling: Decode large images smaller where no crop is then enlarged.
+        dct_scaling: Decode large images smaller where their crops have px to spare.
     """
 
     def __init__(
