@@ -26,7 +26,7 @@ from torchvision.transforms import InterpolationMode
 from data_pipelines.index import Dataset
 from data_pipelines.views import Crop, LocalCrops, Views
 
-ROWS, BATCH, WORKERS = 256, 64, 2
+ROWS, BATCH, WORKERS = 512, 64, 2
 COLOUR = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grey": 0.2}
 DINO = Views(
     global_crops=(
