@@ -36,27 +36,30 @@ Executor = Callable[[np.ndarray, Sequence[CropJob]], None]
 def executor(name: ExecutorName = "auto") -> Executor:
     """The executor of that name; all show the same pictures within the bounds that tests/ state.
 
+    It takes images of any channels and 8 or 16 bits: those that are not 8-bit grey or RGB go to `any_channels`.
+
     Raises:
         ValueError: No such executor, or `native` where the kernel is not built.
     """
-    from data_pipelines import native, wheels
+    from data_pipelines import any_channels, native, wheels
 
     if name not in ("auto", "native", "wheels"):
         raise ValueError(f"executor {name!r} is not known; choose auto, native or wheels")
     if name == "native" and not native.BUILT:
         raise ValueError(f"executor native: the crop kernel is not built; {native.HOW_TO_BUILD}, or choose wheels")
-    if name == "wheels" or not native.BUILT:
-        if name == "auto":
-            _tell_once()
-        return wheels.render
-    return native.render
+    if name == "auto" and not native.BUILT:
+        _tell_once(native.HOW_TO_BUILD)
+    plain = native.render if name != "wheels" and native.BUILT else wheels.render
+
+    def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
+        (plain if any_channels.is_plain(image) else any_channels.render)(image, jobs)
+
+    return render
 
 
 @cache
-def _tell_once() -> None:
-    from data_pipelines import native
-
-    _log.warning("the crop kernel is not built, so crops take about twice as long; %s", native.HOW_TO_BUILD)
+def _tell_once(how_to_build: str) -> None:
+    _log.warning("the crop kernel is not built, so crops take about twice as long; %s", how_to_build)
 
 
 def to_pillow(image: np.ndarray) -> Image.Image:
