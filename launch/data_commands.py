@@ -110,6 +110,25 @@ def show(
 
 
 @data_app.command(
+    epilog="Example:\n\n[bold]selfsight data profile dino_vits16_in1k_100 --data shards/ --gpu-rate 3500[/]"
+)
+def profile(
+    preset: Preset,
+    overrides: Overrides = None,
+    data: Data = None,
+    gpu_rate: Annotated[
+        float | None, typer.Option(min=1, help="Images a second that a GPU (or all of them) takes.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="About how long to measure; longer is steadier.")] = 12.0,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure the loader of a run: where the time of an image goes, and how many cores feed a GPU."""
+    from launch.profiling import show_profile
+
+    show_profile(preset, changes_of(overrides, data), gpu_rate, seconds, json)
+
+
+@data_app.command(
     epilog="Examples:\n\n[bold]selfsight data stats shards/[/]\n\n"
     "[bold]selfsight data stats sentinel/ --channels 13 --bits 16 --write[/]"
 )
