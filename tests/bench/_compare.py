@@ -8,9 +8,15 @@ from collections.abc import Callable
 
 
 def compare(
-    what: str, unit: str, count: int, ours: Callable[[], None], theirs: Callable[[], None], turns: int = 5
+    what: str,
+    unit: str,
+    count: int,
+    ours: Callable[[], None],
+    theirs: Callable[[], None],
+    turns: int = 5,
+    target: float | None = None,
 ) -> None:
-    """Print the medians of both in `unit` per second (`count` of them a call) and their ratio."""
+    """Print the medians of both in `unit` per second (`count` of them a call), their ratio and what it should be."""
     ours()
     theirs()
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
@@ -20,4 +26,6 @@ def compare(
             call()
             seconds[name].append(time.perf_counter() - start)
     rate = {name: count / statistics.median(times) for name, times in seconds.items()}
-    print(f"{what}: {rate['ours']:,.0f} against {rate['theirs']:,.0f} {unit}/s = {rate['ours'] / rate['theirs']:.2f} x")
+    aim = "" if target is None else f" (target {target:g} x)"
+    ratio = rate["ours"] / rate["theirs"]
+    print(f"{what}: {rate['ours']:,.0f} against {rate['theirs']:,.0f} {unit}/s = {ratio:.2f} x{aim}", flush=True)

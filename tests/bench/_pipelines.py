@@ -1,0 +1,47 @@
+"""What the benchmarks of whole paths share: their shards, and our loader as a function to time."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from _photos import write_shards
+
+from data_pipelines.index import Dataset, open_dataset
+from data_pipelines.loader import Loader
+from data_pipelines.sampler import Sampler
+from data_pipelines.views import Views
+
+
+@contextmanager
+def bench_shards(count: int = 128) -> Iterator[Dataset]:
+    """The data set that `--data` names, else built-in photos."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", help="shards to take instead of built-in photos")
+    data = parser.parse_args().data
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_dataset(data or write_shards(Path(folder), count)) as dataset,
+    ):
+        yield dataset
+
+
+def loader_rows(
+    dataset: Dataset, views: Views, *, rows: int, threads: int = 1, batch_size: int = 64, **options: Any
+) -> Callable[[], None]:
+    """A call makes `rows` rows of batches with a new loader, in which nothing has been prepared."""
+    repeats = options.pop("repeats", 1)
+    sampler = Sampler((dataset,), seed=0, batch_size=batch_size, repeats=repeats)
+
+    def call() -> None:
+        with Loader(sampler, views, threads=threads, prefetch=1, **options) as loader:
+            steps = loader.steps()
+            for _ in range(rows // batch_size):
+                next(steps)
+            steps.close()
+
+    return call
