@@ -24,7 +24,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")  # of Pillow; no other decoder of its ever see
 _GREY = ("1", "L", "LA", "La")
 _ORIENTATION = 0x0112  # EXIF's tag
 #: By its value, what turns an image upright.
-_TURNS = {
+TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -151,7 +151,7 @@ def _read_with_pillow(content: bytes, channels: int | None) -> np.ndarray:
     """(h, w, c) uint8, grey or RGB; with opacity where `channels` counts it in."""
     image = open_image(content)
     image.load()
-    turn = _TURNS.get(orientation_of(image))
+    turn = TURNS.get(orientation_of(image))
     if turn is not None:
         image = image.transpose(turn)
     if (image.mode, channels) not in (("RGBA", 4), ("LA", 2)):

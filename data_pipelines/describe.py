@@ -3,71 +3,104 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.index import Sample
-from data_pipelines.scan import Item, Tree
+from data_pipelines.index import Dataset, open_dataset
+from data_pipelines.pack_folder import read_receipt
+from data_pipelines.reencode import REENCODED
+from data_pipelines.scan import Catalogue
 from data_pipelines.statistics import common_kind, draw_samples, headers_of, measure
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MAX_MEASURED = 1000  # images whose pixels make the mean and the standard deviation
-_MAX_LISTED = 1000  # skipped images named
+MAX_LISTED = 1000  # skipped images named
 
 
 def describe(
-    tree: Tree,
-    plan: Mapping[str, Any],
-    receipts: Mapping[str, Mapping[str, Any]],
-    workers: int,
-) -> dict[str, Any]:
-    """Join the shards' receipts into one description; nothing in it depends on the day or the machine."""
-    skipped = [entry for receipt in receipts.values() for entry in receipt["skipped"]]
-    splits = {split: _describe_split(split, tree.classes, receipts) for split in tree.splits}
-    num_samples = sum(entry["samples"] for entry in splits.values())
+    catalogue: Catalogue, plan: Mapping[str, Any], out: Path, shards: Sequence[str], workers: int
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Join the shards' receipts into one description; nothing in it depends on the day or the machine.
+
+    Args:
+        catalogue: What was packed.
+        plan: With which settings.
+        out: The folder of the shards and their receipts.
+        shards: Their names, in order.
+        workers: Threads that measure pixels.
+
+    Returns:
+        What `dataset.json` is to hold, and all that was skipped.
+
+    Raises:
+        ValueError: No image was packed.
+    """
+    skipped = [entry._asdict() for entry in catalogue.skipped]
+    entries: dict[str, dict[str, Any]] = {name: {"samples": 0, "bytes": 0, "shards": []} for name in catalogue.splits}
+    totals: dict[str, Counter[str]] = {name: Counter() for name in ("sizes", "modes", "outcomes")}
+    labels: dict[str, Counter[str]] = {name: Counter() for name in catalogue.splits}
+    before = after = 0
+    for name in shards:  # one at a time: there may be tens of thousands
+        receipt, split = read_receipt(out, name), name.rpartition("-")[0]
+        assert receipt is not None, f"{name} was written just now"
+        facts = {fact: receipt[fact] for fact in ("samples", "bytes", "sha256")}
+        entries[split]["samples"] += receipt["samples"]
+        entries[split]["bytes"] += receipt["bytes"]
+        entries[split]["shards"].append({"name": name, **facts})
+        labels[split].update(receipt["labels"])
+        for counter, total in totals.items():
+            total.update(receipt[counter])
+        before, after = before + receipt["bytes_before"], after + receipt["bytes_after"]
+        skipped += receipt["skipped"]
+    num_samples = sum(entry["samples"] for entry in entries.values())
     if not num_samples:
+        first = skipped[0]
         raise ValueError(
-            f"none of the {len(skipped)} images can be read; the first, {skipped[0]['path']}: {skipped[0]['reason']}"
+            f"none of the {len(skipped)} images can be read; the first, {first['path']}: {first['reason']}"
         )
-    measured = "train" if "train" in splits else next(iter(splits))
-    skipped_paths = {entry["path"] for entry in skipped}
-    readable = [item for item in tree.splits[measured] if item.path not in skipped_paths]
-    statistics = pixel_statistics(tree.root, readable, plan["seed"], workers)
+    classes = catalogue.classes
+    num_classes = (
+        len(classes) if classes else 1 + max((int(label) for found in labels.values() for label in found), default=-1)
+    )
+    for split, entry in entries.items():
+        counts = [labels[split][str(label)] for label in range(num_classes)]
+        entry["class_counts"] = counts if num_classes else None
+    measured = next(split for split in ("train", *entries) if entries.get(split, {"samples": 0})["samples"])
+    with open_dataset(out, measured) as dataset:
+        statistics = pixel_statistics(dataset, plan["seed"], workers)
     return {
         "version": FORMAT_VERSION,
-        "splits": splits,
-        "classes": None if tree.classes is None else list(tree.classes),
+        "splits": entries,
+        "classes": None if classes is None else list(classes),
         **statistics,
-        "images": _summarise(receipts),
+        "images": _summarise(totals["sizes"]) | {"modes": dict(sorted(totals["modes"].items()))},
+        "reencoding": None if plan["reencoding"] is None else _describe_reencoding(totals["outcomes"], before, after),
+        "num_left_out": catalogue.num_left_out,
         "num_skipped": len(skipped),
-        "skipped": skipped[:_MAX_LISTED],
+        "skipped": skipped[:MAX_LISTED],
+        "notes": catalogue.source.notes,
         "metadata": plan["metadata"],
         "pack": dict(plan),
-    }
+    }, skipped
 
 
-def _describe_split(
-    split: str, classes: tuple[str, ...] | None, receipts: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    own = {name: receipt for name, receipt in receipts.items() if name.rpartition("-")[0] == split}
-    counts = _sum(receipt["labels"] for receipt in own.values())
+def _describe_reencoding(outcomes: Counter[str], before: int, after: int) -> dict[str, Any]:
+    """How many images became smaller files, why others did not, and what it saved."""
+    samples = outcomes[REENCODED]
     return {
-        "samples": sum(receipt["samples"] for receipt in own.values()),
-        "bytes": sum(receipt["bytes"] for receipt in own.values()),
-        "class_counts": None if classes is None else [counts[str(label)] for label in range(len(classes))],
-        "shards": [
-            {"name": name, **{field: receipt[field] for field in ("samples", "bytes", "sha256")}}
-            for name, receipt in own.items()
-        ],
+        "samples": samples,
+        "share": round(samples / outcomes.total(), 6),
+        "kept": {reason: count for reason, count in sorted(outcomes.items()) if reason != REENCODED},
+        "bytes_before": before,
+        "bytes_after": after,
     }
 
 
-def _summarise(receipts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Widths and heights in px (smallest, median, largest) and Pillow's modes."""
-    sizes = _sum(receipt["sizes"] for receipt in receipts.values())
+def _summarise(sizes: Counter[str]) -> dict[str, Any]:
+    """Widths and heights in px: smallest, median, largest."""
     pairs = np.array([[int(side) for side in size.split("x")] for size in sizes])
     counts = np.array(list(sizes.values()))
     summary: dict[str, Any] = {}
@@ -75,30 +108,18 @@ def _summarise(receipts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         order = np.argsort(sides)
         middle = np.searchsorted(np.cumsum(counts[order]), counts.sum() / 2)
         summary[name] = [int(sides.min()), int(sides[order][middle]), int(sides.max())]
-    return summary | {"modes": dict(sorted(_sum(receipt["modes"] for receipt in receipts.values()).items()))}
+    return summary
 
 
-def _sum(counts: Any) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for part in counts:
-        total.update(part)
-    return total
-
-
-def pixel_statistics(root: Path, items: list[Item], seed: int, workers: int) -> dict[str, Any]:
+def pixel_statistics(dataset: Dataset, seed: int, workers: int) -> dict[str, Any]:
     """Mean and standard deviation of the pixels, per channel and in 0 .. 1, and what else `measure` tells.
 
     Measured on up to 1,000 images drawn by `seed`. Where they have no number of channels in common there is no mean and
     no deviation of all, so both are null, and `statistics` says why.
     """
-
-    def read(number: int) -> Sample:
-        path = root / items[number].path
-        return Sample(path.name, path.parent, path.read_bytes(), None)
-
-    numbers = draw_samples(seed, len(items), _MAX_MEASURED)
-    kind, why = common_kind(headers_of(read, numbers))
+    numbers = draw_samples(seed, dataset.num_samples, _MAX_MEASURED)
+    kind, why = common_kind(headers_of(dataset.read, numbers))
     if kind is None:
         return {"mean": None, "std": None, "statistics": {"none": why}}
-    measured = measure(read, numbers, kind, workers)
+    measured = measure(dataset.read, numbers, kind, workers)
     return {"mean": list(measured.mean), "std": list(measured.std), "statistics": measured.for_json()}

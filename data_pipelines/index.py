@@ -112,6 +112,10 @@ class Dataset:
         if now.size != indexed.size or (now.stamp != indexed.stamp and None not in (now.stamp, indexed.stamp)):
             raise ShardChangedError(self.shards[shard], "has changed")
 
+    def over(self, shards: Sequence[Path]) -> Dataset:
+        """A data set of other shards that is read in the same way."""
+        return Dataset(shards)
+
     def close(self) -> None:
         """Close the shards; a later read opens them again."""
         with self._lock:

@@ -1,175 +1,187 @@
-"""What a folder of images holds: splits, classes, and a key for every image."""
+"""Which images of a source are packed: in which split each, with which label."""
 
 from __future__ import annotations
 
-import hashlib
-import os
+import json
 import re
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from data_pipelines.shard_index import IMAGE_SUFFIXES
+import numpy as np
+
+from data_pipelines.listing import Skipped
+from data_pipelines.sample_index import NO_LABEL
+from data_pipelines.sources.base import Source
 from data_pipelines.streams import Purpose, random_bits, stream_key
 
-#: Folder names that are splits when they, `train` among them, are all there is; and the splits' names.
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_MAX_KEY_LENGTH = 80  # so that key and suffix fit into a ustar header
-_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-
-
-@dataclass(slots=True)
-class Item:
-    """One image file of the tree."""
-
-    path: str  # below the root, with forward slashes
-    size: int  # bytes
-    label: int | None = None
-    key: str = ""
-    json_size: int | None = None  # bytes of the .json of the same name beside it
+_MAX_LABEL = 999_999
+_SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
 @dataclass
-class Tree:
-    """The images of every split, in the order of their paths, and the names of the classes."""
+class Catalogue:
+    """What is packed of a source. The numbers are those of the source's listing."""
 
-    root: Path
-    splits: dict[str, list[Item]]
-    classes: tuple[str, ...] | None
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash over paths and sizes: equal for equal trees wherever they lie, and however they are split."""
-        digest = hashlib.sha256()
-        items = [item for found in self.splits.values() for item in found]
-        for item in sorted(items, key=lambda item: item.path):
-            line = f"{item.path}\0{item.size}\0{item.json_size}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
+    source: Source
+    splits: dict[str, np.ndarray]  # (n,) int64 by split, ascending
+    labels: np.ndarray  # (entries of the listing,) int32, NO_LABEL where there is none
+    classes: tuple[str, ...] | None  # their names; None where labels are only numbers, or there are none
+    skipped: list[Skipped] = field(default_factory=list)  # known before any image is read
+    num_left_out: int = 0
 
 
-def scan(root: Path, split: str = "train", val_share: float = 0.0, seed: int = 0) -> Tree:
-    """Find the images below `root`.
+def scan(
+    source: Source,
+    split: str = "train",
+    val_share: float = 0.0,
+    seed: int = 0,
+    leave_out: Path | None = None,
+) -> Catalogue:
+    """Decide what of a source is packed as what.
 
-    If all images lie in folders named train, val (or valid, validation) and test, each is a split.
-    Otherwise all belong to `split`, and `val_share` of every class is held back as `val`. Below that,
-    the first-level folder is the class; images that lie in no folder have no label. Names that begin
-    with a dot or with `__` are passed over.
+    Where the source names splits, they are kept; other entries belong to `split`. `val_share` of every class is held
+    back as `val`. Labels that are text are numbered in the order of the names; those that are numbers stay what they
+    are. Of entries with one path the first counts.
+
+    Args:
+        source: Listed.
+        split: Name of the split of what has none of its own.
+        val_share: Share of every class of `split` (or train) to hold back.
+        seed: Of what is held back.
+        leave_out: A file of JSON lines, each with the `path` of an image within the source, or its `key`; a tar's also
+            with its `shard`.
 
     Raises:
-        FileNotFoundError: No such folder, or no image in it.
-        ValueError: Images lie both in and beside class folders; `val_share` with a tree that has its own splits.
+        ValueError: A name that no split may have; `val_share` with a `val` that is there, or too small; no entry is
+            named by `leave_out`, or all are.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a folder; name the folder of your images")
-    if not 0 <= val_share < 1:
-        raise ValueError(f"val_share is {val_share:g}; it must be a share of the images, 0 <= val_share < 1")
-    items = sorted(_walk(root), key=lambda item: item.path)
-    if not items:
-        raise FileNotFoundError(f"{root} holds no image ({', '.join('.' + suffix for suffix in IMAGE_SUFFIXES)})")
-    folders = {item.path.partition("/")[0] if "/" in item.path else "" for item in items}
-    if "train" in folders and folders <= SPLIT_FOLDERS.keys():
-        if val_share:
+    listing, groups = source.listing, source.groups
+    names = sorted({group.split or split for group in groups})
+    for name in names:
+        if not _SPLIT.fullmatch(name):
+            raise ValueError(f"a split is named {name!r}; its name must be of letters, digits, _ and -")
+    numbers, classes = _number_labels(source)
+    labels = numbers[listing.group_numbers]
+    kept = np.ones(len(listing), dtype=bool)
+    kept[listing.repeats] = False
+    skipped = [*source.skipped]
+    skipped += [Skipped(listing.entry(int(place)).path, "listed more than once") for place in listing.repeats]
+    num_left_out = 0
+    if leave_out is not None:
+        named = _find_named(source, leave_out)
+        num_left_out = int(kept[named].sum())
+        kept[named] = False
+    if not kept.any():
+        raise ValueError(f"{leave_out} names all {len(listing)} images; nothing would be packed")
+    split_numbers = np.array([names.index(group.split or split) for group in groups], dtype=np.int32)
+    of_entries = split_numbers[listing.group_numbers]
+    splits = {name: np.flatnonzero(kept & (of_entries == number)) for number, name in enumerate(names)}
+    splits = {name: found for name, found in splits.items() if len(found)}
+    if val_share:
+        if "val" in splits:
             raise ValueError(
-                f"val_share is {val_share:g}, and {root} has splits of its own: {', '.join(sorted(folders))}; "
-                "leave val_share at 0"
+                f"val_share is {val_share:g}, and there is a split val already ({', '.join(names)}); leave val_share "
+                "at 0, or give the split another name"
             )
-        splits: dict[str, list[Item]] = {}
-        for folder in sorted(folders):
-            name = SPLIT_FOLDERS[folder]
-            if name in splits:
-                raise ValueError(f"{root} has more than one folder for the split {name}; leave one of them")
-            splits[name] = [item for item in items if item.path.startswith(folder + "/")]
-        classes = _set_labels(root, splits, depth=1)
-    else:
-        splits = {split: items}
-        classes = _set_labels(root, splits, depth=0)
-        if val_share:
-            if split == "val":
-                raise ValueError("split is 'val' and val_share takes a split 'val' from it; give split another name")
-            splits = _hold_back(splits[split], split, val_share, seed)
-    for found in splits.values():
-        _set_keys(found)
-    return Tree(root, splits, classes)
+        taken_from = "train" if "train" in splits else split
+        if taken_from not in splits:
+            raise ValueError(
+                f"val_share is {val_share:g}, to be taken from {taken_from}, and the images are of the splits "
+                f"{', '.join(splits)}; leave val_share at 0"
+            )
+        rest, held = _hold_back(splits[taken_from], labels, val_share, seed)
+        splits |= {taken_from: rest, "val": held}
+    return Catalogue(source, splits, labels, classes, skipped, num_left_out)
 
 
-def _walk(root: Path) -> Iterator[Item]:
-    """All images below the root, in no order; links to folders are followed, but not in circles."""
-    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    while pending:
-        below, ancestors = pending.pop()
-        status = (root / below).stat()
-        here = (status.st_dev, status.st_ino)
-        if here in ancestors:
-            continue
-        with os.scandir(root / below) as entries:
-            found = [entry for entry in entries if not entry.name.startswith((".", "__"))]
-        sidecars = {entry.name: entry for entry in found if entry.name.endswith(".json")}
-        for entry in found:
-            path = f"{below}/{entry.name}" if below else entry.name
-            if entry.is_dir():
-                pending.append((path, ancestors | {here}))
-            elif entry.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES and entry.is_file():
-                sidecar = sidecars.get(entry.name.rpartition(".")[0] + ".json")
-                json_size = sidecar.stat().st_size if sidecar is not None and sidecar.is_file() else None
-                yield Item(path, entry.stat().st_size, json_size=json_size)
+def _number_labels(source: Source) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """The label of every group: (groups,) int32; and the names of the classes."""
+    given = [group.label for group in source.groups]
+    known = {label for label in given if label is not None}
+    if not known:
+        return np.full(len(given), NO_LABEL, dtype=np.int32), None
+    if all(isinstance(label, int) for label in known):
+        most = max(int(label) for label in known)
+        if most > _MAX_LABEL:
+            raise ValueError(
+                f"{source.root} has the label {most}, and a number of a class is at most {_MAX_LABEL}; choose another "
+                "column (--label-column), or pack without labels (--no-labels)"
+            )
+        if source.classes is not None and most >= len(source.classes):
+            raise ValueError(
+                f"{source.root} has the label {most}, and names {len(source.classes)} classes; pack without labels "
+                "(--no-labels), or mend one of them"
+            )
+        return np.array([NO_LABEL if label is None else label for label in given], dtype=np.int32), source.classes
+    classes = sorted(map(str, known))
+    places = {name: place for place, name in enumerate(classes)}
+    return (
+        np.array([NO_LABEL if label is None else places[str(label)] for label in given], dtype=np.int32),
+        tuple(classes),
+    )
 
 
-def _set_labels(root: Path, splits: dict[str, list[Item]], depth: int) -> tuple[str, ...] | None:
-    """Number the classes, the folders at `depth` of the paths, by name; None if there are no such folders."""
-    items = [item for found in splits.values() for item in found]
-    named = [item for item in items if item.path.count("/") > depth]
-    if not named:
-        return None
-    if len(named) < len(items):
-        loose = next(item.path for item in items if item.path.count("/") <= depth)
-        raise ValueError(
-            f"{len(items) - len(named)} images of {root} lie beside the class folders, the first of them {loose}; "
-            "move them into a class folder, or out of the tree"
-        )
-    classes = sorted({item.path.split("/", depth + 1)[depth] for item in items})
-    numbers = {name: number for number, name in enumerate(classes)}
-    for item in items:
-        item.label = numbers[item.path.split("/", depth + 1)[depth]]
-    return tuple(classes)
-
-
-def _hold_back(items: list[Item], split: str, share: float, seed: int) -> dict[str, list[Item]]:
-    """Take a share of every class out into `val`; at least one image of a class stays."""
-    held: set[str] = set()
-    by_class: dict[int | None, list[Item]] = {}
-    for item in items:
-        by_class.setdefault(item.label, []).append(item)
-    for label, members in by_class.items():
-        count = min(round(share * len(members)), len(members) - 1)
-        key = stream_key(seed, Purpose.HOLD_BACK, 0 if label is None else label + 1)
-        held.update(members[place].path for place in random_bits(key, len(members)).argsort(kind="stable")[:count])
-    if not held:
+def _hold_back(members: np.ndarray, labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split the entries into those that stay and a share of every class; at least one of a class stays."""
+    own = labels[members]
+    by_class = own.argsort(kind="stable")
+    held = np.zeros(len(members), dtype=bool)
+    first = 0
+    for label, count in zip(*np.unique(own, return_counts=True), strict=True):
+        places = by_class[first : first + count]
+        key = stream_key(seed, Purpose.HOLD_BACK, int(label) + 1)
+        num_held = min(round(share * int(count)), int(count) - 1)
+        held[places[random_bits(key, int(count)).argsort(kind="stable")[:num_held]]] = True
+        first += count
+    if not held.any():
         raise ValueError(
             f"val_share is {share:g}, which is not one image of any class; hold back more, or 0 for no val"
         )
-    return {
-        split: [item for item in items if item.path not in held],
-        "val": [item for item in items if item.path in held],
-    }
+    return members[~held], members[held]
 
 
-def _set_keys(items: list[Item]) -> None:
-    """Give every image a key without dots and slashes, made of its path; equal ones get a hash of it appended.
+def _find_named(source: Source, file: Path) -> np.ndarray:
+    """The entries that a list of what to leave out names, ascending."""
+    paths: set[str] = set()
+    keys: set[str] = set()
+    keys_of_shards: set[tuple[int, str]] = set()
+    with file.open(encoding="utf-8", errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            path, key, shard = _read_line(line, f"{file}, line {number}")
+            if path is not None:
+                paths.add(path)
+            elif shard in source.shards or Path(shard).name in source.shards:
+                keys_of_shards.add((source.shards.get(shard, source.shards.get(Path(shard).name, -1)), key))
+            else:  # of shards that were packed from this source
+                keys.add(key)
+    found = []
+    for number in range(len(source.listing)):
+        if (
+            (paths and source.listing.entry(number).path in paths)
+            or (keys and source.listing.key(number) in keys)
+            or (keys_of_shards and source.key_in_shard(number) in keys_of_shards)
+        ):
+            found.append(number)
+    if not found and (paths or keys or keys_of_shards):
+        raise ValueError(
+            f"{file} names no image of {source.root}; the first image has the path {source.listing.entry(0).path!r} "
+            f"and the key {source.listing.key(0)!r}"
+        )
+    return np.array(found, dtype=np.int64)
 
-    WebDataset ends a key at the first dot, so `a_0.5.jpg` and `a_0.7.jpg` would be one sample.
-    """
-    for item in items:
-        key = _UNSAFE.sub("_", str(PurePosixPath(item.path).with_suffix("")).replace("/", "-"))
-        item.key = key if len(key) <= _MAX_KEY_LENGTH else _hashed(key, item.path)
-    counts = Counter(item.key for item in items)
-    for item in items:
-        if counts[item.key] > 1:
-            item.key = _hashed(item.key, item.path)
-    assert len({item.key for item in items}) == len(items), "two paths with one 64-bit hash"
 
-
-def _hashed(key: str, path: str) -> str:
-    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return f"{key[: _MAX_KEY_LENGTH - 17]}-{digest}"
+def _read_line(line: str, place: str) -> tuple[str | None, str, str]:
+    """Path, key and shard; the key and the shard empty where the line has a path."""
+    try:
+        stored = json.loads(line)
+        if isinstance(stored.get("path"), str):
+            return stored["path"], "", ""
+        if isinstance(stored["key"], str):
+            return None, stored["key"], str(stored.get("shard") or "")
+    except (ValueError, TypeError, AttributeError, KeyError):
+        pass
+    raise ValueError(
+        f'{place} is {line.strip()[:100]!r}; a line is JSON, such as {{"path": "cat/1.jpg"}} or {{"key": ...}}'
+    )

@@ -21,8 +21,8 @@ _MAX_LABEL_BYTES = 32
 _MAX_USUAL_NAME = 255  # letters; longer ones are told
 _NO_IMAGE = -1
 # WebDataset's rules: a key ends at the first dot of the base name; names in double underscores are its own
-_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
-_META = re.compile(r"__[^/]*__($|/)")
+MEMBER_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
+META_NAME = re.compile(r"__[^/]*__($|/)")
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class _Entry:
 
     key: str
     image: tuple[int, int] = (_NO_IMAGE, 0)
-    image_rank: int = 0  # see `_rank`
+    image_rank: int = 0  # see `image_rank`
     label: int = NO_LABEL
     has_label: bool = False
     json: tuple[int, int] = (0, 0)
@@ -104,8 +104,8 @@ def scan_shard(shard: Path) -> tuple[Index, Tally]:
                     trailing = "more_after_end" if item.is_tar else "junk_after_end"
                     tally.add(trailing, shard.name, None, f"at byte {item.offset}")
                     continue
-                match = _NAME.match(item.name)
-                if match is None or _META.search(item.name):
+                match = MEMBER_NAME.match(item.name)
+                if match is None or META_NAME.search(item.name):
                     if isinstance(item, Member) and item.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
                         tally.add("no_key", shard.name, item.name)
                     continue
@@ -152,7 +152,7 @@ def _enter(entry: _Entry, suffix: str, member: Member, descriptor: int) -> str |
     """Take a member into its sample; the case if something is wrong with it."""
     place = (member.offset // BLOCK, member.size)
     if suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
-        return "repeated_member" if _is_second_image(entry, place, _rank(suffix)) else None
+        return "repeated_member" if _is_second_image(entry, place, image_rank(suffix)) else None
     if suffix == "cls":
         if entry.has_label:
             return "repeated_member"
@@ -166,7 +166,7 @@ def _enter(entry: _Entry, suffix: str, member: Member, descriptor: int) -> str |
     return None
 
 
-def _rank(suffix: str) -> int:
+def image_rank(suffix: str) -> int:
     """Which of a key's images goes first: a plain suffix (3) before a compound one (2), arrays last (1 and 0)."""
     return 2 * (not suffix.endswith("npy")) + (suffix in IMAGE_SUFFIXES)
 

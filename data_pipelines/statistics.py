@@ -50,7 +50,12 @@ class Statistics:
 
     def for_json(self) -> dict[str, Any]:
         """All but mean and std, which dataset.json has at its top."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("mean", "std")}
+        values = dataclasses.asdict(self) | {
+            "min": list(self.min),
+            "max": list(self.max),
+            "percentiles": {name: list(found) for name, found in self.percentiles.items()},
+        }
+        return {name: value for name, value in values.items() if name not in ("mean", "std")}
 
 
 def draw_samples(seed: int, num_samples: int, count: int) -> list[int]:

@@ -64,7 +64,9 @@ def resized(
     within = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
     pillow = Image.fromarray(region if channels == 3 else region[:, :, 0])
     pixels = np.asarray(pillow.resize((size[1], size[0]), RESAMPLING[interpolation], within))
-    return np.ascontiguousarray(rearrange(pixels, "h w c -> c h w") if channels == 3 else rearrange(pixels, "h w -> 1 h w"))
+    return np.ascontiguousarray(
+        rearrange(pixels, "h w c -> c h w") if channels == 3 else rearrange(pixels, "h w -> 1 h w")
+    )
 
 
 def _coloured(crop: np.ndarray, params: CropParams) -> np.ndarray:

@@ -316,8 +316,13 @@ def _section_of(annotation: Any, data: Any) -> type | None:
 def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors(include_url=False):
-        # a union's branch (its tag) is part of pydantic's location, not of the key
+        # a union's branch (its tag or type) is part of pydantic's location, not of the key
         parts = [str(part) for part in item["loc"]]
+        if parts[:2] == ["data", "train"]:
+            one_path = parts[2:] == ["str"]
+            if isinstance(item["input"], list) if one_path else parts[3:] == []:
+                continue  # of one path and of a list, only what was meant
+            del parts[2:3]
         parts = [part for i, part in enumerate(parts) if not (i and parts[i - 1] in {"encoder", "method"} and i == 1)]
         key = ".".join(parts)
         message = item["msg"].removeprefix("Value error, ")

@@ -101,10 +101,13 @@ def _open_pinned(folder: Path, part: Part, near: Dataset) -> Dataset:
             f"{_pinned_at(folder, part.checksum)} is gone. Bring the earlier shards back under data.train"
         )
     there = {shard.name: shard for shard in near.shards}
-    shards = [there.get(entry["name"]) or near.shards[0].with_name(entry["name"]) for entry in listed]
-    missing = [shard.name for shard in shards if shard.name not in there and not shard.is_file()]
+    first = near.shards[0]
+    for name in {entry["name"] for entry in listed} - there.keys():
+        if isinstance(first, Path) and first.with_name(name).is_file():  # beside them, though data.train leaves it out
+            there[name] = first.with_name(name)
+    missing = [entry["name"] for entry in listed if entry["name"] not in there]
     if not missing:
-        dataset = Dataset(shards)
+        dataset = near.over([there[entry["name"]] for entry in listed])
         changed = [
             entry["name"] for number, entry in enumerate(listed) if dataset.index.digest(number) != entry["digest"]
         ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.any_channels import fitting
 from data_pipelines.bad_samples import Decoder
 from data_pipelines.draws import draw
 from data_pipelines.loader import mask_generator
@@ -61,7 +61,8 @@ class Trace:
         share = sampler.batch_size // world_size
         numbers = range(sampler.batch_size) if rank is None else range(rank * share, (rank + 1) * share)
         names = {part.dataset: part.name for part in sampler.segment(step).parts}
-        decoders = {key: Decoder(dataset, self.config.data.channels, 1.0) for key, dataset in sampler.datasets.items()}
+        data = self.config.data
+        decoders = {key: Decoder(d, data.channels, 1.0, bits=data.bits) for key, d in sampler.datasets.items()}
         for number, row in zip(numbers, sampler.rows(step, numbers), strict=True):
             key, shard = sampler.datasets[row.dataset].key(row.sample)
             told = {
@@ -92,8 +93,8 @@ class Trace:
             return whole(size)
 
         shown = decoder.read(row.sample, note).sample
-        params = draw(self.config.views, row.identity(seed), sizes[-1])
-        return {"shown_sample": shown, "image_size": list(sizes[-1]), "crops": [asdict(crop) for crop in params]}
+        params = draw(fitting(self.config.views, self.config.data.channels)[0], row.identity(seed), sizes[-1])
+        return {"shown_sample": shown, "image_size": list(sizes[-1]), "crops": [crop._asdict() for crop in params]}
 
     def _mask(self, seed: int, step: int, row: int) -> dict[str, Any]:
         if self._draw_mask is None:

@@ -34,7 +34,7 @@ class SourceConfig:
 class DataConfig:
     """Which shards, and how they are read."""
 
-    train: str | Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    train: str | tuple[SourceConfig, ...]
     """A folder holding train-*.tar, or a path with {000..009} or * in it; or several: [{path: a, weight: 2}, ...]."""
     adopt: Literal["next_epoch"] | None = None
     """Of data that changed since the run began: `next_epoch` goes over to them at the present epoch's end."""
@@ -54,6 +54,8 @@ class DataConfig:
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
+        if not self.train:
+            raise ValueError("train names no data; give a folder of shards, or a list of several")
         if not isinstance(self.train, str):
             weighted = [source.weight is not None for source in self.train]
             if any(weighted) and not all(weighted):

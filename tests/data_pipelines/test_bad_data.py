@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset
-from making import encode, picture, sample_files, write_tar
+from making import bands, deep_png, encode, npy, picture, sample_files, tiff, write_tar
 from PIL import Image
 
 from data_pipelines.bad_samples import BadSampleLog
@@ -145,7 +145,21 @@ IMAGES: dict[str, ImageCase] = {
     ),
     "png under jpg": ImageCase(PNG, pixels=PIXELS, notes=("wrong_suffix",), suffix="jpg"),
     "jpeg under webp": ImageCase(JPEG, pixels=PIXELS, notes=("wrong_suffix",), suffix="webp", exact=False),
+    "tiff": ImageCase(tiff(PIXELS), pixels=PIXELS, suffix="tif"),
+    "16-bit tiff": ImageCase(tiff(DEEP), pixels=np.dstack([DEEP >> 8] * 3), notes=("deep",), suffix="tiff"),
+    "16-bit rgb png": ImageCase(deep_png(bands(1, 3)), pixels=bands(1, 3) >> 8, notes=("deep",)),
+    "npy": ImageCase(npy(PIXELS), pixels=PIXELS, suffix="npy"),
+    "npy under png": ImageCase(npy(PIXELS), pixels=PIXELS, notes=("wrong_suffix",)),
     # replaced
+    "13 bands": ImageCase(tiff(bands(1), planarconfig="contig"), "other_channels", suffix="tif"),
+    "13 bands in an array": ImageCase(npy(bands(1)), "other_channels", suffix="npy"),
+    "an array of which no axis is it": ImageCase(npy(np.zeros((3, 9, 3), np.uint8)), "other_channels", suffix="npy"),
+    "an array of features": ImageCase(npy(np.zeros((3, 9, 3), np.float32)), "other_format", suffix="npy"),
+    "a TIFF of floats": ImageCase(tiff(PIXELS.astype(np.float32)), "other_format", suffix="tif"),
+    "truncated tiff": ImageCase(tiff(PIXELS)[:1000], "damaged_image", suffix="tif"),
+    "truncated npy": ImageCase(npy(PIXELS)[:1000], "damaged_image", suffix="npy"),
+    "truncated 16-bit png": ImageCase(deep_png(bands(1, 3))[:1000], "damaged_image"),
+    "gigapixel npy": ImageCase(npy(PIXELS).replace(b"(20, 24, 3)", b"(99999, 99999, 3)"), "too_large", suffix="npy"),
     "zero bytes": ImageCase(b"", "empty_image"),
     "truncated png": ImageCase(PNG[: len(PNG) // 2], "damaged_image"),
     "truncated jpeg": ImageCase(JPEG[: len(JPEG) // 2], "damaged_image", suffix="jpg"),
@@ -183,7 +197,7 @@ def test_an_image(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert index.labels.tolist() == [0, 1, 2]
     assert not index.problems
 
-    verdict = judge(case.content, case.suffix)
+    verdict = judge(case.content, case.suffix, channels=3)
     assert (verdict.case, verdict.notes) == (case.error, case.notes)
 
     with open_dataset(tmp_path) as dataset:
@@ -200,7 +214,7 @@ def test_an_image(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -
             assert raised.value.case == case.error
         check_loader(dataset, [0, 1, 2] if case.error is None else [0, 2, 2], tmp_path / "bad.jsonl", caplog)
 
-    report = verify(shard, progress=False)
+    report = verify(shard, channels=3, progress=False)
     expected = {case.error: 1} if case.error else dict.fromkeys(case.notes, 1)
     assert {found: entry["count"] for found, entry in report["cases"].items()} == expected
     assert report["ok"] == (case.error is None)

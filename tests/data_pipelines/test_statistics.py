@@ -110,7 +110,7 @@ def test_written_into_a_dataset_json_that_was_not_there(shards: Path, capsys: py
     entry = data_stats(shards, write=True)
     assert "wrote" in capsys.readouterr().out
     written = json.loads((shards / "dataset.json").read_text())
-    assert written == json.loads(json.dumps(entry))
+    assert written == entry
     assert (written["statistics"]["channels"], written["statistics"]["bits"]) == (5, 16)
     assert written["statistics"]["formats"] == {"NPY": 13, "TIFF": 7}
     assert written["statistics"]["height"] == [8, 17, 27]

@@ -17,10 +17,11 @@ import pytest
 import webdataset
 from making import encode, picture
 
-from data_pipelines import shard_writer
 from data_pipelines import write as write_module
 from data_pipelines.index import open_dataset
+from data_pipelines.pack_folder import alone_in
 from data_pipelines.shard_index import INDEX_SUFFIX
+from data_pipelines.sources import folder as folder_module
 from data_pipelines.write import pack
 
 CLASSES = ("ant", "bee", "cat")
@@ -109,7 +110,7 @@ def test_split_folders_and_flat_folders(tmp_path: Path) -> None:
     assert {split: entry["samples"] for split, entry in result["splits"].items()} == {"train": 9, "val": 4}
     assert result["classes"] == list(CLASSES)
     assert result["splits"]["val"]["class_counts"] == [2, 2, 0]
-    with pytest.raises(ValueError, match="splits of its own: train, validation"):
+    with pytest.raises(ValueError, match=r"a split val already \(train, val\)"):
         pack(tmp_path / "images", tmp_path / "other", val_share=0.1, progress=False)
     (tmp_path / "flat").mkdir()
     for number in range(3):
@@ -119,7 +120,7 @@ def test_split_folders_and_flat_folders(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "flat-out", "all").labels.tolist() == [-1] * 3
     (tmp_path / "flat/cat").mkdir()
     (tmp_path / "flat/cat/4.png").write_bytes(encode(picture(4)))
-    with pytest.raises(ValueError, match=r"3 images .* beside the class folders, the first of them 0\.png"):
+    with pytest.raises(ValueError, match="beside the class folders, some of them in the topmost folder"):
         pack(tmp_path / "flat", tmp_path / "mixed", progress=False)
 
 
@@ -243,6 +244,7 @@ def test_a_shard_without_its_receipt_is_removed_too(
         "dataset.json",
         "train-000000.tar",
         "train-000000.tar" + INDEX_SUFFIX,
+        "train" + INDEX_SUFFIX,
     ]
 
 
@@ -259,12 +261,12 @@ def test_a_folder_from_elsewhere_cannot_have_files_removed(tree: Path, tmp_path:
 
 
 def test_two_packs_at_once_are_refused(tree: Path, tmp_path: Path) -> None:
-    with write_module._alone_in(tmp_path), pytest.raises(FileExistsError, match="another pack is writing"):
+    with alone_in(tmp_path), pytest.raises(FileExistsError, match="another pack is writing"):
         pack(tree, tmp_path, progress=False)
 
 
 def test_a_failure_leaves_no_half_shard(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = shard_writer._read
+    read = folder_module.read_exactly
 
     def fail(path: Path, size: int) -> bytes:
         if path.name == "img_2.2x.png":
@@ -272,7 +274,7 @@ def test_a_failure_leaves_no_half_shard(tree: Path, tmp_path: Path, monkeypatch:
         return read(path, size)
 
     with monkeypatch.context() as patched:
-        patched.setattr(shard_writer, "_read", fail)
+        patched.setattr(folder_module, "read_exactly", fail)
         with pytest.raises(OSError, match="the disk is gone"):
             pack(tree, tmp_path / "a", samples_per_shard=4, progress=False)
     assert not list((tmp_path / "a").glob(".*.tmp"))

@@ -12,6 +12,21 @@ from pretrain.config import ConfigError, differences, dump_config, list_presets,
 from pretrain.schema import TimmConfig
 
 
+def test_what_is_wrong_with_the_data_is_told_once() -> None:
+    """They are one path, or a list of data sets."""
+    for given, told in (
+        ("null", "data.train: no training shards are named; add --data PATH (short for data.train=PATH)"),
+        ("5", "data.train: Input should be a valid string (given: 5)"),
+        ("[{path: a, weight: -1}]", "data.train.0.weight: Input should be greater than 0 (given: -1)"),
+        ("[{path: a}, b]", "data.train.1: Input should be a dictionary or an instance of SourceConfig (given: 'b')"),
+        ("[{weight: 1}]", "data.train.0.path: Field required; set it with data.train.0.path=..."),
+        ("[]", "data: train names no data; give a folder of shards, or a list of several"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            load_config("demo", [f"data.train={given}"])
+        assert str(raised.value) == told
+
+
 def set_key(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     *parents, last = key.split(".")
     node = data

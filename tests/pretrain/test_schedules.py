@@ -81,7 +81,7 @@ def test_lengths_may_be_fractions() -> None:
 
 @pytest.mark.parametrize(("every", "steps_per_epoch"), [(0.25, 10.0), (0.3, 8.75), (1, 8.75), (2, 15.0), (1.5, 7.3)])
 def test_periods_of_a_fraction_of_an_epoch_add_up(every: float, steps_per_epoch: float) -> None:
-    """Each multiple is rounded by itself: the hundredth comes when a hundred are over, not after a hundred roundings."""
+    """Each multiple is rounded by itself: the hundredth comes when a hundred are over."""
     timeline = Timeline(10**6, steps_per_epoch)
     last = math.ceil(100 * every * steps_per_epoch) + 1
     due = [step for step in range(last + 1) if timeline.is_due(step, every)]

@@ -1,0 +1,203 @@
+"""What a source of images holds, entry by entry, in some 40 bytes of memory each.
+
+What only the reading of an entry needs (its path, where its bytes lie) is in an unnamed temporary file; only what the
+planning of the shards needs is in memory, as arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import struct
+import tempfile
+from array import array
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+_MAX_KEY_LENGTH = 80  # so that key and suffix fit into a ustar header
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_RECORD = struct.Struct("<iqqqI")  # file, offset, json_offset, json_size, bytes of the path
+
+
+class Entry(NamedTuple):
+    """One image of a source."""
+
+    path: str  # within the source, with forward slashes; no two entries share one
+    size: int  # bytes of the image; of a row of a parquet file about
+    file: int = 0  # this and the next three are the source's own: where it finds the bytes
+    offset: int = 0
+    json_offset: int = 0
+    json_size: int = 0  # 0: it has no json
+
+
+class Group(NamedTuple):
+    """What entries have in common: the split that the source names, and the class by name or by number."""
+
+    split: str | None = None
+    label: str | int | None = None
+
+
+class Skipped(NamedTuple):
+    """An image that is not packed, and why."""
+
+    path: str
+    reason: str
+
+
+class Listing:
+    """The entries of a source in its own order, which is the same whenever the source is the same.
+
+    Args:
+        folder: Where the temporary file is made; some 100 bytes an entry.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._spool = Spool(folder)
+        self._ends = array("q")  # of the records in the spool
+        self._sizes = array("q")
+        self._groups = array("i")
+        self._path_hashes = array("Q")
+        self._key_hashes = array("Q")
+        self._numbers: dict[Group, int] = {}
+        self._digest = hashlib.sha256()
+        self._repeated_keys = np.zeros(0, dtype=bool)
+        self.repeats = np.zeros(0, dtype=np.int64)  # entries whose path an earlier one has, ascending
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def add(self, entry: Entry, group: Group, key: str | None = None) -> None:
+        """Append an entry; its key is made of `key`, by default of the path without its suffix."""
+        path = entry.path.encode("utf-8", "surrogateescape")
+        name = key_text(entry.path) if key is None else key
+        record = (
+            _RECORD.pack(entry.file, entry.offset, entry.json_offset, entry.json_size, len(path))
+            + path
+            + (b"" if key is None else key.encode("utf-8", "surrogateescape"))
+        )
+        self._ends.append(self._spool.append(record) + len(record))
+        self._sizes.append(entry.size + entry.json_size)
+        number = self._numbers.get(group)
+        if number is None:
+            number = self._numbers[group] = len(self._numbers)
+            self._digest.update(repr(tuple(group)).encode("utf-8", "surrogateescape"))
+        self._groups.append(number)
+        self._path_hashes.append(_hash(path))
+        self._key_hashes.append(_hash(_plain_key(name, entry.path).encode()))
+        self._digest.update(record + struct.pack("<qi", entry.size, number))
+
+    def note(self, fact: bytes) -> None:
+        """Make a fact that is in no entry part of the fingerprint."""
+        self._digest.update(hashlib.sha256(fact).digest())
+
+    def finish(self) -> None:
+        """End the adding; from now on the entries can be read."""
+        self._spool.flush()
+        if not len(self):
+            return
+        keys, paths = (np.frombuffer(hashes, dtype=np.uint64) for hashes in (self._key_hashes, self._path_hashes))
+        self._repeated_keys = np.zeros(len(self), dtype=bool)
+        self._repeated_keys[_members_of_ties(keys)] = True
+        ties = _members_of_ties(paths)
+        _, first = np.unique(paths[ties], return_index=True)
+        self.repeats = np.setdiff1d(ties, ties[first])
+        del keys, paths
+        self._key_hashes, self._path_hashes = array("Q"), array("Q")
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash over all entries: equal for equal sources wherever they lie."""
+        return self._digest.hexdigest()
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups, in the order in which they were met."""
+        return list(self._numbers)
+
+    @property
+    def group_numbers(self) -> np.ndarray:
+        """Of every entry the number of its group: (n,) int32."""
+        return np.frombuffer(self._groups, dtype=np.int32) if self._groups else np.zeros(0, dtype=np.int32)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Bytes of image and json of every entry: (n,) int64."""
+        return np.frombuffer(self._sizes, dtype=np.int64) if self._sizes else np.zeros(0, dtype=np.int64)
+
+    def entry(self, number: int) -> Entry:
+        """An entry by its number; from any thread."""
+        return self._read(number)[0]
+
+    def key(self, number: int) -> str:
+        """Its key, which no other entry has: without dots and slashes, at which WebDataset would end it."""
+        entry, name = self._read(number)
+        key = _plain_key(name, entry.path)
+        return _hashed(key, entry.path) if self._repeated_keys[number] else key
+
+    def close(self) -> None:
+        """Let go of the temporary file."""
+        self._spool.close()
+
+    def _read(self, number: int) -> tuple[Entry, str]:
+        start, end = self._ends[number - 1] if number else 0, self._ends[number]
+        record = self._spool.read(start, end - start)
+        file, offset, json_offset, json_size, length = _RECORD.unpack_from(record)
+        first = _RECORD.size + length
+        path = record[_RECORD.size : first].decode("utf-8", "surrogateescape")
+        own = record[first:].decode("utf-8", "surrogateescape")
+        size = self._sizes[number] - json_size
+        return Entry(path, size, file, offset, json_offset, json_size), own or key_text(path)
+
+
+class Spool:
+    """Bytes appended by one thread and then read by any: an unnamed file, gone with the process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=1 << 20)  # noqa: SIM115
+        self._position = 0
+
+    def append(self, content: bytes) -> int:
+        """Where it begins."""
+        self._file.write(content)
+        self._position += len(content)
+        return self._position - len(content)
+
+    def flush(self) -> None:
+        """From now on everything can be read."""
+        self._file.flush()
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._file.fileno(), size, offset)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _members_of_ties(hashes: np.ndarray) -> np.ndarray:
+    """The places whose value another place has too, ascending."""
+    order = hashes.argsort(kind="stable")
+    same = hashes[order[1:]] == hashes[order[:-1]]
+    return np.unique(np.concatenate([order[1:][same], order[:-1][same]]))
+
+
+def _hash(text: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def key_text(path: str) -> str:
+    """A path without its suffix."""
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + (name.rpartition(".")[0] or name)
+
+
+def _plain_key(name: str, path: str) -> str:
+    key = _UNSAFE.sub("_", name.replace("/", "-")) or "_"
+    return key if len(key) <= _MAX_KEY_LENGTH else _hashed(key, path)
+
+
+def _hashed(key: str, path: str) -> str:
+    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return f"{key[: _MAX_KEY_LENGTH - 17]}-{digest}"
