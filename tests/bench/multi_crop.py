@@ -16,7 +16,6 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -74,7 +73,9 @@ def authors_recipe() -> Callable[[bytes], list[torch.Tensor]]:
     ]
     finish = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
 
-    def crop(size: int, scale: tuple[float, float], *others: Callable[[Image.Image], Image.Image]) -> transforms.Compose:
+    def crop(
+        size: int, scale: tuple[float, float], *others: Callable[[Image.Image], Image.Image]
+    ) -> transforms.Compose:
         resized = transforms.RandomResizedCrop(size, scale=scale, interpolation=Image.Resampling.BICUBIC)
         return transforms.Compose([resized, *colours, *others, *finish])
 
@@ -204,11 +205,12 @@ def main() -> None:
     size = statistics.mean(len(content) for content in contents) / 1000
     print(f"{len(contents)} images of {size:.0f} KB; theirs {len(contents) / median['theirs']:.0f} images/s")
     for side in ours:
-        median_psnr, low_psnr = fidelity(side, contents[:24])
-        ratio, twice = (median[name] / median[other] for name, other in pairwise(("theirs", side.name, f"{side.name}, two threads")))
+        one, two = median[side.name], median[f"{side.name}, two threads"]
+        middle, low = fidelity(side, contents[:24])
         print(
-            f"{side.name}: {len(contents) / median[side.name]:.0f} images/s = {ratio:.2f} x (target {side.target:g} x); "
-            f"two threads {twice:.2f} x one (target 1.8 x); PSNR {median_psnr:.1f} dB, 5th percentile {low_psnr:.1f} dB",
+            f"{side.name}: {len(contents) / one:.0f} images/s = {median['theirs'] / one:.2f} x"
+            f" (target {side.target:g} x); two threads {one / two:.2f} x one (target 1.8 x);"
+            f" PSNR {middle:.1f} dB, 5th percentile {low:.1f} dB",
             flush=True,
         )
 
