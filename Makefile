@@ -9,11 +9,11 @@ WORKERS ?= 2
 PYTHON ?=
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt $(wildcard setup.py data_pipelines/native/*.c)
-BENCHMARKS := $(filter-out tests/bench/_% tests/bench/conftest.py,$(wildcard tests/bench/*.py))
+BENCHMARKS := $(filter-out tests/bench/_% tests/bench/conftest.py tests/bench/streaming.py,$(wildcard tests/bench/*.py))
 SCRIPTS := .ci/run $(wildcard slurm/*.sbatch)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format constraints clean
+.PHONY: help demo test bench soak lint format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,9 @@ test: $(VENV)/.installed-dev ## the test suite (minutes on two cores)
 
 bench: $(VENV)/.installed-dev ## the benchmarks, one after the other; each prints both sides and the ratio
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+
+soak: $(VENV)/.installed-dev ## half an hour of streaming; fails if its memory grows
+	$(BIN)/python tests/bench/streaming.py
 
 lint: $(VENV)/.installed-dev ## ruff, mypy and (where installed) shellcheck
 	$(BIN)/ruff check .

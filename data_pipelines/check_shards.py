@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.files import read_json
+from data_pipelines.joint_index import is_true, joint_place
 from data_pipelines.sample_index import NO_LABEL, Index
 from data_pipelines.shard_index import INDEX_SUFFIX, load_index
 from data_pipelines.shard_scan import scan_shard
@@ -132,6 +133,9 @@ def _check_index(shard: Path, fresh: Index, tally: Tally) -> None:
         tally.add("stale_index", shard.name)
     if stored.digest(0) != fresh.digest(0):
         tally.add("foreign_index", shard.name, None, f"remove {place.name}")
+    joint = joint_place(shard.parent, shard.name.rpartition("-")[0])
+    if not is_true(joint, shard, fresh):
+        tally.add("foreign_index", shard.name, None, f"remove {joint.name}")
 
 
 def _check_json(shard: Path, index: Index, tally: Tally) -> None:

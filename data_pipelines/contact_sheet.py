@@ -19,18 +19,21 @@ class Display:
     """How the pixels of one image, and of the crops of it, are shown on a screen.
 
     8-bit images keep their levels. Of deeper ones, the range between the 1st and 99th percentile of every channel
-    shown becomes 0 .. 255. One channel is shown as grey, two as red and green, of more `bands` (counted from 0).
+    shown becomes 0 .. 255. One channel is shown as grey, two as red and green; of more those that `bands` names,
+    counted from 0: three, or one as grey.
 
     Raises ValueError for a band that the image has not.
     """
 
     def __init__(self, image: np.ndarray, bands: Sequence[int] = (0, 1, 2)) -> None:
         channels = image.shape[2]
-        self.bands = [0, 0, 0] if channels == 1 else list(bands)[:channels] if channels == 2 else list(bands)
-        if len(self.bands) not in (2, 3) or not all(0 <= band < channels for band in self.bands):
+        self.bands = list(range(channels)) if channels < 3 else list(bands)
+        if len(self.bands) not in (min(channels, 2), 1, 3) or not all(band < channels for band in self.bands):
             raise ValueError(
-                f"bands are {','.join(map(str, bands))}; name three of the image's {channels}, counted from 0"
+                f"bands are {','.join(map(str, bands))}; name one or three of the image's {channels}, counted from 0"
             )
+        if len(self.bands) == 1:
+            self.bands *= 3
         self.levels = [(0.0, 255.0)] * len(self.bands)
         if image.dtype != np.uint8:
             self.levels = [tuple(np.percentile(image[:, :, band], _PERCENTILES)) for band in self.bands]
@@ -62,32 +65,50 @@ def fitted(image: Image.Image, side: int) -> Image.Image:
 def grid(rows: Sequence[Sequence[Tile]], title: str = "") -> Image.Image:
     """Rows of tiles; in a column all are as wide as the widest, and captions are cut to that."""
     font = ImageFont.load_default(FONT_SIZE)
-    num_columns = max(len(row) for row in rows)
-    widths = [
-        max((row[place].image.width for row in rows if place < len(row)), default=0) for place in range(num_columns)
-    ]
+    columns = [[row[place] for row in rows if place < len(row)] for place in range(max(map(len, rows)))]
+    widths = [max(tile.image.width for tile in column) for column in columns]
     heights = [max(tile.image.height + LINE * len(tile.caption) for tile in row) for row in rows]
-    top = LINE + _GAP if title else 0
-    sheet = Image.new(
-        "RGB", (sum(widths) + _GAP * (num_columns + 1), top + sum(heights) + _GAP * (len(rows) + 1)), _PAPER
-    )
+    width = sum(widths) + _GAP * (len(widths) + 1)
+    heading = _wrapped(title, width - 2 * _GAP, font)
+    top = _GAP + LINE * len(heading)
+    sheet = Image.new("RGB", (width, top + sum(heights) + _GAP * (len(rows) + 1)), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((_GAP, _GAP), title, fill=_INK, font=font)
+    for number, line in enumerate(heading):
+        pen.text((_GAP, _GAP + number * LINE), line, fill=_INK, font=font)
     y = top + _GAP
     for row, height in zip(rows, heights, strict=True):
         x = _GAP
-        for tile, width in zip(row, widths, strict=False):
+        for tile, column in zip(row, widths, strict=False):
             sheet.paste(tile.image, (x, y))
             for number, line in enumerate(tile.caption):
-                pen.text((x, y + tile.image.height + 1 + number * LINE), _cut(line, width, font), fill=_INK, font=font)
-            x += width + _GAP
+                below = y + tile.image.height + 1 + number * LINE
+                pen.text((x, below), _cut(line, column, font), fill=_INK, font=font)
+            x += column + _GAP
         y += height + _GAP
     return sheet
 
 
-def _cut(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def _wrapped(text: str, width: int, font: _Font) -> list[str]:
+    lines: list[str] = []
+    for word in _printable(text).split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def _printable(text: str) -> str:
+    """The font has few letters beyond ASCII, and keys may be any bytes."""
+    return text.encode("ascii", "replace").decode()
+
+
+def _cut(text: str, width: int, font: _Font) -> str:
     """The text, or as much of its end as fits: keys differ in their ends."""
-    text = text.encode("ascii", "replace").decode()
+    text = _printable(text)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"..{text}") > width:

@@ -112,7 +112,6 @@ def dedupe(
     datasets: Mapping[str, Dataset],
     find_near: FindNear,
     *,
-    channels: int = 3,
     threads: int | None = None,
     progress: bool = True,
 ) -> Found:
@@ -127,7 +126,6 @@ def dedupe(
     Args:
         datasets: By the name of the split.
         find_near: Such as `NearByHash`. It is asked about one of each set of equal images.
-        channels: Of the images.
         threads: That decode; default: see `loader.default_threads`.
         progress: Show a bar.
 
@@ -140,16 +138,15 @@ def dedupe(
     with Progress(*columns, disable=not progress) as bar:
         task = bar.add_task("reading", total=splits.num_samples)
         for dataset, rows in splits.parts():
-            take_fingerprints(
-                dataset, prints.part(rows), channels=channels, threads=threads, advance=lambda n: bar.advance(task, n)
-            )
+            take_fingerprints(dataset, prints.part(rows), threads=threads, advance=lambda n: bar.advance(task, n))
         readable = np.flatnonzero(prints.readable)
         split = splits.split_of(np.arange(splits.num_samples))
         order = readable[np.lexsort((readable, -prints.num_pixels[readable], split[readable]))]
         leaders = _same_pixels(prints, order)
         rows = order[leaders[order] == order]
-        bar.add_task("comparing", total=None)
+        task = bar.add_task("comparing", total=None)
         distances = _leave_out(leaders, order, split, _collected(find_near(prints, np.sort(rows))))
+        bar.update(task, total=len(rows), completed=len(rows))
     found = []
     for number in readable[leaders[readable] != readable].tolist():
         of = int(leaders[number])

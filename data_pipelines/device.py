@@ -169,14 +169,14 @@ def _gaussian_blur(crops: Tensor, radii: Tensor) -> Tensor:
     """Pillow's `GaussianBlur`: three box blurs of fractional width along rows, then along columns, in 8 bits."""
     widths = [_box_radius(float(radius)) for radius in radii]
     reach = max(math.floor(width) for width in widths) + 1
-    taps = torch.zeros(len(widths), reach + 1)  # a box's weights from its centre outwards
+    taps = torch.zeros(len(widths), reach + 1, dtype=torch.float64)  # a box's weights from its centre outwards
     for row, width in zip(taps, widths, strict=True):
         whole = math.floor(width)
-        unit = math.floor(2**24 / (2 * width + 1))
+        unit = int(np.float32(2**24) / (width * np.float32(2) + np.float32(1)))
         row[: whole + 1] = unit / 2**24
         row[whole + 1] = (2**24 - (2 * whole + 1) * unit) // 2 / 2**24
     taps = taps.to(crops.device, non_blocking=True)
-    blurred = crops.float()
+    blurred = crops.double()  # single precision would round ties of 8 bits otherwise, and there are many
     for axis in (3, 2):
         length = crops.shape[axis]
         for _ in range(_BLUR_PASSES):
@@ -193,10 +193,11 @@ def _tap(taps: Tensor, distance: int) -> Tensor:
     return rearrange(taps[:, distance], "n -> n 1 1 1")
 
 
-def _box_radius(sigma: float) -> float:
-    """The box whose three passes have a Gaussian's variance (Gwosdek et al. 2011, as in Pillow)."""
-    variance = sigma * sigma / _BLUR_PASSES
-    length = math.sqrt(12 * variance + 1)
-    whole = math.floor((length - 1) / 2)
-    edge = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
-    return whole + edge / (6 * (variance - (whole + 1) * (whole + 1)))
+def _box_radius(sigma: float) -> np.float32:
+    """The box whose three passes have a Gaussian's variance (Gwosdek et al. 2011), in Pillow's single precision."""
+    one, two = np.float32(1), np.float32(2)
+    variance = np.float32(sigma) * np.float32(sigma) / np.float32(_BLUR_PASSES)
+    length = np.float32(math.sqrt(12.0 * float(variance) + 1.0))
+    whole = np.float32(math.floor((float(length) - 1.0) / 2.0))
+    edge = (two * whole + one) * (whole * (whole + one) - np.float32(3) * variance)
+    return whole + edge / (np.float32(6) * (variance - (whole + one) * (whole + one)))

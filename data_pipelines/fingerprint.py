@@ -92,7 +92,6 @@ def take_fingerprints(
     dataset: Dataset,
     into: Fingerprints,
     *,
-    channels: int = 3,
     threads: int | None = None,
     advance: Callable[[int], None] = lambda images: None,
 ) -> None:
@@ -101,13 +100,12 @@ def take_fingerprints(
     Args:
         dataset: Where to read.
         into: As many rows as the data set has samples.
-        channels: Of the images.
         threads: Default: see `loader.default_threads`.
         advance: Called with the number of images done.
     """
 
     def take(rows: slice) -> int:
-        _take_piece(dataset, rows, into.part(rows), channels)
+        _take_piece(dataset, rows, into.part(rows))
         return rows.stop - rows.start
 
     starts = iter(range(0, dataset.num_samples, _PIECE))
@@ -125,12 +123,12 @@ def take_fingerprints(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _take_piece(dataset: Dataset, rows: slice, into: Fingerprints, channels: int) -> None:
+def _take_piece(dataset: Dataset, rows: slice, into: Fingerprints) -> None:
     reduced = np.zeros((rows.stop - rows.start, _SIDE, _SIDE), dtype=np.float32)
     for place, number in enumerate(range(rows.start, rows.stop)):
         stored = dataset.read(number)
         try:
-            image = decode(stored, channels)
+            image = decode(stored, channels=None, bits=None)
         except BadSampleError:  # the caller counts them, `verify` names them
             continue
         into.readable[place] = True
@@ -153,7 +151,9 @@ def _digest(*parts: bytes | memoryview) -> np.ndarray:
 
 def reduce_grey(image: np.ndarray) -> np.ndarray:
     """An image (h, w, c) of 8 or 16 bits squeezed to 32x32 px, the mean of its channels: float32 in its own levels."""
-    height, width = image.shape[:2]
+    height, width, channels = image.shape
+    if channels not in (1, 3):  # OpenCV resizes up to four
+        image = image.mean(axis=2, dtype=np.float32)
     small = (min(width, _SIDE), min(height, _SIDE))
     if small != (width, height):  # enlarging and reducing apart: the area average reduces only
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)

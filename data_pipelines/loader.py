@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -55,7 +55,7 @@ class Loader:
         bits: Of a channel: 8 give uint8, 16 uint16.
         executor: Makes the crops: see `executors`. With `device`, `device.finish` completes the batches.
         partial_decode: Decode of a JPEG only what its crops touch, where `jpeg.has_regions`; the crops are the same.
-        dct_scaling: Decode a large JPEG at a half, a quarter or an eighth where no crop is then enlarged.
+        dct_scaling: Decode a large JPEG at a half, a quarter or an eighth where its crops have px to spare.
         bad_samples: Where bad samples are written down.
     """
 
@@ -95,7 +95,7 @@ class Loader:
         maker = on_cpu(executor)
         #: Who makes the crops, in words.
         self.executor = f"{maker}, colours by the device" if executor == "device" else maker
-        self._recipe = Recipe(
+        self.recipe = Recipe(
             fitting(views, channels)[0],
             crops.executor(maker),
             colour_on_device=executor == "device",
@@ -103,27 +103,27 @@ class Loader:
             dct_scaling=dct_scaling,
         )
         self._channels, self._bits = channels, bits
-        self._draw_mask, self._prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
+        self.draw_mask, self.prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
         padded = maker == "native"
-        self._decoders = {
+        self.decoders = {
             key: Decoder(dataset, channels, max_bad_share, padded, bad_samples, bits)
             for key, dataset in sampler.datasets.items()
         }
-        self._threads = threads or default_threads(list(sampler.datasets.values()))
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
+        self.threads = threads or default_threads(list(sampler.datasets.values()))
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="loader")
         self._pending: deque[tuple[StepBuffer, list[Future[None]]]] = deque()
 
     @property
     def num_bad(self) -> int:
         """Reads of this rank that found a bad sample."""
-        return sum(decoder.num_bad for decoder in self._decoders.values())
+        return sum(decoder.num_bad for decoder in self.decoders.values())
 
-    def steps(self, start: int = 0) -> Iterator[list[Batch]]:
+    def steps(self, start: int = 0) -> Generator[list[Batch], None, None]:
         """Yield this rank's micro-batches of step `start`, `start + 1` and so on, without end.
 
         The tensors are reused: they hold until the next item is asked for.
         """
-        buffers = deque(self._allocate() for _ in range(self._prefetch + 1))
+        buffers = deque(self._allocate() for _ in range(self.prefetch + 1))
         pending = self._pending = deque()
         upcoming = itertools.count(start)
         try:
@@ -160,17 +160,17 @@ class Loader:
 
     def _allocate(self) -> StepBuffer:
         shapes: tuple[Any, Any] = (None, None)
-        if self._draw_mask is not None:
-            dropped, replaced = self._draw_mask(mask_generator(self.sampler.seed, 0, 0), 0, 0)  # for their shapes only
+        if self.draw_mask is not None:
+            dropped, replaced = self.draw_mask(mask_generator(self.sampler.seed, 0, 0), 0, 0)  # for their shapes only
             shapes = (None if dropped is None else dropped.shape, None if replaced is None else replaced.shape)
         rows = range(self.first_row, self.first_row + self.num_rows)
-        num_colours = NUM_COLOURS if self._recipe.colour_on_device else 0
-        return StepBuffer(self._recipe.views, self._channels, rows, shapes, self._pin_memory, num_colours, self._bits)
+        num_colours = NUM_COLOURS if self.recipe.colour_on_device else 0
+        return StepBuffer(self.recipe.views, self._channels, rows, shapes, self._pin_memory, num_colours, self._bits)
 
     def _fill(self, buffer: StepBuffer, step: int) -> list[Future[None]]:
         """Have the threads make a step, in pieces small enough to keep them all busy to its end."""
         rows = self.sampler.rows(step, range(self.first_row, self.first_row + self.num_rows))
-        length = max(1, min(32, self.num_rows // (4 * self._threads)))
+        length = max(1, min(32, self.num_rows // (4 * self.threads)))
         length = math.ceil(length / self.sampler.repeats) * self.sampler.repeats  # a sample is decoded once a piece
         return [
             self._pool.submit(self._fill_rows, buffer, step, first, rows[first : first + length])
@@ -181,21 +181,20 @@ class Loader:
         """Rows `first` and following of the buffer."""
         buffer.wait_until_free()
         arrays, seed = buffer.arrays, self.sampler.seed
-        last = first
-        for (number, sample, _), group in itertools.groupby(rows, key=lambda row: row[:3]):
-            # of the sample asked for: a neighbour in its place would otherwise show the same crops twice
-            identities = [row.identity(seed) for row in group]
-            showing = Showing(self._recipe, identities)
-            decoded = self._decoders[number].read(sample, showing)
-            places = range(last, last := last + len(identities))
+        for _, same in itertools.groupby(enumerate(rows, first), key=lambda numbered: numbered[1][:3]):
+            group = list(same)  # the rows, with their places, that show one sample
+            row, places = group[0][1], {row.repeat: place for place, row in group}
+            identities = [row._replace(repeat=repeat).identity(seed) for repeat in range(self.sampler.repeats)]
+            showing = Showing(self.recipe, identities)
+            decoded = self.decoders[row.dataset].read(row.sample, showing)
             showing.make(decoded.picture, arrays, places)
-            for place in places:
+            for place in places.values():
                 arrays["labels"][place] = NO_LABEL if decoded.label is None else decoded.label
-                arrays["ids"][place] = (number, decoded.sample)
-        if self._draw_mask is not None:
-            for place in range(first, last):
+                arrays["ids"][place] = (row.dataset, decoded.sample)
+        if self.draw_mask is not None:
+            for place in range(first, first + len(rows)):
                 number = self.first_row + place
-                masks = self._draw_mask(mask_generator(seed, step, number), step, number)
+                masks = self.draw_mask(mask_generator(seed, step, number), step, number)
                 for name, mask in zip(("dropped", "replaced"), masks, strict=True):
                     if mask is not None:
                         arrays[name][place] = mask

@@ -11,6 +11,9 @@ import numpy as np
 FACTORS = (8, 4, 2)  # by which a JPEG may be decoded smaller
 #: A part is worth its trouble below this share of the image's pixels.
 _WORTHWHILE = 0.9
+#: Decoded px for each px of a crop, at least. On photos such a crop is like one of the image at its whole size to 46 dB
+#: in the median, 41 at the 5th percentile; with 1 px for each, to 42 and 33.
+_DECODED_PER_PX = 1.5
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in px
 
@@ -55,7 +58,7 @@ def whole(size: tuple[int, int]) -> Part:
 def needed(
     size: tuple[int, int], crops: Sequence[tuple[Box, tuple[int, int]]], partial: bool = True, scaling: bool = True
 ) -> Part:
-    """The part of an image that crops touch, at the smallest size at which none of them has to be enlarged.
+    """The part of an image that crops touch, at the smallest size that still leaves each of them some px to spare.
 
     Args:
         size: Height and width of the image.
@@ -71,10 +74,7 @@ def needed(
         if (right - left) * (bottom - top) < _WORTHWHILE * size[0] * size[1]:
             part = Part((left, top, right, bottom))
     if scaling:
-        for factor in FACTORS:
-            if all(
-                box[2] - box[0] >= factor * width and box[3] - box[1] >= factor * height
-                for box, (height, width) in crops
-            ):
-                return part._replace(factor=factor)
+        spare = min(min((box[2] - box[0]) / width, (box[3] - box[1]) / height) for box, (height, width) in crops)
+        factor = next((factor for factor in FACTORS if spare >= factor * _DECODED_PER_PX), 1)
+        part = part._replace(factor=factor)
     return part

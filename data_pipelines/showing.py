@@ -21,7 +21,7 @@ class Recipe:
         executor: Makes them.
         colour_on_device: The executor only cuts, resizes and flips; colours are written down for the device.
         partial_decode: Leave out what no crop touches.
-        dct_scaling: Decode large images smaller where no crop is then enlarged.
+        dct_scaling: Decode large images smaller where their crops have px to spare.
     """
 
     def __init__(
@@ -74,9 +74,7 @@ class Recipe:
 
     def _within(self, picture: Picture, params: CropParams) -> CropParams:
         box = picture.within(params.box)
-        if self.colour_on_device:
-            return CropParams(box, params.flip)
-        return CropParams(box, params.flip, params.jitter, params.grey, params.blur_radius, params.solarise)
+        return CropParams(box, params.flip) if self.colour_on_device else params._replace(box=box)
 
 
 class Showing:
@@ -84,7 +82,8 @@ class Showing:
 
     Args:
         recipe: What to make.
-        identities: For each row the integers that its draws depend on, see `draw`.
+        identities: What the draws of each repeat of the sample depend on, see `draw`: of all of them, so that what is
+            decoded does not depend on which of its rows are made here.
     """
 
     def __init__(self, recipe: Recipe, identities: Sequence[tuple[int, ...]]) -> None:
@@ -96,11 +95,11 @@ class Showing:
         self._drawn = [draw(self._recipe.views, identity, size) for identity in self._identities]
         return self._recipe.part(size, self._drawn)
 
-    def make(self, picture: Picture, arrays: dict[str, np.ndarray], places: Sequence[int]) -> None:
-        """Write the rows' crops to their places in the buffer."""
+    def make(self, picture: Picture, arrays: dict[str, np.ndarray], places: dict[int, int]) -> None:
+        """Write the rows' crops into the buffer: `places` has the place of each repeat that is made here."""
         jobs = [
             job
-            for params, place in zip(self._drawn, places, strict=True)
-            for job in self._recipe.jobs(picture, params, arrays, place)
+            for repeat, place in places.items()
+            for job in self._recipe.jobs(picture, self._drawn[repeat], arrays, place)
         ]
         self._recipe.executor(picture.pixels, jobs)

@@ -25,7 +25,9 @@ from data_pipelines.neighbours import Pairs, cosine_pairs
 if TYPE_CHECKING:
     from eval.target import Target
 
-DEFAULT_COSINE = 0.97
+DEFAULT_COSINE = 0.9
+_MAX_COMPONENTS = 128
+_LEAST_VARIANCE = 1e-5  # of the largest
 _SHOWN = 60  # pairs on the sheet
 _ACROSS = 5
 
@@ -38,7 +40,6 @@ def clean(
     encoder: str | None,
     threshold: float | None,
     mirrored: bool,
-    channels: int,
     out: Path,
     sheet: Path | None,
     device: str,
@@ -48,7 +49,7 @@ def clean(
     """Find the duplicates, write the list and the sheet, and print how many there are."""
     datasets = open_splits(shards, val)
     find_near = _choose(datasets, by, encoder, threshold, mirrored, device, threads, progress)
-    found = dedupe(datasets, find_near, channels=channels, threads=threads, progress=progress)
+    found = dedupe(datasets, find_near, threads=threads, progress=progress)
     found.write(out)
     console = Console(highlight=False, soft_wrap=True)
     if progress:
@@ -62,7 +63,7 @@ def clean(
     if sheet is not None and found.duplicates:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(sheet) as file:
-            duplicates_sheet(found, channels).save(file, "PNG")
+            duplicates_sheet(found).save(file, "PNG")
         console.print(f"wrote {sheet}: left out | stays")
 
 
@@ -109,8 +110,20 @@ def _choose(
     return NearByFeatures(Splits(datasets), encoder, least, device, progress)
 
 
+def whitened(features: torch.Tensor) -> torch.Tensor:
+    """(n, k) principal components of (n, d) features, each of variance 1: the strongest 128 that are no rounding.
+
+    Features of many encoders lie in a narrow cone, where all cosines are large; after whitening those of unrelated
+    images lie around 0, whatever the encoder.
+    """
+    centred = (features - features.mean(dim=0)).double()
+    variances, directions = torch.linalg.eigh(centred.T @ centred / len(features))
+    kept = torch.nonzero(variances > _LEAST_VARIANCE * variances[-1])[-_MAX_COMPONENTS:, 0]
+    return (centred @ directions[:, kept] / variances[kept].sqrt()).float()
+
+
 class NearByFeatures:
-    """Pairs whose pooled features, less the mean of all, have a cosine of at least `least`.
+    """Pairs whose pooled features have, `whitened`, a cosine of at least `least`.
 
     The features are taken at once. Raises as `eval.target.open_target` does.
     """
@@ -130,7 +143,7 @@ class NearByFeatures:
 
     @torch.no_grad()
     def _extract(self, target: Target, splits: Splits, progress: bool) -> tuple[torch.Tensor, np.ndarray]:
-        """(n, d) centred features on the CPU and (n,) numbers of the samples that can be decoded."""
+        """(n, k) features on the CPU and (n,) numbers of the samples that can be decoded."""
         encoder = target.encoder.eval().to(self.device)
         mean, std = (torch.tensor(values, device=self.device)[:, None, None] for values in (target.mean, target.std))
         features, numbers = [], []
@@ -144,8 +157,7 @@ class NearByFeatures:
                     features.append(encoder(pixels.sub_(mean).div_(std)).pooled.float().cpu())
                     numbers.append(samples.numpy() + part.start)
                     bar.advance(task, len(samples))
-        matrix = torch.cat(features)
-        return matrix - matrix.mean(dim=0), np.concatenate(numbers)
+        return whitened(torch.cat(features)), np.concatenate(numbers)
 
 
 def summary_table(found: Found) -> Table:
@@ -163,14 +175,14 @@ def summary_table(found: Found) -> Table:
     return table
 
 
-def duplicates_sheet(found: Found, channels: int = 3, side: int = 128) -> Image.Image:
+def duplicates_sheet(found: Found, side: int = 128) -> Image.Image:
     """Pairs side by side, the most doubtful first: what would be left out, and what it is said to duplicate."""
     doubtful = sorted(found.duplicates, key=lambda duplicate: (-duplicate.distance, duplicate.number))[:_SHOWN]
     tiles = []
     for duplicate in doubtful:
         pair = Image.new("RGB", (2 * side + 2, side), "white")
         for place, number in enumerate((duplicate.number, duplicate.of)):
-            pair.paste(_shown(found.splits, number, channels, side), (place * (side + 2), 0))
+            pair.paste(_shown(found.splits, number, side), (place * (side + 2), 0))
         ours, theirs = (found.splits.describe(number) for number in (duplicate.number, duplicate.of))
         first = f"{ours['split']} {ours['key']}: {duplicate.kind} {duplicate.distance:.3g}"
         tiles.append(Tile(pair, (first, f"of {theirs['split']} {theirs['key']}")))
@@ -178,7 +190,7 @@ def duplicates_sheet(found: Found, channels: int = 3, side: int = 128) -> Image.
     return grid(rows, "left: would be left out; right: what it duplicates; the most different pairs first")
 
 
-def _shown(splits: Splits, number: int, channels: int, side: int) -> Image.Image:
+def _shown(splits: Splits, number: int, side: int) -> Image.Image:
     _, dataset, sample = splits.locate(number)
-    image = decode(dataset.read(sample), channels)
+    image = decode(dataset.read(sample), channels=None, bits=None)
     return fitted(Display(image).rgb(image), side)

@@ -12,7 +12,6 @@ data_app = typer.Typer(name="data", no_args_is_help=True, help="Look at a data s
 Preset = Annotated[str, typer.Argument(help="A preset's name, or the path of a .yaml file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to it.")]
 Data = Annotated[str | None, typer.Option(help="The training shards; short for data.train=PATH.")]
-Channels = Annotated[int, typer.Option(min=1, help="Of the images: 3 (RGB), 1 (grey) or any other number.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="That decode; default: the cores it may use.")]
 Progress = Annotated[bool, typer.Option(help="Show how far it is, and what came out.")]
 
@@ -60,10 +59,9 @@ def dedupe(
     by: Annotated[str, typer.Option(help="phash (a perceptual hash) or features (of --encoder).")] = "phash",
     encoder: Annotated[str | None, typer.Option(help="A run, an encoder folder or timm:NAME.")] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="phash: most bits of 128 that differ (16). features: least cosine (0.97).")
+        float | None, typer.Option(help="phash: most bits of 128 that differ (16). features: least cosine (0.9).")
     ] = None,
     mirrored: Annotated[bool, typer.Option("--mirrored", help="Mirror images are duplicates too (phash).")] = False,
-    channels: Channels = 3,
     out: Annotated[Path, typer.Option(help="The list of what to leave out.")] = Path("duplicates.jsonl"),
     sheet: Annotated[Path | None, typer.Option(help="Also a PNG of the most doubtful pairs.")] = None,
     device: Annotated[str, typer.Option(help="Of the encoder: auto, cpu or cuda.")] = "auto",
@@ -78,9 +76,56 @@ def dedupe(
     from launch.cleaning import clean
 
     clean(
-        shards, val, by=by, encoder=encoder, threshold=threshold, mirrored=mirrored, channels=channels, out=out,
-        sheet=sheet, device=device, threads=threads, progress=progress,
+        shards, val, by=by, encoder=encoder, threshold=threshold, mirrored=mirrored, out=out, sheet=sheet,
+        device=device, threads=threads, progress=progress,
     )  # fmt: skip
+
+
+@data_app.command(
+    epilog="Examples:\n\n[bold]selfsight data show shards/[/]\n\n"
+    "[bold]selfsight data show shards/ --preset dino_vit_cifar_cpu[/]\n\n"
+    "[bold]selfsight data show shards/ --preset my.yaml views.local_crops.count=4 --step 1000 --out look/[/]"
+)
+def show(
+    shards: Annotated[str, typer.Argument(help="A folder of shards, or shards by * or {000..009}.")],
+    overrides: Overrides = None,
+    preset: Annotated[str | None, typer.Option(help="Also show its crops: a name, or the path of a .yaml.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder that gets the pictures.")] = Path("look"),
+    split: Annotated[str, typer.Option(help="Of a folder of shards.")] = "train",
+    count: Annotated[int, typer.Option(min=1, help="Samples on samples.png, of every class alike.")] = 48,
+    rows: Annotated[int, typer.Option(min=1, help="Images on crops.png: the first of the step's batch.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of which samples are drawn.")] = 0,
+    step: Annotated[int, typer.Option(min=0, help="Optimizer steps before the batch on crops.png.")] = 0,
+    bands: Annotated[str | None, typer.Option(help="Channels shown as red, green, blue: 3,2,1; or one.")] = None,
+    threads: Threads = None,
+    progress: Progress = True,
+) -> None:
+    """Draw samples, sizes, shapes and classes, and what a preset's crops look like."""
+    from launch.looking import show as show_data
+
+    show_data(
+        shards, out, split=split, preset=preset, overrides=overrides or (), count=count, rows=rows, seed=seed,
+        step=step, bands=bands, threads=threads, progress=progress,
+    )  # fmt: skip
+
+
+@data_app.command(
+    epilog="Example:\n\n[bold]selfsight data profile dino_vits16_in1k_100 --data shards/ --gpu-rate 3500[/]"
+)
+def profile(
+    preset: Preset,
+    overrides: Overrides = None,
+    data: Data = None,
+    gpu_rate: Annotated[
+        float | None, typer.Option(min=1, help="Images a second that a GPU (or all of them) takes.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="About how long to measure; longer is steadier.")] = 12.0,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure the loader of a run: where the time of an image goes, and how many cores feed a GPU."""
+    from launch.profiling import show_profile
+
+    show_profile(preset, changes_of(overrides, data), gpu_rate, seconds, json)
 
 
 @data_app.command(

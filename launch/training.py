@@ -79,6 +79,8 @@ def plan(config: Config, data: str, steps_per_epoch: float, world_size: int) -> 
     micro_batch = batch // (world_size * accumulation)
     timeline = Timeline.of(config.train, steps_per_epoch)
     rate = learning_rate(config.optim, batch, timeline)
+    every = config.checkpoint.every_epochs
+    also = "" if every is None else f" and every {every:g} epochs"
     share = f"{batch} / {config.optim.lr_reference_batch}"
     share = f"sqrt({share})" if config.optim.lr_scaling == "sqrt" else share
     return [
@@ -88,5 +90,5 @@ def plan(config: Config, data: str, steps_per_epoch: float, world_size: int) -> 
         f"{timeline.epoch(timeline.total_steps):.1f} epochs; {timeline.total_steps * batch:,} samples seen",
         f"learning rate: {rate.peak:.3g} at its peak (optim.lr x {share}), "
         f"after {rate.warmup_steps:,} steps of warm-up",
-        f"checkpoints: every {config.checkpoint.every_steps:,} steps, in {config.runs}/{config.name}",
+        f"checkpoints: every {config.checkpoint.every_steps:,} steps{also}, in {config.runs}/{config.name}",
     ]

@@ -6,6 +6,7 @@ import dataclasses
 import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,8 +14,10 @@ import torch.distributed as dist
 from data_pipelines import executors
 from data_pipelines.bad_samples import check_losses
 from data_pipelines.index import Dataset, open_dataset
+from data_pipelines.loader import Loader
 from data_pipelines.sampler import Sampler
 from pretrain.config import ConfigError, load_config
+from pretrain.masking import draw_mask_for
 from pretrain.schema import Config
 from pretrain.schema.run import DataConfig, SourceConfig
 
@@ -57,6 +60,23 @@ def sampler_of(config: Config, datasets: Sequence[Dataset]) -> Sampler:
         window=config.data.shuffle_window,
         repeats=config.data.repeats,
     )
+
+
+def loader_of(config: Config, sampler: Sampler, **options: Any) -> Loader:
+    """The loader of a run; `options` are further arguments of `Loader`, or others than the configuration's."""
+    data, stride = config.data, getattr(config.encoder, "stride", None)
+    arguments: dict[str, Any] = {
+        "draw_mask": draw_mask_for(config.method, config.views.global_size, stride, config.train.batch_size),
+        "threads": data.threads,
+        "prefetch": data.prefetch,
+        "max_bad_share": data.max_bad_share,
+        "channels": data.channels,
+        "bits": data.bits,
+        "executor": data.executor,
+        "partial_decode": data.partial_decode,
+        "dct_scaling": data.dct_scaling,
+    }
+    return Loader(sampler, config.views, **(arguments | options))
 
 
 def resolve_executor(config: Config) -> Config:

@@ -19,12 +19,12 @@ from data_pipelines.buffers import map_batch
 from data_pipelines.cores import cores_per_process
 from data_pipelines.files import read_json
 from data_pipelines.index import Dataset
-from data_pipelines.loader import Batch, Loader
+from data_pipelines.loader import Batch
 from data_pipelines.sampler import Sampler
 from pretrain.batches import DeviceSteps, crop_sheet, seed_dropout, share_mask_counts
 from pretrain.checkpoint import Checkpoints, ResumeState, agree_on, check_resume, damage, read_state
 from pretrain.config import ConfigError, check_batch
-from pretrain.data import check_same_executor, open_datasets, resolve_executor, sampler_of
+from pretrain.data import check_same_executor, loader_of, open_datasets, resolve_executor, sampler_of
 from pretrain.diagnostics import alarms, check_finite
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
@@ -37,7 +37,6 @@ from pretrain.engine import (
 from pretrain.exports import Export, export_of
 from pretrain.growth import continued, pin
 from pretrain.initialise import check_init_from, start_from
-from pretrain.masking import draw_mask_for
 from pretrain.methods import Method, Normalisation, build_method, check_sources, export_folder
 from pretrain.normalisation import choose_normalisation, keep_normalisation, resolve_normalisation
 from pretrain.optim import set_rates
@@ -139,27 +138,13 @@ class Trainer:
             self._say(change or "")
         if rank == 0:
             pin(folder, sampler.datasets)
-        self.loader = Loader(
+        self.loader = loader_of(
+            config,
             sampler,
-            config.views,
             rank=rank,
             world_size=world_size,
             accumulation=config.train.accumulation,
-            draw_mask=draw_mask_for(
-                config.method,
-                config.views.global_size,
-                getattr(config.encoder, "stride", None),
-                config.train.batch_size,
-            ),
-            threads=config.data.threads,
-            prefetch=config.data.prefetch,
             pin_memory=device.type == "cuda",
-            max_bad_share=config.data.max_bad_share,
-            channels=config.data.channels,
-            bits=config.data.bits,
-            executor=config.data.executor,
-            partial_decode=config.data.partial_decode,
-            dct_scaling=config.data.dct_scaling,
             bad_samples=BadSampleLog(folder / "bad_samples" / f"rank-{rank:05d}.jsonl"),
         )
         check_same_executor(self.loader.executor, world_size, device)

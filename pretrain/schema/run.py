@@ -49,7 +49,7 @@ class DataConfig:
     repeats: PositiveInt = 1  # rows of a batch that show the same sample, decoded once; an epoch stays as many rows
     executor: ExecutorName = "auto"  # who makes the crops; auto: native where it is built, else wheels
     partial_decode: bool = True  # of a JPEG only what its crops touch; the crops are the same
-    dct_scaling: bool = True  # a large JPEG at 1/2, 1/4 or 1/8 where no crop is then enlarged
+    dct_scaling: bool = True  # a large JPEG at 1/2, 1/4 or 1/8 where its crops have px to spare
     max_bad_share: Share = 0.01  # unreadable samples are replaced and counted; beyond this share the run stops
 
     @model_validator(mode="after")

@@ -18,17 +18,19 @@ def photo(seed: int, height: int = 375, width: int = 500) -> Image.Image:
         cells = (2**octave * height // 250 + 2, 2**octave * width // 250 + 2)
         coarse = rng.normal(0, 1, (*cells, 3)) * 0.3 + rng.normal(0, 1, (*cells, 1))
         layer = Image.fromarray(np.clip(coarse * 40 + 128, 0, 255).astype(np.uint8))
-        pixels += (np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC), dtype=float) - 128) * 0.8**octave
+        pixels += (
+            np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC), dtype=float) - 128
+        ) * 0.75**octave
     pixels += 60 * (rng.random(3) - 0.5)
     return Image.fromarray(np.clip(pixels * 0.8 + 128, 0, 255).astype(np.uint8))
 
 
-def jpegs(count: int, height: int = 375, width: int = 500, quality: int = 92) -> list[bytes]:
-    """Encoded photos; half of them with full colour resolution, as in collections of many cameras."""
+def jpegs(count: int, height: int = 375, width: int = 500, quality: int = 97) -> list[bytes]:
+    """Encoded photos; of four, three have their full resolution of colour, as in ImageNet."""
     encoded = []
     for seed in range(count):
         file = io.BytesIO()
-        subsampling = "4:2:0" if seed % 2 else "4:4:4"
+        subsampling = "4:2:0" if seed % 4 == 0 else "4:4:4"
         photo(seed, height, width).save(file, "JPEG", quality=quality, subsampling=subsampling)
         encoded.append(file.getvalue())
     return encoded

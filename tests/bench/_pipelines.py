@@ -36,9 +36,10 @@ def loader_rows(
     """A call makes `rows` rows of batches with a new loader, in which nothing has been prepared."""
     repeats = options.pop("repeats", 1)
     sampler = Sampler((dataset,), seed=0, batch_size=batch_size, repeats=repeats)
+    prefetch = min(1, threads - 1)  # one thread begins nothing that is not asked for; several must not idle
 
     def call() -> None:
-        with Loader(sampler, views, threads=threads, prefetch=1, **options) as loader:
+        with Loader(sampler, views, threads=threads, prefetch=prefetch, **options) as loader:
             steps = loader.steps()
             for _ in range(rows // batch_size):
                 next(steps)

@@ -18,6 +18,7 @@ from data_pipelines.joint_index import joint_place, open_index, write_index
 from data_pipelines.sample_index import PER_SAMPLE, TABLES
 from data_pipelines.sections import DamageError
 from data_pipelines.shard_index import INDEX_SUFFIX, build_index, load_index
+from data_pipelines.verify import verify
 
 
 def make(folder: Path, count: int = 6) -> list[Path]:
@@ -145,6 +146,24 @@ def test_a_damaged_one_is_built_again_or_refused_where_it_is_read(tmp_path: Path
                 dataset.read(4)
     place.unlink()
     assert len(open_index(shards, place)) == len(expected)
+
+
+def test_verify_finds_what_lies_within_the_bounds_and_is_not_true(tmp_path: Path) -> None:
+    make(tmp_path / "data")
+    place = write_index(tmp_path / "data", "train")
+    assert place is not None
+    sound = read_index(place)
+
+    def untrue() -> list[str]:
+        found = verify(tmp_path / "data", report=tmp_path / "report.json", progress=False)
+        return [problem for problem in found["problems"] if "train.index" in problem]
+
+    assert not untrue()
+    swapped = sound.image_blocks.copy()
+    swapped[[1, 2]] = swapped[[2, 1]]
+    with place.open("wb") as file:
+        write_joined(file, [lambda: dataclasses.replace(sound, image_blocks=swapped)])
+    assert len(untrue()) == 1
 
 
 def test_one_of_many_ranks_joins_and_the_others_wait_for_it(

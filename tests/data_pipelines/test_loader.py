@@ -5,14 +5,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from making import encode, picture, sample_files, write_tar
 
-from data_pipelines.bad_samples import TooManyBadSamplesError
+from data_pipelines import native
+from data_pipelines.bad_samples import Decoder, TooManyBadSamplesError
+from data_pipelines.buffers import map_batch
+from data_pipelines.device import finish
+from data_pipelines.executors import ExecutorName
 from data_pipelines.index import Dataset, open_dataset
 from data_pipelines.loader import Batch, Loader
 from data_pipelines.sampler import Sampler
@@ -35,23 +42,33 @@ def draw_mask(rng: np.random.Generator, step: int, row: int) -> tuple[np.ndarray
 def digest(parts: list[Batch]) -> str:
     """A hash of what the model sees of a step; `parts` are its micro-batches in the order of rows."""
     hashed = hashlib.sha256()
-    for name in ("rows", "ids", "labels", "global_crops", "local_crops", "target_crops", "dropped"):
+    names = ("rows", "ids", "labels", "global_crops", "local_crops", "target_crops", "dropped")
+    for name in (*names, *(name for name in ("global_colours", "local_colours") if name in parts[0])):
         hashed.update(torch.cat([part[name] for part in parts]).numpy().tobytes())
     return hashed.hexdigest()
 
 
 def digests(
-    dataset: Dataset, *, ranks: int = 1, threads: int = 1, accumulation: int = 1, start: int = 0, stop: int = STEPS
+    dataset: Dataset,
+    *,
+    ranks: int = 1,
+    threads: int = 1,
+    accumulation: int = 1,
+    start: int = 0,
+    stop: int = STEPS,
+    repeats: int = 1,
+    **options: Any,
 ) -> list[str]:
     loaders = [
         Loader(
-            Sampler((dataset,), seed=7, batch_size=BATCH),
+            Sampler((dataset,), seed=7, batch_size=BATCH, repeats=repeats),
             DINO,
             rank=rank,
             world_size=ranks,
             accumulation=accumulation,
             threads=threads,
             draw_mask=draw_mask,
+            **options,
         )
         for rank in range(ranks)
     ]
@@ -60,6 +77,20 @@ def digests(
     for loader in loaders:
         loader.close()
     return found
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dataset]:
+    """24 JPEGs large enough to be decoded in part and at half the size."""
+    folder = tmp_path_factory.mktemp("photos")
+    kinds = ({}, {"subsampling": "4:4:4"}, {"progressive": True})
+    files = [
+        (f"{number:06d}.jpg", encode(picture(number, 90 + number, 130 - number), "JPEG", **kinds[number % 3]))
+        for number in range(24)
+    ]
+    write_tar(folder / "train-000000.tar", files)
+    with open_dataset(folder) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +110,155 @@ def test_batches_do_not_depend_on_who_makes_them(
 def test_resumed_on_other_ranks_the_batches_go_on(dataset: Dataset, reference: list[str]) -> None:
     before = digests(dataset, ranks=2, threads=2, stop=77)
     assert before + digests(dataset, start=77) == reference
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"executor": "wheels"},
+        {"executor": "device"},
+        {"repeats": 3},
+        {"repeats": 2, "executor": "device", "partial_decode": False},
+        {"dct_scaling": False},
+    ],
+)
+def test_every_way_of_making_them_gives_each_rank_its_own(photos: Dataset, options: dict[str, Any]) -> None:
+    expected = digests(photos, stop=9, **options)
+    assert digests(photos, ranks=2, threads=3, stop=5, **options) == expected[:5]
+    assert digests(photos, ranks=4, threads=5, start=3, stop=9, **options) == expected[3:]
+    assert digests(photos, threads=2, accumulation=3, start=5, stop=9, **options) == expected[5:]
+
+
+@pytest.mark.parametrize("executor", ["auto", "wheels", "device"])
+def test_a_part_decoded_gives_the_crops_of_the_whole(photos: Dataset, executor: ExecutorName) -> None:
+    for dct_scaling in (True, False):
+        options: dict[str, Any] = {"executor": executor, "dct_scaling": dct_scaling, "stop": 8}
+        assert digests(photos, **options) == digests(photos, **options, partial_decode=False)
+
+
+def test_scaled_decoding_shows_the_same_picture(photos: Dataset) -> None:
+    views = Views(global_crops=(Crop(size=16, scale=(0.6, 1.0)),))
+    batches = []
+    for dct_scaling in (True, False):
+        sampler = Sampler((photos,), seed=3, batch_size=24)
+        with Loader(sampler, views, dct_scaling=dct_scaling) as loader:
+            batches.append(next(loader.steps())[0]["global_crops"].clone().double())
+    scaled, full = batches
+    errors = (scaled - full).square().flatten(1).mean(dim=1)
+    assert (errors > 0).all()  # scaled they were
+    assert (10 * torch.log10(255**2 / errors)).min() > 38
+
+
+def test_repeated_rows_show_one_sample_differently(photos: Dataset) -> None:
+    once = Sampler((photos,), seed=7, batch_size=4)
+    thrice = Sampler((photos,), seed=7, batch_size=12, repeats=3)
+    assert thrice.steps_per_epoch == 24 / 12  # rows as many as samples
+    full: dict[str, Any] = {"dct_scaling": False}  # how small an image is decoded depends on all of its rows
+    with (
+        Loader(once, DINO, **full) as loader,
+        Loader(thrice, DINO, rank=1, world_size=2, **full) as part,
+        Loader(thrice, DINO, **full) as whole,
+    ):
+        (alone,), (half,), (batch,) = (next(steps) for steps in (loader.steps(), part.steps(), whole.steps()))
+    ids = alone["ids"][:, 1].repeat_interleave(3)
+    assert batch["ids"][:, 1].tolist() == ids.tolist()
+    assert torch.equal(batch["global_crops"][::3], alone["global_crops"])  # the first showing draws as an only one
+    assert torch.equal(batch["local_crops"][6:], half["local_crops"])
+    crops = batch["global_crops"].flatten(1)
+    assert len(torch.unique(crops, dim=0)) == 12
+    assert [row.repeat for row in thrice.rows(0, range(2, 8))] == [2, 0, 1, 2, 0, 1]
+    with pytest.raises(ValueError, match="10 rows"):
+        Sampler((photos,), seed=7, batch_size=10, repeats=3)
+
+
+def test_a_repeated_sample_is_decoded_once(photos: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    read = Decoder.read
+
+    def counted(decoder: Decoder, sample: int, *arguments: Any) -> Any:
+        reads.append(sample)
+        return read(decoder, sample, *arguments)
+
+    monkeypatch.setattr(Decoder, "read", counted)
+    for threads in (1, 2):
+        reads.clear()
+        with Loader(Sampler((photos,), seed=0, batch_size=24, repeats=4), FLIP, threads=threads, prefetch=1) as loader:
+            steps = loader.steps()
+            next(steps)
+            steps.close()
+        assert len(reads) <= 2 * 6
+
+
+def test_colours_left_to_the_device_come_out_alike(photos: Dataset) -> None:
+    views = Views(global_crops=(Crop(size=32, blur=0.5, solarise=0.3, **COLOUR),), local_crops=DINO.local_crops)
+    for executor in ("wheels", "native") if native.BUILT else ("wheels",):
+        batches: list[Batch] = []
+        for name in (executor, "device"):
+            if executor == "wheels" and native.BUILT and name == "device":
+                continue  # it would cut with the native executor
+            with Loader(Sampler((photos,), seed=3, batch_size=24), views, executor=name) as loader:
+                (batch,) = next(loader.steps())
+                batches.append(map_batch(batch, torch.clone))
+        if len(batches) == 2:
+            ready, drawn = batches
+            assert not torch.equal(ready["global_crops"], drawn["global_crops"])
+            finished = finish(drawn, drawn)
+            assert "global_colours" not in finished
+            for name in ("global_crops", "local_crops"):
+                errors = (finished[name].double() - ready[name].double()).square().flatten(1).mean(dim=1)
+                assert (10 * torch.log10(255**2 / errors.clamp(min=1e-9))).min() > 40
+
+
+def test_ready_says_whether_the_next_step_is_there(dataset: Dataset) -> None:
+    open_gate = threading.Event()
+
+    def gated(rng: np.random.Generator, step: int, row: int) -> tuple[None, np.ndarray]:
+        if step == 1:
+            open_gate.wait(30)
+        return None, np.zeros((2, 2), dtype=bool)
+
+    with Loader(Sampler((dataset,), seed=0, batch_size=10), FLIP, draw_mask=gated) as loader:
+        assert not loader.ready
+        steps = loader.steps()
+        next(steps)
+        assert not loader.ready
+        open_gate.set()
+        deadline = time.monotonic() + 30
+        while not loader.ready:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+
+def test_an_error_in_a_thread_reaches_the_consumer(dataset: Dataset) -> None:
+    def broken(rng: np.random.Generator, step: int, row: int) -> tuple[None, None]:
+        if step == 2 and row == 5:
+            raise OSError("the mask is gone")
+        return None, None
+
+    before = threading.active_count()
+    with Loader(Sampler((dataset,), seed=0, batch_size=10), FLIP, threads=3, draw_mask=broken) as loader:
+        steps = loader.steps()
+        next(steps), next(steps)
+        with pytest.raises(OSError, match="the mask is gone"):
+            next(steps)
+        with pytest.raises(StopIteration):
+            next(steps)
+    assert threading.active_count() == before
+
+
+def test_threads_make_no_more_than_there_are_buffers_for(dataset: Dataset) -> None:
+    made: set[int] = set()
+
+    def count(rng: np.random.Generator, step: int, row: int) -> tuple[None, None]:
+        made.add(step)
+        return None, None
+
+    with Loader(Sampler((dataset,), seed=0, batch_size=10), FLIP, threads=2, prefetch=2, draw_mask=count) as loader:
+        steps = loader.steps()
+        next(steps)
+        time.sleep(0.3)
+        assert max(made) <= 2
+        steps.close()
 
 
 def test_shapes_types_and_values(dataset: Dataset) -> None:

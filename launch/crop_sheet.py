@@ -1,0 +1,137 @@
+"""What a preset makes of images, for the eye: where its crops lie, what they look like, what is hidden of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+from einops import rearrange
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from data_pipelines.any_channels import fitting
+from data_pipelines.contact_sheet import Display, Tile, fitted, grid
+from data_pipelines.decode import decode
+from data_pipelines.device import finish
+from data_pipelines.draws import CropParams, draw
+from data_pipelines.index import Dataset
+from data_pipelines.loader import Loader
+from data_pipelines.sampler import Sampler
+from data_pipelines.streams import Purpose
+from pretrain.data import sampler_of
+from pretrain.masking import draw_mask_for
+from pretrain.schema import Config
+
+_SIDE = 144  # px of a crop's longer side
+_FRAME = 3
+_ACROSS = 11
+_GLOBAL, _LOCAL, _TARGET = ("#d62728", "#ff7f0e"), "#1f77b4", "#2ca02c"
+#: Colours that units are covered with, and how much of them.
+_DROPPED, _REPLACED = ((60, 60, 60), 0.8), ((30, 110, 220), 0.65)
+_SHORT = {"brightness": "b", "contrast": "c", "saturation": "s", "hue": "h"}
+
+
+def crop_sheet(
+    config: Config, datasets: Sequence[Dataset], count: int, step: int = 0, bands: tuple[int, ...] = (0, 1, 2)
+) -> Image.Image:
+    """The first `count` rows of a step's batch, or a few more where the batch does not divide: each image with the
+    boxes of its crops, then every crop with what was drawn for it, the units covered that are dropped (grey) or
+    replaced (blue).
+
+    The crops are the loader's: what a run is shown at that step, but for the colours that are left to a GPU.
+    """
+    sampler = sampler_of(config, datasets)
+    num_rows = next(
+        n for n in range(min(count, sampler.batch_size), sampler.batch_size + 1) if not sampler.batch_size % n
+    )
+    stride = getattr(config.encoder, "stride", None)
+    draw_mask = draw_mask_for(config.method, config.views.global_size, stride, sampler.batch_size)
+    with Loader(
+        sampler,
+        config.views,
+        world_size=sampler.batch_size // num_rows,  # rank 0 of so many: the first rows
+        draw_mask=draw_mask,
+        prefetch=0,
+        max_bad_share=1.0,
+        channels=config.data.channels,
+        bits=config.data.bits,
+        executor=config.data.executor,
+    ) as loader:
+        (batch,) = next(loader.steps(step))
+        if "global_colours" in batch:
+            batch = finish(batch, batch)
+        arrays = {name: part.numpy() for name, part in batch.items() if isinstance(part, Tensor)}
+    shown = [_row(config, sampler, step, row, arrays, bands) for row in range(num_rows)]
+    beside = max(1, _ACROSS // len(shown[0]))  # images in a row, where they have few crops
+    rows = [list(chain(*shown[first : first + beside])) for first in range(0, len(shown), beside)]
+    return grid(rows, _title(config, step))
+
+
+def _title(config: Config, step: int) -> str:
+    key = "b brightness, c contrast, s saturation, h hue, in the order they were drawn"
+    return f"{config.name}, step {step} | {key} | units covered grey are dropped, blue replaced"
+
+
+def _row(
+    config: Config, sampler: Sampler, step: int, row: int, arrays: dict[str, np.ndarray], bands: tuple[int, ...]
+) -> list[Tile]:
+    views, _ = fitting(config.views, config.data.channels)
+    asked = sampler.rows(step, range(row, row + 1))[0]
+    number, sample = arrays["ids"][row].tolist()
+    image = decode(sampler.datasets[number].read(sample), config.data.channels, bits=config.data.bits)
+    display = Display(image, bands)
+    identity = (sampler.seed, Purpose.CROPS, asked.dataset, asked.epoch, asked.sample)
+    drawn = draw(views, (*identity, asked.repeat) if asked.repeat else identity, image.shape[:2])
+    num_global = len(views.global_crops)
+    colours = [_GLOBAL[view % len(_GLOBAL)] for view in range(num_global)] + [_LOCAL] * (len(drawn) - num_global)
+    key, _ = sampler.datasets[number].key(sample)
+    tiles = [Tile(_with_boxes(display.rgb(image), drawn, colours), (key, f"{image.shape[1]}x{image.shape[0]}"))]
+    for view in range(num_global):
+        crop = display.rgb(rearrange(arrays["global_crops"][row, view], "c h w -> h w c"))
+        for name, cover in (("dropped", _DROPPED), ("replaced", _REPLACED)):
+            if name in arrays:
+                mask = arrays[name][row]
+                crop = _covered(crop, mask if mask.ndim == 2 else mask[view], *cover)
+        tiles.append(_tile(crop, f"global {view + 1}", drawn[view], colours[view]))
+    for view in range(num_global, len(drawn)):
+        crop = display.rgb(rearrange(arrays["local_crops"][row, view - num_global], "c h w -> h w c"))
+        tiles.append(_tile(crop, f"local {view - num_global + 1}", drawn[view], colours[view]))
+    if "target_crops" in arrays:
+        crop = display.rgb(rearrange(arrays["target_crops"][row], "c h w -> h w c"))
+        tiles.append(_tile(crop, "target", drawn[0], _TARGET))
+    return tiles
+
+
+def _with_boxes(image: Image.Image, drawn: Sequence[CropParams], colours: Sequence[str]) -> Image.Image:
+    shown = fitted(image, 2 * _SIDE)
+    scale = shown.width / image.width, shown.height / image.height
+    pen = ImageDraw.Draw(shown)
+    for params, colour in reversed(list(zip(drawn, colours, strict=True))):  # the global ones on top
+        left, top, right, bottom = (side * scale[place % 2] for place, side in enumerate(params.box))
+        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=2)
+    return shown
+
+
+def _tile(crop: Image.Image, name: str, params: CropParams, colour: str) -> Tile:
+    shown = fitted(crop, _SIDE)
+    framed = Image.new("RGB", (shown.width + 2 * _FRAME, shown.height + 2 * _FRAME), colour)
+    framed.paste(shown, (_FRAME, _FRAME))
+    return Tile(framed, (f"{name} {crop.width}x{crop.height}", *(line for line in told(params) if line)))
+
+
+def told(params: CropParams) -> tuple[str, str]:
+    """What was drawn for a crop beside its box: colour jitter, then the rest."""
+    jitter = " ".join(f"{_SHORT[name]}{factor:.2f}" for name, factor in params.jitter)
+    rest = [name for name in ("flip", "grey", "solarise") if getattr(params, name)]
+    if params.blur_radius is not None:
+        rest.insert(-1 if params.solarise else len(rest), f"blur {params.blur_radius:.1f}")
+    return jitter, " ".join(rest)
+
+
+def _covered(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int], strength: float) -> Image.Image:
+    """The image with the units of `mask` (gh, gw) covered."""
+    cover = Image.fromarray((mask * round(255 * strength)).astype(np.uint8)).resize(
+        image.size, Image.Resampling.NEAREST
+    )
+    return Image.composite(Image.new("RGB", image.size, colour), image, cover)

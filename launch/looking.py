@@ -1,0 +1,67 @@
+"""What `selfsight data show` writes: samples.png, statistics.png and, of a preset, crops.png."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from rich.console import Console
+
+from data_pipelines.files import atomic_write
+from data_pipelines.index import open_dataset
+from data_pipelines.show import measure, samples_sheet, statistics_figure, summary
+
+
+def show(
+    shards: str,
+    out: Path,
+    *,
+    split: str,
+    preset: str | None,
+    overrides: Sequence[str],
+    count: int,
+    rows: int,
+    seed: int,
+    step: int,
+    bands: str | None,
+    threads: int | None,
+    progress: bool,
+) -> None:
+    """Write the sheets into `out` and print a summary.
+
+    Raises ValueError for a preset or band that there is not, before anything is written.
+    """
+    if overrides and preset is None:
+        raise ValueError(f"{overrides[0]!r} changes a preset; name it with --preset")
+    chosen = (0, 1, 2) if bands is None else _bands(bands)
+    sheets: dict[str, Callable[[BinaryIO], None]] = {}
+    with open_dataset(shards, split) as dataset:
+        if preset is not None:
+            from launch.crop_sheet import crop_sheet
+            from pretrain.config import load_config
+
+            config = load_config(preset, [*overrides, f"data.train={shards}"])
+            if bands is None and config.data.channels > 3:
+                chosen = config.tracking.picture_channels
+            crops = crop_sheet(config, [dataset], rows, step, chosen)
+            sheets["crops.png"] = lambda file: crops.save(file, "PNG")
+        samples = samples_sheet(dataset, count, seed, chosen)
+        sheets["samples.png"] = lambda file: samples.save(file, "PNG")
+        statistics = measure(dataset, seed, threads, progress)
+    figure = statistics_figure(statistics)
+    sheets["statistics.png"] = lambda file: figure.savefig(file, format="png")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, write in sheets.items():
+        with atomic_write(out / name) as file:
+            write(file)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(summary(statistics), markup=False)
+    console.print(f"wrote {', '.join(str(out / name) for name in sheets)}", markup=False)
+
+
+def _bands(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if len(parts) not in (1, 3) or not all(part.strip().isdigit() for part in parts):
+        raise ValueError(f"--bands is {text!r}; name one channel or three, counted from 0, such as 3,2,1")
+    return tuple(int(part) for part in parts)
