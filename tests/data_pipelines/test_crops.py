@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -270,6 +272,26 @@ def test_many_threads_make_the_same_crops(name: crops.ExecutorName) -> None:
     with ThreadPoolExecutor(6) as pool:
         for number, outs in enumerate(pool.map(run, range(3 * len(PHOTOS)))):
             np.testing.assert_array_equal(outs, alone[number % len(PHOTOS)])
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_the_interpreter_runs_on_while_a_crop_is_made(name: crops.ExecutorName) -> None:
+    """Other threads get their turn in the middle of a call, so the interpreter's lock was not held there."""
+    make, out, span = executor(name), np.zeros((3, 3000, 3000), dtype=np.uint8), []
+    params = CropParams((0, 0, 500, 375), jitter=(("hue", 0.1), ("contrast", 1.2)), blur_radius=2.0)
+
+    def run() -> None:
+        span.append(time.perf_counter())
+        make(PHOTOS[0], [CropJob(params, "bicubic", out)])
+        span.append(time.perf_counter())
+
+    thread, ticks = threading.Thread(target=run), []
+    thread.start()
+    while thread.is_alive():
+        ticks.append(time.perf_counter())
+        time.sleep(0.001)
+    start, end = span
+    assert len([tick for tick in ticks if start + (end - start) / 4 < tick < end - (end - start) / 4]) >= 3
 
 
 @pytest.mark.parametrize("name", BOTH)
