@@ -144,8 +144,9 @@ def dedupe(
         order = readable[np.lexsort((readable, -prints.num_pixels[readable], split[readable]))]
         leaders = _same_pixels(prints, order)
         rows = order[leaders[order] == order]
-        bar.add_task("comparing", total=None)
+        task = bar.add_task("comparing", total=None)
         distances = _leave_out(leaders, order, split, _collected(find_near(prints, np.sort(rows))))
+        bar.update(task, total=len(rows), completed=len(rows))
     found = []
     for number in readable[leaders[readable] != readable].tolist():
         of = int(leaders[number])

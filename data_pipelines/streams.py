@@ -79,7 +79,4 @@ class PythonStream:
 
 
 #: `PythonStream`, or the same in C where it is built: drawing holds the interpreter's lock, so its pace limits threads.
-if TYPE_CHECKING or not native.BUILT:
-    Stream = PythonStream
-else:
-    Stream = native.Stream
+Stream = PythonStream if TYPE_CHECKING or not native.BUILT else native.Stream

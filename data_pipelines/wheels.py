@@ -34,8 +34,8 @@ cv2.setNumThreads(1)  # the loader's threads share the cores already; torch's re
 
 def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
     """Make the crops that `jobs` ask for, of (h, w, 3) or (h, w, 1) uint8; see `crops.Executor`."""
-    if image.strides[1:] != (image.shape[2], 1):
-        image = np.ascontiguousarray(image)
+    if image.strides[1:] != (image.shape[2], 1) or image.strides[0] < 0 or not image.flags.writeable:
+        image = image.copy()  # into what torch takes
     for params, interpolation, out in jobs:
         channels, height, width = out.shape
         planes = resized(image, params.box, (height, width), interpolation)
@@ -63,10 +63,8 @@ def resized(
             return torch.nn.functional.interpolate(pixels, size, mode=interpolation, antialias=True).numpy()[0]
     within = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
     pillow = Image.fromarray(region if channels == 3 else region[:, :, 0])
-    pixels = np.asarray(pillow.resize((size[1], size[0]), RESAMPLING[interpolation], within))
-    return np.ascontiguousarray(
-        rearrange(pixels, "h w c -> c h w") if channels == 3 else rearrange(pixels, "h w -> 1 h w")
-    )
+    made = np.asarray(pillow.resize((size[1], size[0]), RESAMPLING[interpolation], within))
+    return np.ascontiguousarray(rearrange(made, "h w c -> c h w" if channels == 3 else "h w -> 1 h w"))
 
 
 def _coloured(crop: np.ndarray, params: CropParams) -> np.ndarray:
@@ -105,7 +103,7 @@ def _saturation(crop: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _hue(crop: np.ndarray, turns: float) -> np.ndarray:
-    """The hue turned in 8-bit HSV. Pillow's hue has 255 levels, cut; OpenCV's 256, rounded: a table goes between them."""
+    """The hue turned in 8-bit HSV. Pillow's has 255 levels, cut, and OpenCV's 256, rounded: a table lies between."""
     if crop.ndim == 2:
         return crop
     turned = (_LEVELS * 255 // 256 + int(turns * 255)) % 256

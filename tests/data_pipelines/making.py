@@ -26,6 +26,22 @@ def picture(seed: int, height: int = 20, width: int = 24) -> np.ndarray:
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def photo(seed: int, height: int = 375, width: int = 500) -> np.ndarray:
+    """Noise at every scale as natural images have it, with edges and flat parts: (height, width, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    pixels = np.full((height, width, 3), 110 + 60 * (rng.random(3) - 0.5))
+    for octave in range(1, 9):
+        cells = (2**octave * height // 250 + 2, 2**octave * width // 250 + 2)
+        coarse = rng.normal(0, 12, (*cells, 3)) + rng.normal(0, 36, (*cells, 1))
+        layer = Image.fromarray(np.clip(coarse + 128, 0, 255).astype(np.uint8))
+        layer = layer.resize((width, height), Image.Resampling.BICUBIC)
+        pixels += (np.asarray(layer, dtype=float) - 128) * 0.75**octave
+    for _ in range(4):
+        top, left = rng.integers(0, height), rng.integers(0, width)
+        pixels[top : top + height // 5, left : left + width // 4] = rng.integers(0, 256, 3)
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
 def bands(seed: int, channels: int = 13, height: int = 20, width: int = 24) -> np.ndarray:
     """A smooth random image of any number of channels, all levels of 16 bits in use: (h, w, channels) uint16."""
     coarse = np.random.default_rng(seed).uniform(0, 65536, (channels, 4, 5)).astype(np.float32)

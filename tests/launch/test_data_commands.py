@@ -180,3 +180,25 @@ def test_show_refuses_before_it_writes(shards: Path, tmp_path: Path, capsys: pyt
             main(["data", "show", str(shards), "--out", str(tmp_path / "look"), *args])
         assert message in capsys.readouterr().err
     assert not (tmp_path / "look").exists()
+
+
+@pytest.mark.parametrize("source", ["folder", "shards"])
+def test_pack_leaves_out_what_dedupe_lists(tmp_path: Path, source: str) -> None:
+    """From photos to clean shards, from the photos again or from the shards; then nothing is left to find."""
+    photos, shards, clean = (tmp_path / name for name in ("photos", "shards", "clean"))
+    for split, label, seeds in (("train", "cat", range(8)), ("train", "dog", range(6, 14)), ("val", "cat", (3, 50))):
+        (photos / split / label).mkdir(parents=True)
+        for seed in seeds:  # 6 and 7 are both cats and dogs
+            (photos / split / label / f"{seed} b.png").write_bytes(png(pixels(seed)))
+    main_args = ["pack", str(photos), str(shards), "--no-progress"]
+    assert CliRunner().invoke(app, main_args).exit_code == 0
+    listed, again = tmp_path / "list.jsonl", tmp_path / "again.jsonl"
+    run("dedupe", shards, "--out", listed, "--no-progress")
+    assert len(listed.read_text().splitlines()) == 3
+    given = photos if source == "folder" else shards
+    result = CliRunner().invoke(app, ["pack", str(given), str(clean), "--leave-out", str(listed), "--no-progress"])
+    assert result.exit_code == 0, result.output
+    splits = json.loads((clean / "dataset.json").read_text())["splits"]
+    assert {name: entry["samples"] for name, entry in splits.items()} == {"train": 13, "val": 2}
+    run("dedupe", clean, "--out", again, "--no-progress")
+    assert again.read_text() == ""
