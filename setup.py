@@ -8,16 +8,17 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-NATIVE = Path("data_pipelines/native")
 #: Sums of floating-point numbers must not depend on the compiler: the portable path gives the bytes of the fast one.
 OPTIONS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fvisibility=hidden"]
 
 
-def extension(name: str, *sources: str, **options: list[str]) -> Extension:
+def extension(name: str, **options: list[str]) -> Extension:
+    """The module of that full name, made of all C files in its folder."""
+    folder = Path(*name.split(".")[:-1])
     return Extension(
-        f"data_pipelines.native.{name}",
-        [str(NATIVE / source) for source in sources],
-        depends=[str(header) for header in sorted(NATIVE.glob("*.h"))],
+        name,
+        [str(source) for source in sorted(folder.glob("*.c"))],
+        depends=[str(header) for header in sorted(folder.glob("*.h"))],
         extra_compile_args=OPTIONS,
         optional=True,
         **options,
@@ -37,19 +38,8 @@ class BuildOrTell(build_ext):
 
 setup(
     ext_modules=[
-        extension(
-            "_crops",
-            "module.c",
-            "stream.c",
-            "crop.c",
-            "weights.c",
-            "resample.c",
-            "resample_avx2.c",
-            "colour.c",
-            "colour_avx2.c",
-            "blur.c",
-        ),
-        extension("_jpeg_region", "jpeg_region.c", libraries=["jpeg"]),  # needs libjpeg-turbo's header (libjpeg-dev)
+        extension("data_pipelines.crops.native._crops"),
+        extension("data_pipelines.images.native._jpeg_region", libraries=["jpeg"]),  # needs libjpeg-dev's header
     ],
     cmdclass={"build_ext": BuildOrTell},
 )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.views import Views
+from data_pipelines.crops.views import Views
 
 Shape = tuple[int, ...]
 

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_pipelines import any_channels
-from data_pipelines.ahead import FetchAhead, in_order
-from data_pipelines.crops import to_pillow, write_channels
-from data_pipelines.decode import BadSampleError, decode
-from data_pipelines.fetch import cancel_on
-from data_pipelines.index import Dataset
+from data_pipelines.crops import any_channels
+from data_pipelines.crops.base import to_pillow, write_channels
+from data_pipelines.images.decode import BadSampleError, decode
 from data_pipelines.loader import default_threads
+from data_pipelines.remote.ahead import FetchAhead, in_order
+from data_pipelines.remote.fetch import cancel_on
+from data_pipelines.shards.index import Dataset
 
 _AHEAD = 2  # batches being made while one is used
 _log = logging.getLogger(__name__)

@@ -13,20 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import crops
-from data_pipelines.ahead import FETCH_AHEAD, FetchAhead, Need, naming
-from data_pipelines.any_channels import fitting
-from data_pipelines.bad_samples import BadSampleLog, Decoder
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
-from data_pipelines.device import NUM_COLOURS
-from data_pipelines.executors import ExecutorName, on_cpu, resolve_executor
-from data_pipelines.fetch import cancel_on
-from data_pipelines.index import NO_LABEL, Dataset
+from data_pipelines.crops.any_channels import fitting
+from data_pipelines.crops.device import NUM_COLOURS
+from data_pipelines.crops.executors import ExecutorName, on_cpu, resolve_executor
+from data_pipelines.crops.executors import executor as make_executor
+from data_pipelines.crops.showing import Recipe, Showing
+from data_pipelines.crops.views import Views
+from data_pipelines.images.bad_samples import BadSampleLog, Decoder
+from data_pipelines.remote.ahead import FETCH_AHEAD, FetchAhead, Need, naming
+from data_pipelines.remote.fetch import cancel_on
 from data_pipelines.sampler import Row, Sampler
-from data_pipelines.showing import Recipe, Showing
+from data_pipelines.shards.index import NO_LABEL, Dataset
 from data_pipelines.streams import Purpose, stream_key
-from data_pipelines.views import Views
 
 #: Draws the masks of one image, given the step and its row in the global batch as well: bool (gh, gw) arrays, or with
 #: further axes in front, of the units dropped and of those replaced, or None.
@@ -102,7 +102,7 @@ class Loader:
         self.executor = f"{maker}, colours by the device" if executor == "device" else maker
         self.recipe = Recipe(
             fitting(views, channels)[0],
-            crops.executor(maker),
+            make_executor(maker),
             colour_on_device=executor == "device",
             partial_decode=partial_decode,
             dct_scaling=dct_scaling,

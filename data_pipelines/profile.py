@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.bad_samples import Decoded, Decoder
-from data_pipelines.crops import CropJob
-from data_pipelines.draws import CropParams
-from data_pipelines.jpeg import read_header
+from data_pipelines.crops.base import CropJob
+from data_pipelines.crops.draws import CropParams
+from data_pipelines.images.bad_samples import Decoded, Decoder
+from data_pipelines.images.jpeg import read_header
+from data_pipelines.images.parts import Choose, Part
 from data_pipelines.loader import Loader
-from data_pipelines.parts import Choose, Part
 
 #: The stages of a sample, in their order; `waiting` is for the interpreter's lock, the disk or the end of a step.
 STAGES = ("read", "header and draw", "decode", "crops", "colour", "masks", "waiting")

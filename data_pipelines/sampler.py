@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.index import Dataset
 from data_pipelines.mixture import Mixture
 from data_pipelines.order import MAX_LANES, Order, default_lanes
+from data_pipelines.shards.index import Dataset
 from data_pipelines.streams import Purpose
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_pipelines import native
+from data_pipelines.crops import native
 
 
 class Purpose(IntEnum):

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from data_pipelines.files import write_json
-from data_pipelines.urls import redact
+from data_pipelines.remote.urls import redact
 from eval.baselines import cached
 from eval.features import FeatureSet, centred, extract, pixels
 from eval.logistic import COARSE_GRID, FULL_GRID
@@ -25,7 +25,7 @@ from eval.splits import chance, open_splits
 from eval.target import Target, open_target
 
 if TYPE_CHECKING:
-    from data_pipelines.index import Dataset
+    from data_pipelines.shards.index import Dataset
     from pretrain.encoders import Encoder
 
 MAX_PIXEL_SIDE = 32  # raw pixels are compared at most this large: 3,072 values of a colour image

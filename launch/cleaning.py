@@ -14,13 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from data_pipelines.center import center_crops
-from data_pipelines.contact_sheet import Display, Tile, fitted, grid
-from data_pipelines.decode import decode
-from data_pipelines.dedupe import DEFAULT_RADIUS, HELD_OUT, KINDS, FindNear, Found, NearByHash, Splits, dedupe
+from data_pipelines.checks.contact_sheet import Display, Tile, fitted, grid
+from data_pipelines.checks.dedupe import DEFAULT_RADIUS, HELD_OUT, KINDS, FindNear, Found, NearByHash, Splits, dedupe
+from data_pipelines.checks.fingerprint import Fingerprints
+from data_pipelines.checks.neighbours import Pairs, cosine_pairs
 from data_pipelines.files import atomic_write
-from data_pipelines.fingerprint import Fingerprints
-from data_pipelines.index import Dataset, open_dataset
-from data_pipelines.neighbours import Pairs, cosine_pairs
+from data_pipelines.images.decode import decode
+from data_pipelines.shards.index import Dataset, open_dataset
 
 if TYPE_CHECKING:
     from eval.target import Target

@@ -123,9 +123,9 @@ def pack(
     progress: Progress = True,
 ) -> None:
     """Pack images into shuffled WebDataset shards with an index; the same command again goes on after a stop."""
-    from data_pipelines.reencode import Reencoding
-    from data_pipelines.sources.base import Columns
-    from data_pipelines.write import pack as pack_images
+    from data_pipelines.packing.reencode import Reencoding
+    from data_pipelines.packing.sources.base import Columns
+    from data_pipelines.packing.write import pack as pack_images
 
     reencoding = None
     if max_short_side is not None or reencode_all:
@@ -174,13 +174,13 @@ def verify(
 ) -> None:
     """Find all that is wrong with a data set before a run does; exit code 1 for errors, 0 for notes only."""
     if cases:
-        from data_pipelines.cases import table
+        from data_pipelines.images.cases import table
 
         typer.echo(table())
         return
     if shards is None:
         raise typer.BadParameter("name the shards to verify", param_hint="SHARDS")
-    from data_pipelines.verify import verify as verify_shards
+    from data_pipelines.checks.verify import verify as verify_shards
 
     found = verify_shards(shards, report=report, workers=workers, quick=quick, channels=channels, progress=progress)
     if not found["ok"]:

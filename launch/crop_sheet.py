@@ -10,14 +10,14 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from data_pipelines.any_channels import fitting
-from data_pipelines.contact_sheet import Display, Tile, fitted, grid
-from data_pipelines.decode import decode
-from data_pipelines.device import finish
-from data_pipelines.draws import CropParams, draw
-from data_pipelines.index import Dataset
+from data_pipelines.checks.contact_sheet import Display, Tile, fitted, grid
+from data_pipelines.crops.any_channels import fitting
+from data_pipelines.crops.device import finish
+from data_pipelines.crops.draws import CropParams, draw
+from data_pipelines.images.decode import decode
 from data_pipelines.loader import Loader
 from data_pipelines.sampler import Sampler
+from data_pipelines.shards.index import Dataset
 from data_pipelines.streams import Purpose
 from pretrain.data import sampler_of
 from pretrain.masking import draw_mask_for

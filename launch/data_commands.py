@@ -146,7 +146,7 @@ def stats(
     progress: Progress = True,
 ) -> None:
     """Measure mean, deviation and range of every channel; runs normalise by what dataset.json says."""
-    from data_pipelines.dataset_info import data_stats
+    from data_pipelines.shards.dataset_info import data_stats
 
     if bits not in (None, 8, 16):
         raise typer.BadParameter(f"{bits}; a channel has 8 or 16 bits", param_hint="--bits")

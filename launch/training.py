@@ -49,7 +49,7 @@ def show_plan(preset: str, overrides: Sequence[str]) -> None:
     config = load_config(preset, overrides)
     world_size = rank_environment(os.environ).world_size
     check_batch(config, world_size)
-    from data_pipelines.any_channels import left_out_line
+    from data_pipelines.crops.any_channels import left_out_line
     from pretrain.data import open_datasets, resolve_executor, sampler_of
     from pretrain.encoders.supported import check_encoder  # imports torch, so after all that is known without
     from pretrain.initialise import check_init_from

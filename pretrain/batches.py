@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipelines.buffers import map_batch
-from data_pipelines.device import finish
+from data_pipelines.crops.device import finish
 from data_pipelines.loader import Batch, Loader
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from data_pipelines.urls import redact
+from data_pipelines.remote.urls import redact
 from pretrain.schema import Config
 from pretrain.schema.encoders import expand_encoder
 

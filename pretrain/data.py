@@ -11,14 +11,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_pipelines import executors
-from data_pipelines.bad_samples import check_losses
-from data_pipelines.cache import Cache, default_folder
-from data_pipelines.fetch import Patience
-from data_pipelines.index import Dataset, open_dataset
+from data_pipelines.crops import executors
+from data_pipelines.images.bad_samples import check_losses
 from data_pipelines.loader import Loader
+from data_pipelines.remote.cache import Cache, default_folder
+from data_pipelines.remote.fetch import Patience
+from data_pipelines.remote.urls import redact
 from data_pipelines.sampler import Sampler
-from data_pipelines.urls import redact
+from data_pipelines.shards.index import Dataset, open_dataset
 from pretrain.config import ConfigError, load_config
 from pretrain.masking import draw_mask_for
 from pretrain.schema import Config

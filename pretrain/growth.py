@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.files import read_json, write_json
-from data_pipelines.index import Dataset
 from data_pipelines.sampler import Part, Sampler, Segment
+from data_pipelines.shards.index import Dataset
 from pretrain.config import ConfigError
 
 _MOST_NAMED = 5

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import timm
 
-from data_pipelines.index import Dataset
-from data_pipelines.urls import redact
+from data_pipelines.remote.urls import redact
+from data_pipelines.shards.index import Dataset
 from pretrain.config import ConfigError
 from pretrain.data import sources, weights_of
 from pretrain.encoders.load import TIMM_PREFIX, find_encoder

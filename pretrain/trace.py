@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.any_channels import fitting
-from data_pipelines.bad_samples import Decoder
-from data_pipelines.draws import draw
+from data_pipelines.crops.any_channels import fitting
+from data_pipelines.crops.draws import draw
+from data_pipelines.images.bad_samples import Decoder
+from data_pipelines.images.parts import Part, whole
 from data_pipelines.loader import mask_generator
-from data_pipelines.parts import Part, whole
 from data_pipelines.sampler import Row, Sampler
 from pretrain.checkpoint import Checkpoints, damage, read_state
 from pretrain.config import ConfigError, check_batch, load_config

@@ -13,14 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipelines.any_channels import left_out_line
-from data_pipelines.bad_samples import BadSampleLog
 from data_pipelines.buffers import map_batch
 from data_pipelines.cores import cores_per_process
+from data_pipelines.crops.any_channels import left_out_line
 from data_pipelines.files import read_json
-from data_pipelines.index import Dataset
+from data_pipelines.images.bad_samples import BadSampleLog
 from data_pipelines.loader import Batch
 from data_pipelines.sampler import Sampler
+from data_pipelines.shards.index import Dataset
 from pretrain.batches import DeviceSteps, crop_sheet, seed_dropout, share_mask_counts
 from pretrain.checkpoint import Checkpoints, ResumeState, agree_on, check_resume, damage, read_state
 from pretrain.config import ConfigError, check_batch

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from data_pipelines.views import section
+from data_pipelines.crops.views import section
 
 # dim, depth, heads of the published sizes
 VIT_SIZES = {

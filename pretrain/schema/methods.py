@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from data_pipelines.views import Share, section
+from data_pipelines.crops.views import Share, section
 
 
 @section

@@ -15,8 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from data_pipelines.executors import ExecutorName
-from data_pipelines.views import Share, Views, section
+from data_pipelines.crops.executors import ExecutorName
+from data_pipelines.crops.views import Share, Views, section
 from pretrain.combinations import check_combinations
 from pretrain.schema.encoders import EncoderConfig
 from pretrain.schema.methods import MethodConfig

@@ -14,7 +14,7 @@ from _pipelines import bench_shards, loader_rows
 from PIL import Image
 from torchvision import transforms
 
-from data_pipelines.views import Crop, Views
+from data_pipelines.crops.views import Crop, Views
 
 MAE = Views(global_crops=(Crop(size=224, scale=(0.2, 1.0)),))
 RECIPE = transforms.Compose(  # facebookresearch/mae: main_pretrain.py

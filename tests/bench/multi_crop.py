@@ -25,12 +25,13 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
 from torchvision.transforms import functional as tv
 
-from data_pipelines import native
-from data_pipelines.crops import CropJob, Executor, executor
-from data_pipelines.draws import CropParams, draw
-from data_pipelines.index import open_dataset
-from data_pipelines.jpeg import decode_jpeg
-from data_pipelines.views import Crop, LocalCrops, Views
+from data_pipelines.crops import native
+from data_pipelines.crops.base import CropJob, Executor
+from data_pipelines.crops.draws import CropParams, draw
+from data_pipelines.crops.executors import executor
+from data_pipelines.crops.views import Crop, LocalCrops, Views
+from data_pipelines.images.jpeg import decode_jpeg
+from data_pipelines.shards.index import open_dataset
 
 COLOURS = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grey": 0.2}
 VIEWS = Views(

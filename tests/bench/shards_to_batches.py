@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from data_pipelines.index import Dataset
-from data_pipelines.views import Crop, LocalCrops, Views
+from data_pipelines.crops.views import Crop, LocalCrops, Views
+from data_pipelines.shards.index import Dataset
 
 ROWS, BATCH, WORKERS = 512, 64, 2
 COLOUR = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grey": 0.2}

@@ -9,9 +9,9 @@ import torchvision.transforms.functional as tv
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import InterpolationMode
 
-from data_pipelines.crops import CropJob
-from data_pipelines.draws import CropParams
-from data_pipelines.views import Interpolation
+from data_pipelines.crops.base import CropJob
+from data_pipelines.crops.draws import CropParams
+from data_pipelines.crops.views import Interpolation
 
 JITTER: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "brightness": tv.adjust_brightness,

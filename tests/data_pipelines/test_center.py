@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from data_pipelines.center import center_crop, center_crops
-from data_pipelines.index import Dataset, open_dataset
+from data_pipelines.shards.index import Dataset, open_dataset
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (83, 41), (20, 24), (33, 33)])

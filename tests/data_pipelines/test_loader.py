@@ -15,15 +15,15 @@ import pytest
 import torch
 from making import encode, picture, sample_files, write_tar
 
-from data_pipelines import native
-from data_pipelines.bad_samples import Decoder, TooManyBadSamplesError
 from data_pipelines.buffers import map_batch
-from data_pipelines.device import finish
-from data_pipelines.executors import ExecutorName
-from data_pipelines.index import Dataset, open_dataset
+from data_pipelines.crops import native
+from data_pipelines.crops.device import finish
+from data_pipelines.crops.executors import ExecutorName
+from data_pipelines.crops.views import Crop, LocalCrops, TargetCrop, Views
+from data_pipelines.images.bad_samples import Decoder, TooManyBadSamplesError
 from data_pipelines.loader import Batch, Loader
 from data_pipelines.sampler import Sampler
-from data_pipelines.views import Crop, LocalCrops, TargetCrop, Views
+from data_pipelines.shards.index import Dataset, open_dataset
 
 COLOUR = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grey": 0.2}
 DINO = Views(

@@ -19,12 +19,12 @@ import torch
 from making import sample_files, write_tar
 from serving import serve
 
-from data_pipelines.cache import Cache
-from data_pipelines.fetch import Patience
-from data_pipelines.index import Dataset, open_dataset
+from data_pipelines.crops.views import Crop, LocalCrops, TargetCrop, Views
 from data_pipelines.loader import Batch, Loader
+from data_pipelines.remote.cache import Cache
+from data_pipelines.remote.fetch import Patience
 from data_pipelines.sampler import Sampler
-from data_pipelines.views import Crop, LocalCrops, TargetCrop, Views
+from data_pipelines.shards.index import Dataset, open_dataset
 
 COLOUR = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grey": 0.2}
 VIEWS = Views(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines.index import open_dataset
+from data_pipelines.shards.index import open_dataset
 from eval.features import FeatureSet, centred, extract, pixels
 from pretrain.encoders import build_encoder
 from pretrain.schema import SwinConfig, VitConfig

@@ -11,7 +11,7 @@ from making import npy, tiff, write_tar
 from PIL import Image
 from typer.testing import CliRunner
 
-import data_pipelines.showing
+import data_pipelines.crops.showing
 import launch.crop_sheet
 from launch.cleaning import whitened
 from launch.cli import app, main
@@ -137,8 +137,8 @@ def test_show_draws_the_crops_that_the_loader_makes(
     shards: Path, tmp_path: Path, preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The parameters below the crops are those that the loader drew."""
-    draw, loaded, shown = data_pipelines.showing.draw, [], []
-    monkeypatch.setattr(data_pipelines.showing, "draw", lambda *args: loaded.append(draw(*args)) or loaded[-1])
+    draw, loaded, shown = data_pipelines.crops.showing.draw, [], []
+    monkeypatch.setattr(data_pipelines.crops.showing, "draw", lambda *args: loaded.append(draw(*args)) or loaded[-1])
     monkeypatch.setattr(launch.crop_sheet, "told", lambda params: shown.append(params) or told(params))
     args = ["train.batch_size=32", "method.tokenizer=x"] if "beit" in preset else ["train.batch_size=32"]
     run("show", shards, "--preset", preset, *args, "--out", tmp_path, "--rows", 3, "--step", 1, "--no-progress")

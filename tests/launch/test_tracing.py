@@ -13,10 +13,10 @@ import pytest
 from tiny import config_data, write_shards
 from typer.testing import CliRunner
 
-from data_pipelines import crops as crop_making
-from data_pipelines.crops import CropJob
-from data_pipelines.decode import decode
-from data_pipelines.draws import CropParams
+from data_pipelines.crops.base import CropJob
+from data_pipelines.crops.draws import CropParams
+from data_pipelines.crops.executors import executor
+from data_pipelines.images.decode import decode
 from data_pipelines.loader import Loader
 from launch.cli import app
 from pretrain.config import parse_config
@@ -66,7 +66,7 @@ def test_it_tells_what_the_loader_makes(data: dict[str, Any], tmp_path: Path) ->
             crop |= {"box": tuple(crop["box"]), "jitter": tuple(map(tuple, crop["jitter"]))}
             made = np.empty((3, 32, 32), np.uint8)
             job = CropJob(CropParams(**crop), config.views.global_crops[0].interpolation, made)
-            crop_making.executor("wheels")(decode(dataset.read(row["sample"])), [job])
+            executor("wheels")(decode(dataset.read(row["sample"])), [job])
             np.testing.assert_array_equal(made, batch["global_crops"][place, 0].numpy())
             mask = batch["dropped"][place].numpy()
             assert row["mask"] == hashlib.sha256(mask.tobytes() + b"none").hexdigest()[:16]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import config_data, write_shards
 
-from data_pipelines.index import open_dataset
 from data_pipelines.loader import Batch, Loader
+from data_pipelines.shards.index import open_dataset
 from pretrain.batches import DeviceSteps, ids_digest
 from pretrain.config import ConfigError, dump_config, parse_config
 from pretrain.data import resolve_executor, sampler_of
@@ -104,12 +104,12 @@ def test_a_run_keeps_its_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     config = parse_config(config_data("mae", "vit", tmp_path, tmp_path / "runs"))
     folder = tmp_path / "runs" / config.name
     folder.mkdir(parents=True)
-    monkeypatch.setattr("data_pipelines.native.BUILT", True)
+    monkeypatch.setattr("data_pipelines.crops.native.BUILT", True)
     begun = resolve_executor(config)
     assert begun.data.executor == "native"
     (folder / "config.yaml").write_text(dump_config(begun))
     assert resolve_executor(config) == begun
-    monkeypatch.setattr("data_pipelines.native.BUILT", False)
+    monkeypatch.setattr("data_pipelines.crops.native.BUILT", False)
     with pytest.raises(ConfigError, match=r"makes its crops by native, which is missing here.*build_ext"):
         resolve_executor(config)
     other = config_data("mae", "vit", tmp_path, tmp_path / "elsewhere")

@@ -12,8 +12,8 @@ import torch
 from test_train import column, run_all
 from tiny import config_data, write_shards
 
-from data_pipelines.index import open_dataset
 from data_pipelines.sampler import Row, Sampler
+from data_pipelines.shards.index import open_dataset
 from pretrain.batches import ids_digest
 from pretrain.config import ConfigError, parse_config
 from pretrain.data import open_datasets, sampler_of, sources, weights_of

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.views import Crop
+from data_pipelines.crops.views import Crop
 from pretrain.config import list_presets, load_config
 from pretrain.masking import mask_grid, num_hidden
 from pretrain.schedules import Timeline, learning_rate, weight_decay

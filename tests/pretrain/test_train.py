@@ -17,7 +17,7 @@ import pytest
 import torch
 from tiny import config_data, write_shards
 
-from data_pipelines.shard_index import build_index
+from data_pipelines.shards.shard_index import build_index
 from pretrain.checkpoint import Checkpoints, damage
 from pretrain.config import ConfigError, parse_config
 from pretrain.diagnostics import NonFiniteError, check_finite

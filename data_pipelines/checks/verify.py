@@ -1,0 +1,262 @@
+"""Look at every byte of a data set of shards before a cluster does; what can be found, `CASES` lists."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from data_pipelines.checks.check_shards import Census, Listed, ShardCheck, check_shard, unreadable
+from data_pipelines.checks.tally import Tally
+from data_pipelines.files import write_json
+from data_pipelines.images.bad_samples import MAX_TRIES
+from data_pipelines.images.cases import Severity, shown
+from data_pipelines.images.judge import Verdict, judge
+from data_pipelines.remote.cache import Cache
+from data_pipelines.remote.fetch import cancel_on
+from data_pipelines.remote.local_view import LocalView
+from data_pipelines.remote.urls import inside, is_url, name_of
+from data_pipelines.shards.index import find_shards
+from data_pipelines.shards.sample_index import Index
+from data_pipelines.shards.tar import BLOCK, suffix_in
+
+_PIECE = 64  # samples a thread decodes at a time
+_MAX_LISTED = 1000  # bad samples named in the report
+_USUAL_SHARE = 0.01  # data.max_bad_share, unless a run sets another
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def verify(
+    out: str | Path,
+    *,
+    report: Path | None = None,
+    workers: int | None = None,
+    quick: bool = False,
+    channels: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Decode every sample of every shard, and compare with what the index and `dataset.json` say.
+
+    Memory does not grow with the number of samples, but for a moment: 8 bytes a sample, and 128 MB at most.
+
+    Args:
+        out: A folder, of which all `*.tar` are looked at; or shards by `*` or `{000..009}`; here or at a URL.
+        report: Where to write the report as JSON; default `verify.json` in the folder, if that can be written to.
+        workers: Threads; default: the cores this process may use.
+        quick: Look at tar headers, labels and indexes only: no image, no checksum of the bytes.
+        channels: Of the runs to come, as `data.channels`; default: any, each image as it is stored.
+        progress: Show a bar, and at the end what was found.
+
+    Returns:
+        The report. `ok`: there is no error. `cases`: what was found, by its name in `CASES`, with severity, count and
+        the first examples; in words `problems` (errors) and `notes`. `bad`: the samples that cannot be decoded (key,
+        shard, case, reason), at most 1,000 of `num_bad`. `run`: what a run will do about these. `samples`, `labelled`,
+        `shards`: what there is. `width`, `height`: smallest and largest, in px, as stored. `modes`: Pillow's, counted.
+
+    Raises:
+        FileNotFoundError: There are no such shards.
+        ValueError: `dataset.json` is none.
+    """
+    whole = Path(out).expanduser().is_dir() or (is_url(out) and not name_of(str(out)).endswith(".tar"))
+    cache = Cache()
+    shards = find_shards(_all_in(out) if whole else out, cache=cache)
+    with LocalView(shards, cache, whole=whole) as view:
+        result = _verify(view, workers or len(os.sched_getaffinity(0)), quick, channels, progress)
+    folder = shards[0].parent
+    if report is not None:
+        write_json(report, result)
+    elif isinstance(folder, Path) and os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:
+        write_json(folder / "verify.json", result)
+    if progress:
+        _print(result)
+    return result
+
+
+def _verify(view: LocalView, workers: int, quick: bool, channels: int | None, progress: bool) -> dict[str, Any]:
+    folder = view.paths[0].parent
+    listed = Listed.in_folder(folder)
+    stop = threading.Event()
+    census, account = Census(folder, listed), _Account()
+    columns = (
+        TextColumn("verifying"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TextColumn("{task.fields[samples]:,} samples"),
+        TimeRemainingColumn(),
+    )
+    with (
+        Progress(*columns, disable=not progress) as bar,
+        ThreadPoolExecutor(workers, "verify", cancel_on, (stop,)) as pool,
+        ExitStack() as ending,
+    ):
+        ending.callback(stop.set)
+        task = bar.add_task("verifying", total=sum(_size(shard) for shard in view.paths), samples=0)
+
+        def pieces() -> Iterator[_Piece]:
+            for check in _ahead(pool, lambda shard: _check(view, shard, listed, quick), view.paths, 2 * workers):
+                census.add(check)
+                if quick or not check.samples:
+                    bar.update(task, advance=check.facts.size)
+                    view.release(check.facts.shard)
+                    continue
+                bar.update(task, advance=check.facts.size - int(check.samples.image_bytes[0]))
+                for first in range(0, len(check.samples), _PIECE):
+                    rows = range(first, min(first + _PIECE, len(check.samples)))
+                    yield _Piece(check.facts.shard, check.samples, rows)
+
+        for piece, results in _ahead(pool, lambda piece: (piece, _judge(piece, channels)), pieces(), 4 * workers):
+            account.add(results)
+            if piece.rows.stop == len(piece.samples):
+                view.release(piece.shard)
+            num_bytes = sum(result.size for result in results)
+            bar.update(task, advance=num_bytes, samples=account.num_samples)
+    tally = Tally()
+    for part in (census.tally, account.tally, census.compare()):
+        tally.update(part)
+    return {
+        "ok": not any(tally.of(Severity.ERROR)),
+        "quick": quick,
+        "problems": [tally.sentence(case) for case in tally.of(Severity.ERROR)],
+        "notes": [tally.sentence(case) for case in tally.of(Severity.NOTE)],
+        "cases": tally.report(),
+        "shards": len(view.paths),
+        "samples": census.num_samples,
+        "labelled": census.num_labelled,
+        "num_bad": account.num_bad,
+        "bad": account.bad,
+        "run": account.outlook() if not quick else "not known: no image was decoded",
+        "width": account.width,
+        "height": account.height,
+        "modes": dict(sorted(account.modes.items())),
+    }
+
+
+class _Piece(NamedTuple):
+    shard: Path
+    samples: Index
+    rows: range
+
+
+class _Judged(NamedTuple):
+    shard: str
+    key: str
+    size: int  # bytes
+    verdict: Verdict
+
+
+class _Account:
+    """What the images were, told in order."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+        self.num_samples = self.num_bad = 0
+        self.bad: list[dict[str, str]] = []
+        self.width, self.height = [0, 0], [0, 0]
+        self.modes: Counter[str] = Counter()
+        self._shard, self._num_in_row, self._ends_at = "", 0, ""
+
+    def add(self, results: list[_Judged]) -> None:
+        for shard, key, _, verdict in results:
+            self.num_samples += 1
+            if verdict.case is None:
+                self._num_in_row = 0
+                self.width, self.height = _widened(self.width, verdict.width), _widened(self.height, verdict.height)
+                self.modes[verdict.mode] += 1
+                for note in verdict.notes:
+                    self.tally.add(note, shard, key)
+                continue
+            self.num_bad += 1
+            self.tally.add(verdict.case, shard, key, verdict.reason)
+            if len(self.bad) < _MAX_LISTED:
+                reason = verdict.reason or ""
+                self.bad.append({"key": shown(key), "shard": shard, "case": verdict.case, "reason": reason})
+            self._num_in_row = self._num_in_row + 1 if shard == self._shard else 1
+            self._shard = shard
+            if self._num_in_row == MAX_TRIES:
+                self._ends_at = self._ends_at or f"{shown(key)} of {shard}"
+
+    def outlook(self) -> str:
+        """What a run will do."""
+        share = self.num_bad / max(1, self.num_samples)
+        told = f"{self.num_bad:,} of {self.num_samples:,} samples ({100 * share:.3g} %) cannot be decoded"
+        if not self.num_bad:
+            return "every sample can be used"
+        if self._ends_at:
+            return f"{told}; a run ends at {self._ends_at}, where {MAX_TRIES} in a row are bad: pack the data again"
+        if share > _USUAL_SHARE:
+            return (
+                f"{told}; a run ends, as that is more than data.max_bad_share={_USUAL_SHARE:g}, unless it permits more"
+            )
+        return f"{told}; a run shows a neighbour instead"
+
+
+def _widened(sides: list[int], side: int) -> list[int]:
+    return [min(sides[0] or side, side), max(sides[1], side)]
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item], count: int
+) -> Iterator[_Result]:
+    """`map`, in order and no more than `count` items ahead of what is used."""
+    pending: deque[Future[_Result]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) >= count:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _judge(piece: _Piece, channels: int | None) -> list[_Judged]:
+    try:
+        with piece.shard.open("rb") as file:
+            return [_judge_one(piece, row, file.fileno(), channels) for row in piece.rows]
+    except OSError as error:  # a file system that fails once is not asked again for the others of the piece
+        verdict = Verdict(shown(str(error)), "unreadable")
+        entries = [piece.samples.entry(0, row) for row in piece.rows]
+        return [_Judged(piece.shard.name, entry.key, entry.image_size, verdict) for entry in entries]
+
+
+def _judge_one(piece: _Piece, row: int, descriptor: int, channels: int | None) -> _Judged:
+    entry = piece.samples.entry(0, row)
+    content = os.pread(descriptor, BLOCK + entry.image_size, entry.image_offset - BLOCK)  # with its header before it
+    verdict = judge(content[BLOCK:], suffix_in(content[:BLOCK]), channels=channels)
+    return _Judged(piece.shard.name, entry.key, entry.image_size, verdict)
+
+
+def _check(view: LocalView, shard: Path, listed: Listed, quick: bool) -> ShardCheck:
+    try:
+        view.bring(shard)
+    except OSError as error:
+        return unreadable(shard, error)
+    return check_shard(shard, listed, quick)
+
+
+def _all_in(folder: str | Path) -> str | Path:
+    return inside(str(folder), "*.tar") if is_url(folder) else Path(folder).expanduser() / "*.tar"
+
+
+def _size(shard: Path) -> int:
+    try:
+        return shard.stat().st_size
+    except OSError:  # told by `check_shard`
+        return 0
+
+
+def _print(result: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for severity, told in (("error", result["problems"]), ("note", result["notes"])):
+        for sentence in told:
+            console.print(f"{severity}: {sentence}", markup=False)
+    state = "no error" if result["ok"] else f"{len(result['problems'])} kinds of error"
+    console.print(f"{result['samples']:,} samples in {result['shards']:,} shards: {state}; {result['run']}")

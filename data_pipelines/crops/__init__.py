@@ -1,0 +1,1 @@
+"""What a recipe sees of an image: parameters drawn, and pixels made of them."""

@@ -1,0 +1,1 @@
+"""Decoding in C, where it was built."""

@@ -1,0 +1,117 @@
+"""NumPy's `.npy` files from bytes in memory: the header is matched word by word, never evaluated or unpickled."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+from einops import rearrange
+
+from data_pipelines.images.pixels import Header, UnusableImageError, check_size
+
+MAGIC = b"\x93NUMPY"
+_MAX_HEADER = 1024  # bytes; three entries take some 130
+_HEADER = re.compile(
+    rb"\{\s*'descr':\s*'([^']{1,20})',\s*'fortran_order':\s*(True|False),\s*"
+    rb"'shape':\s*\(\s*((?:[0-9]{1,12}\s*,\s*)*(?:[0-9]{1,12})?)\s*\),?\s*\}\s*"
+)
+
+
+class _Array(NamedTuple):
+    dtype: np.dtype
+    by_columns: bool  # Fortran's order
+    shape: tuple[int, ...]
+    start: int  # of the values, in bytes
+
+
+def read_npy(content: bytes, channels: int | None) -> np.ndarray:
+    """(h, w, c) uint8 or uint16 of an array (h, w), (h, w, c) or (c, h, w) of those types.
+
+    The channels are the first or last axis, namely the one of `channels` entries. Where neither has as many, an axis
+    of 1 will do for 3 channels and one of 3 for 1. `channels` None: the shorter of the two axes.
+
+    Raises:
+        ValueError: Of other types or axes, where both axes could be it, or not as long as its header says.
+    """
+    array = _header(content)
+    axis = _channel_axis(array.shape, channels)
+    if axis is None:
+        raise UnusableImageError(
+            "other_channels",
+            f"an array of {_words(array.shape)} may be (h, w, c) as well as (c, h, w) with c = "
+            f"{channels or array.shape[0]}; store it as TIFF",
+        )
+    values = np.frombuffer(content, array.dtype, offset=array.start)
+    pixels = values.reshape(array.shape, order="F" if array.by_columns else "C")
+    pixels = pixels.astype(array.dtype.newbyteorder("="), copy=False)
+    if len(array.shape) == 2:
+        return rearrange(pixels, "h w -> h w 1")
+    return rearrange(pixels, "c h w -> h w c") if axis == 0 else pixels
+
+
+def look_at_npy(content: bytes) -> Header:
+    """What the header says; see `read_npy` for the errors. `channels` is None where the first axis is like the last."""
+    array = _header(content)
+    axis = _channel_axis(array.shape, None)
+    sides = list(array.shape)
+    channels: int | None = 1
+    if len(sides) == 3:
+        channels = sides.pop(axis or 0)
+        channels = None if axis is None else channels
+    mode = f"{_words(array.shape)} {array.dtype.newbyteorder('=')}"
+    return Header("NPY", sides[1], sides[0], channels, 8 * array.dtype.itemsize, mode)
+
+
+def _header(content: bytes) -> _Array:
+    """The header, checked against the limits of size and against the length of the file."""
+    if content[6:7] == b"\x01":
+        first, length = 10, int.from_bytes(content[8:10], "little")
+    elif content[6:7] in (b"\x02", b"\x03"):
+        first, length = 12, int.from_bytes(content[8:12], "little")
+    else:
+        raise ValueError("no version of npy that there is")
+    start = first + length
+    text = content[first : first + min(length, _MAX_HEADER)]
+    match = _HEADER.fullmatch(text)
+    if match is None:
+        raise ValueError("an npy header that is damaged, or of records or objects")
+    name = match[1].decode("latin-1")
+    if name not in ("|u1", "<u1", ">u1", "<u2", ">u2"):
+        raise UnusableImageError(
+            "other_format",
+            f"an npy of type {name!r}; images are uint8 or uint16: store other numbers scaled to one of those",
+        )
+    dtype = np.dtype(name)
+    shape = tuple(int(side) for side in match[3].replace(b",", b" ").split())
+    if len(shape) not in (2, 3):
+        reason = f"an npy of {_words(shape)}; images are (h, w), (h, w, c) or (c, h, w)"
+        raise UnusableImageError("other_format", reason)
+    axis = _channel_axis(shape, None) if len(shape) == 3 else None
+    sides = [*shape, 1] if len(shape) == 2 else [*shape[1:], shape[0]] if axis == 0 else list(shape)
+    check_size(sides[0], sides[1], sides[2], dtype.itemsize)
+    if len(content) - start != math.prod(shape) * dtype.itemsize:
+        raise ValueError(
+            f"an npy of {_words(shape)} has {math.prod(shape) * dtype.itemsize} bytes of values, and there are "
+            f"{max(len(content) - start, 0)}"
+        )
+    return _Array(dtype, match[2] == b"True", shape, start)
+
+
+def _channel_axis(shape: tuple[int, ...], channels: int | None) -> int | None:
+    """0 or -1; None where it is not to be told. ValueError where neither axis fits."""
+    if len(shape) == 2:
+        return -1
+    first, last = shape[0], shape[-1]
+    if channels is None:
+        return None if first == last else 0 if first < last else -1
+    for wanted in (channels, {3: 1, 1: 3}.get(channels)):
+        if wanted in (first, last):
+            return None if first == last else 0 if first == wanted else -1
+    reason = f"an npy of {_words(shape)}, and neither its first nor its last axis is data.channels, {channels}"
+    raise UnusableImageError("other_channels", reason)
+
+
+def _words(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "no axis"

@@ -1,0 +1,156 @@
+"""One shard, written so that the same images always give the same bytes."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from tarfile import BLOCKSIZE, USTAR_FORMAT, TarInfo
+from threading import Event, Lock
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.files import atomic_write
+from data_pipelines.images.decode import DAMAGE, reason_of
+from data_pipelines.packing.reencode import Prepared, Reencoding, prepare
+from data_pipelines.packing.scan import Catalogue
+from data_pipelines.packing.sources.base import Content
+from data_pipelines.shards.sample_index import NO_LABEL
+
+
+@dataclass
+class Workshop:
+    """What the shards of one pack share: where the images come from, who prepares them, and when to stop.
+
+    Args:
+        catalogue: What is packed.
+        pool: Threads that read images and prepare them.
+        ahead: Images that a shard has under way at a time.
+        reencoding: See `prepare`.
+        decode_all: See `prepare`.
+        refuse: Stop at an unusable image, instead of leaving it out.
+        advance: Called for every image with the bytes that were read, by any thread.
+    """
+
+    catalogue: Catalogue
+    pool: ThreadPoolExecutor
+    ahead: int
+    reencoding: Reencoding | None
+    decode_all: bool
+    refuse: bool
+    advance: Callable[[int], None]
+    stop: Event = field(default_factory=Event)
+    refused: list[dict[str, str]] = field(default_factory=list)
+    lock: Lock = field(default_factory=Lock)
+
+
+@dataclass(frozen=True)
+class _Image:
+    """One entry, ready to be written; `prepared` None: it cannot be used, for that reason."""
+
+    number: int
+    prepared: Prepared | None
+    reason: str
+    json: bytes | None
+    num_read: int
+
+
+def write_shard(shop: Workshop, shard: Path, numbers: np.ndarray) -> dict[str, Any]:
+    """Write one shard, whole or not at all; what cannot be opened as an image is left out.
+
+    Args:
+        shop: Of the pack.
+        shard: The tar to be.
+        numbers: Its entries in order.
+
+    Returns:
+        What is in it, for JSON: samples, bytes, sha256; how often each size, mode, label and outcome of
+        re-encoding; bytes of the images before and after; the skipped.
+
+    Raises:
+        InterruptedError: The pack was told to stop; if for unusable images, they are in `shop.refused`.
+        OSError: An image cannot be read, or changed since it was listed.
+    """
+    listing, labels = shop.catalogue.source.listing, shop.catalogue.labels
+    digest, num_samples, num_read, num_kept = sha256(), 0, 0, 0
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("sizes", "modes", "labels", "outcomes")}
+    skipped: list[dict[str, str]] = []
+    with atomic_write(shard) as file:
+
+        def put(content: bytes) -> None:
+            file.write(content)
+            digest.update(content)
+
+        for image in _prepared(shop, numbers):
+            shop.advance(image.num_read)
+            if image.prepared is None:
+                unusable = {"path": listing.entry(image.number).path, "reason": image.reason}
+                skipped.append(unusable)
+                if shop.refuse:
+                    with shop.lock:
+                        shop.refused.append(unusable)
+                    shop.stop.set()
+                continue
+            key, label = listing.key(image.number), int(labels[image.number])
+            put(_member(f"{key}.{image.prepared.suffix}", image.prepared.content))
+            if label != NO_LABEL:
+                put(_member(f"{key}.cls", str(label).encode()))
+                counts["labels"][str(label)] += 1
+            if image.json is not None:
+                put(_member(f"{key}.json", image.json))
+            counts["sizes"][f"{image.prepared.width}x{image.prepared.height}"] += 1
+            counts["modes"][image.prepared.mode] += 1
+            counts["outcomes"][image.prepared.outcome] += 1
+            num_samples += 1
+            num_read += image.num_read
+            num_kept += len(image.prepared.content)
+        if shop.stop.is_set():
+            raise InterruptedError(f"{shard} is left unfinished; another one failed, or the pack was interrupted")
+        put(bytes(2 * BLOCKSIZE))
+        num_bytes = file.tell()
+    return {
+        "samples": num_samples,
+        "bytes": num_bytes,
+        "sha256": digest.hexdigest(),
+        **counts,
+        "bytes_before": num_read,
+        "bytes_after": num_kept,
+        "skipped": skipped,
+    }
+
+
+def _prepared(shop: Workshop, numbers: np.ndarray) -> Iterator[_Image]:
+    """The images in order, a bounded number of them under way; once told to stop, only what is under way."""
+    contents = shop.catalogue.source.contents(numbers.tolist())
+    pending: deque[Future[_Image]] = deque()
+    places = iter(numbers.tolist())
+    try:
+        while True:
+            while len(pending) < shop.ahead and not shop.stop.is_set() and (number := next(places, None)) is not None:
+                pending.append(shop.pool.submit(_prepare, shop, number, next(contents)))
+            if not pending:
+                return
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _prepare(shop: Workshop, number: int, read: Callable[[], Content]) -> _Image:
+    content = read()
+    try:
+        prepared = prepare(content.image, shop.reencoding, shop.decode_all)
+    except DAMAGE as error:
+        return _Image(number, None, reason_of(error), None, len(content.image))
+    return _Image(number, prepared, "", content.json, len(content.image))
+
+
+def _member(name: str, content: bytes) -> bytes:
+    """A tar member with nothing in it that depends on the day or the user."""
+    info = TarInfo(name)
+    info.size = len(content)
+    return info.tobuf(USTAR_FORMAT) + content + bytes(-len(content) % BLOCKSIZE)

@@ -1,0 +1,96 @@
+"""A folder of image files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from data_pipelines.packing.listing import Entry, Group, Listing, Skipped, key_text
+from data_pipelines.packing.sources.base import Content, groups_of_folders, read_exactly
+from data_pipelines.shards.shard_scan import IMAGE_SUFFIXES
+
+
+class FolderSource:
+    """The images below a folder, in the order of their paths.
+
+    What its folders mean, says `groups_of_folders`. Names that begin with a dot or with `__` are passed over. A `.json`
+    of an image's name beside it is its metadata.
+
+    Raises:
+        FileNotFoundError: No image in it.
+        ValueError: Images lie both in and beside class folders.
+    """
+
+    kind = "folder"
+
+    def __init__(self, root: Path, spool_folder: Path, labels: bool = True) -> None:
+        self.root = root
+        self.listing = Listing(spool_folder)
+        self.shards: dict[str, int] = {}
+        self.classes: tuple[str, ...] | None = None
+        self.skipped: list[Skipped] = []
+        self.notes: list[str] = []
+        num_arrays = 0
+        for entry in _walk(root):
+            if entry is None:
+                num_arrays += 1
+            else:
+                self.listing.add(entry, Group(label=entry.path.rpartition("/")[0]))
+        if num_arrays:
+            self.notes.append(f"{num_arrays:,} .npy files beside an image of the same name are left out")
+        self.listing.finish()
+        if not len(self.listing):
+            raise FileNotFoundError(f"{root} holds no image ({', '.join('.' + suffix for suffix in IMAGE_SUFFIXES)})")
+        self.groups = groups_of_folders([str(group.label) for group in self.listing.groups], labels)
+
+    def windows(self, seed: int) -> None:
+        return None
+
+    def contents(self, numbers: Sequence[int]) -> Iterator[Callable[[], Content]]:
+        return (partial(self._content, number) for number in numbers)
+
+    def key_in_shard(self, number: int) -> tuple[int, str]:
+        raise NotImplementedError("not of shards")
+
+    def close(self) -> None:
+        self.listing.close()
+
+    def _content(self, number: int) -> Content:
+        entry = self.listing.entry(number)
+        path = self.root / entry.path
+        json = read_exactly(path.with_suffix(".json"), entry.json_size) if entry.json_size else None
+        return Content(read_exactly(path, entry.size), json)
+
+
+def _walk(root: Path, below: str = "", ancestors: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Entry | None]:
+    """All images below the root in the order of their paths; None for an array that belongs to one.
+
+    Links to folders are followed, but not in circles.
+    """
+    status = (root / below).stat()
+    here = (status.st_dev, status.st_ino)
+    if here in ancestors:
+        return
+    with os.scandir(root / below) as entries:
+        found = [(entry.name, entry.is_dir(), entry) for entry in entries if not entry.name.startswith((".", "__"))]
+    names = {name for name, is_folder, _ in found if not is_folder and name.endswith(".json")}
+    stems = {key_text(name) for name, is_folder, _ in found if not is_folder and _is_image(name, but=("npy",))}
+    # as whole paths compare: a folder's name goes on with a slash
+    for name, is_folder, entry in sorted(found, key=lambda item: item[0] + "/" if item[1] else item[0]):
+        path = f"{below}/{name}" if below else name
+        if is_folder:
+            yield from _walk(root, path, ancestors | {here})
+        elif _is_image(name, but=()) and entry.is_file():
+            if name.lower().endswith(".npy") and key_text(name) in stems:
+                yield None
+                continue
+            sidecar = name.rpartition(".")[0] + ".json"
+            json_size = (root / below / sidecar).stat().st_size if sidecar in names else 0
+            yield Entry(path, entry.stat().st_size, json_size=json_size)
+
+
+def _is_image(name: str, but: tuple[str, ...]) -> bool:
+    suffix = name.rpartition(".")[2].lower()
+    return suffix in IMAGE_SUFFIXES and suffix not in but

@@ -1,0 +1,1 @@
+"""Shards that lie elsewhere, through a cache on this machine."""

@@ -1,0 +1,1 @@
+"""Tar shards and their indexes: any sample by its number."""

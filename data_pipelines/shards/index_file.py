@@ -1,0 +1,143 @@
+"""An index of samples as a file, and several indexes as one."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from data_pipelines.files import atomic_write
+from data_pipelines.shards.sample_index import DIGEST_BYTES, PER_SAMPLE, TABLES, Findings, Index
+from data_pipelines.shards.sections import DamageError, create, fill, parse, read
+
+
+def write_joined(file: BinaryIO, sources: Sequence[Callable[[], Index]]) -> None:
+    """Write one index of all the shards; each source is opened twice and let go, so that memory stays small."""
+    names: list[str] = []
+    findings: dict[int, Findings] = {}
+    tables: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
+    kinds = dict.fromkeys(PER_SAMPLE, "")
+    with_json = False
+    for source in sources:
+        index = source()
+        findings |= {len(names) + shard: found for shard, found in index.findings.items()}
+        names += index.names
+        for name in TABLES:
+            tables[name].append(getattr(index, name).copy())
+        for name in PER_SAMPLE:
+            kinds[name] = max(kinds[name], getattr(index, name).dtype.str, key=_width)
+        with_json |= index.has_json
+    counts = np.concatenate([np.diff(ends, prepend=0) for ends in tables.pop("ends")])
+    keys_counts = np.concatenate([np.diff(ends, prepend=0) for ends in tables.pop("keys_ends")])
+    stored = {name: np.concatenate(parts).reshape(-1) for name, parts in tables.items()}
+    stored |= {"ends": np.cumsum(counts), "keys_ends": np.cumsum(keys_counts)}
+    stored["names"] = _bytes("\0".join(names))
+    stored["findings"] = _bytes(json.dumps([[shard, asdict(found)] for shard, found in findings.items()]))
+    num_samples, num_bytes = int(counts.sum()), int(keys_counts.sum())
+    lengths = {name: (kinds[name], num_samples if with_json or not name.startswith("json") else 0) for name in kinds}
+    offsets = create(file, stored, lengths | {"keys_bytes": ("|u1", num_bytes)})
+    for source in sources:
+        index = source()
+        for name in PER_SAMPLE:
+            kind, length = lengths[name]
+            values = getattr(index, name)
+            if length:
+                fill(file, offsets[name], values.astype(kind) if len(values) else np.zeros(len(index), kind))
+                offsets[name] += len(index) * np.dtype(kind).itemsize
+        fill(file, offsets["keys_bytes"], index.keys_bytes)
+        offsets["keys_bytes"] += len(index.keys_bytes)
+
+
+def join(parts: Sequence[Index]) -> Index:
+    """One index of all the shards, in memory."""
+    file = io.BytesIO()
+    write_joined(file, [lambda part=part: part for part in parts])  # type: ignore[misc]
+    return _index_of(parse(file.getvalue(), "the index"), "the index")
+
+
+def read_index(path: Path) -> Index:
+    """A stored index, mapped into memory; of its arrays nothing is read yet.
+
+    Raises:
+        DamageError: It is damaged, or of another kind or version.
+        OSError: It cannot be opened.
+    """
+    return _index_of(read(path), str(path))
+
+
+def may_write(folder: Path) -> bool:
+    """Whether files may be made in a folder, which is made if need be; not in one that is marked read-only, even by
+    root, who could."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return bool(stat.S_IMODE(folder.stat().st_mode) & 0o222) and os.access(folder, os.W_OK)
+    except OSError:
+        return False
+
+
+def store(place: Path, write: Callable[[BinaryIO], None]) -> bool:
+    """Write under a temporary name, then rename: several ranks may do so at once. False: not permitted here."""
+    if not may_write(place.parent):
+        return False
+    try:
+        with atomic_write(place) as file:
+            write(file)
+    except OSError:
+        return False
+    return True
+
+
+def _index_of(found: dict[str, np.ndarray], path: str) -> Index:
+    missing = {*TABLES, *PER_SAMPLE, "names", "findings", "keys_bytes"} - found.keys()
+    if missing:
+        raise DamageError(f"{path}: there is no section {min(missing)!r}")
+    try:
+        names = tuple(found["names"].tobytes().decode("utf-8", "surrogateescape").split("\0"))
+        findings = {int(shard): _findings(entry) for shard, entry in json.loads(found["findings"].tobytes())}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamageError(f"{path}: {error}") from error
+    tables = {name: found[name] for name in TABLES}
+    arrays = {name: found[name] for name in PER_SAMPLE}
+    ends, keys_ends, digests = tables["ends"], tables["keys_ends"], tables["digests"]
+    num_samples = int(ends[-1]) if len(ends) else 0
+    fits = (
+        all(len(table) == len(names) for name, table in tables.items() if name != "digests")
+        and len(digests) == len(names) * DIGEST_BYTES
+        and all(table.dtype == np.int64 for name, table in tables.items() if name != "digests")
+        and all(array.dtype.kind == ("i" if name == "labels" else "u") for name, array in arrays.items())
+        and found["keys_bytes"].dtype == digests.dtype == np.uint8
+        and (np.diff(ends, prepend=0) >= 0).all()
+        and (np.diff(keys_ends, prepend=0) >= 0).all()
+        and int(keys_ends[-1]) == len(found["keys_bytes"])
+        and all(len(arrays[name]) == num_samples for name in ("image_blocks", "image_sizes", "labels", "key_ends"))
+        and len(arrays["json_blocks"]) == len(arrays["json_sizes"])
+        and len(arrays["json_sizes"]) in (0, num_samples)
+        and findings.keys() <= set(range(len(names)))
+    )
+    if not fits:
+        raise DamageError(f"{path}: its sections do not fit each other")
+    tables["digests"] = digests.reshape(-1, DIGEST_BYTES)
+    return Index(names=names, findings=findings, keys_bytes=found["keys_bytes"], **tables, **arrays)
+
+
+def _width(kind: str) -> int:
+    return np.dtype(kind).itemsize if kind else 0
+
+
+def _bytes(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
+
+
+def _findings(entry: dict[str, Any]) -> Findings:
+    """Of those fields that this version knows."""
+    values: dict[str, Any] = {
+        field.name: int(entry[field.name]) for field in fields(Findings)[1:] if field.name in entry
+    }
+    return Findings(tuple(str(problem) for problem in entry.get("problems", ())), **values)

@@ -1,0 +1,216 @@
+"""TIFF against tifffile and Pillow as its writers, and against damage of every kind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from making import bands, picture, tiff
+from PIL import Image, ImageOps, TiffImagePlugin
+from tifffile import TiffWriter
+
+from data_pipelines.images.decode import DAMAGE
+from data_pipelines.images.tiff import look_at_tiff, read_tiff
+
+DEEP = bands(1, 13, 37, 53)
+
+
+def flat(pixels: np.ndarray, **options: Any) -> bytes:
+    """A TIFF of (h, w, c) whose channels say nothing of colours."""
+    planes = options.get("planarconfig") == "separate"
+    photometric = "minisblack" if pixels.shape[2] not in (3, 4) else "rgb"
+    if pixels.shape[2] == 4:
+        options.setdefault("extrasamples", ["unspecified"])
+    if pixels.shape[2] == 1:
+        pixels, planes = pixels[:, :, 0], False
+        options.pop("planarconfig", None)
+    return tiff(
+        np.ascontiguousarray(np.moveaxis(pixels, 2, 0)) if planes else pixels, photometric=photometric, **options
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3, 4, 13])
+def test_whatever_way_it_is_stored(dtype: type, channels: int) -> None:
+    pixels = DEEP[:, :, :channels]
+    pixels = (pixels >> 8).astype(np.uint8) if dtype == np.uint8 else pixels
+    for layout, tile, order, big, packed in itertools.product(
+        ("contig", "separate"), (None, (16, 32)), "<>", (False, True), ((None, False), ("zlib", False), ("zlib", True))
+    ):
+        compression, predictor = packed
+        pieces = {"rowsperstrip": 10} if tile is None else {"tile": tile}
+        content = flat(
+            pixels, planarconfig=layout, byteorder=order, bigtiff=big, compression=compression,
+            predictor=predictor or None, **pieces,
+        )  # fmt: skip
+        found = read_tiff(content, channels)
+        assert found.dtype == dtype
+        assert found.dtype.isnative
+        np.testing.assert_array_equal(found, pixels)
+        header = look_at_tiff(content)
+        assert (header.width, header.height, header.channels) == (53, 37, channels)
+        assert header.bits == 8 * found.dtype.itemsize
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_deflate", "tiff_adobe_deflate", None])
+def test_what_libtiff_packs(compression: str | None) -> None:
+    for pixels in (picture(2), picture(2)[:, :, 0], DEEP[:, :, 0]):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "TIFF", compression=compression)
+        found = read_tiff(file.getvalue(), None)
+        np.testing.assert_array_equal(found, pixels.reshape(*pixels.shape[:2], -1))
+        content = file.getvalue()
+        for length in range(0, len(content), 97):
+            with pytest.raises(DAMAGE):
+                read_tiff(content[:length], None)
+
+
+def test_pages_of_one_channel_are_the_channels_of_an_image() -> None:
+    stack = np.ascontiguousarray(np.moveaxis(DEEP, 2, 0))
+    content = tiff(stack, photometric="minisblack")  # tifffile makes 13 pages of it
+    np.testing.assert_array_equal(read_tiff(content, 13), DEEP)
+    assert look_at_tiff(content).channels == 13
+    with pytest.raises(ValueError, match="13 pages of 53x37 px and one channel each, and data"):
+        read_tiff(content, 3)
+
+
+def test_other_pages_are_passed_over() -> None:
+    def written(*pages: tuple[np.ndarray, dict[str, Any]]) -> bytes:
+        file = io.BytesIO()
+        with TiffWriter(file) as writer:
+            for page, options in pages:
+                writer.write(page, **options)
+        return file.getvalue()
+
+    grey, colour = DEEP[:, :, 0], picture(3)
+    small_copy = (grey[::2, ::2], {"subfiletype": 1})
+    np.testing.assert_array_equal(read_tiff(written((grey, {}), small_copy), 1)[:, :, 0], grey)
+    np.testing.assert_array_equal(read_tiff(written((grey, {}), (grey[:20], {})), 1)[:, :, 0], grey)
+    np.testing.assert_array_equal(read_tiff(written((colour, {}), (colour[::-1], {})), 3), colour)
+
+
+def test_opacity_is_applied_unless_it_is_counted() -> None:
+    pixels = DEEP[:, :, :4]
+    content = tiff(pixels, photometric="rgb", extrasamples=["unassalpha"])
+    np.testing.assert_array_equal(read_tiff(content, 4), pixels)
+    expected = np.rint(pixels[:, :, :3].astype(float) * pixels[:, :, 3:] / 65535)
+    found = read_tiff(content, 3)
+    assert np.abs(found - expected).max() <= 1
+    assert look_at_tiff(content).channels == 3
+    multiplied = tiff(pixels, photometric="rgb", extrasamples=["assocalpha"])
+    np.testing.assert_array_equal(read_tiff(multiplied, 3), pixels[:, :, :3])
+
+
+def test_white_is_zero_and_palettes() -> None:
+    np.testing.assert_array_equal(read_tiff(tiff(DEEP[:, :, 0], photometric="miniswhite"), 1)[:, :, 0], ~DEEP[:, :, 0])
+    image = Image.fromarray(picture(4)).quantize(40)
+    file = io.BytesIO()
+    image.save(file, "TIFF")
+    np.testing.assert_array_equal(read_tiff(file.getvalue(), 3), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_pillows(orientation: int) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[274] = orientation
+    file = io.BytesIO()
+    Image.fromarray(picture(5)).save(file, "TIFF", tiffinfo=tags)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(file.getvalue())))
+    np.testing.assert_array_equal(read_tiff(file.getvalue(), 3), np.asarray(expected))
+
+
+def test_what_is_not_read_is_named() -> None:
+    for content, reason in (
+        (tiff(DEEP.astype(np.float32)), "32-bit floating-point"),
+        (tiff(DEEP[:, :, 0].astype(np.int16)), "16-bit signed"),
+        (tiff(DEEP[:, :, 0].astype(np.uint32)), "32-bit unsigned"),
+        (tiff(DEEP[:, :, :4] // 256, photometric="separated"), "CMYK"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            read_tiff(content, None)
+    file = io.BytesIO()
+    Image.fromarray(picture(1)).save(file, "TIFF", compression="jpeg")
+    with pytest.raises(ValueError, match=r"JPEG \(7\); store it by Deflate"):
+        read_tiff(file.getvalue(), 3)
+    file = io.BytesIO()
+    Image.fromarray(picture(1)).convert("1").save(file, "TIFF")
+    with pytest.raises(ValueError, match="1-bit unsigned"):
+        read_tiff(file.getvalue(), 1)
+
+
+def patched(content: bytes, tag: int, value: int) -> bytes:
+    """A classic little-endian TIFF with another (first) value of a tag whose values lie in its entry."""
+    (place,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, place)
+    for entry in range(place + 2, place + 2 + 12 * count, 12):
+        if struct.unpack_from("<H", content, entry)[0] == tag:
+            kind = struct.unpack_from("<H", content, entry + 2)[0]
+            replaced = bytearray(content)
+            struct.pack_into("<I" if kind == 4 else "<H", replaced, entry + 8, value)
+            return bytes(replaced)
+    raise AssertionError(f"no tag {tag}")
+
+
+def test_sizes_that_cannot_be_meant_take_no_memory() -> None:
+    content = tiff(DEEP[:, :, 0], compression="zlib", rowsperstrip=64)
+    for tag, value, reason in (
+        (256, 4_000_000, "pixels are more than"),
+        (257, 4_000_000, "pixels are more than"),
+        (257, 0, "has nothing in it"),
+        (257, 1_000_000, "pieces that says where"),
+        (277, 60_000, "bytes"),
+        (256, 1000, "bytes of pixels where"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            read_tiff(patched(content, tag, value), 1)
+    tiles = tiff(DEEP[:, :, 0], tile=(16, 16))
+    with pytest.raises(ValueError, match="pixels are more than"):
+        read_tiff(patched(patched(tiles, 322, 65_520), 323, 65_520), 1)
+
+
+def test_a_deflate_bomb_is_cut_off() -> None:
+    bomb = zlib.compress(bytes(50_000_000), 9)
+    content = tiff(np.zeros((16, 16), np.uint8), compression="zlib")
+    content = patched(patched(content + bomb, 273, len(content)), 279, len(bomb))
+    assert not read_tiff(content, 1).any()  # the first 256 of its bytes
+
+
+def test_pages_in_a_circle() -> None:
+    content = bytearray(tiff(DEEP[:, :, 0]))
+    (place,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, place)
+    struct.pack_into("<I", content, place + 2 + 12 * count, place)
+    with pytest.raises(ValueError, match="circle"):
+        read_tiff(bytes(content), 1)
+
+
+def test_damage_raises_nothing_else() -> None:
+    draw = np.random.default_rng(0)
+    small = bands(3, 5, 9, 11)
+    sources = [
+        flat(small, compression="zlib", predictor=True),
+        flat(small, bigtiff=True, byteorder=">", tile=(16, 16)),
+        tiff(np.ascontiguousarray(np.moveaxis(small, 2, 0)), photometric="minisblack"),
+    ]
+    refused = decoded = 0
+    for content in sources:
+        for _ in range(700):
+            damaged = np.frombuffer(content, dtype=np.uint8).copy()
+            where = draw.integers(min(len(content), draw.choice([40, 400, len(content)])), size=2)
+            damaged[where] ^= draw.integers(1, 256, 2, dtype=np.uint8)
+            try:
+                assert read_tiff(damaged.tobytes(), 5).ndim == 3
+                decoded += 1
+            except DAMAGE:
+                refused += 1
+        for length in range(0, len(content), 13):
+            with contextlib.suppress(*DAMAGE):  # a cut after the last pixel loses nothing
+                np.testing.assert_array_equal(read_tiff(content[:length], 5), small)
+    assert refused > 300
+    assert decoded > 300

@@ -1,0 +1,108 @@
+"""Lists of paths as a source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from making import encode, picture
+from packs import read_back
+
+from data_pipelines.packing.sources.base import Columns
+from data_pipelines.packing.write import pack
+
+IMAGES = [encode(picture(number)) for number in range(6)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "scans").mkdir()
+    for number, image in enumerate(IMAGES):
+        (tmp_path / f"scans/{number}.png").write_bytes(image)
+    return tmp_path
+
+
+def pack_list(folder: Path, text: str, name: str = "list.csv", **options: object) -> tuple[dict, dict]:
+    """The result, and the samples of train."""
+    (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    result = pack(folder / name, folder / "out", progress=False, **options)  # type: ignore[arg-type]
+    return result, read_back(folder / "out", "train")
+
+
+def test_numbers_are_labels_as_they_are_and_text_is_sorted(folder: Path) -> None:
+    result, found = pack_list(folder, "path,label\nscans/0.png,10\nscans/1.png,2\nscans/2.png,\n")
+    assert [found[image]["label"] for image in IMAGES[:3]] == [10, 2, None]
+    assert result["classes"] is None
+    (folder / "out").rename(folder / "before")
+    result, found = pack_list(folder, "path,label\nscans/0.png,10\nscans/1.png,2\nscans/2.png,x\n")
+    assert result["classes"] == ["10", "2", "x"]
+    assert [found[image]["label"] for image in IMAGES[:3]] == [0, 1, 2]
+
+
+def test_other_columns_are_json_and_quotes_are_read(folder: Path) -> None:
+    text = '\ufefffile_name\tnote\tage\r\nscans/0.png\t"two\nlines, ""quoted"""\t7\r\n\r\nscans/1.png\té\t\r\n'
+    _, found = pack_list(folder, text, "list.tsv")
+    assert found[IMAGES[0]]["json"] == {"note": 'two\nlines, "quoted"', "age": "7"}
+    assert found[IMAGES[1]]["json"] == {"note": "é", "age": ""}
+
+
+def test_splits_paths_and_the_root(folder: Path, tmp_path: Path) -> None:
+    text = f"path,split\n0.png,train\n{folder}/scans/1.png,validation\n./2.png,\n"
+    result, found = pack_list(folder, text, root=folder / "scans", split="train")
+    assert {split: entry["samples"] for split, entry in result["splits"].items()} == {"train": 2, "val": 1}
+    assert found.keys() == {IMAGES[0], IMAGES[2]}
+    assert read_back(folder / "out", "val").keys() == {IMAGES[1]}
+
+
+def test_of_several_rows_with_one_path_the_first_counts(folder: Path) -> None:
+    text = "path,label\nscans/0.png,1\nscans/1.png,2\nscans/0.png,3\nscans/0.png,4\n"
+    result, found = pack_list(folder, text, bad="refuse")  # such an image is not bad
+    assert [found[image]["label"] for image in IMAGES[:2]] == [1, 2]
+    assert result["skipped"] == [{"path": "scans/0.png", "reason": "listed more than once"}] * 2
+
+
+def test_files_that_are_not_there(folder: Path) -> None:
+    text = "path\n" + "".join(f"scans/{number}.png\n" for number in range(30)) + "scans\n"
+    with pytest.raises(ValueError, match=r"25 images cannot be used.* scans: no such file; scans/10\.png: no such"):
+        pack_list(folder, text, bad="refuse")
+    assert not (folder / "out").exists()
+    result, found = pack_list(folder, text)
+    assert found.keys() == set(IMAGES)
+    assert result["num_skipped"] == 25
+    with pytest.raises(FileNotFoundError, match=r"none of the 2 files .* relative paths begin at .* \(--root\)"):
+        pack_list(folder, "path\nx.png\ny.png\n")
+
+
+def test_a_list_in_parquet(folder: Path) -> None:
+    rows = {"image_path": ["scans/0.png", "scans/1.png"], "label": ["b", "a"], "dose": [0.5, float("inf")]}
+    pq.write_table(pa.table(rows), folder / "list.parquet")
+    result = pack(folder / "list.parquet", folder / "out", progress=False)
+    found = read_back(folder / "out", "train")
+    assert result["pack"]["kind"] == "list"
+    assert result["classes"] == ["a", "b"]
+    assert [found[image]["json"] for image in IMAGES[:2]] == [{"dose": 0.5}, {"dose": None}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("site,age\n1,2\n", "no column of paths by a usual name .*; it has site, age. Name one by --image-column"),
+        ("path,label\nscans/0.png\n", "line 2: .*every line needs a field for each of the columns path, label"),
+        ("path,path\n1,2\n", "its first line must name the columns, each once"),
+        ("", "its first line must name the columns"),
+    ],
+)
+def test_lists_that_are_none(folder: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pack_list(folder, text)
+
+
+def test_named_columns(folder: Path) -> None:
+    text = "path,where,kind\nx,scans/0.png,b\ny,scans/1.png,a\n"
+    _, found = pack_list(folder, text, columns=Columns("where", "kind"))
+    assert [found[image]["label"] for image in IMAGES[:2]] == [1, 0]
+    assert found[IMAGES[0]]["json"] == {"path": "x"}
+    with pytest.raises(ValueError, match="no column 'gone' for labels; it has path, where, kind"):
+        pack_list(folder, text, columns=Columns("where", "gone"))

@@ -1,0 +1,158 @@
+"""Tars as a source: what of them is packed, and what is said of the rest."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from making import encode, picture, write_tar
+from packs import read_back
+
+from data_pipelines.packing.sources.base import split_of
+from data_pipelines.packing.write import pack
+from data_pipelines.shards.shard_index import load_index
+
+IMAGES = [encode(picture(number)) for number in range(12)]
+
+
+def array(number: int) -> bytes:
+    file = io.BytesIO()
+    np.save(file, picture(number))
+    return file.getvalue()
+
+
+def test_keys_are_kept_and_made_unique_over_the_tars(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_tar(tmp_path / "in/a.tar", [("cat.png", IMAGES[0]), ("cat.cls", b"4"), ("both.png", IMAGES[1])])
+    write_tar(tmp_path / "in/b.tar", [("dog.left.png", IMAGES[2]), ("both.png", IMAGES[3]), ("x/y z.png", IMAGES[4])])
+    result = pack(tmp_path / "in", tmp_path / "out", progress=False)
+    found = read_back(tmp_path / "out", "train")
+    keys = {number: found[IMAGES[number]]["key"] for number in range(5)}
+    assert (keys[0], keys[2], keys[4]) == ("cat", "dog", "x-y_z")
+    assert keys[1] != keys[3]
+    assert keys[1].startswith("both-")
+    assert (result["classes"], result["splits"]["train"]["class_counts"]) == (None, [0, 0, 0, 0, 1])
+
+
+def test_a_sample_is_what_our_reader_takes_for_one(tmp_path: Path) -> None:
+    """Members of a key apart, several images of a key, compound suffixes: the same image as `Dataset` reads."""
+    tar = write_tar(
+        tmp_path / "a.tar",
+        [
+            ("1.depth.png", IMAGES[0]),
+            ("1.png", IMAGES[1]),
+            ("1.jpg", IMAGES[2]),
+            ("2.mask.png", IMAGES[3]),
+            ("3.txt", b"text"),
+            ("__meta__/4.png", IMAGES[4]),
+            ("5.png", IMAGES[5]),
+            ("1.cls", b"7"),
+            ("1.cls", b"8"),
+            ("5.cls", b"seven"),
+            ("6.features.npy", array(6)),
+            ("6.npy", array(7)),
+            ("7.npy", array(8)),
+            ("7.webp", IMAGES[7]),
+        ],
+    )
+    index = load_index(tar)
+    content = tar.read_bytes()
+    expected = {
+        content[offset : offset + size]: None if label < 0 else label
+        for offset, size, label in zip(
+            index.image_offsets.tolist(), index.image_sizes.tolist(), index.labels.tolist(), strict=True
+        )
+    }
+    result = pack(tar, tmp_path / "out", progress=False)
+    assert {image: sample["label"] for image, sample in read_back(tmp_path / "out", "train").items()} == expected
+    assert result["skipped"] == [{"path": "a.tar/3", "reason": "a key without an image"}]
+    assert result["notes"] == [
+        "members other than one image, .cls and .json a key are left out: "
+        "1 .depth.png, 1 .jpg, 1 .txt, 1 .features.npy, 1 .npy",
+        "1 .cls members are no number of 0 or more; their images have no label",
+    ]
+
+
+@pytest.mark.parametrize("outer", ["", "./", "photos/2024/"])
+def test_archives_of_class_folders(tmp_path: Path, outer: str) -> None:
+    files = [(f"{outer}train/{'ab'[number % 2]}/{number}.5.png", IMAGES[number]) for number in range(6)]
+    files += [(f"{outer}val/a/6.5.png", IMAGES[6]), (f"{outer}.hidden.png", b"x")]
+    result = pack(write_tar(tmp_path / "a.tar", files), tmp_path / "out", progress=False)
+    assert result["classes"] == ["a", "b"]
+    found = read_back(tmp_path / "out", "train")
+    assert [found[IMAGES[number]]["label"] for number in range(6)] == [0, 1] * 3
+    assert read_back(tmp_path / "out", "val")[IMAGES[6]]["label"] == 0
+
+
+def test_of_a_tar_cut_short_the_rest_is_packed_or_refused(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", [(f"{number}.png", IMAGES[number]) for number in range(6)])
+    tar.write_bytes(tar.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"a\.tar: cut short.*--bad skip"):
+        pack(tar, tmp_path / "out", bad="refuse", progress=False)
+    assert not (tmp_path / "out").exists()
+    result = pack(tar, tmp_path / "out", progress=False)
+    assert 0 < result["splits"]["train"]["samples"] < 6
+    (skipped,) = result["skipped"]
+    assert skipped["path"] == "a.tar"
+    assert "what lies before that is used" in skipped["reason"]
+
+
+def test_names_that_mean_harm_stay_names(tmp_path: Path) -> None:
+    names = ["../../etc/passwd.png", "/root/x.png", "caf\udce9.png", "é.png", "a" * 200 + ".png", "line\nbreak.png"]
+    files = [(name, IMAGES[number]) for number, name in enumerate(names)]
+    tar = write_tar(tmp_path / "a.tar", files, tarfile.GNU_FORMAT)
+    pack(tar, tmp_path / "out", progress=False)
+    found = read_back(tmp_path / "out", "train")
+    assert found.keys() == set(IMAGES[: len(names)])
+    assert all(set(sample["key"]) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") for sample in found.values())
+
+
+def test_links_and_what_is_behind_the_end_are_told(tmp_path: Path) -> None:
+    tar = tmp_path / "a.tar"
+    with tarfile.open(tar, "w") as archive:
+        info = tarfile.TarInfo("1.png")
+        info.size = len(IMAGES[0])
+        archive.addfile(info, io.BytesIO(IMAGES[0]))
+        link = tarfile.TarInfo("2.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    tar.write_bytes(tar.read_bytes() + write_tar(tmp_path / "b", [("3.png", IMAGES[1])]).read_bytes())
+    result = pack(tar, tmp_path / "out", progress=False)
+    assert read_back(tmp_path / "out", "train").keys() == {IMAGES[0]}
+    assert result["skipped"] == [
+        {"path": "a.tar/2.png", "reason": "a link, whose bytes are not in the archive as they are"}
+    ]
+    assert result["notes"] == ["a.tar: another tar behind its end marker is left out"]
+
+
+def test_splits_by_the_names_of_files_and_folders(tmp_path: Path) -> None:
+    for folder, names in (("a", ["train/0", "validation/0"]), ("b", ["train-000000", "test-000000"]), ("c", ["x-0"])):
+        for number, name in enumerate(names):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_tar(tmp_path / folder / f"{name}.tar", [("k.png", IMAGES[number])])
+    assert pack(tmp_path / "a", tmp_path / "out-a", progress=False)["splits"].keys() == {"train", "val"}
+    assert pack(tmp_path / "b", tmp_path / "out-b", progress=False)["splits"].keys() == {"train", "test"}
+    assert pack(tmp_path / "c", tmp_path / "out-c", progress=False)["splits"].keys() == {"train"}
+    names = ["cifar10-train-00000-of-00002.arrow", "cifar10-test.arrow", "photos_valid.tar"]
+    assert [split_of(name) for name in names] == ["train", "test", "val"]
+    write_tar(tmp_path / "b/other.tar", [("k.png", IMAGES[5])])
+    with pytest.raises(ValueError, match=r"1 of 3 files belong to no split, the first of them other\.tar"):
+        pack(tmp_path / "b", tmp_path / "out-d", progress=False)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_tars_are_not_packed_onto_themselves(tmp_path: Path, overwrite: bool) -> None:
+    tar = write_tar(tmp_path / "train-000000.tar", [("1.png", IMAGES[0])])
+    pack(tar, tmp_path / "out", progress=False)
+    before = (tmp_path / "out/train-000000.tar").read_bytes()
+    with pytest.raises(ValueError, match="holds the tars that are to be packed; take another folder"):
+        pack(tmp_path / "out", tmp_path / "out", seed=1, overwrite=overwrite, progress=False)
+    assert (tmp_path / "out/train-000000.tar").read_bytes() == before
+
+
+def test_no_image_at_all(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="hold no image"):
+        pack(write_tar(tmp_path / "a.tar", [("a.txt", b"x")]), tmp_path / "out", progress=False)
