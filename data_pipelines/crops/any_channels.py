@@ -1,7 +1,7 @@
 """Crops of images that are not 8-bit grey or RGB: any number of channels, 8 or 16 bits; and what of a recipe they
 can't have.
 
-Resizing is Pillow's own, channel by channel in floating point, so a crop of RGB is the one that `crops.py` makes but
+Resizing is Pillow's own, channel by channel in floating point, so a crop of RGB is the one that `wheels` makes but
 for rounding. Values are rounded once, at the end.
 """
 

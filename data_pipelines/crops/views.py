@@ -1,6 +1,6 @@
 """What each recipe sees of an image: the crops it asks for, and the parameters drawn for one sample.
 
-The dataclasses are the `views:` section of a preset. They name what is drawn; `crops.py` executes it.
+The dataclasses are the `views:` section of a preset. They name what is drawn; an executor carries it out.
 """
 
 from __future__ import annotations

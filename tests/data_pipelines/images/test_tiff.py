@@ -6,9 +6,10 @@ import contextlib
 import io
 import itertools
 import struct
-import zlib
+import tracemalloc
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 from making import bands, picture, tiff
@@ -41,7 +42,11 @@ def test_whatever_way_it_is_stored(dtype: type, channels: int) -> None:
     pixels = DEEP[:, :, :channels]
     pixels = (pixels >> 8).astype(np.uint8) if dtype == np.uint8 else pixels
     for layout, tile, order, big, packed in itertools.product(
-        ("contig", "separate"), (None, (16, 32)), "<>", (False, True), ((None, False), ("zlib", False), ("zlib", True))
+        ("contig", "separate"),
+        (None, (16, 32)),
+        "<>",
+        (False, True),
+        ((None, False), ("zlib", False), ("zlib", True), ("zstd", True)),
     ):
         compression, predictor = packed
         pieces = {"rowsperstrip": 10} if tile is None else {"tile": tile}
@@ -164,8 +169,8 @@ def test_sizes_that_cannot_be_meant_take_no_memory() -> None:
         (257, 4_000_000, "pixels are more than"),
         (257, 0, "has nothing in it"),
         (257, 1_000_000, "pieces that says where"),
-        (277, 60_000, "bytes"),
-        (256, 1000, "bytes of pixels where"),
+        (277, 60_000, "damaged TIFF"),
+        (256, 1000, "damaged TIFF"),
     ):
         with pytest.raises(ValueError, match=reason):
             read_tiff(patched(content, tag, value), 1)
@@ -174,11 +179,66 @@ def test_sizes_that_cannot_be_meant_take_no_memory() -> None:
         read_tiff(patched(patched(tiles, 322, 65_520), 323, 65_520), 1)
 
 
-def test_a_deflate_bomb_is_cut_off() -> None:
-    bomb = zlib.compress(bytes(50_000_000), 9)
-    content = tiff(np.zeros((16, 16), np.uint8), compression="zlib")
+@pytest.mark.parametrize("compression", ["zlib", "lzw", "packbits", "zstd"])
+def test_a_bomb_takes_no_memory(compression: str) -> None:
+    pixels = np.full((16, 16), 7, np.uint8)
+    content = tiff(pixels, compression=compression)
+    np.testing.assert_array_equal(read_tiff(content, 1)[:, :, 0], pixels)
+    if compression == "packbits":
+        bomb = b"\x81\0" * 150_000  # each 128 times 0
+    else:
+        bomb = getattr(imagecodecs, f"{compression}_encode")(bytes(20_000_000))
     content = patched(patched(content + bomb, 273, len(content)), 279, len(bomb))
-    assert not read_tiff(content, 1).any()  # the first 256 of its bytes
+    tracemalloc.start()
+    with contextlib.suppress(*DAMAGE):  # or the first 256 of its bytes
+        assert not read_tiff(content, 1).any()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * len(content) + 300_000
+
+
+def entry(tag: int, kind: int, count: int, value: int) -> bytes:
+    return struct.pack("<HHII", tag, kind, count, value)
+
+
+def test_tags_take_no_more_than_the_file() -> None:
+    plain = tiff(DEEP[:, :, 0])
+    (place,) = struct.unpack_from("<I", plain, 4)
+    (count,) = struct.unpack_from("<H", plain, place)
+    own = plain[place + 2 : place + 2 + 12 * count]
+
+    def with_tags(*more: bytes) -> bytes:
+        tags = struct.pack("<H", count + len(more)) + own + b"".join(more) + bytes(4)
+        return plain[:4] + struct.pack("<I", len(plain)) + plain[8:] + tags
+
+    # those that microscopes and others have are not looked at, whatever they hold
+    odd = with_tags(*(entry(tag, 5, 1 << 30, 8) for tag in (330, 33628, 33629, 34412, 34665, 50839)))
+    np.testing.assert_array_equal(read_tiff(odd, 1)[:, :, 0], DEEP[:, :, 0])
+    content = with_tags(*[entry(338, 3, 1000, 8)] * 4000) + bytes(10_000)
+    read_tiff(content, 1)
+    with pytest.raises(ValueError, match="tags are more than"):
+        read_tiff(with_tags(*[entry(338, 3, 100_000, 8)] * 4000) + bytes(200_000), 1)
+    for damaged in (entry(339, 12, 1, 8), entry(339, 3, 0, 8), entry(339, 3, 100_000, 8)):
+        with pytest.raises(ValueError, match="values of a tag"):
+            read_tiff(with_tags(damaged), 1)
+
+
+def test_bytes_that_are_the_pixels_of_many_places() -> None:
+    strips = 500
+    content = tiff(np.zeros((strips, 4), np.uint8), compression="packbits", rowsperstrip=1)
+    rest = np.random.default_rng(0).bytes(1000)
+    starts = np.full(strips, len(content), "<u4").tobytes()
+    counts = np.full(strips, len(rest), "<u4").tobytes()
+    (place,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, place)
+    changed = bytearray(content + rest + starts + counts)
+    for at in range(place + 2, place + 2 + 12 * count, 12):
+        tag = struct.unpack_from("<H", content, at)[0]
+        if tag in (273, 279):
+            where = len(content) + len(rest) + (len(starts) if tag == 279 else 0)
+            changed[at : at + 12] = entry(tag, 4, strips, where)
+    with pytest.raises(ValueError, match="of many places"):
+        read_tiff(bytes(changed), 1)
 
 
 def test_pages_in_a_circle() -> None:
@@ -187,6 +247,9 @@ def test_pages_in_a_circle() -> None:
     (count,) = struct.unpack_from("<H", content, place)
     struct.pack_into("<I", content, place + 2 + 12 * count, place)
     with pytest.raises(ValueError, match="circle"):
+        read_tiff(bytes(content), 1)
+    struct.pack_into("<I", content, place + 2 + 12 * count, place + 12)
+    with pytest.raises(ValueError, match=r"truncated|over each other"):
         read_tiff(bytes(content), 1)
 
 
