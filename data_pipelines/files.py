@@ -99,5 +99,5 @@ def read_json(path: Path) -> Any | None:
         return json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); remove it or write it again") from error

@@ -46,9 +46,8 @@ def show_profile(preset: str, overrides: Sequence[str], gpu_rate: float | None, 
         table.add_row(stage, f"{milliseconds:.3f}", f"{milliseconds / total:.0%}")
     console = Console()
     console.print(table)
-    console.print(
-        f"one thread: {found.rate_of_one:,.0f} images/s; {found.threads} threads: {found.rate_of_all:,.0f} images/s, "
-        f"{found.scaling:.0%} of as many times one"
-    )
+    several = f"; {found.threads} threads: {found.rate_of_all:,.0f} images/s, {found.scaling:.0%} of as many times one"
+    console.print(f"one thread: {found.rate_of_one:,.0f} images/s{several if found.threads > 1 else ''}")
     if gpu_rate is not None:
-        console.print(f"{gpu_rate:,.0f} images/s need {found.cores_for(gpu_rate)} cores like these")
+        cores = found.cores_for(gpu_rate)
+        console.print(f"{gpu_rate:,.0f} images/s need {cores} core{'s' * (cores > 1)} of this kind")

@@ -10,10 +10,12 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.images.npy import MAGIC, look_at_npy, read_npy
-from data_pipelines.images.pixels import Header, check_size, over_black, turned
+from data_pipelines.images.pixels import Header, UnusableImageError, check_size, over_black, turned
 from data_pipelines.images.tiff import MAGICS, look_at_tiff, read_tiff
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_NEEDED_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+_MAX_PNG_SIDE = 1_000_000  # px, libpng's
 _ORIENTATION = 0x0112
 #: By PNG's type of colour: channels without opacity, whether there is opacity, and Pillow's name for the mode.
 _COLOURS = {0: (1, False, "L;16"), 2: (3, False, "RGB;16"), 4: (1, True, "LA;16"), 6: (3, True, "RGBA;16")}
@@ -64,8 +66,10 @@ def _read_png(content: bytes, channels: int | None) -> np.ndarray:
     width, height = struct.unpack_from(">II", content, 16)
     colours, _, _ = _colours(content)
     check_size(height, width, 4, 2)
-    orientation = _check_chunks(content)
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if max(height, width) > _MAX_PNG_SIDE:
+        raise UnusableImageError("too_large", f"{width}x{height} pixels; a PNG of 16 bits has a million to a side")
+    needed, orientation = _check_chunks(content)
+    pixels = cv2.imdecode(np.frombuffer(needed, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16 or pixels.shape[:2] != (height, width):
         raise ValueError("a damaged PNG: its pixels cannot be decoded")
     if pixels.ndim == 2:
@@ -79,12 +83,14 @@ def _read_png(content: bytes, channels: int | None) -> np.ndarray:
     return turned(pixels, orientation)
 
 
-def _check_chunks(content: bytes) -> int:
-    """Walk the chunks of a PNG to its end and compare their checksums; the orientation that its EXIF tells.
+def _check_chunks(content: bytes) -> tuple[bytes, int]:
+    """Walk the chunks of a PNG to its end and compare their checksums: the file with only those chunks that its pixels
+    need, and the orientation that its EXIF tells.
 
-    libpng would do the same, but tells of damage on the standard error of the whole process.
+    libpng would do the same, but tells of damage and of odd colour profiles on the standard error of the whole process.
     """
     place, orientation = 8, 1
+    needed: list[bytes | memoryview] = [_PNG]
     view = memoryview(content)
     while True:
         if place + 12 > len(content):
@@ -96,10 +102,12 @@ def _check_chunks(content: bytes) -> int:
         kind = content[place + 4 : place + 8]
         if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(content[end - 4 : end], "big"):
             raise ValueError("a damaged PNG: a checksum differs")
+        if kind in _NEEDED_CHUNKS:
+            needed.append(view[place:end])
         if kind == b"eXIf":
             exif = Image.Exif()
             exif.load(content[place + 8 : end - 4])
             orientation = exif.get(_ORIENTATION, 1)
         if kind == b"IEND":
-            return orientation if isinstance(orientation, int) else 1
+            return b"".join(needed), orientation if isinstance(orientation, int) else 1
         place = end

@@ -38,7 +38,7 @@ def agree(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | 
         leftover.unlink()
     _finish_removal(out)
     result, begun = read_json(out / "dataset.json"), read_json(out / WORK / "plan.json")
-    earlier = result["pack"] if result is not None and "pack" in result else begun
+    earlier = result["pack"] if isinstance(result, dict) and isinstance(result.get("pack"), dict) else begun
     if overwrite and earlier is not None and (earlier != plan or result is not None):
         _remove_pack(out)
         earlier = result = None

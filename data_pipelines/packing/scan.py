@@ -113,6 +113,13 @@ def _number_labels(source: Source) -> tuple[np.ndarray, tuple[str, ...] | None]:
                 "(--no-labels), or mend one of them"
             )
         return np.array([NO_LABEL if label is None else label for label in given], dtype=np.int32), source.classes
+    numbers = [label for label in known if isinstance(label, int)]
+    if numbers:
+        raise ValueError(
+            f"{source.root} has numbers as labels, such as {numbers[0]}, and text, such as "
+            f"{min(label for label in known if isinstance(label, str))!r}; pack these files one by one, or without "
+            "labels (--no-labels)"
+        )
     classes = sorted(map(str, known))
     places = {name: place for place, name in enumerate(classes)}
     return (
@@ -180,7 +187,7 @@ def _read_line(line: str, place: str) -> tuple[str | None, str, str]:
             return stored["path"], "", ""
         if isinstance(stored["key"], str):
             return None, stored["key"], str(stored.get("shard") or "")
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         pass
     raise ValueError(
         f'{place} is {line.strip()[:100]!r}; a line is JSON, such as {{"path": "cat/1.jpg"}} or {{"key": ...}}'

@@ -16,6 +16,7 @@ import numpy as np
 
 from data_pipelines.files import atomic_write
 from data_pipelines.images.decode import DAMAGE, reason_of
+from data_pipelines.images.pixels import UnusableImageError
 from data_pipelines.packing.reencode import Prepared, Reencoding, prepare
 from data_pipelines.packing.scan import Catalogue
 from data_pipelines.packing.sources.base import Content
@@ -141,7 +142,10 @@ def _prepared(shop: Workshop, numbers: np.ndarray) -> Iterator[_Image]:
 
 
 def _prepare(shop: Workshop, number: int, read: Callable[[], Content]) -> _Image:
-    content = read()
+    try:
+        content = read()
+    except UnusableImageError as error:
+        return _Image(number, None, reason_of(error), None, 0)
     try:
         prepared = prepare(content.image, shop.reencoding, shop.decode_all)
     except DAMAGE as error:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from data_pipelines.images.pixels import MAX_FILE_BYTES, UnusableImageError
 from data_pipelines.packing.listing import Group, Listing, Skipped
 
 #: Names of folders and files that are splits, and the splits' names.
@@ -61,7 +62,8 @@ class Source(Protocol):
     def contents(self, numbers: Sequence[int]) -> Iterator[Callable[[], Content]]:
         """For every entry a function that gives its bytes; it may be called in another thread.
 
-        Raises, as its functions do, OSError when the source cannot be read or changed since it was listed.
+        Raises, as its functions do, OSError when the source cannot be read or changed since it was listed, and
+        UnusableImageError where an entry is too large to be taken into memory.
         """
 
     def key_in_shard(self, number: int) -> tuple[int, str]:
@@ -129,7 +131,8 @@ def groups_of_folders(folders: Iterable[str], labels: bool = True) -> list[Group
 
 
 def read_exactly(path: Path, size: int) -> bytes:
-    """A whole file that had `size` bytes when it was listed."""
+    """A whole file that had `size` bytes when it was listed; UnusableImageError where they are too many."""
+    _check_file_size(size)
     content = path.read_bytes()
     if len(content) != size:
         raise OSError(f"{path} had {size} bytes and has {len(content)} now; pack when nothing writes to the images")
@@ -137,7 +140,8 @@ def read_exactly(path: Path, size: int) -> bytes:
 
 
 def read_piece(path: Path, offset: int, size: int) -> bytes:
-    """Part of a file."""
+    """Part of a file; UnusableImageError where it is too large."""
+    _check_file_size(size)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         content = os.pread(descriptor, size, offset)
@@ -146,3 +150,10 @@ def read_piece(path: Path, offset: int, size: int) -> bytes:
     if len(content) != size:
         raise OSError(f"{path} ends at byte {offset + len(content)}; it was longer when the pack began")
     return content
+
+
+def _check_file_size(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise UnusableImageError(
+            "too_large", f"a file of {size:,} bytes; of an image it has {MAX_FILE_BYTES:,} at most"
+        )

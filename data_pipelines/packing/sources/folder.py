@@ -75,7 +75,7 @@ def _walk(root: Path, below: str = "", ancestors: frozenset[tuple[int, int]] = f
         return
     with os.scandir(root / below) as entries:
         found = [(entry.name, entry.is_dir(), entry) for entry in entries if not entry.name.startswith((".", "__"))]
-    names = {name for name, is_folder, _ in found if not is_folder and name.endswith(".json")}
+    names = {name for name, is_folder, entry in found if not is_folder and name.endswith(".json") and entry.is_file()}
     stems = {key_text(name) for name, is_folder, _ in found if not is_folder and _is_image(name, but=("npy",))}
     # as whole paths compare: a folder's name goes on with a slash
     for name, is_folder, entry in sorted(found, key=lambda item: item[0] + "/" if item[1] else item[0]):

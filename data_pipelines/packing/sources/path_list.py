@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,15 +18,17 @@ PATH_COLUMNS = ("path", "file_name", "filename", "file", "filepath", "file_path"
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "target", "category")
 _SPLIT_COLUMN = "split"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_MAX_LABEL_DIGITS = 9
+_WHOLE_NUMBER = re.compile(r"\s*(-?[0-9]{1,9})(\.0*)?\s*")  # 7, and the 7.0 that tables with gaps make of it
 
 
 class PathListSource:
     """The images that a table names, in its order.
 
-    A row names a file by its path, below `root` or absolute, and may name its label (text, or numbers throughout) and
-    its split; all other columns become its json, of a CSV as text. Of several rows with one path the first counts.
-    Files that are not there are in `skipped`.
+    A row names a file by its path, below `root` or absolute, and may name its label and its split; all other columns
+    become its json, of a CSV as text. Of several rows with one path the first counts. Files that are not there are in
+    `skipped`.
+
+    Labels are text, or whole numbers throughout, of which those below 0 are none.
 
     Args:
         table: The .csv, .tsv or .parquet.
@@ -36,7 +39,8 @@ class PathListSource:
 
     Raises:
         FileNotFoundError: None of the files is there.
-        ValueError: A column is missing, or a row has too few or too many fields.
+        ValueError: A column is missing, a row has too few or too many fields, or a label is neither text nor a whole
+            number.
     """
 
     kind = "list"
@@ -76,7 +80,7 @@ class PathListSource:
             entry = Entry(path, size, 0, 0, self._metadata.append(metadata), len(metadata))
             if split is not None:
                 split = SPLIT_NAMES.get(str(split), str(split)) or None
-            self.listing.add(entry, Group(split, label if label != "" else None))
+            self.listing.add(entry, Group(split, _label(label, table, path)))
             self.listing.note(metadata)
         self._metadata.flush()
         self.listing.finish()
@@ -85,7 +89,7 @@ class PathListSource:
                 f"none of the {missing} files that {table} names is there, the first of them "
                 f"{root / self.skipped[0].path if self.skipped else ''}; relative paths begin at {root} (--root)"
             )
-        self.groups = self.listing.groups if is_parquet else _numbered(self.listing.groups)
+        self.groups = _numbered(self.listing.groups, text_too=not is_parquet)
 
     def windows(self, seed: int) -> None:
         return None
@@ -163,9 +167,30 @@ def _size_of(root: Path, path: Any) -> int | None:
     return status.st_size if S_ISREG(status.st_mode) else None
 
 
-def _numbered(groups: list[Group]) -> list[Group]:
-    """Labels as numbers where all of them, being text, are."""
+def _label(value: Any, table: Path, path: str) -> str | int | None:
+    """A label as it is stored, None for no label."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int | str) or value is None:
+        return None if value == "" else value
+    raise ValueError(
+        f"{table}: the label of {path} is {value!r}; a label is text or a whole number. Choose another column "
+        "(--label-column), or pack without labels (--no-labels)"
+    )
+
+
+def _numbered(groups: list[Group], text_too: bool) -> list[Group]:
+    """Labels as numbers where all of them are; None instead of those below 0."""
     labels = [group.label for group in groups if group.label is not None]
-    if not all(isinstance(label, str) and label.isdecimal() and len(label) <= _MAX_LABEL_DIGITS for label in labels):
+    if any(isinstance(label, str) and not (text_too and _WHOLE_NUMBER.fullmatch(label)) for label in labels):
         return groups
-    return [Group(group.split, None if group.label is None else int(group.label)) for group in groups]
+    numbers = [None if group.label is None else _number(group.label) for group in groups]
+    return [
+        Group(group.split, None if number is None or number < 0 else number)
+        for group, number in zip(groups, numbers, strict=True)
+    ]
+
+
+def _number(label: str | int) -> int:
+    match = _WHOLE_NUMBER.fullmatch(label) if isinstance(label, str) else None
+    return int(match[1] if match else label)

@@ -181,7 +181,7 @@ def features_of(schema: pa.Schema) -> Mapping[str, Any]:
     """What Hugging Face's `datasets` wrote of the columns; empty where it did not."""
     try:
         stored = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return {}
     return stored if isinstance(stored, dict) else {}
 

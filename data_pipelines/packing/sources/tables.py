@@ -78,6 +78,9 @@ class TableSource:
         with open_table(self._files[0]) as table:
             self._layout = find_layout(table.schema, self._files[0], columns, labels)
             self.classes = _class_names(table.schema, self._layout.label)
+        unused = [name for name in LABEL_COLUMNS if name in self._layout.metadata]
+        if labels and self._layout.label is None and unused:
+            self.notes.append(f"column {unused[0]} is neither text nor whole numbers: no label, but in the json")
         if self._layout.left_out:
             self.notes.append(f"columns of bytes beside the image are left out: {', '.join(self._layout.left_out)}")
         names = [file.relative_to(root).as_posix() for file in self._files]

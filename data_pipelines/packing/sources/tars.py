@@ -26,8 +26,10 @@ class TarSource:
     digits, `_` and `-`, and no other tar has them. The names of the classes are taken from a `dataset.json` beside the
     tars. Of a tar cut short, everything before the cut. Other members are left out, counted in `notes`.
 
-    Archives of class folders: tars of nothing but images, all of them in folders. What the folders mean, says
-    `groups_of_folders`; a folder that holds all the others is passed over.
+    Archives of class folders: tars of nothing but images, all of them in folders; the first tar with an image decides.
+    What the folders mean, says `groups_of_folders`; a folder that holds all the others is passed over.
+
+    The split is told by the folders in an archive, else by the names of the tars, see `splits_of_files`.
 
     While a tar is listed, each of its keys takes some 500 bytes of memory.
 
@@ -39,6 +41,7 @@ class TarSource:
 
     Raises:
         FileNotFoundError: No image in them.
+        ValueError: A tar of labels among archives of class folders.
     """
 
     kind = "tars"
@@ -55,7 +58,7 @@ class TarSource:
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
         self.classes: tuple[str, ...] | None = None
-        if _is_archive(self._tars[0]):
+        if _are_archives(self._tars):
             self._list_archives(labels)
         else:
             self._list_shards(labels)
@@ -104,24 +107,35 @@ class TarSource:
 
     def _list_archives(self, labels: bool) -> None:
         others: Counter[str] = Counter()
-        for file, name in enumerate(self._names):
+        splits = splits_of_files(self._names)
+        for file, (name, split) in enumerate(zip(self._names, splits, strict=True)):
             for member in self._members(file):
                 path = member.name.removeprefix("./")
                 suffix = path.rpartition(".")[2].lower()
-                if META_NAME.search(path) or path.rpartition("/")[2].startswith("."):
+                if _is_litter(path):
                     continue
                 if suffix in IMAGE_SUFFIXES:
-                    entry = Entry(f"{name}/{path}", member.size, file, member.offset)
-                    self.listing.add(entry, Group(label=path.rpartition("/")[0]), path.rpartition(".")[0])
+                    entry = Entry(f"{name}/{member.name}", member.size, file, member.offset)
+                    folder = path.lstrip("/").rpartition("/")[0]
+                    self.listing.add(entry, Group(split, folder), path.rpartition(".")[0])
+                elif suffix == "cls" and labels:
+                    raise ValueError(
+                        f"{name} holds labels ({path}), and the first tar with an image holds nothing but class "
+                        "folders; pack tars of one kind at a time"
+                    )
                 else:
                     others[suffix] += 1
         self._note_others(others)
-        folders = [str(group.label) for group in self.listing.groups]
-        outermost = {folder.partition("/")[0] for folder in folders}
-        while len(outermost) == 1 and outermost != {""} and all("/" in folder for folder in folders):
-            folders = [folder.partition("/")[2] for folder in folders]
-            outermost = {folder.partition("/")[0] for folder in folders}
-        self.groups = groups_of_folders(folders, labels)
+        found = self.listing.groups
+        folders: dict[str | None, list[str]] = {}
+        for group in found:
+            folders.setdefault(group.split, []).append(str(group.label))
+        outer = min(map(_num_outer, folders.values()), default=0)
+        inner = [str(group.label).split("/", outer)[-1] for group in found]
+        groups = groups_of_folders(inner, labels)
+        self.groups = [
+            group._replace(split=group.split or stored.split) for group, stored in zip(groups, found, strict=True)
+        ]
 
     def _list_shards(self, labels: bool) -> None:
         others: Counter[str] = Counter()
@@ -190,18 +204,35 @@ class _Sample:
     json: Member = _NOTHING
 
 
-def _is_archive(tar: Path) -> bool:
-    """Whether it holds only images, all in folders."""
-    try:
-        for member in members(tar):
-            path = member.name.removeprefix("./")
-            if META_NAME.search(path) or path.rpartition("/")[2].startswith("."):
-                continue
-            if "/" not in path or path.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
-                return False
-    except TarDamageError:
-        pass  # what lies before the damage decides
-    return True
+def _are_archives(tars: Sequence[Path]) -> bool:
+    """Whether the first of them with any sample in it holds only images, all in folders."""
+    for tar in tars:
+        num_images = 0
+        try:
+            for member in members(tar):
+                path = member.name.removeprefix("./")
+                if _is_litter(path):
+                    continue
+                if "/" not in path or path.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
+                    return False
+                num_images += 1
+        except TarDamageError:
+            pass  # what lies before the damage decides
+        if num_images:
+            return True
+    return False
+
+
+def _is_litter(path: str) -> bool:
+    """What a computer's own programs leave in archives."""
+    return META_NAME.search(path) is not None or path.rpartition("/")[2].startswith(".")
+
+
+def _num_outer(folders: Sequence[str]) -> int:
+    """How many folders, one in the other, hold all of these."""
+    parts = [folder.split("/") for folder in folders]
+    most = min(map(len, parts)) - 1
+    return next((depth for depth in range(most) if len({part[depth] for part in parts}) > 1), most)
 
 
 def _label(text: bytes) -> int | None:

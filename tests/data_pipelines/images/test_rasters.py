@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,24 @@ def test_orientation_of_a_deep_png_is_applied() -> None:
     file = io.BytesIO()
     Image.fromarray(DEEP[:, :, 0]).save(file, "PNG", exif=exif)
     np.testing.assert_array_equal(decoded(file.getvalue(), 1, 16)[:, :, 0], np.rot90(DEEP[:, :, 0], -1))
+
+
+def test_a_png_with_chunks_that_libpng_complains_of_is_read_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    file = io.BytesIO()
+    Image.fromarray(DEEP[:, :, 0]).save(file, "PNG")
+    content = file.getvalue()
+    chunk = b"iCCP" + b"no profile"
+    odd = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    pixels = decoded(content[:33] + odd + content[33:], 1, 16)
+    assert np.array_equal(pixels, DEEP[:, :, :1])
+    assert "pixels" in refused(content[:16] + png_header(2_000_000, 1) + content[33:], 1)
+    assert capfd.readouterr().err == ""
+
+
+def png_header(width: int, height: int) -> bytes:
+    """What follows `IHDR`, for 16-bit grey."""
+    fields = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
+    return fields + struct.pack(">I", zlib.crc32(b"IHDR" + fields))
 
 
 def test_which_axis_of_an_array_are_the_channels() -> None:

@@ -31,6 +31,33 @@ def pack_list(folder: Path, text: str, name: str = "list.csv", **options: object
     return result, read_back(folder / "out", "train")
 
 
+@pytest.mark.parametrize("text", ["{}", "{}.0", " {} "])
+def test_whole_numbers_stay_what_they_are_however_they_are_written(folder: Path, text: str) -> None:
+    """Sorted as text, 10 would come before 2; a table with gaps has 2.0 for 2, and -1 is no label."""
+    labels = [text.format(number) for number in (10, 2, -1)]
+    rows = "".join(f"scans/{number}.png,{label}\n" for number, label in enumerate(labels))
+    result, found = pack_list(folder, f"path,label\n{rows}")
+    assert [found[image]["label"] for image in IMAGES[:3]] == [10, 2, None]
+    assert result["classes"] is None
+
+
+@pytest.mark.parametrize("labels", [[10.0, 2.0, None], [10.0, 2.0, float("nan")], [10, 2, -1], [10, 2, -2]])
+def test_whole_numbers_of_a_parquet_list_stay_what_they_are(folder: Path, labels: list) -> None:
+    paths = [f"scans/{number}.png" for number in range(3)]
+    pq.write_table(pa.table({"path": paths, "label": labels}), folder / "list.parquet")
+    pack(folder / "list.parquet", folder / "out", progress=False)
+    found = read_back(folder / "out", "train")
+    assert [found[image]["label"] for image in IMAGES[:3]] == [10, 2, None]
+
+
+@pytest.mark.parametrize("label", [0.5, [1, 2], {"a": 1}])
+def test_what_can_be_no_label_is_refused(folder: Path, label: object) -> None:
+    pq.write_table(pa.table({"path": ["scans/0.png"], "label": [label]}), folder / "list.parquet")
+    with pytest.raises(ValueError, match=r"the label of scans/0\.png is .*; a label is text or a whole number"):
+        pack(folder / "list.parquet", folder / "out", progress=False)
+    pack(folder / "list.parquet", folder / "out", labels=False, progress=False)
+
+
 def test_numbers_are_labels_as_they_are_and_text_is_sorted(folder: Path) -> None:
     result, found = pack_list(folder, "path,label\nscans/0.png,10\nscans/1.png,2\nscans/2.png,\n")
     assert [found[image]["label"] for image in IMAGES[:3]] == [10, 2, None]

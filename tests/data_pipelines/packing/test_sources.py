@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from making import encode, picture
+from making import encode, picture, write_tar
 from packs import CLASSES, MAKERS, content, read_back
 
-from data_pipelines.packing.sources import opening
+from data_pipelines.packing.sources import base, opening
 from data_pipelines.packing.write import pack
 
 SPLITS = {"train": range(40), "val": range(40, 52)}
@@ -176,3 +178,51 @@ def test_what_cannot_be_a_source_is_refused(sources: dict[str, Path], tmp_path: 
     with pytest.raises(ValueError, match=r"a split is named '\.\./x'"):
         pack(sources["folder"] / "train", tmp_path / "out", split="../x", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "tars"])
+def test_a_file_too_large_for_an_image_is_left_out_unread(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A film under the name of an image would fill the memory."""
+    images = [encode(picture(0)), encode(picture(1))]
+    monkeypatch.setattr(base, "MAX_FILE_BYTES", 20_000)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    files = {"0.png": images[0], "film.jpg": bytes(20_001)}
+    for name, stored in files.items():
+        (folder / name).write_bytes(stored)
+    source = folder
+    if kind == "list":
+        source = tmp_path / "list.csv"
+        source.write_text("path\nin/0.png\nin/film.jpg\n")
+    if kind == "tars":
+        source = write_tar(tmp_path / "a.tar", list(files.items()))
+    result = pack(source, tmp_path / "out", progress=False)
+    assert result["splits"]["train"]["samples"] == 1
+    assert result["skipped"][0]["reason"] == "a file of 20,001 bytes; of an image it has 20,000 at most"
+    with pytest.raises(ValueError, match=r"film\.jpg: a file of 20,001 bytes"):
+        pack(source, tmp_path / "out2", bad="refuse", progress=False)
+
+
+def test_a_link_to_no_json_is_no_sidecar(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/0.png").write_bytes(encode(picture(0)))
+    (tmp_path / "in/0.json").symlink_to(tmp_path / "gone")
+    assert pack(tmp_path / "in", tmp_path / "out", progress=False)["splits"]["train"]["samples"] == 1
+
+
+def test_numbers_in_one_file_and_text_in_another_are_no_classes(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number, labels in enumerate([[2, 10], ["2", "b"]]):
+        columns = {"image": [encode(picture(2 * number + place)) for place in range(2)], "label": labels}
+        pq.write_table(pa.table(columns), tmp_path / f"in/train-{number}.parquet")
+    with pytest.raises(ValueError, match=r"numbers as labels, such as \d+, and text, such as '2'.*one by one"):
+        pack(tmp_path / "in", tmp_path / "out", progress=False)
+
+
+def test_a_label_column_that_is_no_label_is_told_of(tmp_path: Path) -> None:
+    columns = {"image": [encode(picture(0))], "label": [0.5]}
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet")
+    result = pack(tmp_path / "in.parquet", tmp_path / "out", progress=False)
+    assert result["notes"] == ["column label is neither text nor whole numbers: no label, but in the json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -85,6 +86,54 @@ def test_archives_of_class_folders(tmp_path: Path, outer: str) -> None:
     found = read_back(tmp_path / "out", "train")
     assert [found[IMAGES[number]]["label"] for number in range(6)] == [0, 1] * 3
     assert read_back(tmp_path / "out", "val")[IMAGES[6]]["label"] == 0
+
+
+def test_archives_named_train_and_val_are_splits(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number, name in enumerate(["train", "val"]):
+        members = [
+            (f"{name}-images/{label}/{number}.png", IMAGES[2 * number + place]) for place, label in enumerate("ab")
+        ]
+        write_tar(tmp_path / f"in/{name}.tar", members)
+    result = pack(tmp_path / "in", tmp_path / "out", progress=False)
+    assert result["classes"] == ["a", "b"]
+    for number, name in enumerate(["train", "val"]):
+        found = read_back(tmp_path / "out", name)
+        assert [found[IMAGES[2 * number + place]]["label"] for place in range(2)] == [0, 1]
+
+
+@pytest.mark.parametrize("outer", ["", "./", "/data/"])
+def test_an_archives_duplicates_can_be_left_out(tmp_path: Path, outer: str) -> None:
+    members = [(f"{outer}{name}.png", IMAGES[number]) for number, name in enumerate(["cat/1", "cat/2", "dog/3"])]
+    tar = write_tar(tmp_path / "a.tar", members)
+    names = [json.dumps({"shard": str(tar), "key": key}) for key in load_index(tar).keys if key.endswith("cat/2")]
+    (tmp_path / "list").write_text("\n".join(names))
+    result = pack(tar, tmp_path / "out", leave_out=tmp_path / "list", progress=False)
+    assert (result["num_left_out"], result["classes"]) == (1, ["cat", "dog"])
+    assert read_back(tmp_path / "out", "train").keys() == {IMAGES[0], IMAGES[2]}
+
+
+@pytest.mark.parametrize("first", ["empty", "no bytes"])
+@pytest.mark.parametrize("folder", ["", "folder/"])
+def test_labels_survive_a_first_tar_without_samples(tmp_path: Path, first: str, folder: str) -> None:
+    (tmp_path / "in").mkdir()
+    tar = write_tar(tmp_path / "in/train-000000.tar", [])
+    if first == "no bytes":
+        tar.write_bytes(b"")
+    members = [(f"{folder}1.png", IMAGES[1]), (f"{folder}1.cls", b"5"), (f"{folder}1.json", b"{}")]
+    write_tar(tmp_path / "in/train-000001.tar", members)
+    pack(tmp_path / "in", tmp_path / "out", progress=False)
+    sample = read_back(tmp_path / "out", "train")[IMAGES[1]]
+    assert (sample["label"], sample["json"]) == (5, {})
+
+
+def test_labels_among_archives_are_not_dropped(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_tar(tmp_path / "in/a.tar", [("cat/1.png", IMAGES[1])])
+    write_tar(tmp_path / "in/b.tar", [("2.png", IMAGES[2]), ("2.cls", b"5")])
+    with pytest.raises(ValueError, match=r"b\.tar holds labels \(2\.cls\).*one kind at a time"):
+        pack(tmp_path / "in", tmp_path / "out", progress=False)
+    assert pack(tmp_path / "in", tmp_path / "out", labels=False, progress=False)["splits"]["train"]["samples"] == 2
 
 
 def test_of_a_tar_cut_short_the_rest_is_packed_or_refused(tmp_path: Path) -> None:

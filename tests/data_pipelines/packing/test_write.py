@@ -214,6 +214,16 @@ def test_shards_of_other_origin_are_left_alone(tree: Path, tmp_path: Path) -> No
     assert content(tmp_path).keys() == {"train-000000.tar"}
 
 
+@pytest.mark.parametrize("stored", ["[" * 100_000, '{"pack": 3, "classes": ["a"]}', "no json"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_strange_dataset_json_is_refused_in_words(tree: Path, tmp_path: Path, stored: str, overwrite: bool) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/dataset.json").write_text(stored)
+    with pytest.raises((FileExistsError, ValueError), match=r"take another folder|remove it or write it again"):
+        pack(tree, tmp_path / "out", overwrite=overwrite, progress=False)
+    assert (tmp_path / "out/dataset.json").read_text() == stored
+
+
 def test_overwriting_removes_only_what_pack_wrote(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     pack(tree, out, samples_per_shard=10, progress=False)
