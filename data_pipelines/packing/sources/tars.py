@@ -41,7 +41,7 @@ class TarSource:
 
     Raises:
         FileNotFoundError: No image in them.
-        ValueError: A tar of labels among archives of class folders.
+        ValueError: A tar of labels among archives of class folders; folders of tars whose classes have other names.
     """
 
     kind = "tars"
@@ -185,14 +185,20 @@ class TarSource:
             self.notes.append(f"members other than one image, .cls and .json a key are left out: {told}")
 
     def _stored_classes(self) -> tuple[str, ...] | None:
-        """What the `dataset.json` beside the tars call the classes, if they agree."""
-        found = set()
-        for folder in {tar.parent for tar in self._tars}:
+        """What the `dataset.json` beside the tars call the classes, if all of them do."""
+        found: dict[tuple[str, ...] | None, Path] = {}
+        for folder in sorted({tar.parent for tar in self._tars}):
             stored = read_json(folder / "dataset.json")
             names = stored.get("classes") if isinstance(stored, dict) else None
             is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-            found.add(tuple(names) if is_list and names else None)
-        return found.pop() if len(found) == 1 else None
+            found.setdefault(tuple(names) if is_list and names else None, folder)
+        named = [folder for names, folder in found.items() if names is not None]
+        if len(named) > 1:
+            raise ValueError(
+                f"the same numbers are other classes in {named[0]} and {named[1]}, as their dataset.json say; pack "
+                "them one by one, or without labels (--no-labels)"
+            )
+        return next(iter(found)) if len(found) == 1 else None
 
 
 @dataclass(slots=True)

@@ -136,6 +136,18 @@ def test_labels_among_archives_are_not_dropped(tmp_path: Path) -> None:
     assert pack(tmp_path / "in", tmp_path / "out", labels=False, progress=False)["splits"]["train"]["samples"] == 2
 
 
+def test_labels_that_mean_other_classes_are_not_mixed(tmp_path: Path) -> None:
+    for number, classes in enumerate([["ant", "bee"], ["cat", "dog"], ["ant", "bee"]]):
+        (tmp_path / f"in/{number}").mkdir(parents=True)
+        write_tar(tmp_path / f"in/{number}/a-{number}.tar", [("1.png", IMAGES[number]), ("1.cls", b"1")])
+        (tmp_path / f"in/{number}/dataset.json").write_text(json.dumps({"classes": classes}))
+    with pytest.raises(ValueError, match=r"other classes in .*/in/0 and .*/in/1.*one by one.*--no-labels"):
+        pack(tmp_path / "in", tmp_path / "out", progress=False)
+    assert pack(tmp_path / "in", tmp_path / "out", labels=False, progress=False)["splits"]["train"]["samples"] == 3
+    same = pack(tmp_path / "in/{0,2}/a-*.tar", tmp_path / "same", progress=False)
+    assert same["classes"] == ["ant", "bee"]
+
+
 def test_of_a_tar_cut_short_the_rest_is_packed_or_refused(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "a.tar", [(f"{number}.png", IMAGES[number]) for number in range(6)])
     tar.write_bytes(tar.read_bytes()[:5000])

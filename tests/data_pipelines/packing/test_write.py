@@ -294,6 +294,19 @@ def test_a_failure_leaves_no_half_shard(tree: Path, tmp_path: Path, monkeypatch:
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
+def test_a_full_disk_is_told_in_a_line(tree: Path, tmp_path: Path) -> None:
+    """By a limit on the size of files, which acts as a disk that is full, or a quota."""
+    call = 'ulimit -f 8; exec "$0" -m launch pack "$1" "$2" --no-progress'
+    ended = subprocess.run(
+        ["bash", "-c", call, sys.executable, str(tree), str(tmp_path / "out")], capture_output=True, text=True
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("error: ")
+    assert f"{tmp_path / 'out'}/train-0" in ended.stderr
+    assert not list((tmp_path / "out").glob("*.tar"))
+    assert pack(tree, tmp_path / "out", progress=False)["splits"]["train"]["samples"] > 0
+
+
 def test_refusals_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="name the folder of your images"):
         pack(tmp_path / "nothing", tmp_path / "out")
