@@ -32,7 +32,8 @@ class TableFile(Protocol):
         """Rows of a row group, and about how many bytes a column has there."""
 
     def read(self, group: int, columns: Sequence[str], first: int, last: int) -> Iterator[pa.RecordBatch]:
-        """The rows [first, last) of a row group. Names with a dot are fields of structs, which then hold no others."""
+        """The rows [first, last) of a row group. Names with a dot that no column has are fields of structs, which
+        then hold no others."""
 
     def fingerprint(self) -> bytes:
         """Something that differs when the file does, without reading all of it."""
@@ -87,7 +88,11 @@ class ParquetTable(_Closing):
     def group_size(self, group: int, column: str) -> tuple[int, int]:
         found = self._file.metadata.row_group(group)
         chunks = (found.column(place) for place in range(found.num_columns))
-        sizes = (chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] == column)
+        sizes = (
+            chunk.total_uncompressed_size
+            for chunk in chunks
+            if chunk.path_in_schema == column or chunk.path_in_schema.startswith(f"{column}.")
+        )
         return found.num_rows, sum(sizes)
 
     def read(self, group: int, columns: Sequence[str], first: int, last: int) -> Iterator[pa.RecordBatch]:
@@ -163,7 +168,9 @@ class ArrowTable(_Closing):
         batch = self._group(group)
         if batch.num_rows < last:
             raise OSError(f"{self._path}: record batch {group} has {batch.num_rows} rows, and had more before")
-        yield batch.slice(first, last - first).select(sorted({name.partition(".")[0] for name in columns}))
+        stored = set(self.schema.names)
+        wanted = {name if name in stored else name.partition(".")[0] for name in columns}
+        yield batch.slice(first, last - first).select(sorted(wanted))
 
     def fingerprint(self) -> bytes:
         return struct.pack(f"<q{len(self._offsets)}q", self._file.size(), *self._offsets)

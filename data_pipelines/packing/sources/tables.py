@@ -227,14 +227,15 @@ def find_layout(schema: pa.Schema, file: Path, columns: Columns, labels: bool) -
     kind = schema.field(image).type
     if image not in candidates:
         raise ValueError(f"{file}: column {image!r} is of type {kind}; images are bytes, or a struct with bytes")
-    fields = {kind.field(place).name for place in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
+    fields = [kind.field(place) for place in range(kind.num_fields)] if pa.types.is_struct(kind) else []
+    has_path = any(field.name == "path" and _is_text(field.type) for field in fields)
     label = _find_label(schema, file, columns.label) if labels else None
     others = [name for name in schema.names if name not in (image, label)]
     left_out = tuple(name for name in others if _holds_images(schema.field(name).type))
     return Layout(
         image=image,
         in_struct=bool(fields),
-        path=f"{image}.path" if "path" in fields else None,
+        path=f"{image}.path" if has_path else None,
         label=label,
         metadata=tuple(name for name in others if name not in left_out),
         left_out=left_out,
@@ -250,6 +251,10 @@ def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(kind.field(place).name == "bytes" for place in range(kind.num_fields))
     return is_binary(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _only(candidates: list[str]) -> tuple[str, ...]:
@@ -270,7 +275,7 @@ def _find_label(schema: pa.Schema, file: Path, wanted: str | None) -> str | None
     found = find_column(schema.names, wanted, (*usual, *named), file, "labels", "--label-column")
     kind = schema.field(found).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not (pa.types.is_integer(kind) or _is_text(kind)):
         if wanted is None and found not in named:
             return None  # "label" may be anything
         raise ValueError(f"{file}: column {found!r} is of type {kind}; a label is text or a whole number")

@@ -226,3 +226,28 @@ def test_a_table_that_changes_meanwhile(tmp_path: Path) -> None:
     pq.write_table(make_rows(0, 20), file)
     with pytest.raises(OSError, match="now; pack when nothing writes to it"):
         next(source.contents([0]))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_columns_with_a_dot_in_their_name(tmp_path: Path, suffix: str) -> None:
+    images = [encode(picture(number)) for number in range(2)]
+    table = pa.table({"image.bytes": images, "label": [1, 0], "scan.id": ["x", "y"]})
+    file = tmp_path / f"in.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, file)
+    else:
+        with pa.ipc.new_file(str(file), table.schema) as writer:
+            writer.write_table(table)
+    with open_table(file) as opened:
+        assert opened.group_size(0, "image.bytes")[1] >= sum(map(len, images)), "windows are cut by it"
+    pack(file, tmp_path / "out", progress=False)
+    found = read_back(tmp_path / "out", "train")
+    assert [found[image]["json"] for image in images] == [{"scan.id": "x"}, {"scan.id": "y"}]
+    assert [found[image]["label"] for image in images] == [1, 0]
+
+
+def test_a_path_that_is_no_text_names_no_key(tmp_path: Path) -> None:
+    image = encode(picture(0))
+    pq.write_table(pa.table({"image": [{"bytes": image, "path": 7}]}), tmp_path / "in.parquet")
+    pack(tmp_path / "in.parquet", tmp_path / "out", progress=False)
+    assert read_back(tmp_path / "out", "train")[image]["key"] == "in-000000000"
