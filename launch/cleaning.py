@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +47,13 @@ def clean(
     threads: int | None,
     progress: bool,
 ) -> None:
-    """Find the duplicates, write the list and the sheet, and print how many there are."""
+    """Find the duplicates, write the list and the sheet, and print how many there are.
+
+    Raises ValueError or OSError for places that cannot be written to before anything is read.
+    """
+    for place in (out, sheet):
+        if place is not None:
+            _check_place(place)
     datasets = open_splits(shards, val)
     find_near = _choose(datasets, by, encoder, threshold, mirrored, device, threads, progress)
     found = dedupe(datasets, find_near, threads=threads, progress=progress)
@@ -61,10 +68,16 @@ def clean(
         f"(selfsight pack ... --leave-out {out})"
     )
     if sheet is not None and found.duplicates:
-        sheet.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(sheet) as file:
             duplicates_sheet(found).save(file, "PNG")
         console.print(f"wrote {sheet}: left out | stays")
+
+
+def _check_place(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        what = "is a folder" if file.is_dir() else "lies in a folder that cannot be written to"
+        raise ValueError(f"{file} {what}; name a file elsewhere by --out or --sheet")
 
 
 def open_splits(shards: str, val: str | None) -> dict[str, Dataset]:

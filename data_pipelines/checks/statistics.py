@@ -69,7 +69,7 @@ def draw_samples(seed: int, num_samples: int, count: int) -> list[int]:
 
 def common_kind(headers: Iterable[Header]) -> tuple[Kind | None, str]:
     """As what images of these headers are measured: of the channels that all have, RGB where some are grey; of 16 bits
-    if any is. None where they have no such number, and why, in words."""
+    if any is. None where they have no such number, or too many to be counted, and why, in words."""
     numbers: set[int | None] = set()
     bits = 8
     for header in headers:
@@ -78,6 +78,8 @@ def common_kind(headers: Iterable[Header]) -> tuple[Kind | None, str]:
     if None in numbers:
         return None, "some arrays do not tell which of their axes are the channels"
     counts = sorted(number for number in numbers if number is not None)
+    if counts and 8 * counts[-1] << bits > _MAX_MEMORY:
+        return None, f"the images have {counts[-1]:,} channels of {bits} bits, too many to count their levels"
     if len(counts) == 1 or counts == [1, 3]:
         return Kind(counts[-1], bits), ""
     return None, f"the images have {' or '.join(map(str, counts))} channels" if counts else "no image can be read"

@@ -90,6 +90,19 @@ def test_dedupe_refuses_what_does_not_go_together(
     assert not (tmp_path / "list.jsonl").exists()
 
 
+@pytest.mark.parametrize("option", ["--out", "--sheet"])
+def test_dedupe_sees_first_that_it_cannot_write(
+    shards: Path, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reading takes hours where there is much."""
+    with pytest.raises(SystemExit) as exit_:
+        main(["data", "dedupe", str(shards), "--out", str(tmp_path / "list.jsonl"), option, str(tmp_path)])
+    assert exit_.value.code == 2
+    told = capsys.readouterr()
+    assert f"{tmp_path} is a folder; name a file" in told.err
+    assert "reading" not in told.out
+
+
 def test_whitened_features_are_uncorrelated_and_what_is_constant_is_gone() -> None:
     features = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)) @ torch.diag(
         torch.tensor([5.0, 3, 1, 1, 1, 0])

@@ -179,3 +179,11 @@ def test_a_constant_channel_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     entry = data_stats(tmp_path)
     assert entry["std"][2] == 0
     assert "channel(s) 2 have one value everywhere" in capsys.readouterr().out
+
+
+def test_more_channels_than_there_is_memory_for_are_not_counted() -> None:
+    """A stranger's array may have a million of them, and `pack` measures what it has packed."""
+    kind, why = common_kind([Header("NPY", 1, 1, 1_000_000, 16, "")])
+    assert kind is None
+    assert why == "the images have 1,000,000 channels of 16 bits, too many to count their levels"
+    assert common_kind([Header("TIFF", 1, 1, 224, 16, "")])[0] == Kind(224, 16)
