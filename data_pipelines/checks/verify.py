@@ -20,6 +20,7 @@ from data_pipelines.files import write_json
 from data_pipelines.images.bad_samples import MAX_TRIES
 from data_pipelines.images.cases import Severity, shown
 from data_pipelines.images.judge import Verdict, judge
+from data_pipelines.images.pixels import MAX_FILE_BYTES
 from data_pipelines.remote.cache import Cache
 from data_pipelines.remote.fetch import cancel_on
 from data_pipelines.remote.local_view import LocalView
@@ -229,7 +230,8 @@ def _judge(piece: _Piece, channels: int | None) -> list[_Judged]:
 
 def _judge_one(piece: _Piece, row: int, descriptor: int, channels: int | None) -> _Judged:
     entry = piece.samples.entry(0, row)
-    content = os.pread(descriptor, BLOCK + entry.image_size, entry.image_offset - BLOCK)  # with its header before it
+    size = min(entry.image_size, MAX_FILE_BYTES + 1)  # see Dataset.read
+    content = os.pread(descriptor, BLOCK + size, entry.image_offset - BLOCK)  # with its header before it
     verdict = judge(content[BLOCK:], suffix_in(content[:BLOCK]), channels=channels)
     return _Judged(piece.shard.name, entry.key, entry.image_size, verdict)
 

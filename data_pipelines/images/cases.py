@@ -35,7 +35,7 @@ CASES: dict[str, Case] = {
     "not_an_image": Case(_ERROR, "no image, such as text or a web page under .jpg", _REPLACED),
     "other_format": Case(_ERROR, "an image of a format that is not read, such as GIF, BMP or float arrays", _REPLACED),
     "damaged_image": Case(_ERROR, "truncated, or damaged so that its decoder stops", _REPLACED),
-    "too_large": Case(_ERROR, "more pixels or JPEG scans than the limit; nothing is unpacked", _REPLACED),
+    "too_large": Case(_ERROR, "more pixels, JPEG scans or bytes than the limit; nothing is unpacked", _REPLACED),
     "wrong_suffix": Case(_NOTE, "an image whose suffix names another format", "used as what it is"),
     "animated": Case(_NOTE, "several frames or pictures in one file", "the first is used"),
     "transparent": Case(_NOTE, "an alpha channel or a transparent colour", "put on black"),

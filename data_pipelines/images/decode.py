@@ -16,7 +16,7 @@ from data_pipelines.images.cases import shown
 from data_pipelines.images.jpeg import MAX_SCANS, decode_jpeg, read_header
 from data_pipelines.images.magic import kind_of
 from data_pipelines.images.parts import Choose, Picture, whole
-from data_pipelines.images.pixels import MAX_PIXELS, Header, UnusableImageError, convert
+from data_pipelines.images.pixels import MAX_PIXELS, Header, UnusableImageError, check_file_size, convert
 from data_pipelines.remote.remote_files import Shard
 from data_pipelines.shards.index import Sample
 
@@ -127,6 +127,10 @@ def decode_part(
         padded: The pixels of a JPEG may lie four bytes apart, which is decoded faster.
         bits: As of `decode`.
     """
+    try:
+        check_file_size(len(sample.image))
+    except UnusableImageError as error:
+        raise BadSampleError.of(sample, error) from error
     of_jpeg = channels
     if channels is None and (header := read_header(sample.image)) is not None:
         of_jpeg = header.components

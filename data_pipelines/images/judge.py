@@ -9,7 +9,7 @@ from PIL import Image
 
 from data_pipelines.images import rasters
 from data_pipelines.images.decode import DAMAGE, BadSampleError, decode, open_image, orientation_of
-from data_pipelines.images.pixels import Header
+from data_pipelines.images.pixels import Header, check_file_size
 from data_pipelines.shards.index import Sample
 
 #: The suffixes that name a format; a phone's JPEG with several pictures is an MPO to Pillow.
@@ -47,6 +47,7 @@ def judge(content: bytes, suffix: str = "", *, channels: int | None = None, head
     sample = Sample("", Path(), content, None)
     verdict = Verdict(None, None)
     try:
+        check_file_size(len(content))
         header = rasters.look(content)
         if header is not None:
             notes = _notes_of_raster(header, suffix.lower())

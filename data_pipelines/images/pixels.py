@@ -44,6 +44,12 @@ def check_size(height: int, width: int, channels: int, itemsize: int) -> None:
         raise UnusableImageError("too_large", reason)
 
 
+def check_file_size(num_bytes: int) -> None:
+    """Raise ValueError for a file that is larger than any image is, such as a film under the name of an image."""
+    if num_bytes > MAX_FILE_BYTES:
+        raise UnusableImageError("too_large", f"a file of more than {MAX_FILE_BYTES:,} bytes, which no image needs")
+
+
 def convert(pixels: np.ndarray, channels: int | None, bits: int | None) -> np.ndarray:
     """(h, w, c) uint8 or uint16 as (h, w, channels) of `bits`; None leaves what there is.
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.images.pixels import MAX_FILE_BYTES
 from data_pipelines.remote.cache import Cache, default_folder
 from data_pipelines.remote.locations import Locations, Spec
 from data_pipelines.remote.remote_files import FileState, RemoteFile, Shard, mtime_version
@@ -116,13 +117,14 @@ class Dataset:
         """
         shard, row = self._locate(sample)
         entry = self.index.entry(shard, row)
+        size = min(entry.image_size, MAX_FILE_BYTES + 1)  # of what is larger, as much as tells that it is
 
         def read() -> bytes:
             file = self._file(shard)  # held for as long as it is read
-            return os.pread(file.descriptor, entry.image_size, entry.image_offset)
+            return os.pread(file.descriptor, size, entry.image_offset)
 
         image = steadily(self.shards[shard], read, self.close)
-        if len(image) < entry.image_size:
+        if len(image) < size:
             raise ShardChangedError(self.shards[shard], "has shrunk")
         return Sample(entry.key, self.shards[shard], image, None if entry.label == NO_LABEL else entry.label)
 

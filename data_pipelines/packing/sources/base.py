@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from data_pipelines.images.pixels import MAX_FILE_BYTES, UnusableImageError
+from data_pipelines.images.pixels import check_file_size
 from data_pipelines.packing.listing import Group, Listing, Skipped
 
 #: Names of folders and files that are splits, and the splits' names.
@@ -132,7 +132,7 @@ def groups_of_folders(folders: Iterable[str], labels: bool = True) -> list[Group
 
 def read_exactly(path: Path, size: int) -> bytes:
     """A whole file that had `size` bytes when it was listed; UnusableImageError where they are too many."""
-    _check_file_size(size)
+    check_file_size(size)
     content = path.read_bytes()
     if len(content) != size:
         raise OSError(f"{path} had {size} bytes and has {len(content)} now; pack when nothing writes to the images")
@@ -141,7 +141,7 @@ def read_exactly(path: Path, size: int) -> bytes:
 
 def read_piece(path: Path, offset: int, size: int) -> bytes:
     """Part of a file; UnusableImageError where it is too large."""
-    _check_file_size(size)
+    check_file_size(size)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         content = os.pread(descriptor, size, offset)
@@ -150,10 +150,3 @@ def read_piece(path: Path, offset: int, size: int) -> bytes:
     if len(content) != size:
         raise OSError(f"{path} ends at byte {offset + len(content)}; it was longer when the pack began")
     return content
-
-
-def _check_file_size(size: int) -> None:
-    if size > MAX_FILE_BYTES:
-        raise UnusableImageError(
-            "too_large", f"a file of {size:,} bytes; of an image it has {MAX_FILE_BYTES:,} at most"
-        )

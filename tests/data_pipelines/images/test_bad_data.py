@@ -484,3 +484,27 @@ def test_every_case_is_made_here_or_in_the_tests_of_verify() -> None:
         "unreadable",
     }
     assert made - {None} == set(CASES) - of_verify
+
+
+def test_a_film_under_the_name_of_an_image_is_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 3 GB: more than the system reads at once, which must not look as if the shard had shrunk."""
+    for module in ("images.pixels", "shards.index", "checks.verify"):
+        monkeypatch.setattr(f"data_pipelines.{module}.MAX_FILE_BYTES", 1 << 20)
+    film = tarfile.TarInfo("b.jpg")
+    film.size = 3 << 30
+    last = tmp_path / "last.tar"
+    write_tar(last, [("c.png", encode(picture(2)))])
+    tar = write_tar(tmp_path / "train-000000.tar", [("a.png", encode(picture(1)))])
+    with tar.open("r+b") as file:
+        file.seek(512 + -(-len(encode(picture(1))) // 512) * 512)  # where the end marker begins
+        file.truncate()
+        file.write(film.tobuf(tarfile.USTAR_FORMAT))
+        file.seek(film.size, 1)  # a hole, which takes no room
+        file.write(last.read_bytes())
+    with open_dataset(tmp_path, "train") as dataset:
+        assert dataset.num_samples == 3
+        with pytest.raises(BadSampleError, match="a file of more than 1,048,576 bytes") as raised:
+            decode(dataset.read(1))
+        assert raised.value.case == "too_large"
+        assert decode(dataset.read(2)).shape[2] == 3
+    assert verify(tmp_path, progress=False)["cases"]["too_large"]["count"] == 1

@@ -17,7 +17,8 @@ import pytest
 from making import encode, picture, write_tar
 from packs import CLASSES, MAKERS, content, read_back
 
-from data_pipelines.packing.sources import base, opening
+from data_pipelines.images import pixels
+from data_pipelines.packing.sources import opening
 from data_pipelines.packing.write import pack
 
 SPLITS = {"train": range(40), "val": range(40, 52)}
@@ -186,7 +187,7 @@ def test_a_file_too_large_for_an_image_is_left_out_unread(
 ) -> None:
     """A film under the name of an image would fill the memory."""
     images = [encode(picture(0)), encode(picture(1))]
-    monkeypatch.setattr(base, "MAX_FILE_BYTES", 20_000)
+    monkeypatch.setattr(pixels, "MAX_FILE_BYTES", 20_000)
     folder = tmp_path / "in"
     folder.mkdir()
     files = {"0.png": images[0], "film.jpg": bytes(20_001)}
@@ -200,8 +201,8 @@ def test_a_file_too_large_for_an_image_is_left_out_unread(
         source = write_tar(tmp_path / "a.tar", list(files.items()))
     result = pack(source, tmp_path / "out", progress=False)
     assert result["splits"]["train"]["samples"] == 1
-    assert result["skipped"][0]["reason"] == "a file of 20,001 bytes; of an image it has 20,000 at most"
-    with pytest.raises(ValueError, match=r"film\.jpg: a file of 20,001 bytes"):
+    assert result["skipped"][0]["reason"] == "a file of more than 20,000 bytes, which no image needs"
+    with pytest.raises(ValueError, match=r"film\.jpg: a file of more than 20,000 bytes"):
         pack(source, tmp_path / "out2", bad="refuse", progress=False)
 
 
