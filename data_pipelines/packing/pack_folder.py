@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from data_pipelines.files import TEMPORARY_SUFFIX, lock, read_json, write_json
 from data_pipelines.shards.joint_index import joint_place
@@ -24,12 +25,20 @@ def alone_in(out: Path) -> Iterator[None]:
     """Hold the folder against a second pack; the kernel lets go when the process ends, however it does."""
     place = out / ".pack.lock"  # removed again when the pack ends
     with place.open("wb") as file:
-        if not lock(file):
+        if not lock(file) or not _is_at(file, place):
             raise FileExistsError(f"another pack is writing into {out}; wait for it, or take another folder")
         try:
             yield
         finally:
             place.unlink(missing_ok=True)
+
+
+def _is_at(file: BinaryIO, place: Path) -> bool:
+    """Whether an open file is still the one of that name: another pack may have removed it before it was locked."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), place.stat())
+    except FileNotFoundError:
+        return False
 
 
 def agree(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:

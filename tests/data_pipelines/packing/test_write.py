@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import webdataset
 from making import encode, picture
 
+from data_pipelines.files import lock
 from data_pipelines.packing import write as write_module
 from data_pipelines.packing.pack_folder import alone_in
 from data_pipelines.packing.sources import folder as folder_module
@@ -273,6 +275,19 @@ def test_a_folder_from_elsewhere_cannot_have_files_removed(tree: Path, tmp_path:
 def test_two_packs_at_once_are_refused(tree: Path, tmp_path: Path) -> None:
     with alone_in(tmp_path), pytest.raises(FileExistsError, match="another pack is writing"):
         pack(tree, tmp_path, progress=False)
+
+
+def test_the_lock_of_a_pack_that_ends_just_now_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def removed_meanwhile(file: BinaryIO) -> bool:
+        (tmp_path / ".pack.lock").unlink()
+        return lock(file)
+
+    monkeypatch.setattr("data_pipelines.packing.pack_folder.lock", removed_meanwhile)
+    with pytest.raises(FileExistsError, match="another pack is writing"), alone_in(tmp_path):
+        pass
+    monkeypatch.undo()
+    with alone_in(tmp_path):
+        pass
 
 
 def test_a_failure_leaves_no_half_shard(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
