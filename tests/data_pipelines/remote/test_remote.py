@@ -304,9 +304,10 @@ def test_a_rank_killed_while_it_fills_the_cache_changes_nothing(
     describe(server.folder / "set")
     server.faults["set/train-000002.tar"].append("stall")
     cache = tmp_path / "cache"
-    command = [sys.executable, "-c", LOAD, f"{server.url}/set", str(cache), "6", *sys.path]
+    command = [sys.executable, "-c", LOAD, f"{server.url}/set", str(cache), "6", str(Path(__file__).parent), *sys.path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}) as first:
-        wait_until(lambda: any(path.stat().st_size for path in cache.glob("*.part")), seconds=60)
+        wait_until(lambda: first.poll() is not None or any(p.stat().st_size for p in cache.glob("*.part")), seconds=60)
+        assert first.poll() is None
         first.send_signal(signal.SIGKILL)
     out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120).stdout
     assert out.split() == [hashlib.sha256(step[0]).hexdigest() for step in expected[:6]]
