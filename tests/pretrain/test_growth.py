@@ -83,6 +83,17 @@ def test_changes_are_refused_by_name(growing: Path, tmp_path: Path) -> None:
     assert len(before) == 10
 
 
+@pytest.mark.parametrize("change", [{"seed": 2}, {"window": 32}, {"batch_size": 32}, {"repeats": 2}])
+def test_another_order_is_refused_whatever_the_configuration_says(
+    growing: Path, tmp_path: Path, change: dict[str, int]
+) -> None:
+    state = begin(growing, tmp_path / "run")
+    settings = {"seed": 1, "batch_size": 16, "window": 16} | change
+    now = Sampler((open_dataset(growing),), names=("growing",), **settings)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"{next(iter(change))} = [0-9]+, now it is .*other batches"):
+        continued(state, now, 3, tmp_path / "run", adopt=True)
+
+
 def test_an_earlier_shard_that_changed_is_refused_by_name(growing: Path, tmp_path: Path) -> None:
     state = begin(growing, tmp_path / "run")
     shutil.copy(growing / "train-000001.tar", growing / "train-000000.tar")
