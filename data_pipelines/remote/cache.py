@@ -96,8 +96,10 @@ class Cache:
             with self.folder.locked(key):
                 try:
                     return os.link(self.folder.data(key), place)
-                except FileNotFoundError:  # removed meanwhile
-                    continue
+                except FileNotFoundError:
+                    if not place.parent.is_dir():
+                        raise
+                    continue  # removed meanwhile
                 except OSError:  # a file system without links
                     shutil.copy2(self.folder.data(key), place)
                     return None
