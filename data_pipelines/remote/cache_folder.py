@@ -27,6 +27,7 @@ from data_pipelines.remote.fetch import pause
 
 _LITTER_SECONDS = 3600.0  # temporary files of dead processes go after this
 _LONGEST_POLL = 0.25
+_SLACK_BYTES = 1 << 17  # on the disk beside an entry: its record, its lock
 _TELL_SECONDS = 30.0  # of waiting for room
 _OURS = re.compile(r"(?P<key>[0-9a-f]{64})(?:[.](?P<kind>json|lock)|[.](?P<size>[0-9]+)[.][0-9a-f]*[.]part)?")
 _LITTER = re.compile(r"[.][0-9a-f]{64}[.]json[.].*[.]tmp")
@@ -41,6 +42,7 @@ class CacheFullError(OSError):
 class _Entry:
     key: str
     num_bytes: int = 0  # on the disk, or still to come for a part
+    to_come: int = 0  # of a part
     used: float = 0.0  # seconds since the epoch
 
 
@@ -89,7 +91,7 @@ class CacheFolder:
         """The part of an entry whose lock the caller holds, with room for `size` bytes in all; others make it.
 
         Entries go by the time of their last use, the oldest first, and never one that is being written. Where all
-        the room is for such ones, waits for them.
+        the room is for such ones, of the bound or of the disk, waits for them.
 
         Raises:
             CacheFullError: The disk is too full, whatever is removed.
@@ -139,17 +141,22 @@ class CacheFolder:
         entries = self._entries()
         entries.pop(key, None)
         total = sum(entry.num_bytes for entry in entries.values())
+        needed = still_to_come + sum(entry.to_come for entry in entries.values())  # of the disk
+        needed += _SLACK_BYTES if still_to_come else 0
         waiting = False  # for entries that are being written
         for entry in sorted(entries.values(), key=lambda entry: entry.used):
-            if total + size <= self.max_bytes and self._free() >= still_to_come:
+            if total + size <= self.max_bytes and self._free() >= needed:
                 return True
             if self._evict(entry):
                 total -= entry.num_bytes
-            else:
+                needed -= entry.to_come
+            elif entry.num_bytes:
                 waiting = True
-        if self._free() < still_to_come:
-            raise CacheFullError(self._full(still_to_come))
-        return total + size <= self.max_bytes or not waiting
+        if waiting:
+            return total + size <= self.max_bytes and self._free() >= needed
+        if still_to_come and self._free() < needed:
+            raise CacheFullError(self._full(needed))
+        return True
 
     def _full(self, num_bytes: int) -> str:
         return (
@@ -184,6 +191,7 @@ class CacheFolder:
                     entry.used = status.st_mtime
                 elif ours["kind"] is None:
                     entry.num_bytes += max(int(ours["size"] or 0), status.st_size)
+                    entry.to_come += max(0, int(ours["size"] or 0) - status.st_size)
         return entries
 
     def _free(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,36 @@ def test_two_of_unknown_size_that_do_not_fit_together_do_not_wait_for_each_other
         assert [job.result(timeout=10) for job in jobs] == [bytes(600)] * 2
     assert len(stored(tmp_path / "cache")) >= 1
     assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_those_who_fetch_at_once_leave_each_other_their_room_on_the_disk(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, disk, most = tmp_path / "cache", 5 * SIZE // 2, [0]
+    cache = Cache(folder, patience=QUICK)
+    write = Cache._write
+
+    def used() -> int:
+        total = 0
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):  # renamed meanwhile
+                total += path.stat().st_size
+        return total
+
+    def noting(*arguments: object) -> None:
+        write(*arguments)  # type: ignore[arg-type]
+        most.append(used())
+
+    monkeypatch.setattr(Cache, "_write", noting)
+    monkeypatch.setattr(CacheFolder, "_free", lambda folder: disk - used())
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(lambda number: read(cache, file_of(server, number % NUM_FILES)), range(3 * NUM_FILES)))
+    assert SIZE < max(most) <= disk
+    monkeypatch.setattr(CacheFolder, "_free", lambda folder: 0)  # by others: no waiting helps
+    shutil.rmtree(folder)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(cache.fetch, file_of(server, number)) for number in range(2)]
+        assert all(isinstance(job.exception(timeout=10), CacheFullError) for job in jobs)
 
 
 def test_more_bytes_than_are_known_of_are_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
