@@ -6,7 +6,7 @@ import dataclasses
 import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,9 @@ from pretrain.config import ConfigError, load_config
 from pretrain.masking import draw_mask_for
 from pretrain.schema import Config
 from pretrain.schema.run import DataConfig, SourceConfig
+
+if TYPE_CHECKING:
+    from pretrain.methods import Normalisation
 
 
 def open_datasets(data: DataConfig) -> tuple[Dataset, ...]:
@@ -105,13 +108,36 @@ def resolve_executor(config: Config) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, executor=name))
 
 
-def check_same_executor(name: str, world_size: int, device: torch.device) -> None:
-    """Refuse ranks whose crops would differ, all of them together."""
-    mine = torch.tensor([zlib.crc32(name.encode())], device=device)
-    all_ranks = mine.new_empty(world_size)
+def check_ranks_agree(loader: Loader, normalisation: Normalisation, world_size: int, device: torch.device) -> None:
+    """Refuse ranks whose batches would not be parts of the same ones, all of them together.
+
+    Each rank opens the data for itself, and a file system may show a new shard to one node before the others.
+    """
+    sampler = loader.sampler
+    facts = (loader.executor, _order_of(sampler), repr(normalisation))
+    mine = torch.tensor([zlib.crc32(fact.encode()) for fact in facts], device=device)
+    all_ranks = mine.new_empty(world_size * len(facts))
     dist.all_gather_into_tensor(all_ranks, mine)
-    if others := [rank for rank, checksum in enumerate(all_ranks.tolist()) if checksum != int(mine)]:
-        raise ConfigError(
-            f"this rank makes crops by {name}, but rank {others[0]} by another executor; install the package alike on "
-            "all nodes, or set data.executor=wheels"
-        )
+    differing = (all_ranks.view(world_size, len(facts)) != mine).nonzero().tolist()
+    if not differing:
+        return
+    rank, fact = min(differing, key=lambda found: found[1])
+    raise ConfigError(
+        (
+            f"this rank makes crops by {loader.executor}, but rank {rank} by another executor; install the package "
+            "alike on all nodes, or set data.executor=wheels",
+            f"this rank is to show {sampler.summary()}, but rank {rank} something else; see to it that every node "
+            "sees the same shards under data.train, and start again",
+            f"this rank normalises by {normalisation}, but rank {rank} by other numbers; see to it that every node "
+            "sees the same dataset.json beside the shards, or set data.mean and data.std",
+        )[fact]
+    )
+
+
+def _order_of(sampler: Sampler) -> str:
+    """All that decides which samples are shown; each node may have its copy of the data under a name of its own."""
+    parts = [
+        (segment.start_step, [dataclasses.replace(part, name="") for part in segment.parts])
+        for segment in sampler.segments
+    ]
+    return repr((sampler.seed, sampler.batch_size, sampler.window, sampler.repeats, parts))

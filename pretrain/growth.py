@@ -41,8 +41,12 @@ def continued(
         adopt: Go over to changed data at the end of the present epoch.
 
     Raises:
-        ConfigError: The data changed and `adopt` is not set, or shards that are still to be shown are gone.
+        ConfigError: The data changed and `adopt` is not set, or shards that are still to be shown are gone; or the
+            order is another, whatever the data.
     """
+    for what, value in fresh.state().items():
+        if what != "segments" and state[what] != value:
+            raise _other_order(folder, what, state[what], value)
     past, now = Sampler.continued(state, {}), fresh.segments[0].parts
     if past.segments[-1].start_step >= step and _checksums(past.segments[-2:-1]) == [part.checksum for part in now]:
         past.segments = past.segments[:-1]  # adopted, never shown, and taken back
@@ -146,10 +150,14 @@ def _check_same_order(folder: Path, old: Part, new: Part) -> None:
     for what in ("batch_size", "lanes", "weight"):
         before, after = getattr(old, what), getattr(new, what)
         if before != after:
-            raise ConfigError(
-                f"{folder} was started with {what} {before} of {old.name}, now it is {after}: the run would see other "
-                "batches. Use the settings it was started with, or start a run of another name"
-            )
+            raise _other_order(folder, f"{what} of {old.name}", before, after)
+
+
+def _other_order(folder: Path, what: str, before: object, now: object) -> ConfigError:
+    return ConfigError(
+        f"{folder} was started with {what} = {before}, now it is {now}: the run would see other batches. Use the "
+        "settings it was started with, or start a run of another name"
+    )
 
 
 def _listed(dataset: Dataset) -> list[dict[str, Any]]:

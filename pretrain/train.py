@@ -24,7 +24,7 @@ from data_pipelines.shards.index import Dataset
 from pretrain.batches import DeviceSteps, crop_sheet, seed_dropout, share_mask_counts
 from pretrain.checkpoint import Checkpoints, ResumeState, agree_on, check_resume, damage, read_state
 from pretrain.config import ConfigError, check_batch
-from pretrain.data import check_same_executor, loader_of, open_datasets, resolve_executor, sampler_of
+from pretrain.data import check_ranks_agree, loader_of, open_datasets, resolve_executor, sampler_of
 from pretrain.diagnostics import alarms, check_finite
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
@@ -147,7 +147,7 @@ class Trainer:
             pin_memory=device.type == "cuda",
             bad_samples=BadSampleLog(folder / "bad_samples" / f"rank-{rank:05d}.jsonl"),
         )
-        check_same_executor(self.loader.executor, world_size, device)
+        check_ranks_agree(self.loader, normalisation, world_size, device)
         self.timeline = Timeline.of(config.train, sampler.steps_per_epoch)
         warmup = self.timeline.steps(config.optim.warmup_epochs)
         if warmup > self.timeline.total_steps:

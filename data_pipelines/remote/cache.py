@@ -96,15 +96,19 @@ class Cache:
             with self.folder.locked(key):
                 try:
                     return os.link(self.folder.data(key), place)
-                except FileNotFoundError:  # removed meanwhile
-                    continue
+                except FileNotFoundError:
+                    if not place.parent.is_dir():
+                        raise
+                    continue  # removed meanwhile
                 except OSError:  # a file system without links
                     shutil.copy2(self.folder.data(key), place)
                     return None
 
     def touch(self, file: RemoteFile) -> None:
-        """Note that a file is in use."""
-        self.folder.touch(key_of(self.settled(file)))
+        """Note that a file is in use; of one whose version nobody has asked for yet there is nothing to note."""
+        known = self._settled_already(file)
+        if known is not None:
+            self.folder.touch(key_of(known))
 
     def size(self, file: RemoteFile) -> int | None:
         """The bytes of a file; asks the source if nobody has said so."""
@@ -136,15 +140,20 @@ class Cache:
 
     def settled(self, file: RemoteFile) -> RemoteFile:
         """The file with a version, and the same one each time; asks the source where nobody has told it."""
+        known = self._settled_already(file)
+        if known is not None:
+            return known
+        found = state(file.url, self.patience)
+        if None not in (file.state.size, found.size) and file.state.size != found.size:
+            raise ChangedError(f"{file} has {found.size} bytes and should have {file.state.size}")
+        self._states[file.url] = found
+        return _with_state(file, found)
+
+    def _settled_already(self, file: RemoteFile) -> RemoteFile | None:
         if file.sha256 is not None or file.state.version is not None:
             return file
         found = self._states.get(file.url)
-        if found is None:
-            found = state(file.url, self.patience)
-            if None not in (file.state.size, found.size) and file.state.size != found.size:
-                raise ChangedError(f"{file} has {found.size} bytes and should have {file.state.size}")
-            self._states[file.url] = found
-        return replace(file, state=found)
+        return None if found is None else _with_state(file, found)
 
     def _open_entry(self, key: str) -> int | None:
         """A descriptor of an entry that is here, and as it was written."""
@@ -212,7 +221,7 @@ class Cache:
         part.replace(self.folder.data(key))
         sync(self.folder.path)
         if size is None:  # nothing could be reserved for it
-            self.folder.reserve(key, num_bytes).unlink()
+            self.folder.settle(key, num_bytes)
         return None
 
     def _write(self, descriptor: int, key: str, offset: int, piece: bytes, still_to_come: int) -> None:
@@ -256,6 +265,11 @@ def key_of(file: RemoteFile) -> str:
     url = without_credentials(file.url)[0] if is_url(file.url) else file.url
     identity = f"{url}\0{file.state.size}\0{file.state.version}".encode("utf-8", "surrogateescape")
     return hashlib.sha256(identity).hexdigest()
+
+
+def _with_state(file: RemoteFile, found: FileState) -> RemoteFile:
+    """With what its source says, and the size that is known already where that says none."""
+    return replace(file, state=FileState(file.state.size if found.size is None else found.size, found.version))
 
 
 def _stamp(status: os.stat_result) -> dict[str, Any]:

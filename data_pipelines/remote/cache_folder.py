@@ -5,26 +5,33 @@ come of it; `KEY.lock`, which a process holds while it writes any of them, and w
 kernel frees a lock when its process ends, however it does, and the next one goes on with the part. A part is of one
 boot of the machine: what a crash of the machine leaves in a file is not what was written.
 
-Whoever has an entry open may go on reading when it is removed; its room is free once all have closed it.
+Whoever has an entry open may go on reading when it is removed; its room is free once all have closed it. Files under
+other names are not the cache's: they are neither counted nor removed.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from data_pipelines.files import TEMPORARY_SUFFIX
 from data_pipelines.remote.fetch import pause
 
 _LITTER_SECONDS = 3600.0  # temporary files of dead processes go after this
 _LONGEST_POLL = 0.25
+_SLACK_BYTES = 1 << 17  # on the disk beside an entry: its record, its lock
+_TELL_SECONDS = 30.0  # of waiting for room
+_OURS = re.compile(r"(?P<key>[0-9a-f]{64})(?:[.](?P<kind>json|lock)|[.](?P<size>[0-9]+)[.][0-9a-f]*[.]part)?")
+_LITTER = re.compile(r"[.][0-9a-f]{64}[.]json[.].*[.]tmp")
+_log = logging.getLogger(__name__)
 
 
 class CacheFullError(OSError):
@@ -35,8 +42,8 @@ class CacheFullError(OSError):
 class _Entry:
     key: str
     num_bytes: int = 0  # on the disk, or still to come for a part
+    to_come: int = 0  # of a part
     used: float = 0.0  # seconds since the epoch
-    paths: list[Path] = field(default_factory=list)
 
 
 class CacheFolder:
@@ -84,7 +91,7 @@ class CacheFolder:
         """The part of an entry whose lock the caller holds, with room for `size` bytes in all; others make it.
 
         Entries go by the time of their last use, the oldest first, and never one that is being written. Where all
-        the room is for such ones, waits for them.
+        the room is for such ones, of the bound or of the disk, waits for them.
 
         Raises:
             CacheFullError: The disk is too full, whatever is removed.
@@ -93,13 +100,28 @@ class CacheFolder:
         for other in self.path.glob(f"{key}.*.part"):
             if other != part:
                 other.unlink(missing_ok=True)  # of another boot
+        tell = time.monotonic() + _TELL_SECONDS
         while True:
             with self.locked("folder"):
                 if self._make_room(key, size, size - (part.stat().st_size if part.exists() else 0)):
                     part.touch(mode=0o600)  # from now on the others count it
                     return part
             part.unlink(missing_ok=True)  # those who are waited for might wait for the room that it takes
+            if time.monotonic() > tell:
+                tell = float("inf")
+                _log.warning(
+                    "%s: no room for %s yet, as others are writing all of the %s that this process may use there; give "
+                    "all jobs of a machine the same data.cache.max_bytes, or this one a data.cache.dir of its own",
+                    self.path,
+                    gigabytes(size),
+                    gigabytes(self.max_bytes),
+                )
             pause(_LONGEST_POLL)
+
+    def settle(self, key: str, size: int) -> None:
+        """Make room, as far as others let go of it, for an entry that came whole before anyone knew its size."""
+        with self.locked("folder"):
+            self._make_room(key, size, 0)
 
     def make_room_on_disk(self, key: str, num_bytes: int) -> None:
         """Remove others than the entry `key` for this many bytes, as the disk is full although it said it was not.
@@ -119,17 +141,22 @@ class CacheFolder:
         entries = self._entries()
         entries.pop(key, None)
         total = sum(entry.num_bytes for entry in entries.values())
+        needed = still_to_come + sum(entry.to_come for entry in entries.values())  # of the disk
+        needed += _SLACK_BYTES if still_to_come else 0
         waiting = False  # for entries that are being written
         for entry in sorted(entries.values(), key=lambda entry: entry.used):
-            if total + size <= self.max_bytes and self._free() >= still_to_come:
+            if total + size <= self.max_bytes and self._free() >= needed:
                 return True
             if self._evict(entry):
                 total -= entry.num_bytes
-            else:
+                needed -= entry.to_come
+            elif entry.num_bytes:
                 waiting = True
-        if self._free() < still_to_come:
-            raise CacheFullError(self._full(still_to_come))
-        return total + size <= self.max_bytes or not waiting
+        if waiting:
+            return total + size <= self.max_bytes and self._free() >= needed
+        if still_to_come and self._free() < needed:
+            raise CacheFullError(self._full(needed))
+        return True
 
     def _full(self, num_bytes: int) -> str:
         return (
@@ -154,21 +181,17 @@ class CacheFolder:
         for item in os.scandir(self.path):
             with suppress(FileNotFoundError):  # another process's, meanwhile removed or renamed
                 status = item.stat()
-                if item.name.endswith(TEMPORARY_SUFFIX):
-                    if time.time() - status.st_mtime > _LITTER_SECONDS:
-                        Path(item.path).unlink()
+                if _LITTER.fullmatch(item.name) and time.time() - status.st_mtime > _LITTER_SECONDS:
+                    Path(item.path).unlink()
+                ours = _OURS.fullmatch(item.name)
+                if ours is None:
                     continue
-                key, *rest = item.name.split(".")
-                if key == "folder":
-                    continue
-                entry = entries.setdefault(key, _Entry(key))
-                entry.paths.append(Path(item.path))
-                if not rest:
-                    entry.num_bytes += status.st_size
-                elif rest[-1] == "part":
-                    entry.num_bytes += max(int(rest[0]), status.st_size)
-                elif rest[-1] == "lock":
+                entry = entries.setdefault(ours["key"], _Entry(ours["key"]))
+                if ours["kind"] == "lock":
                     entry.used = status.st_mtime
+                elif ours["kind"] is None:
+                    entry.num_bytes += max(int(ours["size"] or 0), status.st_size)
+                    entry.to_come += max(0, int(ours["size"] or 0) - status.st_size)
         return entries
 
     def _free(self) -> int:

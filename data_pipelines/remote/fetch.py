@@ -163,6 +163,7 @@ def pieces(
                 pause(0)
                 position = offset + len(piece)
                 if known.size is not None and position > known.size:
+                    position = farthest = 0  # what came is not the file's
                     raise ChangedError(f"it has more than {known.size} bytes")
                 if position > farthest:
                     farthest, num_changed = position, 0

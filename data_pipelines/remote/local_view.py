@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -49,9 +50,7 @@ class LocalView:
         parent = cache.folder.path.parent / "views"
         parent.mkdir(parents=True, exist_ok=True)
         _remove_left(parent)
-        self._folder = Path(tempfile.mkdtemp(dir=parent))
-        self._turn = (self._folder / _LOCK).open("wb")
-        lock(self._turn)
+        self._folder, self._turn = _own_folder(parent)
         self.paths = [shard if isinstance(shard, Path) else self._place(shard) for shard in shards]
         self._publish(shards, whole)
 
@@ -118,6 +117,17 @@ class LocalView:
 
 def _itself(index: Index) -> Index:
     return index
+
+
+def _own_folder(parent: Path) -> tuple[Path, BinaryIO]:
+    """A new folder and its lock, which is held; one that another process took for left behind does not count."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=parent))
+        place = folder / _LOCK
+        turn = place.open("wb")
+        if lock(turn) and place.exists():
+            return folder, turn
+        turn.close()
 
 
 def _remove_left(parent: Path) -> None:

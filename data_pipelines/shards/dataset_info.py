@@ -20,6 +20,7 @@ from data_pipelines.checks.statistics import (
 from data_pipelines.cores import cores_per_process
 from data_pipelines.files import read_json, write_json
 from data_pipelines.remote.remote_files import Shard
+from data_pipelines.remote.urls import redact
 from data_pipelines.shards.index import open_dataset
 
 _MAX_HEADERS = 1000  # looked at to tell what the images are
@@ -66,7 +67,7 @@ def data_stats(
         headers = headers_of(dataset.read, numbers[:: max(1, len(numbers) // _MAX_HEADERS)])
         found, why = common_kind(headers)
         if channels is None and found is None:
-            raise ValueError(f"{shards}: {why}; say with --channels as what they are to be measured")
+            raise ValueError(f"{redact(str(shards))}: {why}; say with --channels as what they are to be measured")
         kind = Kind(
             channels or (found.channels if found else 1), bits or max((header.bits for header in headers), default=8)
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import resource
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 
@@ -27,7 +29,8 @@ from data_pipelines.shards.sample_index import NO_LABEL
 from data_pipelines.shards.shard import ShardChangedError, identify, open_shard
 from data_pipelines.shards.steady import steadily
 
-_MAX_OPEN_SHARDS = 512  # a process may often have 1024 files open in all
+_MAX_OPEN_SHARDS = 512  # of a data set
+_MIN_OPEN_SHARDS = 8
 _KEEP_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
@@ -83,6 +86,7 @@ class Dataset:
             _log.warning("%d of %d shards have problems; `selfsight verify` lists them", num_problems, num_shards)
         self._open: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = Lock()
+        _datasets.add(self)
 
     @cached_property
     def checksum(self) -> str:
@@ -185,9 +189,20 @@ class Dataset:
             self._open[shard] = file
             for number in [number for number, other in self._open.items() if other.is_removed()]:
                 del self._open[number]  # else its room on the disk would not come free
-            while len(self._open) > _MAX_OPEN_SHARDS:
+            while len(self._open) > _most_open():
                 self._open.popitem(last=False)
         return file
+
+
+_datasets: WeakSet[Dataset] = WeakSet()  # of this process
+
+
+def _most_open() -> int:
+    """Shards that each data set may keep open: together half of the files that the process may have, often 1,024."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return _MAX_OPEN_SHARDS
+    return min(_MAX_OPEN_SHARDS, max(_MIN_OPEN_SHARDS, limit // 2 // max(1, len(_datasets))))
 
 
 class _OpenFile:

@@ -13,13 +13,14 @@ def dino_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Cross-entropy between all (teacher view, student view) pairs but those of the same view, averaged over pairs.
 
     student (v, b, k): outputs divided by the student's temperature, global views first. teacher (g, b, k):
-    probabilities. Gives a scalar (Caron et al. 2021, equation 3).
+    probabilities. Gives a scalar, in fp32 under autocast too (Caron et al. 2021, equation 3).
     """
-    log_student = student.log_softmax(dim=-1)
+    log_student = student.float().log_softmax(dim=-1)
     num_teacher, batch = teacher.shape[:2]
-    # the sum over views first: no tensor of all pairs is ever made
-    every = einsum(teacher.sum(dim=0), log_student.sum(dim=0), "b k, b k ->")
-    same = einsum(teacher, log_student[:num_teacher], "g b k, g b k ->")
+    with torch.autocast(student.device.type, enabled=False):  # it takes an einsum for a layer's product
+        # the sum over views first: no tensor of all pairs is ever made
+        every = einsum(teacher.float().sum(dim=0), log_student.sum(dim=0), "b k, b k ->")
+        same = einsum(teacher.float(), log_student[:num_teacher], "g b k, g b k ->")
     num_pairs = num_teacher * (len(student) - 1)
     return (same - every) / (num_pairs * batch)
 
@@ -29,9 +30,11 @@ def ibot_loss(student: Tensor, teacher: Tensor, weights: Tensor, num_crops: int)
 
     student (n, k): outputs divided by the student's temperature. teacher (n, k): probabilities. weights (n,): 1 over
     the number of hidden tokens of the token's crop. The sum is divided by the number of all global crops, hidden or
-    not, which every micro-batch has alike.
+    not, which every micro-batch has alike. In fp32 under autocast too.
     """
-    return -(einsum(teacher, student.log_softmax(dim=-1), "n k, n k -> n") * weights).sum() / num_crops
+    with torch.autocast(student.device.type, enabled=False):
+        entropies = einsum(teacher.float(), student.float().log_softmax(dim=-1), "n k, n k -> n")
+        return -(entropies * weights).sum() / num_crops
 
 
 def koleo_loss(features: Tensor, eps: float = 1e-8) -> Tensor:

@@ -93,6 +93,8 @@ def test_ibot_weighs_every_masked_crop_alike() -> None:
             total += -sum(float(teacher[row, k] * log[k]) for k in range(4)) / count
             row += 1
     assert float(ibot_loss(student, teacher, weights, 4)) == pytest.approx(total / 4, rel=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float(ibot_loss(student, teacher, weights, 4)) == pytest.approx(total / 4, rel=1e-5)
 
 
 def test_ibot_masks_are_stratified_over_the_batch_and_drawn_row_by_row() -> None:

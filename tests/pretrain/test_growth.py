@@ -16,7 +16,7 @@ from data_pipelines.sampler import Row, Sampler
 from data_pipelines.shards.index import open_dataset
 from pretrain.batches import ids_digest
 from pretrain.config import ConfigError, parse_config
-from pretrain.data import open_datasets, sampler_of, sources, weights_of
+from pretrain.data import check_ranks_agree, loader_of, open_datasets, sampler_of, sources, weights_of
 from pretrain.growth import continued, opened_at, pin
 from pretrain.methods import Normalisation
 from pretrain.normalisation import keep_normalisation, pooled
@@ -83,6 +83,17 @@ def test_changes_are_refused_by_name(growing: Path, tmp_path: Path) -> None:
     assert len(before) == 10
 
 
+@pytest.mark.parametrize("change", [{"seed": 2}, {"window": 32}, {"batch_size": 32}, {"repeats": 2}])
+def test_another_order_is_refused_whatever_the_configuration_says(
+    growing: Path, tmp_path: Path, change: dict[str, int]
+) -> None:
+    state = begin(growing, tmp_path / "run")
+    settings = {"seed": 1, "batch_size": 16, "window": 16} | change
+    now = Sampler((open_dataset(growing),), names=("growing",), **settings)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"{next(iter(change))} = [0-9]+, now it is .*other batches"):
+        continued(state, now, 3, tmp_path / "run", adopt=True)
+
+
 def test_an_earlier_shard_that_changed_is_refused_by_name(growing: Path, tmp_path: Path) -> None:
     state = begin(growing, tmp_path / "run")
     shutil.copy(growing / "train-000001.tar", growing / "train-000000.tar")
@@ -115,6 +126,34 @@ def test_adopted_data_are_shown_exactly_whatever_is_killed_when(
         past = opened_at(step, Sampler.continued(state, {}), fresh(growing), run)
         assert rows(past, range(step, step + 1)) == [expected[step]]
     assert list(sampler.datasets) == ([1] if resumed[-1] >= boundary else [0, 1])
+
+
+def test_ranks_that_see_other_data_are_refused_together(
+    growing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a file system shows a new shard to one node before the others."""
+    other = shutil.copytree(growing, tmp_path / "of-another-node" / "copied")
+    known = Normalisation((0.5,), (0.5,))
+    told: list[torch.Tensor] = []
+
+    def gather(all_ranks: torch.Tensor, mine: torch.Tensor) -> None:
+        told.append(mine.clone())
+        all_ranks.copy_(torch.cat([told[0], mine]))
+
+    monkeypatch.setattr(torch.distributed, "all_gather_into_tensor", gather)
+
+    def check(folder: Path, normalisation: Normalisation) -> None:
+        config = parse_config(config_data("mae", "vit", folder, tmp_path))
+        with loader_of(config, sampler_of(config, open_datasets(config.data))) as loader:
+            check_ranks_agree(loader, normalisation, 2, torch.device("cpu"))
+
+    check(growing, known)
+    check(other, known)
+    with pytest.raises(ConfigError, match=r"normalises by .*0\.4.*rank 0 by other numbers"):
+        check(growing, Normalisation((0.4,), (0.5,)))
+    add_shard(other, 2, 30)
+    with pytest.raises(ConfigError, match="is to show 150 samples in 3 shards, but rank 0 something else"):
+        check(other, known)
 
 
 def test_data_that_came_back_are_as_if_nothing_had_been(growing: Path, tmp_path: Path) -> None:

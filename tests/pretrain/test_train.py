@@ -152,15 +152,23 @@ def test_every_stage_publishes_the_same_encoder(
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bf16_follows_fp32_and_keeps_its_parameters_fp32(shards: Path, tmp_path: Path, stage: int) -> None:
+    """At a low rate: Adam's first step is the sign of each gradient, which rounding turns where that is near nothing.
+
+    At ten times the rate other seeds' losses part by a half after it, in every stage alike. From the second step on,
+    stage 3 also gathers the weights of linear layers in bf16, those of the prototypes too.
+    """
     runs = [
-        config_data("dino", "vit", shards, tmp_path, engine={"zero_stage": stage, "precision": precision})
+        config_data(
+            "dino", "vit", shards, tmp_path, engine={"zero_stage": stage, "precision": precision}, optim={"lr": 1e-4}
+        )
         | {"name": precision}
         for precision in ("fp32", "bf16")
     ]
     run_all(runs, 1, tmp_path)
     exact, rounded = (column(data, "loss") for data in runs)
     assert exact != rounded
-    assert rounded == pytest.approx(exact, rel=0.02, abs=0.02)
+    assert rounded[0] == pytest.approx(exact[0], rel=0.005)  # nothing is learned yet
+    assert rounded == pytest.approx(exact, rel=0.02)
     saved = Checkpoints(tmp_path / "bf16", parse_config(runs[1]).checkpoint).all()[-1]
     encoder, _ = load_encoder(saved / "encoder")
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}

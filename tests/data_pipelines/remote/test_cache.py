@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 from serving import Server, serve
 
 from data_pipelines.remote import cache as cache_module
+from data_pipelines.remote import fetch as fetch_module
 from data_pipelines.remote.cache import Cache, default_folder
 from data_pipelines.remote.cache_folder import CacheFolder, CacheFullError
 from data_pipelines.remote.fetch import FetchError, Patience
@@ -60,6 +62,95 @@ def read(cache: Cache, file: RemoteFile) -> bytes:
 def stored(folder: Path) -> list[str]:
     """The entries that are whole."""
     return sorted(path.name for path in folder.iterdir() if "." not in path.name)
+
+
+class _SilentSource:
+    """Says nothing of its size; `meet` is waited for at the end of each file."""
+
+    def __init__(self, content: bytes, meet: threading.Barrier | None = None) -> None:
+        self._content, self._meet = content, meet
+
+    def state(self) -> FileState:
+        return FileState(None, "ETag 1")
+
+    def stream(self, start: int, known: FileState) -> tuple[FileState, Iterator[tuple[int, bytes]]]:
+        def body() -> Iterator[tuple[int, bytes]]:
+            yield start, self._content[start:]
+            if self._meet is not None:
+                self._meet.wait()
+
+        return self.state(), body()
+
+
+def test_two_of_unknown_size_that_do_not_fit_together_do_not_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = _SilentSource(bytes(600), threading.Barrier(2))
+    monkeypatch.setattr(fetch_module, "source_of", lambda url, timeout: source)
+    monkeypatch.setattr(CacheFolder, "_free", lambda folder: 10)  # no room for either a second time
+    cache = Cache(tmp_path / "cache", max_bytes=1000, patience=QUICK)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(read, cache, RemoteFile(f"http://host/{name}")) for name in "ab"]
+        assert [job.result(timeout=10) for job in jobs] == [bytes(600)] * 2
+    assert len(stored(tmp_path / "cache")) >= 1
+    assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_those_who_fetch_at_once_leave_each_other_their_room_on_the_disk(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, disk, most = tmp_path / "cache", 5 * SIZE // 2, [0]
+    cache = Cache(folder, patience=QUICK)
+    write = Cache._write
+
+    def used() -> int:
+        total = 0
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):  # renamed meanwhile
+                total += path.stat().st_size
+        return total
+
+    def noting(*arguments: object) -> None:
+        write(*arguments)  # type: ignore[arg-type]
+        most.append(used())
+
+    monkeypatch.setattr(Cache, "_write", noting)
+    monkeypatch.setattr(CacheFolder, "_free", lambda folder: disk - used())
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(lambda number: read(cache, file_of(server, number % NUM_FILES)), range(3 * NUM_FILES)))
+    assert SIZE < max(most) <= disk
+    monkeypatch.setattr(CacheFolder, "_free", lambda folder: 0)  # by others: no waiting helps
+    shutil.rmtree(folder)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(cache.fetch, file_of(server, number)) for number in range(2)]
+        assert all(isinstance(job.exception(timeout=10), CacheFullError) for job in jobs)
+
+
+def test_more_bytes_than_are_known_of_are_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "source_of", lambda url, timeout: _SilentSource(bytes(700)))
+    cache = Cache(tmp_path / "cache", patience=QUICK)
+    with pytest.raises(ChangedError, match="more than 600 bytes"):
+        read(cache, RemoteFile("http://host/a", FileState(600)))
+    assert stored(tmp_path / "cache") == []
+
+
+def test_files_of_others_in_the_folder_stay(server: Server, tmp_path: Path) -> None:
+    folder, names = tmp_path / "cache", {"LICENSE", "train-000000.tar", "train-000000.json", "x.abc.part", ".a.tmp"}
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(bytes(SIZE))
+        os.utime(folder / name, (0, 0))
+    cache = Cache(folder, max_bytes=2 * SIZE, patience=QUICK)
+    for number in range(3):
+        read(cache, file_of(server, number))
+    assert len(stored(folder)) == 2 + len({"LICENSE"})
+    assert names <= {path.name for path in folder.iterdir()}
+
+
+def test_to_note_a_use_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is fetched ahead does so under its lock, which the consumer needs."""
+    monkeypatch.setattr(fetch_module, "source_of", lambda url, timeout: pytest.fail("it was asked"))
+    Cache(tmp_path / "cache", patience=QUICK).touch(RemoteFile("http://host/a"))
 
 
 @pytest.mark.parametrize("known", [True, False])

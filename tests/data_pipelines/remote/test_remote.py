@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from making import sample_files, write_tar
@@ -25,9 +26,12 @@ from data_pipelines.center import center_crops
 from data_pipelines.checks.verify import verify
 from data_pipelines.crops.views import Crop, Views
 from data_pipelines.loader import Loader
+from data_pipelines.remote import local_view
 from data_pipelines.remote.ahead import FetchAhead, Need, in_order
 from data_pipelines.remote.cache import Cache
 from data_pipelines.remote.fetch import FetchError, Patience
+from data_pipelines.remote.local_view import LocalView
+from data_pipelines.remote.remote_files import RemoteFile
 from data_pipelines.sampler import Sampler
 from data_pipelines.shards.index import Dataset, open_dataset
 from data_pipelines.shards.joint_index import write_index
@@ -304,9 +308,10 @@ def test_a_rank_killed_while_it_fills_the_cache_changes_nothing(
     describe(server.folder / "set")
     server.faults["set/train-000002.tar"].append("stall")
     cache = tmp_path / "cache"
-    command = [sys.executable, "-c", LOAD, f"{server.url}/set", str(cache), "6", *sys.path]
+    command = [sys.executable, "-c", LOAD, f"{server.url}/set", str(cache), "6", str(Path(__file__).parent), *sys.path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}) as first:
-        wait_until(lambda: any(path.stat().st_size for path in cache.glob("*.part")), seconds=60)
+        wait_until(lambda: first.poll() is not None or any(p.stat().st_size for p in cache.glob("*.part")), seconds=60)
+        assert first.poll() is None
         first.send_signal(signal.SIGKILL)
     out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120).stdout
     assert out.split() == [hashlib.sha256(step[0]).hexdigest() for step in expected[:6]]
@@ -343,3 +348,24 @@ def test_verify_and_the_trash_of_a_killed_one(server: Server, tmp_path: Path) ->
     found = verify(spec_of(server).replace("000005", "000002"), progress=False)  # nothing is published beside them
     assert (found["ok"], found["shards"], found["samples"]) == (True, 3, 48)
     assert not left.exists()
+
+
+def test_a_view_that_another_process_takes_for_left_behind(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the making of its lock and the holding of it."""
+    real = local_view.lock
+    meddled: list[Path] = []
+
+    def meddling(file: BinaryIO) -> bool:
+        if not meddled:
+            meddled.append(Path(file.name).parent)
+            local_view._remove_left(meddled[0].parent)
+        return real(file)
+
+    monkeypatch.setattr(local_view, "lock", meddling)
+    shard = RemoteFile(f"{server.url}/set/train-000000.tar")
+    with LocalView([shard], Cache(tmp_path / "cache", patience=QUICK), whole=True) as view:
+        assert not meddled[0].exists()
+        view.bring(view.paths[0])
+        assert view.paths[0].read_bytes() == (server.folder / "set/train-000000.tar").read_bytes()

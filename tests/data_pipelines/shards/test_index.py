@@ -27,6 +27,25 @@ def test_every_sample_is_what_webdataset_reads(shards: Path, dataset: Dataset) -
         dataset.read(50)
 
 
+def test_several_data_sets_share_the_files_that_a_process_may_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        write_tar(tmp_path / f"train-{number:06d}.tar", sample_files([number]))
+    datasets = [open_dataset(tmp_path) for _ in range(4)]
+    monkeypatch.setattr(index_module, "_datasets", datasets)
+    monkeypatch.setattr(index_module.resource, "getrlimit", lambda which: (80, 80))
+    for dataset in datasets:
+        for sample in range(12):
+            dataset.read(sample)
+    assert [len(dataset._open) for dataset in datasets] == [10] * 4  # together half of the 80
+    monkeypatch.setattr(index_module, "_datasets", datasets[:1])
+    for dataset in datasets:
+        for sample in range(12):
+            dataset.read(sample)
+    assert [len(dataset._open) for dataset in datasets] == [12] * 4
+
+
 def test_specs(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"train-{number:06d}.tar" for number in range(3)]
     monkeypatch.chdir(shards.parent)
