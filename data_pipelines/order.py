@@ -49,7 +49,7 @@ class Order:
         if batch_size < 1 or self.num_samples < batch_size:
             raise ValueError(
                 f"the batch size is {batch_size} and the data set has {self.num_samples} samples; "
-                f"a batch holds different samples, so take a batch size of 1 to {self.num_samples}"
+                f"a batch holds different samples, so take a batch size (train.batch_size) of 1 to {self.num_samples}"
             )
         if window < 1:
             raise ValueError(f"the shuffle window is {window}; it must be 1 or more samples")

@@ -18,7 +18,7 @@ from data_pipelines.checks.contact_sheet import Display, Tile, fitted, grid
 from data_pipelines.checks.dedupe import DEFAULT_RADIUS, HELD_OUT, KINDS, FindNear, Found, NearByHash, Splits, dedupe
 from data_pipelines.checks.fingerprint import Fingerprints
 from data_pipelines.checks.neighbours import Pairs, cosine_pairs
-from data_pipelines.files import atomic_write
+from data_pipelines.files import atomic_write, check_writable
 from data_pipelines.images.decode import decode
 from data_pipelines.shards.index import Dataset, open_dataset
 
@@ -47,6 +47,9 @@ def clean(
     progress: bool,
 ) -> None:
     """Find the duplicates, write the list and the sheet, and print how many there are."""
+    for result in (out, sheet):
+        if result is not None:
+            check_writable(result.parent)
     datasets = open_splits(shards, val)
     find_near = _choose(datasets, by, encoder, threshold, mirrored, device, threads, progress)
     found = dedupe(datasets, find_near, threads=threads, progress=progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -34,7 +35,7 @@ class _Commands(TyperGroup):
             if os.environ.get("SELFSIGHT_TRACEBACK") == "1" or not is_user_error(error):
                 raise
             typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
-            typer.echo(str(error), err=True)
+            typer.echo(told(error), err=True)
             sys.exit(EXIT_USER_ERROR)
 
 
@@ -44,6 +45,19 @@ def is_user_error(error: BaseException) -> bool:
         return error.filename is not None or error.errno is None
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__", "").partition(".")[0] in OUR_PACKAGES
+
+
+def told(error: BaseException) -> str:
+    """The message of an error; the system's own about a file without its number, and with what to do."""
+    if not isinstance(error, OSError) or error.errno is None or error.filename is None:
+        return str(error)
+    advice = {
+        errno.EROFS: "; choose a place that can be written to",
+        errno.EACCES: "; ask for the right to it, or choose another place",
+        errno.ENOSPC: "; make room, or choose another place",
+        errno.EDQUOT: "; make room, or choose another place",
+    }.get(error.errno, "")
+    return f"{error.filename}: {(error.strerror or 'failed').lower()}{advice}"
 
 
 app = typer.Typer(
