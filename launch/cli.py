@@ -211,7 +211,7 @@ def verify(
 )
 def pretrain(
     preset: Annotated[str | None, typer.Argument(help="A preset's name, or the path of a .yaml file.")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to it.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the preset.")] = None,
     data: Annotated[str | None, typer.Option(help="The training shards; short for data.train=PATH.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show the presets and stop.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and stop.")] = False,
@@ -239,6 +239,7 @@ def pretrain(
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    options_metavar="--nproc N PRESET [ARGUMENTS OF pretrain]...",
     epilog="Example:\n\n[bold]selfsight launch --nproc 2 mae_vit_cifar_cpu --data shards/[/]",
 )
 def launch(

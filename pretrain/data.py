@@ -24,6 +24,8 @@ from pretrain.masking import draw_mask_for
 from pretrain.schema import Config
 from pretrain.schema.run import DataConfig, SourceConfig
 
+_HELD_OUT = ("dev", "test", "val", "valid", "validation")
+
 
 def open_datasets(data: DataConfig) -> tuple[Dataset, ...]:
     """The data sets that a run is shown. Raises as `open_dataset` and `check_losses` do."""
@@ -34,6 +36,20 @@ def open_datasets(data: DataConfig) -> tuple[Dataset, ...]:
     for dataset in datasets:
         check_losses(dataset, data.max_bad_share)
     return datasets
+
+
+def held_out_line(data: DataConfig, datasets: Sequence[Dataset]) -> list[str]:
+    """What to tell of data sets that hold training shards and, as `*.tar` of a folder does, others beside them."""
+    lines = []
+    for source, dataset in zip(sources(data), datasets, strict=True):
+        splits = {shard.name.partition("-")[0].removesuffix(".tar") for shard in dataset.shards}
+        others = sorted(splits & set(_HELD_OUT))
+        if "train" in splits and others:
+            lines.append(
+                f"{redact(source.path)} names shards of {' and '.join(others)} beside those of train, and the run "
+                "learns from all of them; a folder's name stands for its train shards only"
+            )
+    return lines
 
 
 def sources(data: DataConfig) -> tuple[SourceConfig, ...]:
