@@ -40,6 +40,23 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
+def check_writable(folder: Path) -> None:
+    """Raise OSError unless files can be made in a folder, which may be still to be made.
+
+    For before long work whose result goes there.
+    """
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is a file, and {folder} was to be a folder in it; choose another place")
+    try:
+        with tempfile.TemporaryFile(dir=there):  # asks the file system itself, whatever the mode of the folder says
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
 @contextmanager
 def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
     """A place where the file or folder `out` is made; it goes to where it belongs if the block ends well, and else

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from data_pipelines.checks.contact_sheet import Display, Tile, fitted, grid
 from data_pipelines.checks.dedupe import DEFAULT_RADIUS, HELD_OUT, KINDS, FindNear, Found, NearByHash, Splits, dedupe
 from data_pipelines.checks.fingerprint import Fingerprints
 from data_pipelines.checks.neighbours import Pairs, cosine_pairs
-from data_pipelines.files import atomic_write
+from data_pipelines.files import atomic_write, check_writable
 from data_pipelines.images.decode import decode
 from data_pipelines.shards.index import Dataset, open_dataset
 
@@ -74,10 +73,10 @@ def clean(
 
 
 def _check_place(file: Path) -> None:
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; name a file in it by --out or --sheet")
+    check_writable(file.parent)
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.is_dir() or not os.access(file.parent, os.W_OK):
-        what = "is a folder" if file.is_dir() else "lies in a folder that cannot be written to"
-        raise ValueError(f"{file} {what}; name a file elsewhere by --out or --sheet")
 
 
 def open_splits(shards: str, val: str | None) -> dict[str, Dataset]:

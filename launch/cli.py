@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -34,7 +35,7 @@ class _Commands(TyperGroup):
             if os.environ.get("SELFSIGHT_TRACEBACK") == "1" or not is_user_error(error):
                 raise
             typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
-            typer.echo(str(error), err=True)
+            typer.echo(told(error), err=True)
             sys.exit(EXIT_USER_ERROR)
 
 
@@ -44,6 +45,19 @@ def is_user_error(error: BaseException) -> bool:
         return error.filename is not None or error.errno is None
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__", "").partition(".")[0] in OUR_PACKAGES
+
+
+def told(error: BaseException) -> str:
+    """The message of an error; the system's own about a file without its number, and with what to do."""
+    if not isinstance(error, OSError) or error.errno is None or error.filename is None:
+        return str(error)
+    advice = {
+        errno.EROFS: "; choose a place that can be written to",
+        errno.EACCES: "; ask for the right to it, or choose another place",
+        errno.ENOSPC: "; make room, or choose another place",
+        errno.EDQUOT: "; make room, or choose another place",
+    }.get(error.errno, "")
+    return f"{error.filename}: {(error.strerror or 'failed').lower()}{advice}"
 
 
 app = typer.Typer(
@@ -197,7 +211,7 @@ def verify(
 )
 def pretrain(
     preset: Annotated[str | None, typer.Argument(help="A preset's name, or the path of a .yaml file.")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to it.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the preset.")] = None,
     data: Annotated[str | None, typer.Option(help="The training shards; short for data.train=PATH.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show the presets and stop.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and stop.")] = False,
@@ -225,6 +239,7 @@ def pretrain(
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    options_metavar="--nproc N PRESET [ARGUMENTS OF pretrain]...",
     epilog="Example:\n\n[bold]selfsight launch --nproc 2 mae_vit_cifar_cpu --data shards/[/]",
 )
 def launch(

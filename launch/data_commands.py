@@ -10,7 +10,7 @@ import typer
 data_app = typer.Typer(name="data", no_args_is_help=True, help="Look at a data set, and at what a run sees of it.")
 
 Preset = Annotated[str, typer.Argument(help="A preset's name, or the path of a .yaml file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to it.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the preset.")]
 Data = Annotated[str | None, typer.Option(help="The training shards; short for data.train=PATH.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="That decode; default: the cores it may use.")]
 Progress = Annotated[bool, typer.Option(help="Show how far it is, and what came out.")]
@@ -70,8 +70,7 @@ def dedupe(
 ) -> None:
     """List exact and near duplicates within and between train and val, for `pack` to leave out.
 
-    What duplicates a val image leaves train, never the other way; within a split the larger image stays, then the
-    first.
+    What duplicates a val image leaves train, never the other way; within a split the larger image stays.
     """
     from launch.cleaning import clean
 

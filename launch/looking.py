@@ -9,7 +9,7 @@ from typing import BinaryIO
 from rich.console import Console
 
 from data_pipelines.checks.show import measure, samples_sheet, statistics_figure, summary
-from data_pipelines.files import atomic_write
+from data_pipelines.files import atomic_write, check_writable
 from data_pipelines.shards.index import open_dataset
 
 
@@ -35,13 +35,25 @@ def show(
     if overrides and preset is None:
         raise ValueError(f"{overrides[0]!r} changes a preset; name it with --preset")
     chosen = (0, 1, 2) if bands is None else _bands(bands)
+    check_writable(out)
+    notes: list[str] = []
     sheets: dict[str, Callable[[BinaryIO], None]] = {}
     with open_dataset(shards, split) as dataset:
         if preset is not None:
             from launch.crop_sheet import crop_sheet
             from pretrain.config import load_config
 
-            config = load_config(preset, [*overrides, f"data.train={shards}"])
+            settings = [*overrides, f"data.train={shards}"]
+            config = load_config(preset, settings)
+            asked = config.train.batch_size
+            if asked > dataset.num_samples * config.data.repeats:
+                # a few images are enough to look at, and a run says itself that its batch is too large
+                few = max(1, min(rows, dataset.num_samples) // config.data.repeats) * config.data.repeats
+                config = load_config(preset, [*settings, f"train.batch_size={few}", "train.accumulation=1"])
+                notes.append(
+                    f"train.batch_size is {asked:,}, which a run on {dataset.num_samples:,} samples refuses; the crops "
+                    f"shown are those of a batch of {few}"
+                )
             if bands is None and config.data.channels > 3:
                 chosen = config.tracking.picture_channels
             crops = crop_sheet(config, [dataset], rows, step, chosen)
@@ -57,6 +69,8 @@ def show(
             write(file)
     console = Console(highlight=False, soft_wrap=True)
     console.print(summary(statistics), markup=False)
+    for note in notes:
+        console.print(note, markup=False)
     console.print(f"wrote {', '.join(str(out / name) for name in sheets)}", markup=False)
 
 

@@ -50,11 +50,11 @@ def show_plan(preset: str, overrides: Sequence[str]) -> None:
     world_size = rank_environment(os.environ).world_size
     check_batch(config, world_size)
     from data_pipelines.crops.any_channels import left_out_line
-    from pretrain.data import open_datasets, resolve_executor, sampler_of
+    from pretrain.data import held_out_line, open_datasets, resolve_executor, sampler_of
     from pretrain.encoders.supported import check_encoder  # imports torch, so after all that is known without
     from pretrain.initialise import check_init_from
     from pretrain.methods import check_sources
-    from pretrain.normalisation import resolve_normalisation
+    from pretrain.normalisation import choose_normalisation, resolve_normalisation
 
     check_sources(config)
     check_encoder(config)
@@ -63,7 +63,8 @@ def show_plan(preset: str, overrides: Sequence[str]) -> None:
     config, chosen = resolve_auto(config, sum(dataset.num_samples for dataset in datasets))
     config, known = resolve_normalisation(config)
     config = resolve_executor(config)
-    chosen += known + left_out_line(config.views, config.data.channels)
+    chosen += known + left_out_line(config.views, config.data.channels) + held_out_line(config.data, datasets)
+    choose_normalisation(config, datasets)
     sampler = sampler_of(config, datasets)
     print(dump_config(config))
     print(

@@ -41,7 +41,10 @@ def _check_channels(config: Config) -> None:
 def _check_schedule(config: Config) -> None:
     epochs, warmup = config.train.epochs, config.optim.warmup_epochs
     if epochs is not None and warmup > epochs:
-        raise ValueError(f"optim.warmup_epochs is {warmup:g}, more than train.epochs = {epochs:g}")
+        raise ValueError(
+            f"optim.warmup_epochs is {warmup:g}, more than train.epochs = {epochs:g}; set it along, such as "
+            f"optim.warmup_epochs={epochs / 10:g}"
+        )
     steps = config.optim.step_epochs
     if epochs is not None and steps and steps[-1] >= epochs:
         raise ValueError(

@@ -226,7 +226,8 @@ def _count_values(node: Any, path: Path, counts: dict[int, int | None]) -> int:
 def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"{override!r} is not an override; write key.sub=value, such as train.epochs=100")
+        shards = f", or --data {override} for shards" if "/" in override or Path(override).exists() else ""
+        raise ConfigError(f"{override!r} is not an override; write key.sub=value, such as train.epochs=100{shards}")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

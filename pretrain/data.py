@@ -26,6 +26,7 @@ from pretrain.schema.run import DataConfig, SourceConfig
 
 if TYPE_CHECKING:
     from pretrain.methods import Normalisation
+_HELD_OUT = ("dev", "test", "val", "valid", "validation")
 
 
 def open_datasets(data: DataConfig) -> tuple[Dataset, ...]:
@@ -37,6 +38,20 @@ def open_datasets(data: DataConfig) -> tuple[Dataset, ...]:
     for dataset in datasets:
         check_losses(dataset, data.max_bad_share)
     return datasets
+
+
+def held_out_line(data: DataConfig, datasets: Sequence[Dataset]) -> list[str]:
+    """What to tell of data sets that hold training shards and, as `*.tar` of a folder does, others beside them."""
+    lines = []
+    for source, dataset in zip(sources(data), datasets, strict=True):
+        splits = {shard.name.partition("-")[0].removesuffix(".tar") for shard in dataset.shards}
+        others = sorted(splits & set(_HELD_OUT))
+        if "train" in splits and others:
+            lines.append(
+                f"{redact(source.path)} names shards of {' and '.join(others)} beside those of train, and the run "
+                "learns from all of them; a folder's name stands for its train shards only"
+            )
+    return lines
 
 
 def sources(data: DataConfig) -> tuple[SourceConfig, ...]:

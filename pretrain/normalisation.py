@@ -37,16 +37,22 @@ def choose_normalisation(config: Config, datasets: Sequence[Dataset]) -> Normali
             mean, std = mean * 3, std * 3
         if len(mean) == len(std) == data.channels:
             known.append(Normalisation(tuple(mean), tuple(std)))
-        elif data.channels == 3:
-            return IMAGENET
-        else:
-            path = redact(source.path)
-            found = f"the mean and deviation of {len(mean)} channel(s)" if mean else "no mean and deviation"
+            continue
+        path = redact(source.path)
+        if mean and not {len(mean), data.channels} <= {1, 3}:
             raise ConfigError(
-                f"data.channels is {data.channels} and the dataset.json of {path} has {found}. Measure them: "
-                f"`selfsight data stats {path} --channels {data.channels} --bits {data.bits} --write`; or set "
-                "data.mean and data.std (of pixels in 0 .. 1)"
+                f"data.channels is {data.channels} and the images of {path} have {len(mean)}, by its dataset.json; "
+                f"only grey and RGB are made of each other. Set data.channels={len(mean)} (and data.bits), name other "
+                "data, or, if that file is wrong, set data.mean and data.std (of pixels in 0 .. 1)"
             )
+        if data.channels == 3:
+            return IMAGENET
+        found = f"the mean and deviation of {len(mean)} channel(s)" if mean else "no mean and deviation"
+        raise ConfigError(
+            f"data.channels is {data.channels} and the dataset.json of {path} has {found}. Measure them: "
+            f"`selfsight data stats {path} --channels {data.channels} --bits {data.bits} --write`; or set "
+            "data.mean and data.std (of pixels in 0 .. 1)"
+        )
     together = pooled(known, weights_of(data, datasets))
     constant = [str(channel) for channel, value in enumerate(together.std) if not value > 0]
     if constant:

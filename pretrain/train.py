@@ -24,7 +24,7 @@ from data_pipelines.shards.index import Dataset
 from pretrain.batches import DeviceSteps, crop_sheet, seed_dropout, share_mask_counts
 from pretrain.checkpoint import Checkpoints, ResumeState, agree_on, check_resume, damage, read_state
 from pretrain.config import ConfigError, check_batch
-from pretrain.data import check_ranks_agree, loader_of, open_datasets, resolve_executor, sampler_of
+from pretrain.data import check_ranks_agree, held_out_line, loader_of, open_datasets, resolve_executor, sampler_of
 from pretrain.diagnostics import alarms, check_finite
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
@@ -98,7 +98,7 @@ def resolve(config: Config, datasets: Sequence[Dataset]) -> tuple[Config, list[s
     num_samples = sum(dataset.num_samples for dataset in datasets)
     config, chosen = resolve_auto(config, num_samples, begun_config(config))
     config, known = resolve_normalisation(config)
-    chosen += known + left_out_line(config.views, config.data.channels)
+    chosen += known + left_out_line(config.views, config.data.channels) + held_out_line(config.data, datasets)
     return keep_normalisation(resolve_executor(config), datasets), chosen
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -64,7 +66,7 @@ def fitted(image: Image.Image, side: int) -> Image.Image:
 
 def grid(rows: Sequence[Sequence[Tile]], title: str = "") -> Image.Image:
     """Rows of tiles; in a column all are as wide as the widest, and captions are cut to that."""
-    font = ImageFont.load_default(FONT_SIZE)
+    font = _font()
     columns = [[row[place] for row in rows if place < len(row)] for place in range(max(map(len, rows)))]
     widths = [max(tile.image.width for tile in column) for column in columns]
     heights = [max(tile.image.height + LINE * len(tile.caption) for tile in row) for row in rows]
@@ -91,6 +93,14 @@ def grid(rows: Sequence[Sequence[Tile]], title: str = "") -> Image.Image:
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
+@functools.cache
+def _font() -> _Font:
+    """Matplotlib's DejaVu Sans: names of classes may have letters that Pillow's own font has not."""
+    import matplotlib  # here, as not every command that imports this draws
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_SIZE - 1)
+
+
 def _wrapped(text: str, width: int, font: _Font) -> list[str]:
     lines: list[str] = []
     for word in _printable(text).split():
@@ -102,8 +112,8 @@ def _wrapped(text: str, width: int, font: _Font) -> list[str]:
 
 
 def _printable(text: str) -> str:
-    """The font has few letters beyond ASCII, and keys may be any bytes."""
-    return text.encode("ascii", "replace").decode()
+    """Keys may be any bytes."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _cut(text: str, width: int, font: _Font) -> str:

@@ -18,6 +18,7 @@ from data_pipelines.shards.index import NO_LABEL, Dataset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 MAX_HEADERS = 50_000  # images whose headers are read; of more, so many are drawn
@@ -53,9 +54,8 @@ def samples_sheet(dataset: Dataset, count: int, seed: int, bands: tuple[int, ...
             tiles.append(Tile(Image.new("RGB", (_SIDE, _SIDE), "lightgrey"), (key, error.reason)))
             continue
         size = f"{image.shape[1]}x{image.shape[0]}"
-        tiles.append(
-            Tile(fitted(Display(image, bands).rgb(image), _SIDE), (key, f"{class_name(dataset, number)} {size}"))
-        )
+        caption = key, f"{class_name(dataset, number)} {size}".strip()
+        tiles.append(Tile(fitted(Display(image, bands).rgb(image), _SIDE), caption))
     rows = [tiles[first : first + _ACROSS] for first in range(0, len(tiles), _ACROSS)]
     return grid(rows, f"{len(tiles)} of {dataset.num_samples:,} samples")
 
@@ -193,7 +193,8 @@ def _draw_sizes(axes: Axes, statistics: Statistics) -> None:
         axes.scatter(sizes[0], sizes[1], s=areas, alpha=0.5, edgecolors="none")
     else:
         image = axes.hist2d(statistics.widths, statistics.heights, bins=80, norm="log", cmap="viridis")[3]
-        axes.figure.colorbar(image, ax=axes, label="images")
+        bar = axes.figure.colorbar(image, ax=axes, label="images")
+        _plain_numbers(bar.ax.yaxis, 1, float(image.get_clim()[1] or 1))
     axes.margins(0.15)
     axes.set_xlim(left=max(0, axes.get_xlim()[0]))
     axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
@@ -214,8 +215,19 @@ def _draw_histogram(axes: Axes, values: np.ndarray, name: str, title: str) -> No
     elif low > 0 and high / low > 10:
         axes.hist(values, bins=np.geomspace(low, high, 60).tolist())
         axes.set_xscale("log")
+        _plain_numbers(axes.xaxis, low, high)
     else:
         axes.hist(values, bins=60)
+
+
+def _plain_numbers(axis: Axis, low: float, high: float) -> None:
+    """Numbers in full on a logarithmic axis, as many of every power of ten as have room."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    subs = (1, 2, 5) if high / low < 100 else (1, 3) if high / low < 1e4 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_classes(axes: Axes, statistics: Statistics) -> None:

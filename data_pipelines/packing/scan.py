@@ -141,8 +141,11 @@ def _hold_back(members: np.ndarray, labels: np.ndarray, share: float, seed: int)
         held[places[random_bits(key, int(count)).argsort(kind="stable")[:num_held]]] = True
         first += count
     if not held.any():
+        largest = int(np.unique(own, return_counts=True)[1].max())
+        enough = f" {1 / largest:.2g} or" if largest > 1 else ""
         raise ValueError(
-            f"val_share is {share:g}, which is not one image of any class; hold back more, or 0 for no val"
+            f"val_share is {share:g}, which is not one image of any class: the largest has {largest:,}, of which one "
+            f"stays; give{enough} 0 for no val, or pack without labels (--no-labels)"
         )
     return members[~held], members[held]
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from data_pipelines.cores import cores_per_process
-from data_pipelines.files import atomic_write, read_json, write_json
+from data_pipelines.files import atomic_write, check_writable, read_json, write_json
 from data_pipelines.packing.describe import describe
 from data_pipelines.packing.meter import Meter
 from data_pipelines.packing.pack_folder import SKIPPED, WORK, agree, alone_in, read_receipt, receipt_path
@@ -103,6 +103,7 @@ def pack(
             raise ValueError(f"{name} is {value!r}; it must be {' or '.join(allowed)}")
     out = Path(out)
     workers = workers or cores_per_process()
+    check_writable(out)
     spool_folder = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     with Console(stderr=True, quiet=not progress).status(f"listing {escape(str(images))}"):
         source = open_source(images, spool_folder, kind=kind, root=root, columns=columns, labels=labels)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 import launch.demo
 import launch.local
 import launch.training
-from launch.cli import app, is_user_error, main
+from launch.cli import app, is_user_error, main, told
 
 SUBCOMMANDS = ["demo", "pack", "verify", "pretrain", "launch", "probe", "export", "demo-data"]
 
@@ -62,6 +63,19 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_which_system_errors_are_the_users(error: OSError, expected: bool) -> None:
     assert is_user_error(error) is expected
+
+
+def test_the_systems_errors_say_what_to_do() -> None:
+    error = OSError(errno.EROFS, "Read-only file system", "/data/look")
+    assert told(error) == "/data/look: read-only file system; choose a place that can be written to"
+    assert told(FileNotFoundError(errno.ENOENT, "No such file", "x")) == "x: no such file"
+    assert told(OSError("ours")) == "ours"
+
+
+def test_shards_without_their_option_are_asked_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["pretrain", "mae_vit_cifar_cpu", "shards/"])
+    assert "or --data shards/ for shards" in capsys.readouterr().err
 
 
 def test_pretrain_passes_preset_and_overrides(run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,13 @@ def test_show_draws_samples_and_statistics(shards: Path, tmp_path: Path) -> None
         Image.open(path).load()
 
 
+def test_show_needs_no_more_images_than_there_are(shards: Path, tmp_path: Path) -> None:
+    """A batch that a run refuses is no reason not to look at the crops."""
+    output = run("show", shards, "--preset", "mae_vit_cifar_cpu", "--out", tmp_path, "--rows", 3, "--no-progress")
+    assert "train.batch_size is 128" in output
+    assert Image.open(tmp_path / "crops.png").height > 100
+
+
 PRESETS = ["mae_vit_cifar_cpu", "mae_swin_cifar_cpu", "beit_vit_cifar_cpu", "dino_vit_cifar_cpu", "dinov2_vitl16_in1k"]
 
 
@@ -193,6 +200,20 @@ def test_show_refuses_before_it_writes(shards: Path, tmp_path: Path, capsys: pyt
             main(["data", "show", str(shards), "--out", str(tmp_path / "look"), *args])
         assert message in capsys.readouterr().err
     assert not (tmp_path / "look").exists()
+
+
+@pytest.mark.parametrize("command", [["show", "--out", "F/look"], ["dedupe", "--out", "F/x.jsonl"]])
+def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
+    shards: Path, tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    name, *args = (part.replace("F", str(tmp_path / "file")) for part in command)
+    with pytest.raises(SystemExit):
+        main(["data", name, str(shards), *args])
+    output = capsys.readouterr()
+    assert "choose another place" in output.err
+    assert "looking" not in output.out
+    assert "reading" not in output.out
 
 
 @pytest.mark.parametrize("source", ["folder", "shards"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from making import encode, picture, write_tar
 
 from launch.training import plan, show_plan
 from pretrain.config import ConfigError, load_config
@@ -39,3 +40,13 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(FileNotFoundError, match="no-shards"):
         show_plan(PRESET, ["data.train=no-shards"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_tells_of_validation_shards_among_the_training_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        write_tar(tmp_path / f"{split}-000000.tar", [(f"{n}.png", encode(picture(n))) for n in range(4)])
+    for data, told in ((f"{tmp_path}/*.tar", True), (str(tmp_path), False)):
+        show_plan(PRESET, [f"data.train={data}", "train.batch_size=4"])
+        assert ("names shards of val beside those of train" in capsys.readouterr().out) == told

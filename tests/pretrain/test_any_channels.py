@@ -157,8 +157,10 @@ def test_no_statistics_no_run(multispectral: Path, grey: Path, tmp_path: Path) -
     command = r"selfsight data stats .*bare --channels 13 --bits 16 --write"
     with pytest.raises(ConfigError, match=f"has no mean and deviation. Measure them: `{command}`"):
         pretrain(preset("mae_vit_13band", tmp_path / "bare", tmp_path / "runs"))
-    with pytest.raises(ConfigError, match=r"has the mean and deviation of 1 channel\(s\)"):
+    with pytest.raises(ConfigError, match=r"is 13 and the images of .* have 1, .*Set data\.channels=1"):
         pretrain(preset("mae_vit_13band", grey, tmp_path / "runs"))
+    with pytest.raises(ConfigError, match=r"is 3 and the images of .* have 13, .*Set data\.channels=13"):
+        pretrain(parse_config(config_data("mae", "vit", multispectral, tmp_path / "runs")))
     info = json.loads((multispectral / "dataset.json").read_text(encoding="utf-8"))
     info["std"][9] = 0.0
     (tmp_path / "bare" / "dataset.json").write_text(json.dumps(info), encoding="utf-8")

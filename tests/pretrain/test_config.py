@@ -94,6 +94,12 @@ def test_refusals_name_the_key_and_the_way_out(mae_data: dict[str, Any], key: st
     assert says in str(caught.value)
 
 
+def test_a_run_shorter_than_its_warm_up_is_told_of_both(mae_data: dict[str, Any]) -> None:
+    mae_data["train"] = {"epochs": 0.5, "batch_size": 8}
+    with pytest.raises(ConfigError, match=r"set it along, such as optim\.warmup_epochs=0\.05"):
+        parse_config(set_key(mae_data, "optim.warmup_epochs", 1))
+
+
 def test_a_pyramid_needs_its_own_masks(mae_data: dict[str, Any]) -> None:
     mae_data["encoder"] = {"family": "swin", "dim": 16, "depths": [2, 2], "heads": [1, 2], "patch": 2, "window": 4}
     with pytest.raises(ConfigError, match="one_in_2x2, not random"):

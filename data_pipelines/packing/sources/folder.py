@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,17 @@ from data_pipelines.packing.listing import Entry, Group, Listing, Skipped, key_t
 from data_pipelines.packing.sources.base import Content, groups_of_folders, read_exactly
 from data_pipelines.shards.shard_scan import IMAGE_SUFFIXES
 
+_NO_IMAGES = ("json", "csv", "tsv")  # metadata and lists, which nobody takes for images
+_MAX_SUFFIXES = 10
+_SUFFIXES = ", ".join("." + suffix for suffix in IMAGE_SUFFIXES)
+
 
 class FolderSource:
     """The images below a folder, in the order of their paths.
 
     What its folders mean, says `groups_of_folders`. Names that begin with a dot or with `__` are passed over. A `.json`
-    of an image's name beside it is its metadata.
+    of an image's name beside it is its metadata. Files of other suffixes are counted in `notes`: they may be images of
+    a kind that is not read.
 
     Raises:
         FileNotFoundError: No image in it.
@@ -33,16 +39,25 @@ class FolderSource:
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
         num_arrays = 0
-        for entry in _walk(root):
-            if entry is None:
+        others: Counter[str] = Counter()
+        for found in _walk(root):
+            if found is None:
                 num_arrays += 1
+            elif isinstance(found, str):
+                others[found] += 1
+            elif isinstance(found, Skipped):
+                self.skipped.append(found)
             else:
-                self.listing.add(entry, Group(label=entry.path.rpartition("/")[0]))
+                self.listing.add(found, Group(label=found.path.rpartition("/")[0]))
         if num_arrays:
             self.notes.append(f"{num_arrays:,} .npy files beside an image of the same name are left out")
+        if others:
+            self.notes.append(f"left out, as images are told by their suffix ({_SUFFIXES}): {_told(others)}")
         self.listing.finish()
         if not len(self.listing):
-            raise FileNotFoundError(f"{root} holds no image ({', '.join('.' + suffix for suffix in IMAGE_SUFFIXES)})")
+            also = f", but {_told(others)}" if others else ""
+            links = f"; {self.skipped[0].path} is {self.skipped[0].reason}" if self.skipped else ""
+            raise FileNotFoundError(f"{root} holds no image ({_SUFFIXES}){also}{links}")
         self.groups = groups_of_folders([str(group.label) for group in self.listing.groups], labels)
 
     def windows(self, seed: int) -> None:
@@ -64,10 +79,20 @@ class FolderSource:
         return Content(read_exactly(path, entry.size), json)
 
 
-def _walk(root: Path, below: str = "", ancestors: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Entry | None]:
-    """All images below the root in the order of their paths; None for an array that belongs to one.
+def _told(others: Counter[str]) -> str:
+    """How many files of which suffixes, the most frequent first."""
+    told = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in others.most_common(_MAX_SUFFIXES)]
+    rest = others.total() - sum(count for _, count in others.most_common(_MAX_SUFFIXES))
+    return ", ".join(told + ([f"{rest:,} of other suffixes"] if rest else []))
 
-    Links to folders are followed, but not in circles.
+
+def _walk(
+    root: Path, below: str = "", ancestors: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[Entry | Skipped | str | None]:
+    """All images below the root in the order of their paths.
+
+    Between them come None for an array that belongs to one, a link to nothing as skipped, and of every other file the
+    suffix. Links to folders are followed, but not in circles.
     """
     status = (root / below).stat()
     here = (status.st_dev, status.st_ino)
@@ -82,13 +107,19 @@ def _walk(root: Path, below: str = "", ancestors: frozenset[tuple[int, int]] = f
         path = f"{below}/{name}" if below else name
         if is_folder:
             yield from _walk(root, path, ancestors | {here})
-        elif _is_image(name, but=()) and entry.is_file():
+        elif not _is_image(name, but=()):
+            suffix = Path(name).suffix.lower()
+            if suffix[1:] not in _NO_IMAGES:
+                yield suffix
+        elif entry.is_file():
             if name.lower().endswith(".npy") and key_text(name) in stems:
                 yield None
                 continue
             sidecar = name.rpartition(".")[0] + ".json"
             json_size = (root / below / sidecar).stat().st_size if sidecar in names else 0
             yield Entry(path, entry.stat().st_size, json_size=json_size)
+        elif entry.is_symlink():
+            yield Skipped(path, "a link to nothing")
 
 
 def _is_image(name: str, but: tuple[str, ...]) -> bool:

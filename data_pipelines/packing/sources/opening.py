@@ -84,6 +84,7 @@ def open_source(
         if len(files) > 1:
             raise ValueError(f"{path} names {len(files)} lists; join them into one")
         return PathListSource(files[0], root or files[0].parent, spool_folder, columns, labels)
+    import data_pipelines.packing.sources.table_files  # noqa: F401  first, as it says how to install pyarrow
     from data_pipelines.packing.sources.tables import TableSource
 
     return TableSource(files, base, kind, spool_folder, columns, labels)

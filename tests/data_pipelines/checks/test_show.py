@@ -65,6 +65,12 @@ def test_every_class_has_its_share() -> None:
     assert sorted(balanced(labels, 5000, np.random.default_rng(0)).tolist()) == list(range(len(labels)))
 
 
+def test_letters_beyond_ascii_are_drawn() -> None:
+    picture = Image.new("RGB", (120, 4), "white")
+    drawn = {text: grid([[Tile(picture, (text,))]]).tobytes() for text in ("l?nes", "línes", "линии", "\udcff?")}
+    assert len(set(drawn.values())) == 4
+
+
 def test_the_samples_sheet_holds_also_what_cannot_be_decoded(mixed: Dataset) -> None:
     sheet = samples_sheet(mixed, 14, seed=0)
     assert sheet.mode == "RGB"

@@ -161,6 +161,33 @@ def test_arrays_beside_images_are_left_out(tmp_path: Path) -> None:
     assert result["notes"] == ["1 .npy files beside an image of the same name are left out"]
 
 
+def test_what_else_is_in_a_folder_is_told_of(tmp_path: Path) -> None:
+    source = MAKERS["folder"](tmp_path / "source", {"train": range(4)})
+    for name in ("a.bmp", "b.BMP", "c", "notes.txt", ".hidden.bmp", "list.csv"):
+        (source / "train" / "ant" / name).write_bytes(b"x")
+    (source / "train" / "ant" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    result = pack(source, tmp_path / "out", progress=False)
+    (note,) = result["notes"]
+    assert note.endswith(": 2 .bmp, 1 without a suffix, 1 .txt")
+    assert result["skipped"] == [{"path": "train/ant/gone.png", "reason": "a link to nothing"}]
+    only = tmp_path / "only"
+    only.mkdir()
+    for number in range(30):
+        (only / f"1.2.{number}").write_bytes(b"x")
+    with pytest.raises(FileNotFoundError, match=r"holds no image \(.jpg, .*\), but 1 \.0, .*, 20 of other suffixes"):
+        pack(only, tmp_path / "out2", progress=False)
+
+
+def test_tables_without_pyarrow_say_what_to_install(
+    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name in ("table_files", "tables"):
+        monkeypatch.delitem(sys.modules, f"data_pipelines.packing.sources.{name}", raising=False)
+    with pytest.raises(ValueError, match=r"pip install 'selfsight\[parquet\]'"):
+        pack(sources["parquet"], tmp_path / "out", progress=False)
+
+
 def test_what_cannot_be_a_source_is_refused(sources: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "a.tar.gz").write_bytes(b"x")
