@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import time
+from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -70,6 +71,7 @@ class Dataset:
         self._stage = stage
         self.shard_sizes: tuple[int, ...] = tuple(self.index.counts.tolist())
         self.num_samples = len(self.index)
+        self._ends: list[int] = self.index.ends.tolist()
         if not self.num_samples:
             raise ValueError(
                 f"no sample in {len(self.shards)} shard(s), the first of them {self.shards[0]}; "
@@ -162,8 +164,8 @@ class Dataset:
     def _locate(self, sample: int) -> tuple[int, int]:
         if not 0 <= sample < self.num_samples:
             raise IndexError(f"sample {sample} of a data set of {self.num_samples}")
-        shard = int(np.searchsorted(self.index.ends, sample, side="right"))
-        return shard, int(sample - self.index.ends[shard] + self.shard_sizes[shard])
+        shard = bisect_right(self._ends, sample)  # of a list: four times as fast as NumPy for one number
+        return shard, sample - self._ends[shard] + self.shard_sizes[shard]
 
     def fetched(self, shard: int) -> RemoteFile | None:
         """What must come through the cache before shard number `shard` can be read; None: nothing."""

@@ -113,17 +113,17 @@ class Index:
         Raises:
             DamageError: What is stored of it does not lie in the shard.
         """
-        place = int(self.ends[shard - 1] if shard else 0) + row
-        first_key = int(self.keys_ends[shard - 1]) if shard else 0
-        begin, end = (int(self.key_ends[place - 1]) if row else 0), int(self.key_ends[place])
-        offset, size = int(self.image_blocks[place]) * BLOCK, int(self.image_sizes[place])
-        label = int(self.labels[place])
+        place = (self.ends.item(shard - 1) if shard else 0) + row
+        first_key = self.keys_ends.item(shard - 1) if shard else 0
+        begin, end = (self.key_ends.item(place - 1) if row else 0), self.key_ends.item(place)
+        offset, size = self.image_blocks.item(place) * BLOCK, self.image_sizes.item(place)
+        label = self.labels.item(place)
         json_offset = json_size = 0
         if self.has_json:
-            json_offset, json_size = int(self.json_blocks[place]) * BLOCK, int(self.json_sizes[place])
-        limit = int(self.sizes[shard])
+            json_offset, json_size = self.json_blocks.item(place) * BLOCK, self.json_sizes.item(place)
+        limit = self.sizes.item(shard)
         inside = offset + size <= limit and json_offset + json_size <= limit
-        if not (inside and begin <= end <= int(self.keys_ends[shard]) - first_key and label >= NO_LABEL):
+        if not (inside and begin <= end <= self.keys_ends.item(shard) - first_key and label >= NO_LABEL):
             raise DamageError(
                 f"the index of {self.names[shard]} is damaged at its sample {row}; remove the .index files beside the "
                 "shards, and it is built again"
