@@ -7,14 +7,19 @@ from einops import rearrange
 from torch import Tensor
 
 
+def full_range(crops: Tensor) -> int:
+    """The level of white: 255 or 65,535; floats are taken for levels of 8 bits."""
+    return 255 if crops.is_floating_point() else torch.iinfo(crops.dtype).max
+
+
 def unit_range(crops: Tensor) -> Tensor:
     """uint8 or uint16 pixels as floats in 0 .. 1."""
-    return crops.float() / torch.iinfo(crops.dtype).max
+    return crops.float() / full_range(crops)
 
 
 def normalised(crops: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(..., c, h, w) uint8 or uint16 less the `mean` (c,), by the `std` (c,), both of pixels in 0 .. 1."""
-    full = torch.iinfo(crops.dtype).max
+    full = full_range(crops)
     return (crops.float() - rearrange(mean * full, "c -> c 1 1")) / rearrange(std * full, "c -> c 1 1")
 
 
