@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.files import sync, write_json
+from data_pipelines.files import write_json
 from data_pipelines.remote.cache_folder import CacheFolder, boot_id, gigabytes
 from data_pipelines.remote.fetch import FetchError, Patience, pieces, state
 from data_pipelines.remote.remote_files import ChangedError, FileState, RemoteFile
@@ -218,8 +218,7 @@ class Cache:
             )
         written = {"size": num_bytes, "sha256": digest.hexdigest(), **_stamp(status)}
         write_json(self.folder.record(key), {"of": str(file), **written})
-        part.replace(self.folder.data(key))
-        sync(self.folder.path)
+        self.folder.finish(key, part)
         if size is None:  # nothing could be reserved for it
             self.folder.settle(key, num_bytes)
         return None

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from data_pipelines.files import sync
 from data_pipelines.remote.fetch import pause
 
 _LITTER_SECONDS = 3600.0  # temporary files of dead processes go after this
@@ -117,6 +118,12 @@ class CacheFolder:
                     gigabytes(self.max_bytes),
                 )
             pause(_LONGEST_POLL)
+
+    def finish(self, key: str, part: Path) -> None:
+        """Make a whole part the entry; not while another process counts, which might see it under neither name."""
+        with self.locked("folder"):
+            part.replace(self.data(key))
+        sync(self.path)
 
     def settle(self, key: str, size: int) -> None:
         """Make room, as far as others let go of it, for an entry that came whole before anyone knew its size."""
