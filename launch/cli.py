@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from launch.data_commands import data_app
+from launch.data_commands import changes_of, data_app
+from launch.pack_command import PACK_EXAMPLES, pack
 
 OUR_PACKAGES = ("pretrain", "launch", "data_pipelines", "eval", "slurm")
 EXIT_USER_ERROR = 2
@@ -93,83 +94,7 @@ def demo(
     run_demo(out)
 
 
-@app.command(
-    epilog="Examples:\n\n[bold]selfsight pack photos/ shards/ --val-share 0.05[/]\n\n"
-    "[bold]selfsight pack 'old/train-{000000..000099}.tar' shards/ --max-short-side 320[/]\n\n"
-    "[bold]selfsight pack scans.csv shards/ --root /archive --bad refuse[/]"
-)
-def pack(
-    images: Annotated[
-        str,
-        typer.Argument(
-            help="A folder of images (train/CLASS/*, CLASS/* or just images), tars, parquet or arrow files; such "
-            "files by * or {000..009}; or a .csv, .tsv or .parquet list of paths."
-        ),
-    ],
-    out: Annotated[Path, typer.Argument(help="The folder that gets the shards and dataset.json.")],
-    kind: Annotated[
-        str | None, typer.Option("--from", help="folder, tars, parquet, arrow or list; default: what is there.")
-    ] = None,
-    root: Annotated[Path | None, typer.Option(help="Where a list's relative paths begin; default: its folder.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Of a table; default: by type and usual names.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    labels: Annotated[bool, typer.Option(help="Carry labels along.")] = True,
-    split: Annotated[str, typer.Option(help="The images' split, where IMAGES has no train/ and val/.")] = "train",
-    val_share: Annotated[float, typer.Option(help="Share of every class to hold back as split val.")] = 0.0,
-    leave_out: Annotated[
-        Path | None, typer.Option(help="A list of images not to pack, as `selfsight data dedupe` writes.")
-    ] = None,
-    max_short_side: Annotated[
-        int | None, typer.Option(help="Re-encode larger images as JPEGs with a short side of so many px.")
-    ] = None,
-    quality: Annotated[int | None, typer.Option(help="Of re-encoded images, 1 to 95; default 90.")] = None,
-    subsampling: Annotated[str | None, typer.Option(help="Of their chroma: 4:2:0 (default), 4:2:2 or 4:4:4.")] = None,
-    reencode_all: Annotated[bool, typer.Option("--reencode-all", help="Re-encode small images too.")] = False,
-    bad: Annotated[
-        str, typer.Option(help="skip images that cannot be used, and list them; or refuse to go on.")
-    ] = "skip",
-    check: Annotated[str, typer.Option(help="Look at each image's header, or decode it in full.")] = "header",
-    samples_per_shard: Annotated[int, typer.Option(help="At most.")] = 10_000,
-    bytes_per_shard: Annotated[int, typer.Option(help="About.")] = 512 << 20,
-    seed: Annotated[int, typer.Option(help="Of the shuffle and of what is held back.")] = 0,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one a core.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what an earlier pack wrote to OUT.")] = False,
-    progress: Progress = True,
-) -> None:
-    """Pack images into shuffled WebDataset shards with an index; the same command again goes on after a stop."""
-    from data_pipelines.packing.reencode import Reencoding
-    from data_pipelines.packing.sources.base import Columns
-    from data_pipelines.packing.write import pack as pack_images
-
-    reencoding = None
-    if max_short_side is not None or reencode_all:
-        told = {"quality": quality, "subsampling": subsampling}
-        given: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
-        reencoding = Reencoding(max_short_side, everything=reencode_all, **given)
-    elif quality is not None or subsampling is not None:
-        raise ValueError(
-            "--quality and --subsampling are of re-encoded images; give --max-short-side or --reencode-all"
-        )
-    pack_images(
-        images,
-        out,
-        kind=kind,
-        root=root,
-        columns=Columns(image_column, label_column),
-        labels=labels,
-        split=split,
-        val_share=val_share,
-        samples_per_shard=samples_per_shard,
-        bytes_per_shard=bytes_per_shard,
-        seed=seed,
-        reencoding=reencoding,
-        bad=bad,
-        check=check,
-        leave_out=leave_out,
-        workers=workers,
-        overwrite=overwrite,
-        progress=progress,
-    )
+app.command(epilog=PACK_EXAMPLES)(pack)
 
 
 @app.command(epilog="Examples:\n\n[bold]selfsight verify shards/[/]\n\n[bold]selfsight verify --cases[/]")
@@ -230,7 +155,7 @@ def pretrain(
         raise ValueError(
             "which preset? `selfsight pretrain --list` shows them; a file of your own is named by its path"
         )
-    changes = [*(overrides or ()), *([f"data.train={data}"] if data is not None else [])]
+    changes = changes_of(overrides, data)
     if dry_run:
         show_plan(preset, changes)
     else:

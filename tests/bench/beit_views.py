@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import io
 import random
 
 import torch
 from _compare import compare
-from _pipelines import bench_shards, loader_rows
+from _pipelines import bench_shards, loader_rows, one_by_one
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as tv
@@ -38,10 +37,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with bench_shards() as dataset:
         contents = [dataset.read(sample).image for sample in range(128)]
-
-        def theirs() -> None:
-            for content in contents:
-                recipe(Image.open(io.BytesIO(content)).convert("RGB"))
+        theirs = one_by_one(contents, recipe)
 
         ours = loader_rows(dataset, BEIT, rows=len(contents))
         compare("BEiT's two views, one core", "images", len(contents), ours, theirs, target=3)

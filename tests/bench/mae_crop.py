@@ -5,13 +5,11 @@ Also four views of each decoded image (`data.repeats=4`). `--data SHARDS` takes 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 
 import torch
 from _compare import compare
-from _pipelines import bench_shards, loader_rows
-from PIL import Image
+from _pipelines import bench_shards, loader_rows, one_by_one
 from torchvision import transforms
 
 from data_pipelines.crops.views import Crop, Views
@@ -31,10 +29,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with bench_shards() as dataset:
         contents = [dataset.read(sample).image for sample in range(128)]
-
-        def theirs() -> None:
-            for content in contents:
-                RECIPE(Image.open(io.BytesIO(content)).convert("RGB"))
+        theirs = one_by_one(contents, RECIPE)
 
         def ours(repeats: int) -> Callable[[], None]:
             return loader_rows(dataset, MAE, rows=len(contents), repeats=repeats)

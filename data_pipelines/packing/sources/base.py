@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -71,6 +73,32 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of files."""
+
+
+class ListedSource(ABC):
+    """What most sources share: entries that are read in any order, one by one, and lie in no tar of ours."""
+
+    listing: Listing
+
+    def windows(self, seed: int) -> np.ndarray | None:
+        """None: any order will do."""
+        return None
+
+    def contents(self, numbers: Sequence[int]) -> Iterator[Callable[[], Content]]:
+        """See `Source`."""
+        return (partial(self._content, number) for number in numbers)
+
+    def key_in_shard(self, number: int) -> tuple[int, str]:
+        """Not to be asked: there are no `shards`."""
+        raise AssertionError("asked for the shard of an entry that lies in none")
+
+    def close(self) -> None:
+        """Let go of files."""
+        self.listing.close()
+
+    @abstractmethod
+    def _content(self, number: int) -> Content:
+        """Read an entry."""
 
 
 def split_of(file: str) -> str | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.packing.listing import Entry, Group, Listing, Skipped, key_text
-from data_pipelines.packing.sources.base import Content, groups_of_folders, read_exactly
+from data_pipelines.packing.sources.base import Content, ListedSource, groups_of_folders, read_exactly
 from data_pipelines.shards.shard_scan import IMAGE_SUFFIXES
 
 _NO_IMAGES = ("json", "csv", "tsv")  # metadata and lists, which nobody takes for images
@@ -17,7 +16,7 @@ _MAX_SUFFIXES = 10
 _SUFFIXES = ", ".join("." + suffix for suffix in IMAGE_SUFFIXES)
 
 
-class FolderSource:
+class FolderSource(ListedSource):
     """The images below a folder, in the order of their paths.
 
     What its folders mean, says `groups_of_folders`. Names that begin with a dot or with `__` are passed over. A `.json`
@@ -59,18 +58,6 @@ class FolderSource:
             links = f"; {self.skipped[0].path} is {self.skipped[0].reason}" if self.skipped else ""
             raise FileNotFoundError(f"{root} holds no image ({_SUFFIXES}){also}{links}")
         self.groups = groups_of_folders([str(group.label) for group in self.listing.groups], labels)
-
-    def windows(self, seed: int) -> None:
-        return None
-
-    def contents(self, numbers: Sequence[int]) -> Iterator[Callable[[], Content]]:
-        return (partial(self._content, number) for number in numbers)
-
-    def key_in_shard(self, number: int) -> tuple[int, str]:
-        raise NotImplementedError("not of shards")
-
-    def close(self) -> None:
-        self.listing.close()
 
     def _content(self, number: int) -> Content:
         entry = self.listing.entry(number)

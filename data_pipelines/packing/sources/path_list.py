@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
 from data_pipelines.packing.listing import Entry, Group, Listing, Skipped, Spool
-from data_pipelines.packing.sources.base import ANY_COLUMNS, SPLIT_NAMES, Columns, Content, read_exactly
+from data_pipelines.packing.sources.base import ANY_COLUMNS, SPLIT_NAMES, Columns, Content, ListedSource, read_exactly
 
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "filepath", "file_path", "image_path", "image")
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "target", "category")
@@ -21,7 +20,7 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _WHOLE_NUMBER = re.compile(r"\s*(-?[0-9]{1,9})(\.0*)?\s*")  # 7, and the 7.0 that tables with gaps make of it
 
 
-class PathListSource:
+class PathListSource(ListedSource):
     """The images that a table names, in its order.
 
     A row names a file by its path, below `root` or absolute, and may name its label and its split; all other columns
@@ -91,18 +90,9 @@ class PathListSource:
             )
         self.groups = _numbered(self.listing.groups, text_too=not is_parquet)
 
-    def windows(self, seed: int) -> None:
-        return None
-
-    def contents(self, numbers: Sequence[int]) -> Iterator[Callable[[], Content]]:
-        return (partial(self._content, number) for number in numbers)
-
-    def key_in_shard(self, number: int) -> tuple[int, str]:
-        raise NotImplementedError("not of shards")
-
     def close(self) -> None:
         self._metadata.close()
-        self.listing.close()
+        super().close()
 
     def _content(self, number: int) -> Content:
         entry = self.listing.entry(number)

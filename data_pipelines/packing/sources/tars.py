@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from data_pipelines.files import read_json
 from data_pipelines.packing.listing import Entry, Group, Listing, Skipped
-from data_pipelines.packing.sources.base import Content, groups_of_folders, read_piece, splits_of_files
+from data_pipelines.packing.sources.base import Content, ListedSource, groups_of_folders, read_piece, splits_of_files
 from data_pipelines.shards.shard_scan import IMAGE_SUFFIXES, MEMBER_NAME, META_NAME, image_rank
 from data_pipelines.shards.tar import Member, TarDamageError, Trailing, members, walk
 
@@ -19,7 +18,7 @@ _MAX_LABEL_BYTES = 32
 _NOTHING = Member("", 0, 0)
 
 
-class TarSource:
+class TarSource(ListedSource):
     """The images of tars, in the order in which they lie there.
 
     Shards of WebDataset: a sample is the image, `.cls` and `.json` under one key; keys are kept where they are letters,
@@ -69,20 +68,11 @@ class TarSource:
                 f"({', '.join('.' + suffix for suffix in IMAGE_SUFFIXES)})"
             )
 
-    def windows(self, seed: int) -> None:
-        return None
-
-    def contents(self, numbers: Sequence[int]) -> Iterator[Callable[[], Content]]:
-        return (partial(self._content, number) for number in numbers)
-
     def key_in_shard(self, number: int) -> tuple[int, str]:
         entry = self.listing.entry(number)
         member = entry.path[len(self._names[entry.file]) + 1 :]
         folder, slash, name = member.rpartition("/")
         return entry.file, folder + slash + name.partition(".")[0]
-
-    def close(self) -> None:
-        self.listing.close()
 
     def _content(self, number: int) -> Content:
         entry = self.listing.entry(number)

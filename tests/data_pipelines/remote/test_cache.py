@@ -149,8 +149,10 @@ def test_files_of_others_in_the_folder_stay(server: Server, tmp_path: Path) -> N
 
 def test_to_note_a_use_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is fetched ahead does so under its lock, which the consumer needs."""
-    monkeypatch.setattr(fetch_module, "source_of", lambda url, timeout: pytest.fail("it was asked"))
+    asked: list[str] = []
+    monkeypatch.setattr(fetch_module, "source_of", lambda url, timeout: asked.append(url))
     Cache(tmp_path / "cache", patience=QUICK).touch(RemoteFile("http://host/a"))
+    assert not asked
 
 
 @pytest.mark.parametrize("known", [True, False])
