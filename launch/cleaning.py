@@ -66,7 +66,9 @@ def clean(
         f"wrote {out}: {len(found.duplicates):,} of {found.splits.num_samples:,} samples to leave out "
         f"(selfsight pack ... --leave-out {out})"
     )
-    if sheet is not None and found.duplicates:
+    if sheet is not None and not found.duplicates:
+        console.print(f"no duplicates, so no {sheet}")
+    elif sheet is not None:
         with atomic_write(sheet) as file:
             duplicates_sheet(found).save(file, "PNG")
         console.print(f"wrote {sheet}: left out | stays")

@@ -145,11 +145,15 @@ def stats(
     progress: Progress = True,
 ) -> None:
     """Measure mean, deviation and range of every channel; runs normalise by what dataset.json says."""
+    import json
+
     from data_pipelines.shards.dataset_info import data_stats
 
     if bits not in (None, 8, 16):
         raise typer.BadParameter(f"{bits}; a channel has 8 or 16 bits", param_hint="--bits")
-    data_stats(
+    found = data_stats(
         shards, split=split, samples=samples, channels=channels, bits=bits, seed=seed, write=write, workers=threads,
         progress=progress,
     )  # fmt: skip
+    if not progress:  # for other programs; else it has shown a table
+        typer.echo(json.dumps(found, indent=2))

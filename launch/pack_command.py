@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+EXIT_INTERRUPTED = 130  # as shells tell of Ctrl-C
 PACK_EXAMPLES = (
     "Examples:\n\n[bold]selfsight pack photos/ shards/ --val-share 0.05[/]\n\n"
     "[bold]selfsight pack 'old/train-{000000..000099}.tar' shards/ --max-short-side 320[/]\n\n"
@@ -66,23 +67,27 @@ def pack(
         raise ValueError(
             "--quality and --subsampling are of re-encoded images; give --max-short-side or --reencode-all"
         )
-    pack_images(
-        images,
-        out,
-        kind=kind,
-        root=root,
-        columns=Columns(image_column, label_column),
-        labels=labels,
-        split=split,
-        val_share=val_share,
-        samples_per_shard=samples_per_shard,
-        bytes_per_shard=bytes_per_shard,
-        seed=seed,
-        reencoding=reencoding,
-        bad=bad,
-        check=check,
-        leave_out=leave_out,
-        workers=workers,
-        overwrite=overwrite,
-        progress=progress,
-    )
+    try:
+        pack_images(
+            images,
+            out,
+            kind=kind,
+            root=root,
+            columns=Columns(image_column, label_column),
+            labels=labels,
+            split=split,
+            val_share=val_share,
+            samples_per_shard=samples_per_shard,
+            bytes_per_shard=bytes_per_shard,
+            seed=seed,
+            reencoding=reencoding,
+            bad=bad,
+            check=check,
+            leave_out=leave_out,
+            workers=workers,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; the same command goes on with what is finished in {out}", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None

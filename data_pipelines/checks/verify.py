@@ -260,5 +260,6 @@ def _print(result: dict[str, Any]) -> None:
     for severity, told in (("error", result["problems"]), ("note", result["notes"])):
         for sentence in told:
             console.print(f"{severity}: {sentence}", markup=False)
-    state = "no error" if result["ok"] else f"{len(result['problems'])} kinds of error"
+    kinds = len(result["problems"])
+    state = "no error" if result["ok"] else f"{kinds} {'kind' if kinds == 1 else 'kinds'} of error"
     console.print(f"{result['samples']:,} samples in {result['shards']:,} shards: {state}; {result['run']}")

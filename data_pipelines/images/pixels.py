@@ -9,8 +9,6 @@ import numpy as np
 MAX_PIXELS = 89_478_485  # Pillow's limit of what may be a decompression bomb; 256 MB as RGB
 MAX_BYTES = 512 << 20  # of the decoded pixels: those of an RGB image of 16 bits at that limit
 MAX_FILE_BYTES = 1 << 30  # of an image's file: none that is read needs as many, so nothing larger is taken into memory
-#: The type of pixels by `data.bits`.
-DEPTHS = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16)}
 
 
 class UnusableImageError(ValueError):

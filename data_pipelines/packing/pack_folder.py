@@ -51,6 +51,8 @@ def agree(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | 
     if overwrite and earlier is not None and (earlier != plan or result is not None):
         _remove_pack(out)
         earlier = result = None
+    if result is None and not any((out / WORK).glob("*.begun")):
+        earlier = None  # a plan of which nothing was written, as for want of space, binds nobody
     if earlier is None:
         if result is not None or any(out.glob("*.tar")):
             raise FileExistsError(f"{out} holds shards that `selfsight pack` did not write; take another folder")

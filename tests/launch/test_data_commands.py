@@ -236,3 +236,10 @@ def test_pack_leaves_out_what_dedupe_lists(tmp_path: Path, source: str) -> None:
     assert {name: entry["samples"] for name, entry in splits.items()} == {"train": 13, "val": 2}
     run("dedupe", clean, "--out", again, "--no-progress")
     assert again.read_text() == ""
+
+
+def test_statistics_without_progress_are_json(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["data", "stats", str(shards), "--no-progress"])
+    assert exit_.value.code == 0
+    assert len(json.loads(capsys.readouterr().out)["mean"]) == 3

@@ -75,3 +75,16 @@ def test_mistakes(
     assert error.startswith("error: ")
     assert message in error
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_pack_says_how_to_go_on(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_pipelines.packing.write.pack", interrupted)
+    with pytest.raises(SystemExit) as exit_:
+        main(["pack", str(images), str(tmp_path / "out")])
+    assert exit_.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err

@@ -208,6 +208,19 @@ def test_done_is_done_and_another_pack_is_refused(tree: Path, tmp_path: Path, mo
     assert open_dataset(tmp_path / "out").num_samples == 41
 
 
+def test_a_plan_of_which_nothing_was_written_binds_nobody(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(write_module, "_check_space", full)
+        with pytest.raises(OSError, match="no space"):
+            pack(tree, tmp_path / "out", samples_per_shard=10, progress=False)
+    assert pack(tree, tmp_path / "out", samples_per_shard=30, progress=False)["splits"]["train"]["samples"] == 40
+
+
 def test_shards_of_other_origin_are_left_alone(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "train-000000.tar").write_bytes(b"precious")
     for overwrite in (False, True):
