@@ -15,9 +15,9 @@ from typer.core import TyperGroup
 
 from launch.data_commands import changes_of, data_app
 from launch.pack_command import PACK_EXAMPLES, pack
+from pretrain.stopping import EXIT_USER_ERROR
 
 OUR_PACKAGES = ("pretrain", "launch", "data_pipelines", "eval", "slurm")
-EXIT_USER_ERROR = 2
 
 
 class _Commands(TyperGroup):

@@ -44,8 +44,10 @@ def check_run_folder(config: Config) -> Path:
     """
     folder = Path(config.runs) / config.name
     stored = folder / "config.yaml"
+    # looked at first: of many ranks, the first one may begin the run at this moment, with config.yaml before all else
+    occupied = folder.exists() and any(path for path in folder.iterdir() if not path.name.startswith("."))
     if not stored.is_file():
-        if folder.exists() and any(path for path in folder.iterdir() if not path.name.startswith(".")):
+        if occupied:
             raise ConfigError(
                 f"{folder} exists, is not empty and holds no config.yaml, so it is not a run; "
                 "choose another name=... or remove it"

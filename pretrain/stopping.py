@@ -1,12 +1,20 @@
-"""A request to stop: finish the step, save, end, and be continued later."""
+"""How a run ends: a request to stop, and the exit codes by which a batch script knows what to do next."""
 
 from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
 
-#: Exit code of a run that was asked to stop, wrote a checkpoint and wants to be continued.
+#: Asked to stop, wrote a checkpoint, wants to be continued: back into the queue, however often.
 EXIT_STOPPED = 85
+#: A rank hung and ended itself: back into the queue, a bounded number of times, as after any other death.
+EXIT_HUNG = 86
+#: Training went wrong (values that are not finite, or an alarm in `diagnostics.stop_on`): the same again would, too.
+EXIT_TROUBLE = 87
+#: No checkpoint could be written and `checkpoint.on_failure` is stop: somebody has to make room first.
+EXIT_NOT_SAVED = 88
+#: What was asked for can't be run; the command says why.
+EXIT_USER_ERROR = 2
 
 
 @dataclass

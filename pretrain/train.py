@@ -21,6 +21,7 @@ from data_pipelines.images.bad_samples import BadSampleLog
 from data_pipelines.loader import Batch
 from data_pipelines.sampler import Sampler
 from data_pipelines.shards.index import Dataset
+from pretrain.agreement import Agreed, agree
 from pretrain.batches import DeviceSteps, crop_sheet, seed_dropout, share_mask_counts
 from pretrain.checkpoint import Checkpoints, ResumeState, agree_on, check_resume, damage, read_state
 from pretrain.config import ConfigError, check_batch
@@ -179,11 +180,12 @@ class Trainer:
             share_mask_counts(micro_batches, self.world_size)
             self.method.before_step(self.step, micro_batches, self.look)
             metrics, grad_norm = self.optimizer_step(micro_batches)
-            losses, metrics, stopping = self.agree(metrics, digest, stop)
-            check_finite(losses, grad_norm, self.step + 1, str(self.last_checkpoint or "") or None)
+            agreed = agree({**metrics, **self.signals(digest, stop)}, self.device)
+            stopping = agreed.any("stop")
+            check_finite(agreed.by_rank["loss"], grad_norm, self.step + 1, str(self.last_checkpoint or "") or None)
             self.method.after_step(self.step, self.gathered)
             self.step += 1
-            self.report(metrics, grad_norm, micro_batches)
+            self.report(self.summary(metrics, agreed), grad_norm, micro_batches)
             finished = stopping or self.step == self.timeline.total_steps
             if finished or self._is_checkpoint() or self._is_milestone():
                 self.save()
@@ -218,27 +220,17 @@ class Trainer:
         totals["lr"], totals["weight_decay"] = torch.tensor(rate), torch.tensor(decay)
         return totals, norm
 
-    def agree(
-        self, metrics: dict[str, Tensor], digest: int, stop: StopRequest
-    ) -> tuple[list[float], dict[str, float], bool]:
-        """One collective a step: every rank's loss, the mean metrics, and whether any rank was asked to stop.
+    def signals(self, digest: int, stop: StopRequest) -> dict[str, float]:
+        """What this rank tells the others each step: whether it was asked to stop, the bad samples it met since the
+        start, and a digest of the ids that it really saw, a proof of the order of data."""
+        return {"stop": float(stop.requested), "bad_samples": float(self.loader.num_bad), "ids_digest": float(digest)}
 
-        It also sums the bad samples met since the start, and a digest of the sample ids that each rank really saw, a
-        proof of the order of data.
-        """
-        names = list(metrics)
-        own = torch.tensor(
-            [float(stop.requested), self.loader.num_bad, float(digest)], dtype=torch.float64, device=self.device
-        )
-        mine = torch.cat([torch.stack([metrics[name].to(self.device).double() for name in names]), own])
-        gathered = mine.new_empty(self.world_size * len(mine))
-        dist.all_gather_into_tensor(gathered, mine)
-        rows = gathered.view(self.world_size, len(mine))
-        means = rows.mean(dim=0).tolist()
-        values = dict(zip(names, means, strict=False))
-        values["ids_digest"] = int(rows[:, -1].sum()) % 2**32
-        values["bad_samples"] = int(rows[:, -2].sum())
-        return rows[:, names.index("loss")].tolist(), values, bool(rows[:, -3].any())
+    def summary(self, metrics: dict[str, Tensor], agreed: Agreed) -> dict[str, float]:
+        """The step in numbers that hold for all ranks."""
+        values = {name: agreed.mean(name) for name in metrics}
+        values["ids_digest"] = int(agreed.total("ids_digest")) % 2**32
+        values["bad_samples"] = int(agreed.total("bad_samples"))
+        return values
 
     def report(self, metrics: dict[str, float], grad_norm: float | None, micro_batches: list[Batch]) -> None:
         """Write metrics and pictures down when it is time to."""

@@ -1,0 +1,38 @@
+"""What all ranks tell each other in a step: one small collective, whatever is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """Named numbers of every rank: `by_rank` (world_size values each) is the same on all of them."""
+
+    by_rank: Mapping[str, list[float]]
+
+    def mean(self, name: str) -> float:
+        return sum(self.by_rank[name]) / len(self.by_rank[name])
+
+    def total(self, name: str) -> float:
+        return sum(self.by_rank[name])
+
+    def lowest(self, name: str) -> float:
+        return min(self.by_rank[name])
+
+    def any(self, name: str) -> bool:
+        return any(self.by_rank[name])
+
+
+def agree(values: Mapping[str, Tensor | float], device: torch.device) -> Agreed:
+    """Gather each rank's `values`: scalars under the same names, in the same order, on all ranks. Collective."""
+    mine = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values.values()])
+    gathered = mine.new_empty(dist.get_world_size() * len(mine))
+    dist.all_gather_into_tensor(gathered, mine)
+    columns = gathered.view(-1, len(mine)).T.tolist()
+    return Agreed(dict(zip(values, columns, strict=True)))
