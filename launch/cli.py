@@ -194,6 +194,10 @@ def probe(
     untrained_seeds: Annotated[int, typer.Option(min=1, help="Untrained encoders to compare with.")] = 1,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
+    project: Annotated[
+        str | None, typer.Option(help="wandb project for a TARGET that is no run; a run has its own.")
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="wandb group, likewise.")] = None,
     progress: Progress = True,
 ) -> None:
     """Measure a frozen encoder: k-NN and linear, beside chance, raw pixels and an untrained one."""
@@ -215,6 +219,8 @@ def probe(
         untrained_seeds=range(untrained_seeds),
         image_size=image_size,
         batch_size=batch_size,
+        project=project,
+        group=group,
         progress=progress,
     )
     Console().print(probe_table(results))

@@ -1,6 +1,7 @@
 """What a run writes down: metrics and pictures as files, and the same in wandb."""
 
 from pretrain.tracking.pictures import contact_sheet
-from pretrain.tracking.tracker import Tracker, log_probe
+from pretrain.tracking.probes import Accuracy, log_lone_probe, log_probe
+from pretrain.tracking.tracker import Tracker
 
-__all__ = ["Tracker", "contact_sheet", "log_probe"]
+__all__ = ["Accuracy", "Tracker", "contact_sheet", "log_lone_probe", "log_probe"]
