@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,9 +14,7 @@ from typer.core import TyperGroup
 
 from launch.data_commands import changes_of, data_app
 from launch.pack_command import PACK_EXAMPLES, pack
-from pretrain.stopping import EXIT_USER_ERROR
-
-OUR_PACKAGES = ("pretrain", "launch", "data_pipelines", "eval", "slurm")
+from pretrain.stopping import EXIT_USER_ERROR, is_user_error
 
 
 class _Commands(TyperGroup):
@@ -38,14 +35,6 @@ class _Commands(TyperGroup):
             typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
             typer.echo(told(error), err=True)
             sys.exit(EXIT_USER_ERROR)
-
-
-def is_user_error(error: BaseException) -> bool:
-    """Whether an exception is a message to the user: about a file, or raised by one of our own packages."""
-    if isinstance(error, OSError):
-        return error.filename is not None or error.errno is None
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").partition(".")[0] in OUR_PACKAGES
 
 
 def told(error: BaseException) -> str:

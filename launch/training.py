@@ -28,17 +28,24 @@ def print_presets() -> None:
 
 def train(preset: str, overrides: Sequence[str]) -> None:
     """Train on every rank that was started; see `pretrain.train.pretrain` for the errors and exit codes."""
-    from pretrain.config import load_config
+    from pretrain.config import check_batch, load_config
+    from pretrain.startup import StartUp
     from pretrain.stopping import StopRequest
 
     early = StopRequest.install()  # importing torch takes seconds, and a signal then must not kill the job
+    startup = StartUp()
+    startup.mark("command")
+    ranks = rank_environment(os.environ)
+    ranks.export(os.environ)
     config = load_config(preset, overrides)
-    rank_environment(os.environ).export(os.environ)
+    check_batch(config, ranks.world_size)
+    startup.mark("config")
     # a reader of the progress lines can't act on torch's notes about its own future names
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     from pretrain.train import pretrain
 
-    pretrain(config, early)  # a stop requested by now is agreed on by all ranks in the first step
+    startup.mark("imports")
+    pretrain(config, early, startup)  # a stop requested by now is agreed on by all ranks in the first step
 
 
 def show_plan(preset: str, overrides: Sequence[str]) -> None:

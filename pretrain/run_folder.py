@@ -33,6 +33,8 @@ FREE_ENGINE_KEYS = (
     "engine.activation_checkpointing",
     "engine.compile",
     "engine.hang_seconds",
+    "engine.hang_factor",
+    "engine.hang_floor_seconds",
     "train.accumulation",
 )
 
