@@ -6,12 +6,14 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from launch.cluster_commands import SUBMIT_EXAMPLES, submit
 from launch.data_commands import changes_of, data_app
 from launch.pack_command import PACK_EXAMPLES, pack
 from pretrain.stopping import EXIT_USER_ERROR, is_user_error
@@ -166,6 +168,9 @@ def launch(
     raise typer.Exit(launch_local([sys.executable, "-m", "launch", "pretrain", *context.args], nproc))
 
 
+app.command(epilog=SUBMIT_EXAMPLES)(submit)
+
+
 @app.command(
     epilog="Examples:\n\n[bold]selfsight probe runs/mae_vit_cifar_cpu --data shards/[/]\n\n"
     "[bold]selfsight probe timm:vit_small_patch16_224.augreg_in21k --data shards/ --logistic[/]"
@@ -183,6 +188,9 @@ def probe(
     untrained_seeds: Annotated[int, typer.Option(min=1, help="Untrained encoders to compare with.")] = 1,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Probe the milestone checkpoints of a run while it is trained.")
+    ] = False,
     progress: Progress = True,
 ) -> None:
     """Measure a frozen encoder: k-NN and linear, beside chance, raw pixels and an untrained one."""
@@ -191,11 +199,10 @@ def probe(
     from eval.probe import run_probe
     from eval.report import probe_table
 
-    results = run_probe(
-        target,
-        data,
+    measure = partial(
+        run_probe,
+        data=data,
         val_data=val_data,
-        out=out,
         device=device,
         epochs=epochs,
         seeds=range(seeds),
@@ -206,7 +213,14 @@ def probe(
         batch_size=batch_size,
         progress=progress,
     )
-    Console().print(probe_table(results))
+    if follow:
+        if out is not None:
+            raise ValueError("--out names one file and --follow makes many; leave out one of them")
+        from launch.following import follow_run
+
+        follow_run(Path(target), data, measure)
+        return
+    Console().print(probe_table(measure(target, out=out)))
 
 
 @app.command(

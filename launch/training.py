@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from launch.ranks import rank_environment
 
 if TYPE_CHECKING:
+    from data_pipelines.sampler import Sampler
+    from data_pipelines.shards.index import Dataset
     from pretrain.schema import Config
 
 
@@ -48,13 +51,25 @@ def train(preset: str, overrides: Sequence[str]) -> None:
     pretrain(config, early, startup)  # a stop requested by now is agreed on by all ranks in the first step
 
 
-def show_plan(preset: str, overrides: Sequence[str]) -> None:
-    """Print the resolved configuration and what follows from it; starts and writes nothing."""
-    from pretrain.config import check_batch, dump_config, load_config
-    from pretrain.scaling import resolve_auto
+@dataclass(frozen=True)
+class Checked:
+    """A run of which all that can be known without starting it is known, and allowed."""
 
-    config = load_config(preset, overrides)
-    world_size = rank_environment(os.environ).world_size
+    config: Config  # with what it left open decided
+    datasets: Sequence[Dataset]
+    sampler: Sampler
+    chosen: list[str]  # a line for each such decision
+
+
+def check_run(config: Config, world_size: int) -> Checked:
+    """Everything about a run on so many ranks that can be refused before it starts; opens the data, writes nothing.
+
+    Raises ValueError (ConfigError for settings) and OSError with what is wrong, what is allowed and what to do.
+    """
+    from pretrain.config import check_batch
+    from pretrain.scaling import resolve_auto
+    from pretrain.schedules import Timeline, check_warmup
+
     check_batch(config, world_size)
     from data_pipelines.crops.any_channels import left_out_line
     from pretrain.data import held_out_line, open_datasets, resolve_executor, sampler_of
@@ -73,10 +88,24 @@ def show_plan(preset: str, overrides: Sequence[str]) -> None:
     chosen += known + left_out_line(config.views, config.data.channels) + held_out_line(config.data, datasets)
     choose_normalisation(config, datasets)
     sampler = sampler_of(config, datasets)
-    print(dump_config(config))
-    print(
-        "\n".join(f"# {line}" for line in chosen + plan(config, sampler.summary(), sampler.steps_per_epoch, world_size))
-    )
+    check_warmup(config.optim, Timeline.of(config.train, sampler.steps_per_epoch))
+    return Checked(config, datasets, sampler, chosen)
+
+
+def show_plan(preset: str, overrides: Sequence[str]) -> None:
+    """Print the resolved configuration and what follows from it; starts and writes nothing."""
+    from pretrain.config import dump_config, load_config
+
+    world_size = rank_environment(os.environ).world_size
+    checked = check_run(load_config(preset, overrides), world_size)
+    print(dump_config(checked.config))
+    print("\n".join(f"# {line}" for line in checked.chosen + plan_of(checked, world_size)))
+
+
+def plan_of(checked: Checked, world_size: int) -> list[str]:
+    """The arithmetic of a checked run, in words."""
+    sampler = checked.sampler
+    return plan(checked.config, sampler.summary(), sampler.steps_per_epoch, world_size)
 
 
 def plan(config: Config, data: str, steps_per_epoch: float, world_size: int) -> list[str]:

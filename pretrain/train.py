@@ -24,7 +24,7 @@ from data_pipelines.shards.index import Dataset
 from pretrain.agreement import Agreed, agree
 from pretrain.batches import DeviceSteps, crop_sheet, seed_dropout, share_mask_counts
 from pretrain.checkpoint import Checkpoints, ResumeState, agree_on, check_resume, damage, read_state
-from pretrain.config import ConfigError, check_batch
+from pretrain.config import check_batch
 from pretrain.data import check_ranks_agree, held_out_line, loader_of, open_datasets, resolve_executor, sampler_of
 from pretrain.diagnostics import alarms, check_finite
 from pretrain.encoders.supported import check_encoder
@@ -46,7 +46,7 @@ from pretrain.optim import set_rates
 from pretrain.progress import Window, memory_gb, progress_line
 from pretrain.run_folder import alone_in, begun_config, check_run_folder, write_config
 from pretrain.scaling import resolve_auto
-from pretrain.schedules import Timeline, learning_rate, weight_decay
+from pretrain.schedules import Timeline, check_warmup, learning_rate, weight_decay
 from pretrain.schema import Config
 from pretrain.startup import StartUp
 from pretrain.stopping import EXIT_STOPPED, StopRequest
@@ -170,12 +170,7 @@ class Trainer:
         )
         check_ranks_agree(self.loader, normalisation, world_size, device)
         self.timeline = Timeline.of(config.train, sampler.steps_per_epoch)
-        warmup = self.timeline.steps(config.optim.warmup_epochs)
-        if warmup > self.timeline.total_steps:
-            raise ConfigError(
-                f"optim.warmup_epochs {config.optim.warmup_epochs:g} is {warmup} steps, more than the "
-                f"{self.timeline.total_steps} of the run; the rate would never reach its peak"
-            )
+        check_warmup(config.optim, self.timeline)
         self.lr = learning_rate(config.optim, config.train.batch_size, self.timeline)
         self.weight_decay = weight_decay(config.optim, self.timeline)
         torch.manual_seed(config.seed)
