@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from launch.cluster.commands import PREFLIGHT_EXAMPLES, preflight
 from launch.data_commands import changes_of, data_app
 from launch.pack_command import PACK_EXAMPLES, pack
 from pretrain.stopping import EXIT_USER_ERROR
@@ -175,6 +176,9 @@ def launch(
     from launch.local import launch_local
 
     raise typer.Exit(launch_local([sys.executable, "-m", "launch", "pretrain", *context.args], nproc))
+
+
+app.command(epilog=PREFLIGHT_EXAMPLES)(preflight)
 
 
 @app.command(
