@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from launch.cluster_commands import SUBMIT_EXAMPLES, submit
+from launch.cluster.commands import PREFLIGHT_EXAMPLES, preflight
 from launch.data_commands import changes_of, data_app
 from launch.pack_command import PACK_EXAMPLES, pack
 from pretrain.stopping import EXIT_USER_ERROR, is_user_error
@@ -169,6 +170,7 @@ def launch(
 
 
 app.command(epilog=SUBMIT_EXAMPLES)(submit)
+app.command(epilog=PREFLIGHT_EXAMPLES)(preflight)
 
 
 @app.command(
