@@ -27,7 +27,7 @@ FREE_KEYS = (
     "data.max_bad_share",
 )
 FREE_PATHS = re.compile(r"data\.train\.\d+\.path")  # of each of several data sets
-FREE_SECTIONS = ("checkpoint.", "tracking.", "data.cache.")
+FREE_SECTIONS = ("checkpoint.", "tracking.", "diagnostics.", "data.cache.")
 FREE_ENGINE_KEYS = (
     "engine.threads",
     "engine.activation_checkpointing",
