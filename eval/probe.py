@@ -209,19 +209,19 @@ def _versions() -> dict[str, str]:
 
 def _log(target: Target, results: dict[str, Any], project: str | None, group: str | None) -> None:
     """The headline numbers, into the wandb run of the training, or, where a `project` is given, one of their own."""
-    from pretrain import tracking
+    from pretrain.tracking import probes
 
     scores = results["rows"]["pretrained"]
 
-    def accuracy(result: dict[str, Any]) -> tracking.Accuracy:
-        return tracking.Accuracy(result["top1"], result["standard_error"])
+    def accuracy(result: dict[str, Any]) -> probes.Accuracy:
+        return probes.Accuracy(result["top1"], result["standard_error"])
 
     found = {f"knn_{name}": accuracy(by_k[str(HEADLINE_K)]) for name, by_k in scores["knn"].items()}
     found |= {"knn": found[f"knn_{scores['headline']}"], "linear": accuracy(scores["linear"])}
     if "logistic" in scores:
         found["logistic"] = accuracy(scores["logistic"])
     if target.run is not None:
-        tracking.log_probe(target.run, target.step, found)
+        probes.log_probe(target.run, target.step, found)
     elif project is not None:
         about = {"target": results["target"], "data": results["data"], "protocol": results["protocol"]}
-        tracking.log_lone_probe(target.results.parent, target.name, found, about, project, group)
+        probes.log_lone_probe(target.results.parent, target.name, found, about, project, group)

@@ -60,6 +60,12 @@ class Tracker:
         """A line for the person who watches."""
         say(text)
 
+    def alarm(self, name: str, text: str, begins: bool) -> None:
+        """Tell of an alarm that begins, or is over."""
+        self.say(f"ALARM {name}: {text}" if begins else f"alarm {name} is {text}")
+        if begins:
+            self.wandb.alert(f"{self.config.name}: {name}", text)
+
     def close(self) -> None:
         """Finish the files and, within a limit, the wandb run."""
         self.log.close()

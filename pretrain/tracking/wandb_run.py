@@ -29,6 +29,7 @@ FILE = "wandb.json"
 FINISH_SECONDS = 20.0
 INIT_SECONDS = 20
 MOST_WAITING = 10_000  # rows that wandb has not taken yet
+ALERT = "_alert"
 TRIES = 3  # to open the run, when wandb's service dies
 
 
@@ -126,6 +127,10 @@ class WandbRun:
     def picture(self, step: int, path: Path, caption: str = "") -> None:
         """Send a picture that has been saved as NAME-STEP.png."""
         self._put({"step": step, picture_key(path): path, "caption": caption})
+
+    def alert(self, title: str, text: str) -> None:
+        """Tell those who watch the run, by wandb's own ways."""
+        self._put({ALERT: (title, text)})
 
     def finish(self) -> None:
         """Wait until all is written or sent, but not for ever."""
@@ -285,6 +290,10 @@ def _store(identity: Identity, url: str | None = None) -> None:
 
 def _send(run: Any, row: dict[str, Any], had: Had) -> None:
     """One row, unless wandb has it."""
+    if ALERT in row:
+        title, text = row[ALERT]
+        run.alert(title=title, text=text, level="WARN", wait_duration=0)
+        return
     kind = kind_of(row)
     if "step" in row and not had.add(kind, row["step"]):
         return

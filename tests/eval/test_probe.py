@@ -18,7 +18,7 @@ from pretrain.encoders.load import find_encoder
 from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.interop.export import export_encoder
 from pretrain.schema import VitConfig
-from pretrain.tracking import Accuracy
+from pretrain.tracking.probes import Accuracy
 
 pytestmark = pytest.mark.filterwarnings("ignore:k = ")  # 200 neighbours of 60 samples
 
@@ -62,7 +62,7 @@ def test_probe_from_shards_to_tables(run, data, monkeypatch):
     save(run / "encoder")
     logged = {}
     monkeypatch.setattr(
-        "pretrain.tracking.log_probe", lambda folder, step, scores: logged.update({folder: (step, scores)})
+        "pretrain.tracking.probes.log_probe", lambda folder, step, scores: logged.update({folder: (step, scores)})
     )
     results = quick(run, data, untrained_seeds=(0, 1), logistic=True)
     (written,) = (run / "eval").glob("probe-40-*.json")

@@ -21,9 +21,11 @@ from tracked import tracked_run
 from pretrain.config import parse_config
 from pretrain.run_folder import write_config
 from pretrain.schema import Config
-from pretrain.tracking import Accuracy, Tracker, log_lone_probe, log_probe, metrics_log
+from pretrain.tracking import metrics_log
 from pretrain.tracking.metrics_log import MetricsLog, read_rows
+from pretrain.tracking.probes import Accuracy, log_lone_probe, log_probe
 from pretrain.tracking.say import say
+from pretrain.tracking.tracker import Tracker
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +54,8 @@ def script(config: Config, body: str) -> str:
 import os, signal, sys, time, psutil
 from pathlib import Path
 from pretrain.config import load_config
-from pretrain.tracking import Tracker, wandb_run
+from pretrain.tracking import wandb_run
+from pretrain.tracking.tracker import Tracker
 run = Path({str(Path(config.runs) / config.name)!r})
 def core():
     for _ in range(600):
