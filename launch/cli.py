@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from launch.cluster_commands import SUBMIT_EXAMPLES, submit
 from launch.cluster.commands import PREFLIGHT_EXAMPLES, preflight
+from launch.cluster_commands import SUBMIT_EXAMPLES, submit
 from launch.data_commands import changes_of, data_app
 from launch.pack_command import PACK_EXAMPLES, pack
 from pretrain.stopping import EXIT_USER_ERROR, is_user_error
