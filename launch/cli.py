@@ -226,6 +226,21 @@ def probe(
 
 
 @app.command(
+    epilog="Examples:\n\n[bold]selfsight report runs/photos[/]\n\n"
+    "[bold]selfsight report runs/lr-1e-3 runs/lr-2e-3 --out sweep.html[/]"
+)
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run's folder; several are compared.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; default: RUN/report.html.")] = None,
+) -> None:
+    """Write a run's curves, pictures, probes and history as one HTML page that needs no network."""
+    from launch.report.page import write_report
+
+    path = write_report(runs, out)
+    typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB); open it in any browser")
+
+
+@app.command(
     epilog="Examples:\n\n[bold]selfsight export runs/photos photos.safetensors --to timm[/]\n\n"
     "[bold]selfsight export runs/photos photos-hub/ --to hf[/]\n\n"
     "[bold]selfsight export runs/photos/checkpoints/step-00001000 photos.onnx --to onnx[/]"

@@ -6,7 +6,7 @@ depends on the event:
     submitted   jobs, command, log         the jobs queued for the run, by `selfsight submit`
     started     step, ranks, nodes, zero_stage, versions, seconds    after the first step: what took how long
     saved_not   step, reason               a checkpoint that could not be written
-    alarm       step, name, text           trouble with training, as diagnostics names it
+    alarm       step, name, text, begins   trouble with training, as diagnostics names it; begins: false when it is over
     ended       step, code, reason         by the run itself: finished, stopped, hung, trouble, an error
     preflight   sick, text                 nodes that failed their checks before a start
     requeued    code, reason               by the batch script: the job goes back into the queue

@@ -26,7 +26,7 @@ from pretrain.batches import DeviceSteps, crop_sheet, seed_dropout, share_mask_c
 from pretrain.checkpoint import Checkpoints, ResumeState, agree_on, check_resume, damage, read_state
 from pretrain.config import check_batch
 from pretrain.data import check_ranks_agree, held_out_line, loader_of, open_datasets, resolve_executor, sampler_of
-from pretrain.diagnostics import alarms, check_finite
+from pretrain.diagnostics import Diagnostics, TroubleError
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
     build_engine,
@@ -34,6 +34,7 @@ from pretrain.engine import (
     gathered_for,
     gradient_norm,
     initialise_distributed,
+    take_step,
 )
 from pretrain.exports import Export, export_of
 from pretrain.growth import continued, pin
@@ -49,7 +50,7 @@ from pretrain.scaling import resolve_auto
 from pretrain.schedules import Timeline, check_warmup, learning_rate, weight_decay
 from pretrain.schema import Config
 from pretrain.startup import StartUp
-from pretrain.stopping import EXIT_STOPPED, StopRequest
+from pretrain.stopping import EXIT_STOPPED, EXIT_TROUBLE, StopRequest
 from pretrain.tracking import Tracker
 from pretrain.watchdog import STACKS, Limits, Watchdog
 
@@ -58,8 +59,9 @@ def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp |
     """Train what `config` says, continuing from the last checkpoint if there is one. Returns the run folder.
 
     Run by every rank of a distributed job, or by one process. Raises ConfigError before anything is started or
-    written when it can't run; ends with exit code 85 when a signal asked it to stop after a checkpoint. `stop` is the
-    request that the caller has installed already, before its slow imports, and `startup` the clock that it started.
+    written when it can't run; ends with exit code 85 when a signal asked it to stop after a checkpoint, and with 87
+    when training went wrong. `stop` is the request that the caller has installed already, before its slow imports, and
+    `startup` the clock that it started.
     """
     stop = stop or StopRequest.install()  # before the slow part, so that an early signal does not kill us
     startup = startup or StartUp(age=0.0)
@@ -98,8 +100,14 @@ def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp |
             write_config(folder, config)
             print("\n".join(chosen), end="\n" if chosen else "", flush=True)
         trainer = Trainer(config, folder, sampler, normalisation, device, rank, world_size, startup)
+        code = EXIT_STOPPED
         try:
             trainer.train(stop, watchdog)
+        except TroubleError as trouble:  # on all ranks alike
+            code = EXIT_TROUBLE
+            about["reason"] = trouble.reason
+            if rank == 0:
+                print(f"error: {trouble}", file=sys.stderr, flush=True)
         finally:
             about["step"] = trainer.step
             with watchdog.allowing("end"):
@@ -107,8 +115,9 @@ def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp |
         with watchdog.allowing("end"):
             dist.barrier()  # a launcher takes the first rank that ends with 85 for a failure and kills the others
         if trainer.step < trainer.timeline.total_steps:
-            about["reason"] = f"stopped by {stop.by}" if stop.by else "stopped: another rank was asked to"
-            sys.exit(EXIT_STOPPED)
+            if code == EXIT_STOPPED:
+                about["reason"] = f"stopped by {stop.by}" if stop.by else "stopped: another rank was asked to"
+            sys.exit(code)
     return folder
 
 
@@ -187,10 +196,14 @@ class Trainer:
         self.tracker = Tracker(folder, config, self.step) if rank == 0 else None
         self.startup.mark("tracking")
         self.window = Window(self.step)
+        self.diagnostics = Diagnostics(
+            config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank
+        )
 
     def train(self, stop: StopRequest, watchdog: Watchdog) -> None:
         """Run to the end of the timeline, or to the end of the step in which a stop is requested."""
         self._announce()
+        self._say(self.diagnostics.begin(self.step))
         self.engine.train()
         steps = DeviceSteps(self.loader, self.step, self.device)
         while self.step < self.timeline.total_steps:
@@ -199,16 +212,19 @@ class Trainer:
             watchdog.phase("step")
             share_mask_counts(micro_batches, self.world_size)
             self.method.before_step(self.step, micro_batches, self.look)
+            self.diagnostics.before_step()
             metrics, grad_norm = self.optimizer_step(micro_batches)
             agreed = agree({**metrics, **self.signals(digest, stop)}, self.device)
             stopping = agreed.any("stop")
-            check_finite(agreed.by_rank["loss"], grad_norm, self.step + 1, str(self.last_checkpoint or "") or None)
-            self.method.after_step(self.step, self.gathered)
+            if self.diagnostics.took(self.step, agreed, grad_norm, micro_batches):
+                self.method.after_step(self.step, self.gathered)
             self.step += 1
             if self.step == self.first + 1:
                 self._started()
+            with self.window.paused(), watchdog.allowing("diagnostics"):
+                looked = self.diagnostics.look(self.step, micro_batches)
             with watchdog.allowing("report"):
-                self.report(self.summary(metrics, agreed), grad_norm, micro_batches)
+                self.report(self.summary(metrics, agreed) | looked, grad_norm, micro_batches, at_once=bool(looked))
             finished = stopping or self.step == self.timeline.total_steps
             if finished or self._is_checkpoint() or self._is_milestone():
                 with watchdog.allowing("checkpoint"):
@@ -239,7 +255,7 @@ class Trainer:
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / len(micro_batches)
             if position == len(micro_batches) - 1:
                 norm = gradient_norm(self.engine)
-            self.engine.step()
+            take_step(self.engine, norm)
         if norm is None and self.engine.get_global_grad_norm() is not None:
             norm = float(self.engine.get_global_grad_norm())
         totals["lr"], totals["weight_decay"] = torch.tensor(rate), torch.tensor(decay)
@@ -248,7 +264,8 @@ class Trainer:
     def signals(self, digest: int, stop: StopRequest) -> dict[str, float]:
         """What this rank tells the others each step: whether it was asked to stop, the bad samples it met since the
         start, and a digest of the ids that it really saw, a proof of the order of data."""
-        return {"stop": float(stop.requested), "bad_samples": float(self.loader.num_bad), "ids_digest": float(digest)}
+        own = {"stop": float(stop.requested), "bad_samples": float(self.loader.num_bad), "ids_digest": float(digest)}
+        return own | self.diagnostics.signals()
 
     def summary(self, metrics: dict[str, Tensor], agreed: Agreed) -> dict[str, float]:
         """The step in numbers that hold for all ranks."""
@@ -257,11 +274,13 @@ class Trainer:
         values["bad_samples"] = int(agreed.total("bad_samples"))
         return values
 
-    def report(self, metrics: dict[str, float], grad_norm: float | None, micro_batches: list[Batch]) -> None:
-        """Write metrics and pictures down when it is time to."""
+    def report(
+        self, metrics: dict[str, float], grad_norm: float | None, micro_batches: list[Batch], at_once: bool = False
+    ) -> None:
+        """Write metrics and pictures down when it is time to, or the metrics at once."""
         tracking = self.config.tracking
         last = self.step == self.timeline.total_steps
-        if self.step % tracking.log_every_steps == 0 or self.step == 1 or last:  # the first: a sign of life
+        if self.step % tracking.log_every_steps == 0 or self.step == 1 or last or at_once:
             epoch = self.timeline.epoch(self.step)
             if grad_norm is not None:
                 metrics["grad_norm"] = grad_norm
@@ -269,11 +288,12 @@ class Trainer:
             metrics["memory_gb"] = memory_gb(self.device)
             metrics |= self.method.schedules(self.step - 1)
             if self.tracker:
+                changes = self.diagnostics.watch(self.step, epoch, metrics)
                 self.tracker.metrics(self.step, metrics)
                 seconds = self.window.seconds_per_step
                 self.tracker.say(progress_line(self.step, self.timeline.total_steps, epoch, metrics, seconds))
-                for alarm in alarms(self.config, metrics, epoch):
-                    self.tracker.say(f"ALARM: {alarm}")
+                for change in changes:
+                    self.tracker.alarm(change.name, change.text, change.begins)
         every = tracking.pictures_every_steps
         if every and (self.step % every == 0 or self.step == 1 or last):
             with self.window.paused():

@@ -18,6 +18,7 @@ from pydantic import (
 from data_pipelines.crops.executors import ExecutorName
 from data_pipelines.crops.views import Share, Views, section
 from pretrain.combinations import check_combinations
+from pretrain.schema.diagnostics import DiagnosticsConfig
 from pretrain.schema.encoders import EncoderConfig
 from pretrain.schema.methods import MethodConfig
 
@@ -237,6 +238,7 @@ class Config:
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Config:
