@@ -83,6 +83,16 @@ def probe_resources(options: JobOptions, site: Site, training: Resources) -> Res
     )
 
 
+def job_variables(preflight: bool, exclude_sick: bool, max_failures: int | None) -> dict[str, str]:
+    """What `slurm/pretrain.sbatch` reads from its environment."""
+    chosen = {} if preflight else {"SELFSIGHT_PREFLIGHT": "0"}
+    if exclude_sick:
+        chosen["SELFSIGHT_EXCLUDE_SICK"] = "1"
+    if max_failures is not None:
+        chosen["SELFSIGHT_MAX_FAILURES"] = str(max_failures)
+    return chosen
+
+
 def python_of(site: Site, environ: Mapping[str, str] = os.environ) -> str:
     """The interpreter of the jobs: the profile's venv, $SELFSIGHT_PYTHON, or the one that submits."""
     if site.venv is not None:

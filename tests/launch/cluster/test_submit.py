@@ -82,14 +82,14 @@ def test_a_folder_of_another_configuration_or_a_finished_run_is_refused(request_
     shutil.rmtree(run)
     (run / "encoder").mkdir(parents=True)
     (run / "encoder" / "config.json").write_text('{"step": 8}')
-    with pytest.raises(ConfigError, match="holds no config.yaml"):
+    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
         plan(request_)
     config = load_config(run.parent.parent / "tiny.yaml")
     from pretrain.data import open_datasets
     from pretrain.train import resolve
 
     write_config(run, resolve(config, open_datasets(config.data))[0])
-    with pytest.raises(ConfigError, match="is finished; .*another --name"):
+    with pytest.raises(ConfigError, match=r"is finished; .*another --name"):
         plan(request_)
     assert plan(request_, overrides=("name=other",)).name == "other"
 
