@@ -218,8 +218,9 @@ def probe(
     if follow:
         if out is not None:
             raise ValueError("--out names one file and --follow makes many; leave out one of them")
-        from launch.following import follow_run
+        from launch.following import end_when_asked, follow_run
 
+        end_when_asked()
         follow_run(Path(target), data, measure)
         return
     Console().print(probe_table(measure(target, out=out)))

@@ -92,7 +92,7 @@ def submit(
         int | None, typer.Option(min=1, help="Default: as --cpus-per-task.", rich_help_panel=_PROBES)
     ] = None,
     probe_time: Annotated[
-        str | None, typer.Option(help="Limit of a probe job; 4:00:00.", rich_help_panel=_PROBES)
+        str | None, typer.Option(help="Limit of a probe job; 4 hours at most.", rich_help_panel=_PROBES)
     ] = None,
     probe_partition: Annotated[
         str | None, typer.Option(help="Default: as --partition.", rich_help_panel=_PROBES)

@@ -67,7 +67,9 @@ def probe_resources(options: JobOptions, site: Site, training: Resources) -> Res
     kind, gpus = gpus_of(training.gpus_per_node)
     wanted = options.probe_gpus if options.probe_gpus is not None else site.probe.gpus
     wanted = min(gpus, 1) if wanted is None else wanted
-    time = options.probe_time or str(site.probe.time)
+    time = options.probe_time or _text(site.probe.time)
+    if time is not None:
+        seconds_of(time)
     return replace(
         training,
         nodes=1,
