@@ -162,17 +162,3 @@ def gradient_norm(engine: Any) -> float | None:
         return None
     norms = [p.grad.norm() for p in engine.module.parameters() if p.grad is not None]
     return float(torch.stack(norms).norm()) if norms else None
-
-
-def whole_state_dict(module: nn.Module, zero_stage: int) -> dict[str, Tensor]:
-    """A module's state dict with every parameter whole, on the CPU. Collective: all ranks call it."""
-    if zero_stage < 3:
-        return {name: value.detach().cpu() for name, value in module.state_dict().items()}
-    import deepspeed
-
-    kept = module.state_dict().keys()
-    state = {name: value.detach().cpu() for name, value in module.named_buffers() if name in kept}
-    for name, parameter in module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):
-            state[name] = parameter.detach().cpu().clone()
-    return state

@@ -23,10 +23,12 @@ from data_pipelines.sampler import Sampler
 from data_pipelines.shards.index import Dataset
 from pretrain.agreement import Agreed, agree
 from pretrain.batches import DeviceSteps, crop_sheet, seed_dropout, share_mask_counts
-from pretrain.checkpoint import Checkpoints, ResumeState, agree_on, check_resume, damage, read_state
+from pretrain.checkpoints import live
+from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState, check_resume, damage, read_state
+from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
 from pretrain.config import ConfigError, check_batch
 from pretrain.data import check_ranks_agree, held_out_line, loader_of, open_datasets, resolve_executor, sampler_of
-from pretrain.diagnostics import alarms, check_finite
+from pretrain.diagnostics import NonFiniteError, alarms, check_finite
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
     build_engine,
@@ -46,7 +48,7 @@ from pretrain.run_folder import alone_in, begun_config, check_run_folder, write_
 from pretrain.scaling import resolve_auto
 from pretrain.schedules import Timeline, learning_rate, weight_decay
 from pretrain.schema import Config
-from pretrain.stopping import EXIT_STOPPED, StopRequest
+from pretrain.stopping import EXIT_NOT_SAVED, EXIT_STOPPED, StopRequest
 from pretrain.tracking import Tracker
 from pretrain.watchdog import Watchdog
 
@@ -73,7 +75,7 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
         print(f"{folder} is finished; its {what} is in {folder / what}. To train longer, take another name=...")
         return folder
     check_sources(config)
-    if not Checkpoints(folder, config.checkpoint).all():  # a run that has begun needs init_from no more
+    if not CheckpointFolder(folder, config.checkpoint).all():  # a run that has begun needs init_from no more
         check_init_from(config)
     torch.set_num_threads(config.engine.threads or cores_per_process())
 
@@ -83,14 +85,18 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
         if rank == 0:
             write_config(folder, config)
             print("\n".join(chosen), end="\n" if chosen else "", flush=True)
+        code = EXIT_STOPPED
         trainer = Trainer(config, folder, sampler, normalisation, device, rank, world_size)
         try:
             trainer.train(stop, watchdog)
+        except NotSavedError as error:
+            code = EXIT_NOT_SAVED
+            trainer.say(f"stopped after step {trainer.step}: {error}")
         finally:
             trainer.close()
         dist.barrier()  # a launcher takes the first rank that ends with 85 for a failure and kills the others
-    if trainer.step < trainer.timeline.total_steps:
-        sys.exit(EXIT_STOPPED)
+    if code == EXIT_NOT_SAVED or trainer.step < trainer.timeline.total_steps:
+        sys.exit(code)
     return folder
 
 
@@ -108,7 +114,7 @@ def is_finished(folder: Path, config: Config, sampler: Sampler) -> bool:
     card = read_json(folder / export_folder(config.method) / "config.json")
     if card is None:
         return False
-    for path in Checkpoints(folder, config.checkpoint).all()[-1:]:  # of data that grew, the first number counts
+    for path in CheckpointFolder(folder, config.checkpoint).all()[-1:]:  # of data that grew, the first number counts
         if damage(path) is None:
             sampler = Sampler.continued(read_state(path).order, {})
     return card["step"] >= Timeline.of(config.train, sampler.steps_per_epoch).total_steps
@@ -130,13 +136,12 @@ class Trainer:
         self.config, self.folder, self.device = config, folder, device
         self.rank, self.world_size = rank, world_size
         self.normalisation = normalisation
-        self.checkpoints = Checkpoints(folder, config.checkpoint)
-        found = self.checkpoints.last() if rank == 0 else None
-        saved = agree_on(None if found is None else found[1], device)
+        self.checkpoints = CheckpointFolder(folder, config.checkpoint)
+        saved = last_of_all(self.checkpoints, device)
         if saved is not None:
             adopt = config.data.adopt == "next_epoch"
             sampler, change = continued(saved.order, sampler, saved.step, folder, adopt)
-            self._say(change or "")
+            self.say(change or "")
         if rank == 0:
             pin(folder, sampler.datasets)
         self.loader = loader_of(
@@ -161,11 +166,12 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.method: Method = build_method(config, normalisation, self.timeline)
         if config.init_from is not None and saved is None:
-            self._say("\n".join(start_from(self.method, config.init_from, config.method.name)))
+            self.say("\n".join(start_from(self.method, config.init_from, config.method.name)))
         self.engine = build_engine(config, self.method, device, world_size)
         self.gathered = gathered_for(config.engine.zero_stage)
-        self.last_checkpoint: Path | None = None
+        self.saver = Saver(self.checkpoints, device)
         self.step = 0 if saved is None else self._resume(saved)
+        self.saver.check_room(self.engine)
         self.tracker = Tracker(folder, config, self.step) if rank == 0 else None
         self.window = Window(self.step)
 
@@ -182,17 +188,16 @@ class Trainer:
             metrics, grad_norm = self.optimizer_step(micro_batches)
             agreed = agree({**metrics, **self.signals(digest, stop)}, self.device)
             stopping = agreed.any("stop")
-            check_finite(agreed.by_rank["loss"], grad_norm, self.step + 1, str(self.last_checkpoint or "") or None)
+            self.saver.hear(agreed.by_rank["saving"])
+            self._check_finite(agreed, grad_norm)
             self.method.after_step(self.step, self.gathered)
             self.step += 1
             self.report(self.summary(metrics, agreed), grad_norm, micro_batches)
             finished = stopping or self.step == self.timeline.total_steps
             if finished or self._is_checkpoint() or self._is_milestone():
-                self.save()
+                self.save(wait=finished)
             if stopping and self.step < self.timeline.total_steps:
-                self._say(
-                    f"stopped after step {self.step} as asked; the same command continues from {self.last_checkpoint}"
-                )
+                self.say(f"stopped after step {self.step} as asked; the same command continues from {self.saver.last}")
                 return
         self.publish()
 
@@ -222,8 +227,13 @@ class Trainer:
 
     def signals(self, digest: int, stop: StopRequest) -> dict[str, float]:
         """What this rank tells the others each step: whether it was asked to stop, the bad samples it met since the
-        start, and a digest of the ids that it really saw, a proof of the order of data."""
-        return {"stop": float(stop.requested), "bad_samples": float(self.loader.num_bad), "ids_digest": float(digest)}
+        start, a digest of the ids that it really saw, a proof of the order of data, and how far its saving is."""
+        return {
+            "stop": float(stop.requested),
+            "bad_samples": float(self.loader.num_bad),
+            "ids_digest": float(digest),
+            "saving": self.saver.status,
+        }
 
     def summary(self, metrics: dict[str, Tensor], agreed: Agreed) -> dict[str, float]:
         """The step in numbers that hold for all ranks."""
@@ -263,17 +273,19 @@ class Trainer:
             for name, picture in {"crops (global, then local)": crop_sheet(few, self.method.show), **pictures}.items():
                 self.tracker.picture(self.step, name, picture)
 
-    def save(self) -> None:
-        """Write a checkpoint of the present step."""
+    def save(self, wait: bool) -> None:
+        """Write a checkpoint of the present step, while training goes on unless it is to `wait`."""
         state = ResumeState(
             step=self.step,
             world_size=self.world_size,
             zero_stage=self.config.engine.zero_stage,
             order=self._pinned(),
             milestone=self._is_milestone(),
+            form=FORM,
+            counters=live.counters(self.engine),
         )
         with self.window.paused():
-            self.last_checkpoint = self.checkpoints.save(self.engine, state, self.export())
+            self.saver.save(self.engine, state, self.export(), wait)
 
     def export(self) -> Export:
         """What is saved for use beyond the run, as of the present step."""
@@ -282,10 +294,13 @@ class Trainer:
     def publish(self) -> None:
         """Put the last checkpoint's encoder at `RUN/encoder`, or its tokenizer at `RUN/tokenizer`."""
         what = export_folder(self.config.method)
-        if self.rank == 0 and self.last_checkpoint is not None:
-            self.checkpoints.publish(self.last_checkpoint, self.folder / what)
+        last = self.saver.last
+        if last != self.checkpoints.path(self.step):
+            raise NotSavedError(f"the last checkpoint could not be written; the same command continues from {last}")
+        if self.rank == 0:
+            self.checkpoints.publish(last, self.folder / what)
         dist.barrier()
-        self._say(f"finished {self.step} steps; the {what} is in {self.folder / what}")
+        self.say(f"finished {self.step} steps; the {what} is in {self.folder / what}")
 
     def close(self) -> None:
         """Release threads, files and the dashboard."""
@@ -295,15 +310,22 @@ class Trainer:
 
     def _resume(self, saved: ResumeState) -> int:
         path = self.checkpoints.path(saved.step)
-        check_resume(path, saved, self.world_size, self.config.engine.zero_stage, self._pinned())
-        self.checkpoints.load(self.engine, path)
-        self.last_checkpoint = path
-        self._say(f"continuing from {path}")
+        check_resume(path, saved, self._pinned())
+        self.saver.restore(self.engine, path, saved)
+        self.say(f"continuing from {path}")
         return saved.step
 
     def _pinned(self) -> dict[str, Any]:
         """What a resumed run must agree on."""
         return {**self.loader.sampler.state(), "executor": self.loader.executor, **self.method.pinned()}
+
+    def _check_finite(self, agreed: Agreed, grad_norm: float | None) -> None:
+        """Raise NonFiniteError on every rank alike, once the save in flight is there to be named."""
+        try:
+            check_finite(agreed.by_rank["loss"], grad_norm, self.step + 1, None)
+        except NonFiniteError:
+            self.saver.settle()
+            check_finite(agreed.by_rank["loss"], grad_norm, self.step + 1, str(self.saver.last or "") or None)
 
     def _is_milestone(self) -> bool:
         return self.timeline.is_due(self.step, self.config.checkpoint.milestone_every_epochs)
@@ -316,7 +338,7 @@ class Trainer:
         config, module = self.config, self.export().module
         size = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in module.parameters())
         on = "" if config.encoder is None else f" on {config.encoder.family}"
-        self._say(
+        self.say(
             f"{config.name}: {config.method.name}{on} ({size / 1e6:.1f} M parameters), "
             f"{self.world_size} rank(s) on {self.device.type}, ZeRO {config.engine.zero_stage}, "
             f"{config.engine.precision}, crops by {self.loader.executor}; "
@@ -326,6 +348,7 @@ class Trainer:
             f"({self.timeline.epoch(self.timeline.total_steps):.2f} epochs); writing to {self.folder}"
         )
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print once, whatever the number of ranks."""
         if self.rank == 0 and text:
             print(text, flush=True)
