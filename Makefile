@@ -13,16 +13,22 @@ BENCHMARKS := $(filter-out tests/bench/_% tests/bench/conftest.py tests/bench/st
 SCRIPTS := .ci/run $(wildcard slurm/*.sbatch)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench soak lint format constraints clean
+.PHONY: help demo test test-cluster test-cluster-core bench soak lint format constraints clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed ## built-in images -> shards -> a pretrained encoder -> its probe, on any laptop
 	$(BIN)/selfsight demo
 
 test: $(VENV)/.installed-dev ## the test suite (minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-cluster: $(VENV)/.installed-dev ## the tests on a real SLURM cluster of three nodes on this machine (slurm-wlm munge)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/cluster
+
+test-cluster-core: $(VENV)/.installed-dev ## those of them that CI runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "cluster and not cluster_full" tests/cluster
 
 bench: $(VENV)/.installed-dev ## the benchmarks, one after the other; each prints both sides and the ratio
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done

@@ -35,7 +35,9 @@ LIGHT_MODULES = (
     "pretrain.checkpoints.folder",
     "pretrain.config",
     "pretrain.schedules",
+    "pretrain.startup",
     "pretrain.stopping",
+    "pretrain.watchdog",
     "slurm",
 )
 

@@ -9,18 +9,17 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
 from data_pipelines.files import write_text
 from pretrain.config import as_shown, dump_config
 from pretrain.schema import Config
+from pretrain.tracking.pictures import contact_sheet
 
 FINISH_SECONDS = 30
 INIT_SECONDS = 20
@@ -57,23 +56,16 @@ class Tracker:
         """A line for the person who watches."""
         print(text, flush=True)
 
+    def alarm(self, name: str, text: str, begins: bool) -> None:
+        """Tell of an alarm that begins, or is over."""
+        self.say(f"ALARM {name}: {text}" if begins else f"alarm {name} is {text}")
+        if begins:
+            self.wandb.alert(f"{self.config.name}: {name}", text)
+
     def close(self) -> None:
         """Finish the files and, within a limit, the wandb run."""
         self.file.close()
         self.wandb.finish()
-
-
-def contact_sheet(pictures: Tensor, shown: Sequence[int] = (0,), scale_to: int = 64) -> np.ndarray[Any, Any]:
-    """(n, c, h, w) uint8 pictures under each other, small ones enlarged, as an (H, W, 3) array.
-
-    Of pictures that are neither grey nor RGB, the channels of the numbers `shown`: one as grey, or three.
-    """
-    if pictures.shape[1] not in (1, 3):
-        pictures = pictures[:, list(shown)]
-    factor = max(1, scale_to // pictures.shape[2])
-    enlarged = pictures.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
-    sheet = rearrange(enlarged.cpu(), "n c h w -> (n h) w c").numpy()
-    return np.ascontiguousarray(np.broadcast_to(sheet, (*sheet.shape[:2], 3)))
 
 
 def _forget_after(log: Path, step: int) -> None:
@@ -131,6 +123,9 @@ class WandbRun:
             run.log({name: wandb.Image(picture, caption=caption)}, step=step)
 
         self._guard(send)
+
+    def alert(self, title: str, text: str) -> None:
+        self._guard(lambda run: run.alert(title=title, text=text, level="WARN", wait_duration=0))
 
     def summary(self, values: Mapping[str, float]) -> None:
         self._guard(lambda run: run.summary.update(dict(values)))

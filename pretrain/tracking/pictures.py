@@ -1,0 +1,23 @@
+"""Pictures of a run, as one sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+from torch import Tensor
+
+
+def contact_sheet(pictures: Tensor, shown: Sequence[int] = (0,), scale_to: int = 64) -> np.ndarray[Any, Any]:
+    """(n, c, h, w) uint8 pictures under each other, small ones enlarged, as an (H, W, 3) array.
+
+    Of pictures that are neither grey nor RGB, the channels of the numbers `shown`: one as grey, or three.
+    """
+    if pictures.shape[1] not in (1, 3):
+        pictures = pictures[:, list(shown)]
+    factor = max(1, scale_to // pictures.shape[2])
+    enlarged = pictures.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    sheet = rearrange(enlarged.cpu(), "n c h w -> (n h) w c").numpy()
+    return np.ascontiguousarray(np.broadcast_to(sheet, (*sheet.shape[:2], 3)))
