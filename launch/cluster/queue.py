@@ -1,0 +1,153 @@
+"""Jobs as SLURM tells of them: those it still has, and those that ended (imports no torch)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+ASK_SECONDS = 60  # a busy controller may take long to answer
+_AT_ONCE = 300  # jobs named on one command line
+_FIELDS = ("%i", "%A", "%T", "%S", "%M", "%l", "%D", "%N", "%P", "%u", "%r")  # the reason last: it may hold anything
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
+FAILED = ("FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that waits or runs; an element of an array has an `id` like 12_0 and a `number` of its own."""
+
+    id: str
+    number: str
+    state: str
+    start: str | None  # ISO, local time: when it started, or is expected to
+    elapsed: float  # seconds
+    limit: str
+    num_nodes: int
+    nodes: str
+    partition: str
+    user: str
+    reason: str | None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is yet to start, or to start again."""
+        return self.state in WAITING
+
+
+def has_slurm() -> bool:
+    """Whether SLURM's commands are installed here."""
+    return shutil.which("squeue") is not None
+
+
+def ask(command: Sequence[str], accept: str | None = None) -> str:
+    """What a SLURM command prints; an error that says `accept` is an answer as well: nothing.
+
+    Raises OSError where it can't be asked, with SLURM's own words.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=ASK_SECONDS)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no {command[0]} here; ask on a login node of the cluster") from None
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"{command[0]} did not answer within {ASK_SECONDS} s; try again later") from None
+    if done.returncode and not (accept and accept in done.stderr):
+        said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+        raise OSError(f"{command[0]} says: {said}")
+    return done.stdout
+
+
+def queued(jobs: Iterable[str]) -> list[Job]:
+    """Those of `jobs` that wait or run; of an array named by its number, all elements. Raises OSError."""
+    names, found = list(dict.fromkeys(jobs)), []
+    for first in range(0, len(names), _AT_ONCE):
+        some = ",".join(names[first : first + _AT_ONCE])
+        command = ["squeue", "--noheader", "--array", "--jobs", some, "--format", "|".join(_FIELDS)]
+        # which it says of a single job that it has forgotten; of several, it is silent
+        found += parse_queue(ask(command, accept="Invalid job id"))
+    return found
+
+
+def parse_queue(text: str) -> list[Job]:
+    """squeue's lines; those that are cut are left out."""
+    jobs = []
+    for line in text.splitlines():
+        parts = line.strip().split("|", len(_FIELDS) - 1)
+        if len(parts) < len(_FIELDS):
+            continue
+        name, number, state, start, elapsed, limit, num_nodes, nodes, partition, user, reason = parts
+        jobs.append(
+            Job(
+                id=name,
+                number=number,
+                state=state,
+                start=None if start in ("N/A", "") else start,
+                elapsed=seconds_of(elapsed),
+                limit=limit,
+                num_nodes=int(num_nodes) if num_nodes.isdigit() else 0,
+                nodes=nodes,
+                partition=partition,
+                user=user,
+                reason=None if reason in ("None", "") else reason,
+            )
+        )
+    return jobs
+
+
+def seconds_of(clock: str) -> float:
+    """`1-02:03:04`, `02:03:04` or `3:04` in seconds; 0 for what is none."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", clock)
+    if match is None:
+        return 0.0
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def ended(jobs: Iterable[str]) -> dict[str, str]:
+    """The last states of jobs that are in the queue no more, as far as SLURM still knows: its accounting's, where
+    there is one, else what the controller remembers. `CANCELLED by 1000`, `FAILED 137:0`."""
+    names = list(dict.fromkeys(jobs))
+    found = _accounted(names)
+    for job in [name for name in names if name not in found][:50]:  # a call each
+        try:
+            text = ask(["scontrol", "--oneliner", "show", "job", job], accept="Invalid job id")
+        except OSError:
+            break
+        for line in text.splitlines():
+            fields = dict(word.partition("=")[::2] for word in line.split())
+            if job in (fields.get("JobId"), f"{fields.get('ArrayJobId')}_{fields.get('ArrayTaskId')}"):
+                code = fields.get("ExitCode", "0:0")
+                found[job] = fields.get("JobState", "") + (f" {code}" if code != "0:0" else "")
+    return found
+
+
+def _accounted(jobs: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if shutil.which("sacct") is None:
+        return found
+    for first in range(0, len(jobs), _AT_ONCE):
+        some = ",".join(jobs[first : first + _AT_ONCE])
+        command = ["sacct", "--noheader", "--parsable2", "--allocations", "--jobs", some]
+        try:
+            text = ask([*command, "--format", "JobID,State,ExitCode"])
+        except OSError:  # no accounting on this cluster
+            return found
+        for line in text.splitlines():
+            name, _, rest = line.partition("|")
+            state, _, code = rest.partition("|")
+            if name in jobs:
+                found[name] = state + (f" {code}" if code not in ("", "0:0") else "")
+    return found
+
+
+def user_name() -> str:
+    """Of whoever runs this."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
