@@ -29,12 +29,14 @@ FREE_KEYS = (
 #: What a run folder may hold before its run has begun: what is written by those who queue it and look after it.
 BEFORE_A_START = ("cancelled", "history.jsonl", "jobs", "logs", "preflight", "sweep.json")
 FREE_PATHS = re.compile(r"data\.train\.\d+\.path")  # of each of several data sets
-FREE_SECTIONS = ("checkpoint.", "tracking.", "data.cache.")
+FREE_SECTIONS = ("checkpoint.", "tracking.", "diagnostics.", "data.cache.")
 FREE_ENGINE_KEYS = (
     "engine.threads",
     "engine.activation_checkpointing",
     "engine.compile",
     "engine.hang_seconds",
+    "engine.hang_factor",
+    "engine.hang_floor_seconds",
     "train.accumulation",
 )
 

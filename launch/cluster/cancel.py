@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from data_pipelines.files import write_json
-from launch.cluster.queue import Job, ask, has_slurm, queued, user_name
+from launch.cluster.queue import Job, ask_about, has_slurm, queued, user_name
 from launch.cluster.run_facts import CANCELLED, RunFacts, find_runs, is_run, read_run
 from launch.cluster.status import is_finished, span, status
 from pretrain.history import record
@@ -178,12 +178,12 @@ def _over(run: RunFacts, jobs: Sequence[Job], say: Callable[[str], None]) -> Non
 def _ask_to_stop(jobs: Sequence[Job]) -> None:
     """USR1 to every task: what a batch script sends when the time limit is near."""
     with suppress(OSError):  # over by now
-        ask(["scancel", "--signal=USR1", *(job.id for job in jobs)])
+        ask_about(["scancel", "--signal=USR1", *(job.id for job in jobs)])
 
 
 def scancel(jobs: Sequence[str]) -> None:
     """Take jobs out of the queue, running ones too; one that is over by now is no error. Raises OSError."""
-    ask(["scancel", *dict.fromkeys(jobs)], accept="Invalid job id")
+    ask_about(["scancel", *dict.fromkeys(jobs)])
 
 
 def _what_it_is(run: RunFacts) -> str:

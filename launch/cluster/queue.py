@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-ASK_SECONDS = 60  # a busy controller may take long to answer
+from launch.cluster.slurm import ask
+
 _AT_ONCE = 300  # jobs named on one command line
 _FIELDS = ("%i", "%A", "%T", "%S", "%M", "%l", "%D", "%N", "%P", "%u", "%r")  # the reason last: it may hold anything
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
@@ -43,21 +43,14 @@ def has_slurm() -> bool:
     return shutil.which("squeue") is not None
 
 
-def ask(command: Sequence[str], accept: str | None = None) -> str:
-    """What a SLURM command prints; an error that says `accept` is an answer as well: nothing.
-
-    Raises OSError where it can't be asked, with SLURM's own words.
-    """
+def ask_about(command: Sequence[str]) -> str:
+    """`ask` about jobs of which SLURM may have forgotten some: if it has forgotten the only one, the answer is empty."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=ASK_SECONDS)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no {command[0]} here; ask on a login node of the cluster") from None
-    except subprocess.TimeoutExpired:
-        raise TimeoutError(f"{command[0]} did not answer within {ASK_SECONDS} s; try again later") from None
-    if done.returncode and not (accept and accept in done.stderr):
-        said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
-        raise OSError(f"{command[0]} says: {said}")
-    return done.stdout
+        return ask(command)
+    except OSError as error:
+        if "Invalid job id" in str(error):
+            return ""
+        raise
 
 
 def queued(jobs: Iterable[str]) -> list[Job]:
@@ -66,8 +59,7 @@ def queued(jobs: Iterable[str]) -> list[Job]:
     for first in range(0, len(names), _AT_ONCE):
         some = ",".join(names[first : first + _AT_ONCE])
         command = ["squeue", "--noheader", "--array", "--jobs", some, "--format", "|".join(_FIELDS)]
-        # which it says of a single job that it has forgotten; of several, it is silent
-        found += parse_queue(ask(command, accept="Invalid job id"))
+        found += parse_queue(ask_about(command))
     return found
 
 
@@ -113,7 +105,7 @@ def ended(jobs: Iterable[str]) -> dict[str, str]:
     found = _accounted(names)
     for job in [name for name in names if name not in found][:50]:  # a call each
         try:
-            text = ask(["scontrol", "--oneliner", "show", "job", job], accept="Invalid job id")
+            text = ask_about(["scontrol", "--oneliner", "show", "job", job])
         except OSError:
             break
         for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""The subcommands for runs on a cluster that look after them: preflight, status, cancel."""
+"""The `selfsight` commands that look after runs, on a cluster or not: preflight, status, cancel."""
 
 from __future__ import annotations
 
