@@ -44,7 +44,7 @@ def has_slurm() -> bool:
 
 
 def ask_about(command: Sequence[str]) -> str:
-    """`ask` about jobs of which SLURM may have forgotten some: if it has forgotten the only one, the answer is empty."""
+    """`ask` about jobs some of which SLURM may have forgotten: if it has forgotten all, the answer is empty."""
     try:
         return ask(command)
     except OSError as error:
