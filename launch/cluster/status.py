@@ -42,22 +42,34 @@ class RunStatus:
     probes: list[str] = field(default_factory=list)
     nodes: str = ""
     overrides: list[str] = field(default_factory=list)
+    alarms: list[str] = field(default_factory=list)  # that began and are not over
     log: str | None = None
 
 
 def status(places: Sequence[Path]) -> list[RunStatus]:
-    """The runs among and in these folders. Raises OSError where SLURM is here and can't be asked."""
+    """The runs among and in these folders. Raises OSError for a folder that is not there; a SLURM that can't be asked
+    leaves the state of its jobs open."""
     runs = [read_run(folder) for folder in find_runs(places)]
     given = overrides_of([*places, *(run.folder.parent for run in runs)])
-    there, gone = _jobs_of(runs)
+    there: list[Job] | None
+    try:
+        there, gone = _jobs_of(runs)
+    except OSError as error:
+        there, gone = None, {}
+        print(f"the queue is not known: {' '.join(str(error).split())}", file=sys.stderr)
     return [judge(run, there, gone, given.get(run.folder, [])) for run in runs]
 
 
-def judge(run: RunFacts, there: Iterable[Job], gone: dict[str, str], overrides: list[str]) -> RunStatus:
-    """What a run is doing, from its folder, the jobs `there` are, and the last states of those that are `gone`."""
-    mine = [job for job in there if {job.id, job.number} & set(run.jobs)]
-    probing = [job for job in there if {job.id, job.number, job.id.partition("_")[0]} & set(run.probes)]
+def judge(run: RunFacts, there: Iterable[Job] | None, gone: dict[str, str], overrides: list[str]) -> RunStatus:
+    """What a run is doing, from its folder, the jobs `there` are (None: not known), and the last states of those that
+    are `gone`."""
+    jobs = list(there or ())
+    mine = [job for job in jobs if {job.id, job.number} & set(run.jobs)]
+    probing = [job for job in jobs if {job.id, job.number, job.id.partition("_")[0]} & set(run.probes)]
     state, why = _state(run, mine, gone)
+    last = run.last("submitted", "started", "requeued", "ended", "given_up")
+    if there is None and state in ("died", "gone", "stopped", "new") and last is not None and last.get("job"):
+        state, why = _elsewhere(run) or ("unknown", f"job {run.jobs[-1]}, and the queue is not known")
     row = run.row or {}
     loss = row.get("loss")
     if isinstance(loss, float) and not math.isfinite(loss):
@@ -80,6 +92,7 @@ def judge(run: RunFacts, there: Iterable[Job], gone: dict[str, str], overrides: 
         probes=[f"{job.id} {job.state}" for job in probing],
         nodes=next((job.nodes for job in mine if not job.waits), ""),
         overrides=overrides,
+        alarms=run.alarms(),
         log=run.log,
     )
 
@@ -103,7 +116,12 @@ def table(runs: Sequence[RunStatus], width: int | None = None) -> str:
         console.print(sheet)
     notes = []
     for run, name in zip(runs, names, strict=True):
-        told = [run.why, "; ".join(f"probe {probe}" for probe in run.probes), " ".join(run.overrides)]
+        told = [
+            run.why,
+            *(f"ALARM {alarm}" for alarm in run.alarms),
+            "; ".join(f"probe {probe}" for probe in run.probes),
+            " ".join(run.overrides),
+        ]
         if run.log and run.state not in ("finished", "cancelled"):
             told.append(f"log {run.log}")
         if text := "; ".join(part for part in told if part):
@@ -138,6 +156,8 @@ def _jobs_of(runs: Sequence[RunFacts]) -> tuple[list[Job], dict[str, str]]:
     open_runs = [run for run in runs if not is_finished(run)]
     asked = [job for run in runs for job in (*(run.jobs[-2:] if run in open_runs else ()), *run.probes)]
     if not asked or not has_slurm():
+        if any(run.jobs for run in open_runs):
+            raise FileNotFoundError("there is no SLURM on this machine")
         return [], {}
     there = queued(asked)
     known = {name for job in there for name in (job.id, job.number)}
@@ -199,10 +219,7 @@ def _over(run: RunFacts, gone: dict[str, str]) -> tuple[str, str]:
     last = run.last("submitted", "started", "ended", "given_up")
     job = next((gone[name] for name in reversed(run.jobs) if name in gone), "")
     if last is None:
-        row_age = age(run.row_time)
-        if run.held is None and row_age is not None and row_age < STALLED_SECONDS and run.holder:
-            return "running", f"on {run.holder.get('host')}"
-        return ("stopped", "") if run.row else ("new", "")
+        return _elsewhere(run) or (("stopped", "") if run.row else ("new", ""))
     if last["event"] == "given_up":
         reason = str(last.get("reason", ""))
         return ("cancelled" if reason.startswith("cancelled by") else "failed"), reason
@@ -214,11 +231,17 @@ def _over(run: RunFacts, gone: dict[str, str]) -> tuple[str, str]:
     if last["event"] == "submitted":
         what = f"ended as {job}" if job else "is no longer in the queue"
         return "failed" if job.startswith(FAILED) else "gone", f"job {run.jobs[-1] if run.jobs else '?'} {what}"
-    if run.held is None and run.holder is not None and not run.holder.get("job"):
-        row_age = age(run.row_time)
-        if row_age is not None and row_age < STALLED_SECONDS:
-            return "running", f"on {run.holder.get('host')}"
+    if run.holder is not None and not run.holder.get("job") and (there := _elsewhere(run)):
+        return there
     return "died", f"job {run.jobs[-1]} ended as {job}" if job and run.jobs else "ended without a word"
+
+
+def _elsewhere(run: RunFacts) -> tuple[str, str] | None:
+    """A run that another machine holds, and that has reported something of late."""
+    row_age = age(run.row_time)
+    if run.held is None and run.holder is not None and row_age is not None and row_age < STALLED_SECONDS:
+        return "running", f"on {run.holder.get('host')}"
+    return None
 
 
 _COLUMNS: tuple[tuple[str, Any], ...] = (
