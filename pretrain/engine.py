@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -164,15 +165,16 @@ def gradient_norm(engine: Any) -> float | None:
     return float(torch.stack(norms).norm()) if norms else None
 
 
-def whole_state_dict(module: nn.Module, zero_stage: int) -> dict[str, Tensor]:
-    """A module's state dict with every parameter whole, on the CPU. Collective: all ranks call it."""
-    if zero_stage < 3:
-        return {name: value.detach().cpu() for name, value in module.state_dict().items()}
-    import deepspeed
+def take_step(engine: Any, norm: float | None) -> None:
+    """Count a micro-batch and, with the last of a step, update the weights; `norm` is then that of the gradients.
 
-    kept = module.state_dict().keys()
-    state = {name: value.detach().cpu() for name, value in module.named_buffers() if name in kept}
-    for name, parameter in module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):
-            state[name] = parameter.detach().cpu().clone()
-    return state
+    Gradients that are not finite are dropped, and neither weights nor moments change. DeepSpeed's ZeRO 1 to 3 do so by
+    themselves; in stage 0 it takes such a step, so here it is told that the step has not come to its end.
+    """
+    if norm is None or math.isfinite(norm):
+        engine.step()
+        return
+    engine.set_gradient_accumulation_boundary(False)
+    engine.step()
+    engine.set_gradient_accumulation_boundary(None)
+    engine.zero_grad()

@@ -16,13 +16,15 @@ from test_train import column, run_all
 from tiny import build, config_data, random_batch
 
 from pretrain.batches import share_mask_counts
-from pretrain.checkpoint import ResumeState, check_resume, read_state
+from pretrain.checkpoints.folder import FORM, ResumeState, check_resume, read_state
 from pretrain.config import ConfigError, parse_config
-from pretrain.diagnostics import alarms
+from pretrain.diagnostics.alarms import Alarms, Moment
+from pretrain.diagnostics.collapse import collapse_rules
 from pretrain.encoders.load import find_encoder, load_any
 from pretrain.methods import check_sources
 from pretrain.methods.dvae import gumbel_noise
 from pretrain.patches import patchify
+from pretrain.schedules import Timeline
 from pretrain.schema import VqkdConfig
 from pretrain.tokenizers import codebook
 from pretrain.tokenizers.card import find_tokenizer, read_card
@@ -201,10 +203,10 @@ def test_a_run_goes_on_with_the_teacher_it_began_with(shards: Path, tmp_path: Pa
     weights["norm.bias"] += 1e-3
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     changed, _ = method_of("vqkd", shards, tmp_path, teacher=str(folder))
-    state = ResumeState(step=4, world_size=1, zero_stage=0, order=began.pinned())
-    check_resume(folder, state, 1, 0, again.pinned())
+    state = ResumeState(step=4, world_size=1, zero_stage=0, order=began.pinned(), form=FORM)
+    check_resume(folder, state, again.pinned())
     with pytest.raises(ConfigError, match=r"reached with method\.teacher = "):
-        check_resume(folder, state, 1, 0, changed.pinned())
+        check_resume(folder, state, changed.pinned())
 
 
 def test_vqkd_starts_from_clusters_of_the_whole_first_batch(shards: Path, tmp_path: Path) -> None:
@@ -252,10 +254,10 @@ def test_vqkd_runs_resume_to_the_last_bit_and_their_codes_can_be_learned(shards:
 
     path = tmp_path / "beitv2-vit" / "checkpoints" / "step-00000008"
     state = read_state(path)
-    check_resume(path, state, 1, 0, build(config).pinned())
+    check_resume(path, state, build(config).pinned())
     folders[0].write_bytes((checkpoints / "step-00000008" / "tokenizer" / "model.safetensors").read_bytes())
     with pytest.raises(ConfigError, match=r"reached with method\.tokenizer = "):  # which would speak another language
-        check_resume(path, state, 1, 0, build(config).pinned())
+        check_resume(path, state, build(config).pinned())
 
 
 def test_two_ranks_agree_on_codes_and_learn_what_one_does(shards: Path, tmp_path: Path) -> None:
@@ -594,6 +596,9 @@ def test_a_folder_without_a_tokenizer_says_what_it_holds(shards: Path) -> None:
 def test_a_dead_codebook_raises_an_alarm(method: str, shards: Path, tmp_path: Path) -> None:
     config = parse_config(config_data(method, "vit", shards, tmp_path))
     cases = ((0.02, 2.0), (0.02, 0.5), (0.6, 2.0))
-    said = [alarms(config, {"codes_used": used, "code_perplexity": 1.5}, epoch) for used, epoch in cases]
+    rules = [rule for rule in collapse_rules(config, Timeline(100, 10.0)) if rule.name == "dead_codes"]
+    said = [
+        [change.text for change in Alarms(rules).look(Moment(80, epoch, {"codes_used": used}))] for used, epoch in cases
+    ]
     assert [len(alarm) for alarm in said] == [1, 0, 0]
     assert "only 2.0% of the codes" in said[0][0]
