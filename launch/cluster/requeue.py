@@ -24,6 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.files import read_json
+from launch.cluster.queue import WAITING
+from launch.cluster.run_facts import CANCELLED
 from pretrain.config import load_config
 from pretrain.history import read_history, record
 from pretrain.stopping import EXIT_HUNG, EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, EXIT_USER_ERROR
@@ -31,6 +34,7 @@ from pretrain.stopping import EXIT_HUNG, EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROU
 BACK, GIVEN_UP, ALREADY_BACK = 0, 4, 5
 EXIT_SICK = 3  # of launch.cluster.preflight: nodes that should not be used
 CEILING = 20  # times the failures in a row
+CONTINUES = "the same command, submitted again, continues from the last checkpoint"
 
 Event = Mapping[str, Any]
 
@@ -58,9 +62,18 @@ class Verdict:
 class Queued:
     """What SLURM knows of a job while its script is still running."""
 
-    restarts: int
-    pending: bool
-    excluded: str  # nodes it is already kept from
+    restarts: int = 0
+    state: str = "RUNNING"
+    reason: str = "None"
+    excluded: str = ""  # nodes it is already kept from
+
+    def is_back(self, restart: int) -> bool:
+        """Whether SLURM has put it back already: then its next start is counted before its nodes are free."""
+        return self.restarts > restart or self.state in WAITING
+
+    def is_ended(self) -> bool:
+        """Whether somebody has ended it, other than its time limit: to put it back would be against their will."""
+        return self.state != "RUNNING" and self.reason != "TimeLimit"
 
 
 def judge(code: int | None, said: str, failures: Failures, sick: Sequence[str] = (), exclude: bool = False) -> Verdict:
@@ -79,8 +92,7 @@ def judge(code: int | None, said: str, failures: Failures, sick: Sequence[str] =
         return Verdict(False, True, f"sick nodes: {', '.join(sick)}", advice)
     reason = describe(code, sick) + (f"; the run says: {said}" if said else "")
     if spent := failures.spent():
-        advice = "find the first error in the log above; submitted again, the run continues from its last checkpoint"
-        return Verdict(False, True, f"{reason}; {spent}", advice)
+        return Verdict(False, True, f"{reason}; {spent}", f"find the first error in the log above; {CONTINUES}")
     return Verdict(True, True, f"{reason}; failure {failures.in_a_row + 1} of at most {failures.limit} in a row")
 
 
@@ -145,6 +157,8 @@ class Requeue:
 
     def at_start(self) -> int:
         """Before training: judge the start before this one, if it ended without being judged."""
+        if (by := cancelled_by(self.run, self.environ)) is not None:
+            return self.answer(None, Verdict(False, False, f"cancelled by {by}", CONTINUES))
         if self.restart == 0 or self.of("requeued", self.restart - 1):
             return BACK
         code, said = self.ended(None, self.restart - 1)
@@ -155,11 +169,15 @@ class Requeue:
     def at_end(self, highest: int, queued: Queued | None) -> int:
         """After it: `highest` is srun's code, `queued` what SLURM knows, None if it could not be asked."""
         code, said = self.ended(highest, self.restart)
-        if queued is not None and (queued.pending or queued.restarts > self.restart):
+        if (by := cancelled_by(self.run, self.environ)) is not None:
+            return self.answer(code, Verdict(False, False, f"cancelled by {by}", CONTINUES))
+        if queued is not None and queued.is_back(self.restart):
             failure = code != EXIT_STOPPED and bool(lost := lost_nodes(self.environ.get("SLURM_JOB_NODELIST", "")))
             reason = f"lost nodes: {', '.join(lost)}" if failure else "preempted, or requeued by hand"
             self.answer(code, Verdict(True, failure, f"SLURM has put the job back itself ({reason})"))
             return ALREADY_BACK
+        if queued is not None and queued.is_ended():
+            return self.answer(code, Verdict(False, False, "cancelled by scancel", CONTINUES))
         sick = [node for event in self.of("preflight", self.restart)[-1:] for node in event.get("sick", ())]
         exclude = self.environ.get("SELFSIGHT_EXCLUDE_SICK") == "1"
         verdict = judge(code, said, self.failures, sick, exclude)
@@ -201,20 +219,31 @@ class Requeue:
         return BACK if verdict.back else GIVEN_UP
 
 
-def ask_queue(job: str) -> Queued | None:
-    """What SLURM knows of a job; None if it does not answer."""
+def ask_queue(environ: Mapping[str, str]) -> Queued | None:
+    """What SLURM knows of this job; None if it does not answer."""
+    job = environ.get("SLURM_JOB_ID", "")
+    if "SLURM_ARRAY_JOB_ID" in environ:  # of an array's last element, SLURM_JOB_ID names the whole array
+        job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID')}"
     text = _ask(["scontrol", "show", "job", "--oneliner", job])
     if text is None or "JobState=" not in text:
         return None
-    # of an element of an array, `scontrol` may show more: those of one job follow each other
     fields = dict(re.findall(r"([\w:/]+)=(\S*)", text.splitlines()[0]))
     excluded = fields.get("ExcNodeList", "")
     return Queued(
         restarts=int(fields.get("Restarts", "0")),
-        # while the nodes are being freed the job's state is COMPLETING, with its next start counted already
-        pending=fields["JobState"] in ("PENDING", "REQUEUED", "REQUEUE_HOLD"),
+        state=fields["JobState"],
+        reason=fields.get("Reason", "None"),
         excluded="" if excluded == "(null)" else excluded,
     )
+
+
+def cancelled_by(run: Path, environ: Mapping[str, str]) -> str | None:
+    """Who has ended this job by `selfsight cancel`, or None."""
+    note = read_json(run / CANCELLED)
+    if not isinstance(note, dict) or not isinstance(note.get("jobs"), list):
+        return None
+    element = f"{environ.get('SLURM_ARRAY_JOB_ID')}_{environ.get('SLURM_ARRAY_TASK_ID')}"
+    return str(note.get("by")) if {environ.get("SLURM_JOB_ID"), element} & set(note["jobs"]) else None
 
 
 def lost_nodes(names: str) -> list[str]:
@@ -242,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         decision = Requeue(Path(config.runs) / config.name, os.environ)
         if given[0] == "started":
             return decision.at_start()
-        return decision.at_end(int(given[0]), ask_queue(decision.job) if decision.job else None)
+        return decision.at_end(int(given[0]), ask_queue(os.environ))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR

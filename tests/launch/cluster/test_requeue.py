@@ -11,7 +11,7 @@ from launch.cluster.requeue import ALREADY_BACK, BACK, CEILING, EXIT_SICK, GIVEN
 from pretrain.history import read_history, record
 from pretrain.stopping import EXIT_HUNG, EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, EXIT_USER_ERROR
 
-MINE = Queued(restarts=0, pending=False, excluded="")
+MINE = Queued()
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def last(run: Path) -> dict[str, Any]:
 def test_a_run_that_stopped_as_asked_always_goes_back(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for restart in range(CEILING * 5):
         at(monkeypatch, restart)
-        queued = Queued(restarts=restart, pending=False, excluded="")
+        queued = Queued(restart)
         assert decision(run).at_end(EXIT_STOPPED, queued) == BACK
     assert last(run)["event"] == "requeued"
     assert not last(run)["failure"]
@@ -65,7 +65,7 @@ def test_failures_go_back_until_there_were_too_many_in_a_row(
     answers = []
     for restart in range(4):
         at(monkeypatch, restart)
-        answers.append(decision(run).at_end(code, Queued(restart, False, "")))
+        answers.append(decision(run).at_end(code, Queued(restart)))
     assert answers == [BACK, BACK, BACK, GIVEN_UP]
     assert "more than 3 failures in a row" in last(run)["reason"]
 
@@ -77,7 +77,7 @@ def test_a_newer_checkpoint_makes_failures_count_anew_but_not_without_end(
     for restart in range(CEILING + 1):
         checkpoint(run, restart)
         at(monkeypatch, restart)
-        answers.append(decision(run, SELFSIGHT_MAX_FAILURES="1").at_end(1, Queued(restart, False, "")))
+        answers.append(decision(run, SELFSIGHT_MAX_FAILURES="1").at_end(1, Queued(restart)))
     assert answers == [BACK] * CEILING + [GIVEN_UP]
 
 
@@ -85,7 +85,7 @@ def test_failures_of_another_job_do_not_count(run: Path, monkeypatch: pytest.Mon
     for job in ("5", "6"):
         for restart in range(3):
             at(monkeypatch, restart, job)
-            decision(run).at_end(1, Queued(restart, False, ""))
+            decision(run).at_end(1, Queued(restart))
     at(monkeypatch, 0)
     assert decision(run).at_end(1, MINE) == BACK
 
@@ -127,16 +127,28 @@ def test_what_must_not_go_on_does_not_when_slurm_put_it_back_before_it_was_judge
     assert decision(run).at_start() == GIVEN_UP
 
 
-@pytest.mark.parametrize("queued", [Queued(1, True, ""), Queued(1, False, ""), Queued(0, True, "")])
+@pytest.mark.parametrize("queued", [Queued(1, "COMPLETING"), Queued(1), Queued(0, "PENDING")])
 def test_a_job_that_slurm_has_put_back_is_left_alone(run: Path, queued: Queued) -> None:
     assert decision(run).at_end(137, queued) == ALREADY_BACK
     assert last(run)["event"] == "requeued"
     assert "SLURM has put the job back itself" in last(run)["reason"]
 
 
+def test_a_job_that_somebody_has_ended_stays_so_but_not_one_that_met_its_time_limit(run: Path) -> None:
+    assert decision(run).at_end(EXIT_STOPPED, Queued(state="COMPLETING")) == GIVEN_UP
+    assert last(run)["reason"] == "cancelled by scancel"
+    assert decision(run).at_end(EXIT_STOPPED, Queued(state="COMPLETING", reason="TimeLimit")) == BACK
+    (run / "cancelled").write_text('{"by": "ada", "jobs": ["6"]}')
+    assert decision(run).at_end(EXIT_STOPPED, MINE) == BACK
+    (run / "cancelled").write_text('{"by": "ada", "jobs": ["7"]}')
+    assert decision(run).at_end(EXIT_STOPPED, MINE) == GIVEN_UP
+    assert last(run)["reason"] == "cancelled by ada"
+    assert decision(run).at_start() == GIVEN_UP
+
+
 def test_sick_nodes_are_named_and_left_out_only_where_allowed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(run, "preflight", sick=["n2", "n5"], text="clock")
-    queued = Queued(0, False, "n5,n9")
+    queued = Queued(excluded="n5,n9")
     assert decision(run).at_end(EXIT_SICK, queued) == GIVEN_UP
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -148,7 +160,7 @@ def test_sick_nodes_are_named_and_left_out_only_where_allowed(run: Path, capsys:
 def test_the_command_finds_the_run_and_refuses_what_it_cannot_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("launch.cluster.requeue.ask_queue", lambda job: None)
+    monkeypatch.setattr("launch.cluster.requeue.ask_queue", lambda environ: None)
     at(monkeypatch, 0)
     preset = tmp_path / "a.yaml"
     preset.write_text(yaml.safe_dump(config_data("mae", "vit", tmp_path, tmp_path / "runs")))
