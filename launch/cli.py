@@ -192,6 +192,8 @@ def probe(
     untrained_seeds: Annotated[int, typer.Option(min=1, help="Untrained encoders to compare with.")] = 1,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
+    project: Annotated[str | None, typer.Option(help="Of wandb, for a TARGET that is no run.")] = None,
+    group: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Probe the milestone checkpoints of a run while it is trained.")
     ] = False,
@@ -215,6 +217,8 @@ def probe(
         untrained_seeds=range(untrained_seeds),
         image_size=image_size,
         batch_size=batch_size,
+        project=project,
+        group=group,
         progress=progress,
     )
     if follow:

@@ -53,7 +53,8 @@ from pretrain.schedules import Timeline, check_warmup, learning_rate, weight_dec
 from pretrain.schema import Config
 from pretrain.startup import StartUp
 from pretrain.stopping import EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, StopRequest
-from pretrain.tracking import Tracker
+from pretrain.tracking.system_metrics import SystemMetrics
+from pretrain.tracking.tracker import Tracker
 from pretrain.watchdog import STACKS, Limits, Watchdog
 
 
@@ -200,6 +201,7 @@ class Trainer:
         self.saver.check_room(self.engine)
         self.startup.mark("resume")
         self.tracker = Tracker(folder, config, self.step) if rank == 0 else None
+        self.machines = SystemMetrics(folder, config, device)
         self.startup.mark("tracking")
         self.window = Window(self.step)
         self.diagnostics = Diagnostics(
@@ -293,9 +295,11 @@ class Trainer:
             metrics |= {"epoch": epoch, **self.window.measure(self.step, self.config.train.batch_size, self.loader)}
             metrics["memory_gb"] = memory_gb(self.device)
             metrics |= self.method.schedules(self.step - 1)
+            machines = self.machines.gather()  # by all ranks
             if self.tracker:
                 changes = self.diagnostics.watch(self.step, epoch, metrics)
                 self.tracker.metrics(self.step, metrics)
+                self.tracker.system(self.step, machines)
                 seconds = self.window.seconds_per_step
                 self.tracker.say(progress_line(self.step, self.timeline.total_steps, epoch, metrics, seconds))
                 for change in changes:
@@ -346,6 +350,7 @@ class Trainer:
     def close(self) -> None:
         """Release threads, files and the dashboard."""
         self.loader.close()
+        self.machines.close()
         if self.tracker:
             self.tracker.close()
 
