@@ -218,6 +218,10 @@ def probe(
         progress=progress,
     )
     Console().print(probe_table(results))
+    if not target.startswith("timm:"):
+        from launch.report.page import refresh
+
+        refresh(Path(target).expanduser())
 
 
 @app.command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.ranks import rank_environment
@@ -36,9 +37,24 @@ def train(preset: str, overrides: Sequence[str]) -> None:
     rank_environment(os.environ).export(os.environ)
     # a reader of the progress lines can't act on torch's notes about its own future names
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    from pretrain.diagnostics import NonFiniteError
     from pretrain.train import pretrain
 
-    pretrain(config, early)  # a stop requested by now is agreed on by all ranks in the first step
+    folder = Path(config.runs) / config.name
+    try:
+        pretrain(config, early)  # a stop requested by now is agreed on by all ranks in the first step
+    except NonFiniteError:
+        _report(folder)
+        raise
+    _report(folder)  # not of a run that was asked to stop: its time may be short
+
+
+def _report(folder: Path) -> None:
+    """The page of a run that has come to its end, by one rank."""
+    if os.environ.get("RANK", "0") == "0":
+        from launch.report.page import refresh
+
+        refresh(folder)
 
 
 def show_plan(preset: str, overrides: Sequence[str]) -> None:

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipelines.buffers import map_batch
 from data_pipelines.cores import cores_per_process
 from data_pipelines.crops.any_channels import left_out_line
 from data_pipelines.files import read_json
@@ -22,11 +21,12 @@ from data_pipelines.loader import Batch
 from data_pipelines.sampler import Sampler
 from data_pipelines.shards.index import Dataset
 from pretrain.agreement import Agreed, agree
-from pretrain.batches import DeviceSteps, crop_sheet, seed_dropout, share_mask_counts
+from pretrain.batches import DeviceSteps, seed_dropout, share_mask_counts
 from pretrain.checkpoint import Checkpoints, ResumeState, agree_on, check_resume, damage, read_state
 from pretrain.config import ConfigError, check_batch
 from pretrain.data import check_ranks_agree, held_out_line, loader_of, open_datasets, resolve_executor, sampler_of
 from pretrain.diagnostics import alarms, check_finite
+from pretrain.drawing import Drawing
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
     build_engine,
@@ -168,6 +168,7 @@ class Trainer:
         self.step = 0 if saved is None else self._resume(saved)
         self.tracker = Tracker(folder, config, self.step) if rank == 0 else None
         self.window = Window(self.step)
+        self.drawing = Drawing(config, device)
 
     def train(self, stop: StopRequest, watchdog: Watchdog) -> None:
         """Run to the end of the timeline, or to the end of the step in which a stop is requested."""
@@ -254,13 +255,10 @@ class Trainer:
             with self.window.paused():
                 self._draw(micro_batches[0])
 
-    def _draw(self, batch: Batch, count: int = 8) -> None:
-        few = map_batch(batch, lambda tensor: tensor[:count] if tensor.ndim else tensor)
-        self.engine.eval()
-        pictures = self.method.pictures(few)  # on all ranks: under ZeRO 3 a forward pass is collective
-        self.engine.train()
+    def _draw(self, batch: Batch) -> None:
+        pictures = self.drawing.pictures(self.engine, self.method, self.loader.sampler, batch)
         if self.tracker:
-            for name, picture in {"crops (global, then local)": crop_sheet(few, self.method.show), **pictures}.items():
+            for name, picture in pictures.items():
                 self.tracker.picture(self.step, name, picture)
 
     def save(self) -> None:
