@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -18,7 +18,7 @@ from data_pipelines.crops import any_channels
 from data_pipelines.crops.base import to_pillow, write_channels
 from data_pipelines.images.decode import BadSampleError, decode
 from data_pipelines.loader import default_threads
-from data_pipelines.remote.ahead import FetchAhead, in_order
+from data_pipelines.remote.ahead import FetchAhead, in_batches, in_order
 from data_pipelines.remote.fetch import cancel_on
 from data_pipelines.shards.index import Dataset
 
@@ -37,6 +37,7 @@ def center_crops(
     world_size: int = 1,
     channels: int = 3,
     bits: int = 8,
+    samples: Sequence[int] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield (images, labels, samples) in the order of the samples; the tensors are new each time.
 
@@ -54,6 +55,7 @@ def center_crops(
         world_size: Ranks that share the work.
         channels: Of the images, as `decode` gives them.
         bits: Of a channel, 8 or 16.
+        samples: Only these, in this order; default: all.
 
     Yields:
         images (b, c, size, size) uint8, or uint16 for 16 bits; labels (b,) int64 with -1 where unknown; sample
@@ -61,24 +63,26 @@ def center_crops(
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size}; ranks count from 0 to world_size - 1")
-    first, last = (dataset.num_samples * part // world_size for part in (rank, rank + 1))
+    wanted: Sequence[int] = range(dataset.num_samples) if samples is None else samples
+    first, last = (len(wanted) * part // world_size for part in (rank, rank + 1))
     load = partial(_load, dataset, size=size, resize=resize, channels=channels, bits=bits)
     starts = iter(range(first, last, batch_size))
     pending: deque[list[Future[np.ndarray | None]]] = deque()
-    begins: deque[range] = deque()
+    begins: deque[Sequence[int]] = deque()
     stop = threading.Event()
-    ahead = FetchAhead((dataset,), in_order(dataset, first, last, batch_size))
+    in_turn = in_order(dataset, first, last, batch_size)
+    ahead = FetchAhead((dataset,), in_turn if samples is None else in_batches(dataset, samples[first:last], batch_size))
     pool = ThreadPoolExecutor(threads or default_threads((dataset,)), "center", cancel_on, (stop,))
     try:
         while True:
             while len(pending) <= _AHEAD and (start := next(starts, None)) is not None:
-                samples = range(start, min(start + batch_size, last))
-                begins.append(samples)
-                pending.append([pool.submit(load, sample) for sample in samples])
+                batch = wanted[start : min(start + batch_size, last)]
+                begins.append(batch)
+                pending.append([pool.submit(load, sample) for sample in batch])
             if not pending:
                 return
-            samples, images = begins.popleft(), [future.result() for future in pending.popleft()]
-            found = [(sample, image) for sample, image in zip(samples, images, strict=True) if image is not None]
+            batch, images = begins.popleft(), [future.result() for future in pending.popleft()]
+            found = [(sample, image) for sample, image in zip(batch, images, strict=True) if image is not None]
             if found:
                 numbers = np.array([sample for sample, _ in found])
                 labels = torch.from_numpy(dataset.labels[numbers].astype(np.int64))

@@ -5,19 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from launch.cluster.commands import PREFLIGHT_EXAMPLES, preflight
+from launch.cluster_commands import SUBMIT_EXAMPLES, submit
 from launch.data_commands import changes_of, data_app
 from launch.pack_command import PACK_EXAMPLES, pack
-from pretrain.stopping import EXIT_USER_ERROR
-
-OUR_PACKAGES = ("pretrain", "launch", "data_pipelines", "eval", "slurm")
+from pretrain.stopping import EXIT_USER_ERROR, is_user_error
 
 
 class _Commands(TyperGroup):
@@ -38,14 +38,6 @@ class _Commands(TyperGroup):
             typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
             typer.echo(told(error), err=True)
             sys.exit(EXIT_USER_ERROR)
-
-
-def is_user_error(error: BaseException) -> bool:
-    """Whether an exception is a message to the user: about a file, or raised by one of our own packages."""
-    if isinstance(error, OSError):
-        return error.filename is not None or error.errno is None
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").partition(".")[0] in OUR_PACKAGES
 
 
 def told(error: BaseException) -> str:
@@ -177,6 +169,10 @@ def launch(
     raise typer.Exit(launch_local([sys.executable, "-m", "launch", "pretrain", *context.args], nproc))
 
 
+app.command(epilog=SUBMIT_EXAMPLES)(submit)
+app.command(epilog=PREFLIGHT_EXAMPLES)(preflight)
+
+
 @app.command(
     epilog="Examples:\n\n[bold]selfsight probe runs/mae_vit_cifar_cpu --data shards/[/]\n\n"
     "[bold]selfsight probe timm:vit_small_patch16_224.augreg_in21k --data shards/ --logistic[/]"
@@ -194,6 +190,9 @@ def probe(
     untrained_seeds: Annotated[int, typer.Option(min=1, help="Untrained encoders to compare with.")] = 1,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Probe the milestone checkpoints of a run while it is trained.")
+    ] = False,
     progress: Progress = True,
 ) -> None:
     """Measure a frozen encoder: k-NN and linear, beside chance, raw pixels and an untrained one."""
@@ -201,12 +200,12 @@ def probe(
 
     from eval.probe import run_probe
     from eval.report import probe_table
+    from launch.report.page import refresh
 
-    results = run_probe(
-        target,
-        data,
+    measure = partial(
+        run_probe,
+        data=data,
         val_data=val_data,
-        out=out,
         device=device,
         epochs=epochs,
         seeds=range(seeds),
@@ -217,11 +216,19 @@ def probe(
         batch_size=batch_size,
         progress=progress,
     )
-    Console().print(probe_table(results))
-    if not target.startswith("timm:"):
-        from launch.report.page import refresh
+    if follow:
+        if out is not None:
+            raise ValueError("--out names one file and --follow makes many; leave out one of them")
+        from launch.following import follow_run
 
-        refresh(Path(target).expanduser())
+        def measure_and_show(checkpoint: str) -> None:
+            measure(checkpoint)
+            refresh(checkpoint)
+
+        follow_run(Path(target), data, measure_and_show)
+        return
+    Console().print(probe_table(measure(target, out=out)))
+    refresh(target)
 
 
 @app.command(

@@ -1,9 +1,11 @@
-"""What all ranks tell each other in a step: one small collective, whatever is asked."""
+"""What all ranks tell each other in a step: one small collective, whatever is asked; and longer things, seldom."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,3 +38,17 @@ def agree(values: Mapping[str, Tensor | float], device: torch.device) -> Agreed:
     dist.all_gather_into_tensor(gathered, mine)
     columns = gathered.view(-1, len(mine)).T.tolist()
     return Agreed(dict(zip(values, columns, strict=True)))
+
+
+def tell_all(value: Any, device: torch.device) -> list[Any]:
+    """Every rank's JSON value, on all ranks. Collective, in two steps: for what is seldom told."""
+    text = json.dumps(value).encode()
+    lengths = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(lengths, torch.tensor([len(text)], device=device))
+    longest = int(lengths.max())
+    mine = torch.zeros(longest, dtype=torch.uint8, device=device)
+    mine[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
+    gathered = mine.new_empty(len(lengths) * longest)
+    dist.all_gather_into_tensor(gathered, mine)
+    rows = gathered.view(-1, longest).cpu().numpy()
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths.tolist(), strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -162,6 +163,21 @@ def gradient_norm(engine: Any) -> float | None:
         return None
     norms = [p.grad.norm() for p in engine.module.parameters() if p.grad is not None]
     return float(torch.stack(norms).norm()) if norms else None
+
+
+def take_step(engine: Any, norm: float | None) -> None:
+    """Count a micro-batch and, with the last of a step, update the weights; `norm` is then that of the gradients.
+
+    Gradients that are not finite are dropped, and neither weights nor moments change. DeepSpeed's ZeRO 1 to 3 do so by
+    themselves; in stage 0 it takes such a step, so here it is told that the step has not come to its end.
+    """
+    if norm is None or math.isfinite(norm):
+        engine.step()
+        return
+    engine.set_gradient_accumulation_boundary(False)
+    engine.step()
+    engine.set_gradient_accumulation_boundary(None)
+    engine.zero_grad()
 
 
 def whole_state_dict(module: nn.Module, zero_stage: int) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from data_pipelines.shards.index import Dataset
 from pretrain.agreement import Agreed, agree
 from pretrain.batches import DeviceSteps, seed_dropout, share_mask_counts
 from pretrain.checkpoint import Checkpoints, ResumeState, agree_on, check_resume, damage, read_state
-from pretrain.config import ConfigError, check_batch
+from pretrain.config import check_batch
 from pretrain.data import check_ranks_agree, held_out_line, loader_of, open_datasets, resolve_executor, sampler_of
-from pretrain.diagnostics import alarms, check_finite
+from pretrain.diagnostics import Diagnostics, TroubleError
 from pretrain.drawing import Drawing
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
@@ -34,34 +34,41 @@ from pretrain.engine import (
     gathered_for,
     gradient_norm,
     initialise_distributed,
+    take_step,
 )
 from pretrain.exports import Export, export_of
 from pretrain.growth import continued, pin
+from pretrain.history import recorded_end, try_record
 from pretrain.initialise import check_init_from, start_from
 from pretrain.methods import Method, Normalisation, build_method, check_sources, export_folder
+from pretrain.nccl import dump_flight_recorder, set_defaults
 from pretrain.normalisation import choose_normalisation, keep_normalisation, resolve_normalisation
 from pretrain.optim import set_rates
 from pretrain.progress import Window, memory_gb, progress_line
 from pretrain.run_folder import alone_in, begun_config, check_run_folder, write_config
 from pretrain.scaling import resolve_auto
-from pretrain.schedules import Timeline, learning_rate, weight_decay
+from pretrain.schedules import Timeline, check_warmup, learning_rate, weight_decay
 from pretrain.schema import Config
-from pretrain.stopping import EXIT_STOPPED, StopRequest
+from pretrain.startup import StartUp
+from pretrain.stopping import EXIT_STOPPED, EXIT_TROUBLE, StopRequest
 from pretrain.tracking import Tracker
-from pretrain.watchdog import Watchdog
+from pretrain.watchdog import STACKS, Limits, Watchdog
 
 
-def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
+def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp | None = None) -> Path:
     """Train what `config` says, continuing from the last checkpoint if there is one. Returns the run folder.
 
     Run by every rank of a distributed job, or by one process. Raises ConfigError before anything is started or
-    written when it can't run; ends with exit code 85 when a signal asked it to stop after a checkpoint. `stop` is the
-    request that the caller has installed already, before its slow imports.
+    written when it can't run; ends with exit code 85 when a signal asked it to stop after a checkpoint, and with 87
+    when training went wrong. `stop` is the request that the caller has installed already, before its slow imports, and
+    `startup` the clock that it started.
     """
     stop = stop or StopRequest.install()  # before the slow part, so that an early signal does not kill us
+    startup = startup or StartUp(age=0.0)
     device = choose_device(config)
     check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_encoder(config)
+    startup.mark("encoder check")
     datasets = open_datasets(config.data)
     config, chosen = resolve(config, datasets)
     folder = check_run_folder(config)
@@ -76,21 +83,41 @@ def pretrain(config: Config, stop: StopRequest | None = None) -> Path:
     if not Checkpoints(folder, config.checkpoint).all():  # a run that has begun needs init_from no more
         check_init_from(config)
     torch.set_num_threads(config.engine.threads or cores_per_process())
+    startup.mark("data")
 
-    watchdog = Watchdog(config.engine.hang_seconds)
-    with alone_in(folder) if os.environ.get("RANK", "0") == "0" else nullcontext(), watchdog:
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    limits, about = Limits.of(config.engine, world_size), dict[str, Any](step=0)
+    with ExitStack() as held:
+        if rank == 0:
+            held.enter_context(alone_in(folder))
+            held.enter_context(recorded_end(folder, about))
+        watchdog = held.enter_context(Watchdog(limits, folder, rank, world_size, dump_flight_recorder))
+        if device.type == "cuda":
+            set_defaults(folder / STACKS)
         rank, world_size = initialise_distributed(device)
+        startup.mark("process group")
         if rank == 0:
             write_config(folder, config)
             print("\n".join(chosen), end="\n" if chosen else "", flush=True)
-        trainer = Trainer(config, folder, sampler, normalisation, device, rank, world_size)
+        trainer = Trainer(config, folder, sampler, normalisation, device, rank, world_size, startup)
+        code = EXIT_STOPPED
         try:
             trainer.train(stop, watchdog)
+        except TroubleError as trouble:  # on all ranks alike
+            code = EXIT_TROUBLE
+            about["reason"] = trouble.reason
+            if rank == 0:
+                print(f"error: {trouble}", file=sys.stderr, flush=True)
         finally:
-            trainer.close()
-        dist.barrier()  # a launcher takes the first rank that ends with 85 for a failure and kills the others
-    if trainer.step < trainer.timeline.total_steps:
-        sys.exit(EXIT_STOPPED)
+            about["step"] = trainer.step
+            with watchdog.allowing("end"):
+                trainer.close()
+        with watchdog.allowing("end"):
+            dist.barrier()  # a launcher takes the first rank that ends with 85 for a failure and kills the others
+        if trainer.step < trainer.timeline.total_steps:
+            if code == EXIT_STOPPED:
+                about["reason"] = f"stopped by {stop.by}" if stop.by else "stopped: another rank was asked to"
+            sys.exit(code)
     return folder
 
 
@@ -126,8 +153,10 @@ class Trainer:
         device: torch.device,
         rank: int,
         world_size: int,
+        startup: StartUp | None = None,
     ) -> None:
         self.config, self.folder, self.device = config, folder, device
+        self.startup = startup or StartUp(age=0.0)
         self.rank, self.world_size = rank, world_size
         self.normalisation = normalisation
         self.checkpoints = Checkpoints(folder, config.checkpoint)
@@ -150,52 +179,64 @@ class Trainer:
         )
         check_ranks_agree(self.loader, normalisation, world_size, device)
         self.timeline = Timeline.of(config.train, sampler.steps_per_epoch)
-        warmup = self.timeline.steps(config.optim.warmup_epochs)
-        if warmup > self.timeline.total_steps:
-            raise ConfigError(
-                f"optim.warmup_epochs {config.optim.warmup_epochs:g} is {warmup} steps, more than the "
-                f"{self.timeline.total_steps} of the run; the rate would never reach its peak"
-            )
+        check_warmup(config.optim, self.timeline)
         self.lr = learning_rate(config.optim, config.train.batch_size, self.timeline)
         self.weight_decay = weight_decay(config.optim, self.timeline)
         torch.manual_seed(config.seed)
         self.method: Method = build_method(config, normalisation, self.timeline)
         if config.init_from is not None and saved is None:
             self._say("\n".join(start_from(self.method, config.init_from, config.method.name)))
+        self.startup.mark("model")
         self.engine = build_engine(config, self.method, device, world_size)
+        self.startup.mark("engine")
         self.gathered = gathered_for(config.engine.zero_stage)
         self.last_checkpoint: Path | None = None
-        self.step = 0 if saved is None else self._resume(saved)
+        self.step = self.first = 0 if saved is None else self._resume(saved)
+        self.startup.mark("resume")
         self.tracker = Tracker(folder, config, self.step) if rank == 0 else None
+        self.startup.mark("tracking")
         self.window = Window(self.step)
         self.drawing = Drawing(config, device)
+        self.diagnostics = Diagnostics(
+            config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank
+        )
 
     def train(self, stop: StopRequest, watchdog: Watchdog) -> None:
         """Run to the end of the timeline, or to the end of the step in which a stop is requested."""
         self._announce()
+        self._say(self.diagnostics.begin(self.step))
         self.engine.train()
         steps = DeviceSteps(self.loader, self.step, self.device)
         while self.step < self.timeline.total_steps:
-            watchdog.feed()
+            watchdog.step(self.step + 1)
             micro_batches, digest = next(steps)
+            watchdog.phase("step")
             share_mask_counts(micro_batches, self.world_size)
             self.method.before_step(self.step, micro_batches, self.look)
+            self.diagnostics.before_step()
             metrics, grad_norm = self.optimizer_step(micro_batches)
             agreed = agree({**metrics, **self.signals(digest, stop)}, self.device)
             stopping = agreed.any("stop")
-            check_finite(agreed.by_rank["loss"], grad_norm, self.step + 1, str(self.last_checkpoint or "") or None)
-            self.method.after_step(self.step, self.gathered)
+            if self.diagnostics.took(self.step, agreed, grad_norm, micro_batches):
+                self.method.after_step(self.step, self.gathered)
             self.step += 1
-            self.report(self.summary(metrics, agreed), grad_norm, micro_batches)
+            if self.step == self.first + 1:
+                self._started()
+            with self.window.paused(), watchdog.allowing("diagnostics"):
+                looked = self.diagnostics.look(self.step, micro_batches)
+            with watchdog.allowing("report"):
+                self.report(self.summary(metrics, agreed) | looked, grad_norm, micro_batches, at_once=bool(looked))
             finished = stopping or self.step == self.timeline.total_steps
             if finished or self._is_checkpoint() or self._is_milestone():
-                self.save()
+                with watchdog.allowing("checkpoint"):
+                    self.save()
             if stopping and self.step < self.timeline.total_steps:
                 self._say(
                     f"stopped after step {self.step} as asked; the same command continues from {self.last_checkpoint}"
                 )
                 return
-        self.publish()
+        with watchdog.allowing("publish"):
+            self.publish()
 
     def look(self, batch: Batch) -> None:
         """A forward pass that nothing is learned from."""
@@ -215,7 +256,7 @@ class Trainer:
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / len(micro_batches)
             if position == len(micro_batches) - 1:
                 norm = gradient_norm(self.engine)
-            self.engine.step()
+            take_step(self.engine, norm)
         if norm is None and self.engine.get_global_grad_norm() is not None:
             norm = float(self.engine.get_global_grad_norm())
         totals["lr"], totals["weight_decay"] = torch.tensor(rate), torch.tensor(decay)
@@ -224,7 +265,8 @@ class Trainer:
     def signals(self, digest: int, stop: StopRequest) -> dict[str, float]:
         """What this rank tells the others each step: whether it was asked to stop, the bad samples it met since the
         start, and a digest of the ids that it really saw, a proof of the order of data."""
-        return {"stop": float(stop.requested), "bad_samples": float(self.loader.num_bad), "ids_digest": float(digest)}
+        own = {"stop": float(stop.requested), "bad_samples": float(self.loader.num_bad), "ids_digest": float(digest)}
+        return own | self.diagnostics.signals()
 
     def summary(self, metrics: dict[str, Tensor], agreed: Agreed) -> dict[str, float]:
         """The step in numbers that hold for all ranks."""
@@ -233,11 +275,13 @@ class Trainer:
         values["bad_samples"] = int(agreed.total("bad_samples"))
         return values
 
-    def report(self, metrics: dict[str, float], grad_norm: float | None, micro_batches: list[Batch]) -> None:
-        """Write metrics and pictures down when it is time to."""
+    def report(
+        self, metrics: dict[str, float], grad_norm: float | None, micro_batches: list[Batch], at_once: bool = False
+    ) -> None:
+        """Write metrics and pictures down when it is time to, or the metrics at once."""
         tracking = self.config.tracking
         last = self.step == self.timeline.total_steps
-        if self.step % tracking.log_every_steps == 0 or self.step == 1 or last:  # the first: a sign of life
+        if self.step % tracking.log_every_steps == 0 or self.step == 1 or last or at_once:
             epoch = self.timeline.epoch(self.step)
             if grad_norm is not None:
                 metrics["grad_norm"] = grad_norm
@@ -245,11 +289,12 @@ class Trainer:
             metrics["memory_gb"] = memory_gb(self.device)
             metrics |= self.method.schedules(self.step - 1)
             if self.tracker:
+                changes = self.diagnostics.watch(self.step, epoch, metrics)
                 self.tracker.metrics(self.step, metrics)
                 seconds = self.window.seconds_per_step
                 self.tracker.say(progress_line(self.step, self.timeline.total_steps, epoch, metrics, seconds))
-                for alarm in alarms(self.config, metrics, epoch):
-                    self.tracker.say(f"ALARM: {alarm}")
+                for change in changes:
+                    self.tracker.alarm(change.name, change.text, change.begins)
         every = tracking.pictures_every_steps
         if every and (self.step % every == 0 or self.step == 1 or last):
             with self.window.paused():
@@ -309,6 +354,14 @@ class Trainer:
     def _is_checkpoint(self) -> bool:
         config = self.config.checkpoint
         return self.step % config.every_steps == 0 or self.timeline.is_due(self.step, config.every_epochs)
+
+    def _started(self) -> None:
+        """The first step is made: say how long that took, and why."""
+        self.startup.mark("first step")
+        self._say(self.startup.line())
+        if self.rank == 0:
+            about = self.startup.details(os.environ, self.world_size)
+            try_record(self.folder, "started", step=self.first, zero_stage=self.config.engine.zero_stage, **about)
 
     def _announce(self) -> None:
         config, module = self.config, self.export().module

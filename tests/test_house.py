@@ -34,7 +34,9 @@ LIGHT_MODULES = (
     "launch.training",
     "pretrain.config",
     "pretrain.schedules",
+    "pretrain.startup",
     "pretrain.stopping",
+    "pretrain.watchdog",
     "slurm",
 )
 

@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -179,6 +179,13 @@ def in_order(dataset: Dataset, first: int, last: int, batch_size: int) -> Iterat
     for start in range(first, last, batch_size):
         shards = dataset.shards_of([start, min(start + batch_size, last) - 1])
         yield [Need(dataset, shard) for shard in range(int(shards[0]), int(shards[-1]) + 1)]
+
+
+def in_batches(dataset: Dataset, samples: Sequence[int], batch_size: int) -> Iterator[list[Need]]:
+    """The needs of who reads these samples, wherever they lie, `batch_size` at a time."""
+    for start in range(0, len(samples), batch_size):
+        shards = dataset.shards_of(samples[start : start + batch_size]).tolist()
+        yield [Need(dataset, shard) for shard in dict.fromkeys(shards)]
 
 
 def _size(need: Need) -> int:

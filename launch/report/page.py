@@ -44,11 +44,12 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     return out
 
 
-def refresh(target: Path) -> None:
+def refresh(target: str | Path) -> None:
     """Write `report.html` anew into the run that `target` is, or is a checkpoint or encoder of; nothing where it is
     none. Never raises: a page is no reason to lose a training or a probe."""
     try:
-        folder = next((place for place in (target, *target.absolute().parents[:3]) if _is_run(place)), None)
+        path = Path(target).expanduser()
+        folder = next((place for place in (path, *path.absolute().parents[:3]) if _is_run(place)), None)
         if folder is not None:
             write_report([folder])
     except Exception as error:

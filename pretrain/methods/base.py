@@ -81,6 +81,10 @@ class Method(nn.Module):
         """The tokenizer that is exported, where there is no encoder to export; see `tokenizers/saved.py`."""
         return None
 
+    def averages(self) -> list[tuple[nn.Module, nn.Module]]:
+        """The slow averages and what each follows: the parameters of the former have the names of the latter's."""
+        return []
+
     def pinned(self) -> dict[str, str]:
         """Checksums of the files beside the data that the run learns from: it may be resumed with these only."""
         return {}

@@ -163,6 +163,9 @@ class Dino(Method):
         total.zero_()
         count.zero_()
 
+    def averages(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(slow, getattr(self, name)) for name, slow in self.teacher.items()]
+
     def frozen_encoder(self) -> Encoder | None:
         return self.teacher["encoder"]
 

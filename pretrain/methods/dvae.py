@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
 from pretrain.methods.base import Gathered, Method, Normalisation, already_whole, follow
@@ -92,6 +92,9 @@ class Dvae(Method):
         super().after_step(step, gathered)
         self.usage.close_step()
         follow(self.average, self.network, 1 - self.config.average_momentum, gathered)
+
+    def averages(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.average, self.network)]
 
     def frozen_encoder(self) -> None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pretrain.schema.diagnostics import ALARMS, AlarmName, DiagnosticsConfig
 from pretrain.schema.encoders import (
     BeitConfig,
     EncoderConfig,
@@ -36,12 +37,15 @@ from pretrain.schema.run import (
 )
 
 __all__ = [
+    "ALARMS",
     "AggregationConfig",
+    "AlarmName",
     "BeitConfig",
     "CacheConfig",
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "DiagnosticsConfig",
     "DinoConfig",
     "DvaeConfig",
     "EncoderConfig",

@@ -18,6 +18,7 @@ from pydantic import (
 from data_pipelines.crops.executors import ExecutorName
 from data_pipelines.crops.views import Share, Views, section
 from pretrain.combinations import check_combinations
+from pretrain.schema.diagnostics import DiagnosticsConfig
 from pretrain.schema.encoders import EncoderConfig
 from pretrain.schema.methods import MethodConfig
 
@@ -166,7 +167,9 @@ class EngineConfig:
     activation_checkpointing: bool = False
     compile: bool = False  # the encoder's blocks
     threads: PositiveInt | None = None  # torch's, per process; default: the cores this process may use
-    hang_seconds: PositiveFloat | None = 1800.0  # a step or save that takes longer ends the process with its stacks
+    hang_seconds: PositiveFloat | None = 1800.0  # what takes longer ends the job, with stacks; null: nothing does
+    hang_factor: Annotated[float, Field(gt=1)] = 20.0  # and so does a step of so many times the median
+    hang_floor_seconds: PositiveFloat = 180.0  # but not before
     deepspeed: dict[str, Any] = Field(default_factory=dict)  # further DeepSpeed keys, passed through
 
     @model_validator(mode="after")
@@ -235,6 +238,7 @@ class Config:
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Config:

@@ -56,6 +56,12 @@ class Tracker:
         """A line for the person who watches."""
         print(text, flush=True)
 
+    def alarm(self, name: str, text: str, begins: bool) -> None:
+        """Tell of an alarm that begins, or is over."""
+        self.say(f"ALARM {name}: {text}" if begins else f"alarm {name} is {text}")
+        if begins:
+            self.wandb.alert(f"{self.config.name}: {name}", text)
+
     def close(self) -> None:
         """Finish the files and, within a limit, the wandb run."""
         self.file.close()
@@ -117,6 +123,9 @@ class WandbRun:
             run.log({name: wandb.Image(picture, caption=caption)}, step=step)
 
         self._guard(send)
+
+    def alert(self, title: str, text: str) -> None:
+        self._guard(lambda run: run.alert(title=title, text=text, level="WARN", wait_duration=0))
 
     def summary(self, values: Mapping[str, float]) -> None:
         self._guard(lambda run: run.summary.update(dict(values)))

@@ -88,7 +88,10 @@ def crops(size: tuple[int, int]) -> Tensor:
 
 @pytest.mark.parametrize(
     "config",
-    [SWIN, PvtConfig(dims=(16, 32), depths=(1, 1), heads=(1, 2), mlp_ratios=(2, 2), sr=(2, 1), reduction="pool", patch=2)],
+    [
+        SWIN,
+        PvtConfig(dims=(16, 32), depths=(1, 1), heads=(1, 2), mlp_ratios=(2, 2), sr=(2, 1), reduction="pool", patch=2),
+    ],
     ids=["swin", "pvt"],
 )
 def test_pyramids_have_no_class_token_and_show_their_tokens(config: EncoderConfig) -> None:

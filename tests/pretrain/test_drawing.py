@@ -27,7 +27,11 @@ def drawn(data: dict[str, Any], name: str) -> dict[int, np.ndarray[Any, Any]]:
 
 
 #: What each shows, and how many of its columns of 64 px are the image itself (MAE and MIM: and its mask).
-KINDS = {"dino": ("attention-of-the-teacher's-class-token", 1), "mae": ("reconstructions", 2), "codes": ("attention", 1)}
+KINDS = {
+    "dino": ("attention-of-the-teacher's-class-token", 1),
+    "mae": ("reconstructions", 2),
+    "codes": ("attention", 1),
+}
 
 
 @pytest.mark.parametrize("method", list(KINDS))

@@ -18,7 +18,8 @@ from tiny import build, config_data, random_batch
 from pretrain.batches import share_mask_counts
 from pretrain.checkpoint import ResumeState, check_resume, read_state
 from pretrain.config import ConfigError, parse_config
-from pretrain.diagnostics import alarms
+from pretrain.diagnostics.alarms import Alarms, Moment
+from pretrain.diagnostics.collapse import collapse_rules
 from pretrain.encoders.load import find_encoder, load_any
 from pretrain.methods import check_sources
 from pretrain.methods.dvae import gumbel_noise
@@ -594,6 +595,9 @@ def test_a_folder_without_a_tokenizer_says_what_it_holds(shards: Path) -> None:
 def test_a_dead_codebook_raises_an_alarm(method: str, shards: Path, tmp_path: Path) -> None:
     config = parse_config(config_data(method, "vit", shards, tmp_path))
     cases = ((0.02, 2.0), (0.02, 0.5), (0.6, 2.0))
-    said = [alarms(config, {"codes_used": used, "code_perplexity": 1.5}, epoch) for used, epoch in cases]
+    rules = [rule for rule in collapse_rules(config, Timeline(100, 10.0)) if rule.name == "dead_codes"]
+    said = [
+        [change.text for change in Alarms(rules).look(Moment(80, epoch, {"codes_used": used}))] for used, epoch in cases
+    ]
     assert [len(alarm) for alarm in said] == [1, 0, 0]
     assert "only 2.0% of the codes" in said[0][0]

@@ -1,0 +1,205 @@
+"""k-NN accuracy of the frozen encoder while it trains, on labelled images that are not trained on.
+
+The run's data stay unlabelled to it: the labels are only looked at here, and nothing of what comes out is learned from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data_pipelines.center import center_crops
+from data_pipelines.remote.urls import redact
+from data_pipelines.shards.index import Dataset, open_dataset
+from eval.knn import knn_accuracy
+from pretrain.config import ConfigError
+from pretrain.diagnostics.features import frozen_features
+from pretrain.encoders import Encoder
+from pretrain.encoders.saved import headline_feature
+from pretrain.schema import Config
+
+CHUNK = 64  # images of a forward pass: always the same ones together, so that their number of ranks changes no bit
+FEWEST = 30  # labelled samples of which an accuracy says anything
+SEED = 0  # of which samples are taken: the same ones in every run, so that runs compare
+
+
+@dataclass(frozen=True)
+class KnnData:
+    """The labelled samples that vote and those that are classified."""
+
+    dataset: Dataset
+    bank: np.ndarray  # sample numbers
+    queries: np.ndarray
+    num_classes: int
+
+
+def find_data(config: Config) -> tuple[str | None, str]:
+    """The shards that k-NN takes, and a line that says so; None with the reason where there are none.
+
+    Raises ConfigError where shards are named that can't be taken. Reads the names of files only.
+    """
+    settings = config.diagnostics
+    if settings.knn_every_epochs is None or config.method.name in ("dvae", "vqkd"):
+        return None, ""
+    height, width = config.views.global_size
+    off = "online k-NN is off: "
+    if height != width:
+        return None, f"{off}it takes squares and views.global_crops are {height}x{width} px"
+    if settings.knn_data is not None:
+        return settings.knn_data, _on(config, settings.knn_data)
+    advice = "; diagnostics.knn_data=LABELLED_SHARDS turns it on, knn_every_epochs=null drops this line"
+    if not isinstance(config.data.train, str):
+        return None, f"{off}the run learns from several data sets{advice}"
+    folder = Path(config.data.train).expanduser()
+    if not folder.is_dir() or not any(folder.glob("val-*.tar")):
+        return None, f"{off}there are no val-*.tar in {redact(config.data.train)}{advice}"
+    return config.data.train, _on(config, config.data.train)
+
+
+def _on(config: Config, spec: str) -> str:
+    settings = config.diagnostics
+    return (
+        f"online k-NN every {settings.knn_every_epochs:g} epochs: {settings.knn_queries} labelled samples of "
+        f"{redact(spec)} by the nearest of {settings.knn_bank} others"
+    )
+
+
+def open_data(spec: str, num_bank: int, num_queries: int) -> KnnData:
+    """Bank and queries out of the labelled samples of `spec` (of a folder, its val split), without overlap.
+
+    Of fewer than are asked for, the shares stay. Raises ValueError where there are too few, or one class.
+    """
+    dataset = open_dataset(spec, "val")
+    labelled = np.flatnonzero(dataset.labels >= 0)
+    wanted = num_bank + num_queries
+    if len(labelled) < min(FEWEST, wanted):
+        raise ValueError(
+            f"{redact(spec)} has {len(labelled)} labelled samples of {dataset.num_samples}; k-NN needs {FEWEST} at "
+            "least"
+        )
+    share = min(1.0, len(labelled) / wanted)
+    chosen = np.random.default_rng(SEED).permutation(labelled)
+    num_bank = max(1, int(num_bank * share))
+    bank, queries = chosen[:num_bank], chosen[num_bank : num_bank + max(1, int(num_queries * share))]
+    labels = dataset.labels[chosen[: num_bank + len(queries)]]
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"all labelled samples of {redact(spec)} are of one class; k-NN tells classes apart")
+    return KnnData(dataset, np.sort(bank), np.sort(queries), int(labels.max()) + 1)
+
+
+class OnlineKnn:
+    """Measures the accuracy, on all ranks together. The data are opened when they are first needed, but where they
+    are named by the configuration at once, so that a mistake shows before training.
+
+    normalise: from crops as stored to what the encoder takes.
+    """
+
+    def __init__(self, config: Config, normalise: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        self.settings, self.config = config.diagnostics, config
+        self.headline = headline_feature(config)
+        self.normalise, self.device = normalise, device
+        self.seconds = 0.0  # spent here since the start
+        self.spec, self.line = find_data(config)
+        self._data: KnnData | None = None
+        if self.spec is not None and self.settings.knn_data is not None:
+            try:
+                self._data = self._open()
+            except (ValueError, FileNotFoundError) as error:
+                raise ConfigError(f"diagnostics.knn_data: {error}") from error
+
+    @property
+    def is_on(self) -> bool:
+        return self.spec is not None
+
+    def measure(self, encoder: Encoder) -> dict[str, float]:
+        """knn_top1 of the queries, its standard error, and the seconds it took; inside of `evaluating`. Collective.
+
+        The same to the last bit on any number of ranks of one kind. Without data that serve, {} and never again.
+        """
+        began = time.monotonic()
+        if not self._ready():
+            return {}
+        assert self._data is not None
+        data = self._data
+        samples = np.concatenate([data.bank, data.queries])
+        features, read = self._features(encoder, samples)
+        labels = torch.from_numpy(data.dataset.labels[samples].astype(np.int64)).to(self.device)
+        bank, queries = torch.zeros_like(read), torch.zeros_like(read)
+        bank[: len(data.bank)], queries[len(data.bank) :] = read[: len(data.bank)], read[len(data.bank) :]
+        if not bank.any() or not queries.any():
+            return {}
+        k = min(self.settings.knn_k, int(bank.sum()))
+        accuracy = knn_accuracy(
+            features[bank], labels[bank], features[queries], labels[queries], num_classes=data.num_classes, ks=(k,)
+        )[k]["top1"]
+        seconds = time.monotonic() - began
+        self.seconds += seconds
+        error = (accuracy * (1 - accuracy) / int(queries.sum())) ** 0.5
+        return {"knn_top1": accuracy, "knn_standard_error": error, "knn_seconds": seconds}
+
+    def _open(self) -> KnnData:
+        assert self.spec is not None
+        return open_data(self.spec, self.settings.knn_bank, self.settings.knn_queries)
+
+    def _ready(self) -> bool:
+        """Whether all ranks have the data; opens them. Collective until they are there."""
+        if self._data is None:
+            try:
+                self._data = self._open()
+            except (ValueError, OSError) as error:
+                self.line = f"online k-NN is off: {error}"
+        there = torch.tensor(float(self._data is not None), device=self.device)
+        if dist.is_initialized():
+            dist.all_reduce(there, dist.ReduceOp.MIN)
+        if not there:
+            self.spec = None
+        return bool(there)
+
+    def _features(self, encoder: Encoder, samples: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Features (n, d) of all samples on every rank, and which of them could be read (n,) bool.
+
+        Chunk c is rank c mod R's. Every rank makes equally many forward passes: under ZeRO 3 they are collective.
+        """
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        chunks = [samples[first : first + CHUNK] for first in range(0, len(samples), CHUNK)]
+        mine = chunks[rank::world_size]
+        rounds = -(-len(chunks) // world_size)
+        size, data = self.config.views.global_size[0], self.config.data
+        read = torch.zeros(len(samples), device=self.device)
+        place = {int(sample): position for position, sample in enumerate(samples)}
+        features = None
+        passes = 0
+        for images, numbers in self._crops(mine, size):
+            values = frozen_features(encoder, self.normalise(images.to(self.device)), self.headline)
+            features = values.new_zeros(len(samples), values.shape[1]) if features is None else features
+            where = torch.tensor([place[number] for number in numbers.tolist()], device=self.device)
+            features[where], read[where] = values, 1.0
+            passes += 1
+        kind = torch.uint16 if data.bits == 16 else torch.uint8
+        for _ in range(passes, rounds):
+            blank = torch.zeros(1, data.channels, size, size, dtype=kind, device=self.device)
+            values = frozen_features(encoder, self.normalise(blank), self.headline)
+            features = values.new_zeros(len(samples), values.shape[1]) if features is None else features
+        assert features is not None
+        if world_size > 1:  # each row is some rank's, and zero on the others
+            dist.all_reduce(features)
+            dist.all_reduce(read)
+        return features, read > 0
+
+    def _crops(self, chunks: list[np.ndarray], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The readable images of each chunk, with their sample numbers."""
+        assert self._data is not None
+        data = self.config.data
+        samples = [int(sample) for chunk in chunks for sample in chunk]
+        for images, _, numbers in center_crops(
+            self._data.dataset, size, batch_size=CHUNK, channels=data.channels, bits=data.bits, samples=samples,
+            threads=data.threads,
+        ):  # fmt: skip
+            yield images, numbers

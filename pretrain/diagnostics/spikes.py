@@ -1,0 +1,69 @@
+"""Steps whose loss or gradient lies far above what it was."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
+
+from pretrain.diagnostics.alarms import Moment
+
+MAD_TO_DEVIATION = 1.4826  # of a normal distribution
+
+
+@dataclass
+class Spikes:
+    """Counts a value's spikes: above its running median by `deviations` robust standard deviations, and `ratio` times.
+
+    The median and the median absolute deviation (MAD) are those of the last `window` values. The alarm stands until
+    `calm` steps have passed without another.
+    """
+
+    name: str
+    what: str
+    advice: str
+    ratio: float
+    deviations: float = 10.0
+    window: int = 200
+    calm: int = 100
+    count: int = 0
+    _values: deque[float] = field(default_factory=deque)
+    _last: tuple[int, float, float] | None = None  # step, value, the median then
+
+    def add(self, step: int, value: float | None) -> None:
+        """The value of a finished step; those that are not finite are another alarm's."""
+        if value is None or not math.isfinite(value):
+            return
+        if len(self._values) >= min(20, self.window):
+            middle = median(self._values)
+            mad = median(abs(each - middle) for each in self._values)
+            if value > self.ratio * abs(middle) and value > middle + self.deviations * MAD_TO_DEVIATION * mad:
+                self.count += 1
+                self._last = (step, value, middle)
+        self._values.append(value)
+        if len(self._values) > self.window:
+            self._values.popleft()
+
+    def can_tell(self, now: Moment) -> bool:
+        return True
+
+    def trouble(self, now: Moment, standing: bool) -> str | None:
+        if self._last is None or now.step - self._last[0] >= self.calm:
+            return None
+        step, value, middle = self._last
+        return (
+            f"{self.what} was {value:.3g} in step {step} (expected: about its median of {middle:.3g}); "
+            f"{self.count} such step(s) since the start. {self.advice}"
+        )
+
+
+def gradient_spikes() -> Spikes:
+    """Of the gradients' global norm, before clipping."""
+    advice = "Set optim.clip_grad to some times the median, lower optim.lr, or lengthen optim.warmup_epochs"
+    return Spikes("gradient_spikes", "the gradient norm", advice, ratio=4.0)
+
+
+def loss_spikes() -> Spikes:
+    """Of the loss."""
+    return Spikes("loss_spikes", "the loss", "Lower optim.lr, or set optim.clip_grad", ratio=1.25)

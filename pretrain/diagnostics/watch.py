@@ -1,0 +1,233 @@
+"""What the training loop holds of diagnostics: one object a rank, asked once a step and once a log line."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_pipelines.files import write_json
+from data_pipelines.loader import Batch, Loader
+from pretrain.agreement import Agreed, tell_all
+from pretrain.batches import seed_dropout
+from pretrain.checkpoint import Checkpoints
+from pretrain.diagnostics.alarms import Alarms, Change, Moment
+from pretrain.diagnostics.clock import ForwardClock, SlowestRank
+from pretrain.diagnostics.collapse import collapse_rules, derived
+from pretrain.diagnostics.features import MOST_ROWS, evaluating, feature_statistics, frozen_features, rows_of_all_ranks
+from pretrain.diagnostics.knn import OnlineKnn
+from pretrain.diagnostics.learning import Slow, learning_rules
+from pretrain.diagnostics.non_finite import (
+    TroubleError,
+    check_finite,
+    find_in_backward,
+    find_in_forward,
+    find_in_weights,
+    in_words,
+    samples_of,
+    what_is_wrong,
+)
+from pretrain.diagnostics.spikes import gradient_spikes, loss_spikes
+from pretrain.diagnostics.weights import weight_statistics
+from pretrain.encoders.saved import headline_feature
+from pretrain.history import read_history, record
+from pretrain.methods import Method
+from pretrain.schedules import Cosine, Steps, Timeline
+from pretrain.schema import ALARMS, Config, MimConfig
+
+
+class Diagnostics:
+    """The alarms of a run on one rank, its k-NN, and what is done about values that are not finite.
+
+    Nothing here changes what is learned: forward passes are in evaluation mode, and whatever they count is put back.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        engine: Any,
+        method: Method,
+        loader: Loader,
+        timeline: Timeline,
+        rate: Cosine | Steps,
+        device: torch.device,
+        rank: int,
+    ) -> None:
+        self.config, self.settings, self.folder = config, config.diagnostics, folder
+        self.engine, self.method, self.loader = engine, method, loader
+        self.timeline, self.device, self.rank = timeline, device, rank
+        self.spikes = (loss_spikes(), gradient_spikes())
+        codes = isinstance(config.method, MimConfig) and config.method.target == "codes"
+        rules = [
+            *self.spikes,
+            *collapse_rules(config, timeline, method.target.num_outputs if codes else None),
+            *learning_rules(config, timeline, rate.peak, rate.warmup_steps),
+        ]
+        self.slow = next(rule for rule in rules if isinstance(rule, Slow))
+        self.alarms = Alarms(rules, self.settings.stop_on, self.settings.patience)
+        self.knn = OnlineKnn(config, method.normalise, device)
+        self.clock = ForwardClock(method, device)
+        self.kept: list[Tensor] | None = None  # the method's buffers before the step, where a step may be left out
+        self.began = time.monotonic()
+
+    def begin(self, step: int) -> str:
+        """What the ranks must know of each other; what to say of k-NN. Collective, once, at optimizer step `step`."""
+        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        events = read_history(self.folder) if self.rank == 0 else []
+        skipped = [event["step"] for event in events if event.get("skipped") and event["step"] <= step]
+        told = tell_all({"host": host, "skipped": skipped}, self.device)
+        self.skipped: set[int] = set(told[0]["skipped"])
+        self.slowest = SlowestRank([each["host"] for each in told])
+        self.began = time.monotonic()
+        return self.knn.line
+
+    def before_step(self) -> None:
+        """Remember what a step that is left out must not change."""
+        if self.settings.skip_non_finite:
+            self.kept = [buffer.clone() for buffer in self.method.buffers()]
+
+    def signals(self) -> dict[str, float]:
+        """What this rank tells the others each step: rank 0, that an alarm ends the run; all, how long they compute."""
+        fatal = self.alarms.fatal() if self.rank == 0 else None
+        return {"trouble": 0.0 if fatal is None else 1.0 + ALARMS.index(fatal), "forward_seconds": self.clock.read()}
+
+    def took(self, step: int, agreed: Agreed, grad_norm: float | None, micro_batches: list[Batch]) -> bool:
+        """Whether optimizer step `step` (from 0) was taken, or left out for its gradients; the same on all ranks.
+
+        Raises NonFiniteError where values are not finite and the step may not be left out, and TroubleError where an
+        alarm of `stop_on` has stood for too long: on every rank alike.
+        """
+        losses = agreed.by_rank["loss"]
+        wrong = what_is_wrong(losses, grad_norm, step + 1)
+        if wrong is not None:
+            return self._lost(step, losses, grad_norm, wrong, micro_batches)
+        trouble = int(max(agreed.by_rank["trouble"]))
+        if trouble:
+            raise self._trouble(ALARMS[trouble - 1])
+        self.slowest.add(agreed.by_rank["forward_seconds"])
+        for spikes, value in zip(self.spikes, (agreed.mean("loss"), grad_norm), strict=True):
+            spikes.add(step + 1, value)
+        return True
+
+    def look(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
+        """After `step` steps: what the weights and the frozen encoder say, when it is time to look. Collective."""
+        every, encoder = self.settings.inspect_every_steps, self.method.frozen_encoder()
+        inspects = every and (step % every == 0 or step in (1, self.timeline.total_steps))
+        measures = self.knn.is_on and self.timeline.is_due(step, self.settings.knn_every_epochs)
+        if not inspects and not measures:
+            return {}
+        found: dict[str, float] = {}
+        with evaluating(self.engine, self.config.engine.precision, self.device):
+            if inspects:
+                found |= weight_statistics(self.method, self.device)
+                if encoder is not None:
+                    found |= feature_statistics(self._features(micro_batches))
+            if measures and encoder is not None:
+                found |= self.knn.measure(encoder)
+                found["knn_share"] = self.knn.seconds / max(time.monotonic() - self.began, 1e-9)
+        return found
+
+    def watch(self, step: int, epoch: float, metrics: dict[str, float]) -> list[Change]:
+        """Take a log line in, on rank 0: alarms that begin or are over. What stands is added to `metrics`."""
+        if self.slow.can_tell(Moment(step, epoch, metrics)):
+            self.slow.suspect = self.slowest.named()
+        changes = self.alarms.look(Moment(step, epoch, {**metrics, **derived(self.config, metrics)}))
+        metrics |= self.alarms.metrics() | {spikes.name: float(spikes.count) for spikes in self.spikes}
+        for change in changes:
+            record(self.folder, "alarm", step=step, name=change.name, text=change.text, begins=change.begins)
+        return changes
+
+    def _features(self, micro_batches: list[Batch]) -> Tensor:
+        """The frozen encoder's features (n, d) of the first global crops of all ranks, not more than `MOST_ROWS`."""
+        most = max(1, MOST_ROWS // len(self.slowest.hosts) // len(micro_batches))
+        encoder, name = self.method.frozen_encoder(), headline_feature(self.config)
+        rows = [
+            frozen_features(encoder, self.method.normalise(batch["global_crops"][:most, 0]), name)
+            for batch in micro_batches
+        ]
+        return rows_of_all_ranks(torch.cat(rows))
+
+    def _trouble(self, name: str) -> TroubleError:
+        """What to raise for an alarm, and which checkpoint is from before it."""
+        stands = self.alarms.standing.get(name)  # on rank 0
+        if stands is None:
+            return TroubleError(f"alarm {name}", name)
+        paths = Checkpoints(self.folder, self.config.checkpoint).all()
+        before = [path for path in paths if int(path.name[5:]) < stands.since]
+        good = f"the last checkpoint from before is {before[-1]}" if before else "no checkpoint is from before"
+        return TroubleError(
+            f"{name}, since step {stands.since}: {stands.text}. diagnostics.stop_on names it, so the run ends, without "
+            f"a checkpoint; {good}. Start a run of its own (name=...), or go on with this one without it in stop_on",
+            f"{name}: {stands.text}",
+        )
+
+    def _lost(
+        self, step: int, losses: list[float], grad_norm: float | None, wrong: str, micro_batches: list[Batch]
+    ) -> bool:
+        """Name the layer; leave the step out if that is allowed, else raise."""
+        findings = self._find(step, micro_batches)
+        rank = next((rank for rank, finding in enumerate(findings) if finding), None)
+        told = "" if rank is None else f"; on rank {rank}: {in_words(findings[rank])}"
+        # with gradients that are not finite, neither weights nor moments have changed, in any ZeRO stage
+        may_skip = grad_norm is not None and not math.isfinite(grad_norm)
+        skips = may_skip and len(self.skipped | {step + 1}) <= self.settings.skip_non_finite
+        if self.rank == 0:
+            place = self.folder / "non_finite" / f"step-{step + 1:08d}.json"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            facts = {"step": step + 1, "what": wrong, "loss_of_rank": [str(loss) for loss in losses]}
+            by_rank = {str(number): finding for number, finding in enumerate(findings) if finding}
+            write_json(place, {**facts, "grad_norm": str(grad_norm), "skipped": skips, "rank": by_rank})
+            told += f" (more in {place})"
+            record(self.folder, "alarm", step=step + 1, name="non_finite", text=wrong + told, skipped=skips)
+        if not skips:
+            last = [str(path) for path in Checkpoints(self.folder, self.config.checkpoint).all()[-1:]]
+            check_finite(losses, grad_norm, step + 1, *(last or [None]), found=told)
+        self.skipped.add(step + 1)
+        assert self.kept is not None
+        with torch.no_grad():
+            for buffer, kept in zip(self.method.buffers(), self.kept, strict=True):
+                buffer.copy_(kept)
+        if self.rank == 0:
+            left = self.settings.skip_non_finite - len(self.skipped)
+            print(f"ALARM non_finite: {wrong}{told}; the step is left out, {left} more may be", flush=True)
+        return False
+
+    def _find(self, step: int, micro_batches: list[Batch]) -> list[dict[str, Any] | None]:
+        """What each rank finds by running its micro-batches once more, with the same seeds. Collective."""
+        weights = find_in_weights(self.method)
+        findings = tell_all(self._first(find_in_forward, step, micro_batches, gradients=False), self.device)
+        if not any(findings) and weights is None:
+            findings = tell_all(self._first(find_in_backward, step, micro_batches, gradients=True), self.device)
+        every_weights = tell_all(weights, self.device)
+        return [
+            finding if own is None else {**own, **(finding or {}), "weights": own["parameters"]}
+            for finding, own in zip(findings, every_weights, strict=True)
+        ]
+
+    def _first(self, find: Any, step: int, micro_batches: list[Batch], gradients: bool) -> dict[str, Any] | None:
+        """What `find` says of the first of this rank's micro-batches of which it says something."""
+        first, precision = None, self.config.engine.precision
+        options = {"whole": self.config.engine.zero_stage < 3} if gradients else {}
+        for position, batch in enumerate(micro_batches):
+
+            def run(batch: Batch = batch, position: int = position) -> dict[str, Tensor]:
+                seed_dropout(self.config.seed, step, self.rank, position)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=precision != "fp32"):
+                    return self.method(batch, step)
+
+            with torch.set_grad_enabled(gradients):
+                found = find(self.method, run, **options)  # of all: under ZeRO 3 each is collective
+            if found and first is None:
+                first = {**found, "micro_batch": position, "samples": samples_of(batch, self._key_of)}
+        return first
+
+    def _key_of(self, dataset: int, sample: int) -> tuple[str, str]:
+        key, shard = self.loader.sampler.datasets[dataset].key(sample)
+        return key, str(getattr(shard, "name", shard))

@@ -1,0 +1,47 @@
+"""Norms of a method's weights and the distance of its slow averages, whichever rank holds which piece of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pretrain.methods import Method
+
+
+@torch.no_grad()
+def weight_statistics(method: Method, device: torch.device) -> dict[str, float]:
+    """What the weights of all ranks say. Collective.
+
+    weight_norm: of all trained parameters together. teacher_distance: norm of the difference of slow averages and
+    what they follow, relative to the norm of the latter; teacher_sum: a sum over the averages that changes when they
+    do. The last two where the method has averages.
+    """
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    sums[0] = _squares(piece_of(p) for p in method.parameters() if p.requires_grad)
+    averages = method.averages()
+    for slow, fast in averages:
+        followed = dict(fast.named_parameters())
+        for name, parameter in slow.named_parameters():
+            old, new = piece_of(parameter).float(), piece_of(followed[name]).float()
+            sums[1] += (old - new).double().square().sum()
+            sums[2] += new.double().square().sum()
+            sums[3] += old.double().sum()
+    if any(hasattr(p, "ds_tensor") for p in method.parameters()):  # else every rank has counted everything
+        dist.all_reduce(sums)
+    trained, apart, followed_norm, total = sums.tolist()
+    found = {"weight_norm": trained**0.5}
+    if averages:
+        found |= {"teacher_distance": (apart / max(followed_norm, 1e-30)) ** 0.5, "teacher_sum": total}
+    return found
+
+
+def piece_of(parameter: nn.Parameter) -> Tensor:
+    """What this rank holds of a parameter: all of it, but under ZeRO 3."""
+    return parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter.detach()
+
+
+def _squares(pieces: Iterable[Tensor]) -> Tensor:
+    return sum(piece.detach().double().square().sum() for piece in pieces)
