@@ -204,6 +204,7 @@ def probe(
 
     from eval.probe import run_probe
     from eval.report import probe_table
+    from launch.report.page import refresh
 
     measure = partial(
         run_probe,
@@ -227,9 +228,15 @@ def probe(
         from launch.following import end_when_asked, follow_run
 
         end_when_asked()
-        follow_run(Path(target), data, measure)
+
+        def measure_and_show(checkpoint: str) -> None:
+            measure(checkpoint)
+            refresh(checkpoint)
+
+        follow_run(Path(target), data, measure_and_show)
         return
     Console().print(probe_table(measure(target, out=out)))
+    refresh(target)
 
 
 @app.command(

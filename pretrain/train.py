@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipelines.buffers import map_batch
 from data_pipelines.cores import cores_per_process
 from data_pipelines.crops.any_channels import left_out_line
 from data_pipelines.files import read_json
@@ -22,13 +21,14 @@ from data_pipelines.loader import Batch
 from data_pipelines.sampler import Sampler
 from data_pipelines.shards.index import Dataset
 from pretrain.agreement import Agreed, agree
-from pretrain.batches import DeviceSteps, crop_sheet, seed_dropout, share_mask_counts
+from pretrain.batches import DeviceSteps, seed_dropout, share_mask_counts
 from pretrain.checkpoints import live
 from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState, check_resume, damage, read_state
 from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
 from pretrain.config import check_batch
 from pretrain.data import check_ranks_agree, held_out_line, loader_of, open_datasets, resolve_executor, sampler_of
 from pretrain.diagnostics import Diagnostics, TroubleError
+from pretrain.drawing import Drawing
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
     build_engine,
@@ -204,6 +204,7 @@ class Trainer:
         self.machines = SystemMetrics(folder, config, device)
         self.startup.mark("tracking")
         self.window = Window(self.step)
+        self.drawing = Drawing(config, device)
         self.diagnostics = Diagnostics(
             config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank,
             settle=self.saver.settle,
@@ -309,13 +310,10 @@ class Trainer:
             with self.window.paused():
                 self._draw(micro_batches[0])
 
-    def _draw(self, batch: Batch, count: int = 8) -> None:
-        few = map_batch(batch, lambda tensor: tensor[:count] if tensor.ndim else tensor)
-        self.engine.eval()
-        pictures = self.method.pictures(few)  # on all ranks: under ZeRO 3 a forward pass is collective
-        self.engine.train()
+    def _draw(self, batch: Batch) -> None:
+        pictures = self.drawing.pictures(self.engine, self.method, self.loader.sampler, batch)
         if self.tracker:
-            for name, picture in {"crops (global, then local)": crop_sheet(few, self.method.show), **pictures}.items():
+            for name, picture in pictures.items():
                 self.tracker.picture(self.step, name, picture)
 
     def save(self, wait: bool) -> None:
