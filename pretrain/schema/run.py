@@ -204,6 +204,8 @@ class CheckpointConfig:
     every_epochs: PositiveFloat | None = None  # and at the end of each so many epochs
     keep_last: PositiveInt = 2
     milestone_every_epochs: PositiveFloat | None = None  # these are kept for good
+    asynchronous: bool = True  # written while training goes on, from a copy in host memory; else training waits
+    on_failure: Literal["continue", "stop"] = "continue"  # when none can be written, as on a full disk
 
 
 @section
@@ -216,8 +218,12 @@ class TrackingConfig:
     """Of images that are neither grey nor RGB, the channels that pictures show: one, or red, green and blue."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online when logged in, else offline
     project: str = "selfsight"
+    entity: str | None = None  # wandb's user or team; default: that of who is logged in
     group: str | None = None
+    job_type: str = "pretrain"  # in wandb; a sweep's runs are of another
     tags: tuple[str, ...] = ()
+    notes: str | None = None  # in wandb; default: the description
+    system_every_seconds: NonNegativeFloat = 15.0  # how the machines of all nodes do; 0 is never
 
 
 @section
