@@ -25,7 +25,8 @@ from pretrain.agreement import Agreed, agree
 from pretrain.batches import DeviceSteps, crop_sheet, seed_dropout, share_mask_counts
 from pretrain.checkpoint import Checkpoints, ResumeState, agree_on, check_resume, damage, read_state
 from pretrain.config import check_batch
-from pretrain.data import check_ranks_agree, held_out_line, loader_of, open_datasets, resolve_executor, sampler_of
+from pretrain.data import check_ranks_agree, loader_of, resolve_executor
+from pretrain.datasets import held_out_line, open_datasets, sampler_of
 from pretrain.diagnostics import Diagnostics, TroubleError
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
@@ -33,12 +34,13 @@ from pretrain.engine import (
     choose_device,
     gathered_for,
     gradient_norm,
+    import_deepspeed,
     initialise_distributed,
     take_step,
 )
 from pretrain.exports import Export, export_of
 from pretrain.growth import continued, pin
-from pretrain.history import recorded_end, try_record
+from pretrain.history import recorded_end
 from pretrain.initialise import check_init_from, start_from
 from pretrain.methods import Method, Normalisation, build_method, check_sources, export_folder
 from pretrain.nccl import dump_flight_recorder, set_defaults
@@ -55,13 +57,18 @@ from pretrain.tracking import Tracker
 from pretrain.watchdog import STACKS, Limits, Watchdog
 
 
-def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp | None = None) -> Path:
+def pretrain(
+    config: Config,
+    stop: StopRequest | None = None,
+    startup: StartUp | None = None,
+    datasets: Sequence[Dataset] | None = None,
+) -> Path:
     """Train what `config` says, continuing from the last checkpoint if there is one. Returns the run folder.
 
     Run by every rank of a distributed job, or by one process. Raises ConfigError before anything is started or
     written when it can't run; ends with exit code 85 when a signal asked it to stop after a checkpoint, and with 87
-    when training went wrong. `stop` is the request that the caller has installed already, before its slow imports, and
-    `startup` the clock that it started.
+    when training went wrong. `stop` is the request that the caller has installed already, before its slow imports,
+    `startup` the clock that it started, and `datasets` what it has opened of `config.data` by then.
     """
     stop = stop or StopRequest.install()  # before the slow part, so that an early signal does not kill us
     startup = startup or StartUp(age=0.0)
@@ -69,7 +76,7 @@ def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp |
     check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_encoder(config)
     startup.mark("encoder check")
-    datasets = open_datasets(config.data)
+    datasets = datasets or open_datasets(config.data)
     config, chosen = resolve(config, datasets)
     folder = check_run_folder(config)
     normalisation = choose_normalisation(config, datasets)
@@ -94,6 +101,8 @@ def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp |
         watchdog = held.enter_context(Watchdog(limits, folder, rank, world_size, dump_flight_recorder))
         if device.type == "cuda":
             set_defaults(folder / STACKS)
+        import_deepspeed(device)
+        startup.mark("import deepspeed")
         rank, world_size = initialise_distributed(device)
         startup.mark("process group")
         if rank == 0:
@@ -220,7 +229,8 @@ class Trainer:
                 self.method.after_step(self.step, self.gathered)
             self.step += 1
             if self.step == self.first + 1:
-                self._started()
+                stage = self.config.engine.zero_stage
+                self.startup.done(self.folder, self.rank, self.world_size, step=self.first, zero_stage=stage)
             with self.window.paused(), watchdog.allowing("diagnostics"):
                 looked = self.diagnostics.look(self.step, micro_batches)
             with watchdog.allowing("report"):
@@ -356,14 +366,6 @@ class Trainer:
     def _is_checkpoint(self) -> bool:
         config = self.config.checkpoint
         return self.step % config.every_steps == 0 or self.timeline.is_due(self.step, config.every_epochs)
-
-    def _started(self) -> None:
-        """The first step is made: say how long that took, and why."""
-        self.startup.mark("first step")
-        self._say(self.startup.line())
-        if self.rank == 0:
-            about = self.startup.details(os.environ, self.world_size)
-            try_record(self.folder, "started", step=self.first, zero_stage=self.config.engine.zero_stage, **about)
 
     def _announce(self) -> None:
         config, module = self.config, self.export().module

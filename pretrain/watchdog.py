@@ -187,7 +187,8 @@ class Watchdog:
 
     def _warn(self, doing: _Doing, taken: float) -> None:
         what = f"{self._what(doing, taken)}; the job ends when it has taken {doing.limit:.0f} s"
-        print(". ".join([what, *self._whom_all_wait_for(doing)]), file=sys.stderr, flush=True)
+        who = whom_all_wait_for({}, read_beats(self._run), self._world_size) if self._run else []
+        print(". ".join([what, *who]), file=sys.stderr, flush=True)
 
     def _end(self, doing: _Doing, taken: float) -> None:
         """Say where everybody is, and end."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from pretrain.watchdog import Limits, Watchdog
 
 run, rank, world, how = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-limits = Limits(longest=20, factor=2, floor=1.0, grace=1.6, tick=0.05, beat=0.2)
+limits = Limits(longest=20, factor=2, floor=1.0, grace=3.0, tick=0.05, beat=0.2)
 
 def next_batch(number):
     if number == 20 and rank == 0 and how == "loader":
