@@ -13,11 +13,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from launch.cluster.commands import PREFLIGHT_EXAMPLES, preflight
 from launch.cluster_commands import SUBMIT_EXAMPLES, submit
 from launch.data_commands import changes_of, data_app
 from launch.pack_command import PACK_EXAMPLES, pack
 from launch.ranks import after_the_first, rank_of
+from launch.run_commands import CANCEL_EXAMPLES, PREFLIGHT_EXAMPLES, STATUS_EXAMPLES, cancel, preflight, status
 from pretrain.stopping import EXIT_USER_ERROR, is_user_error
 
 
@@ -174,6 +174,8 @@ def launch(
 
 app.command(epilog=SUBMIT_EXAMPLES)(submit)
 app.command(epilog=PREFLIGHT_EXAMPLES)(preflight)
+app.command(epilog=STATUS_EXAMPLES)(status)
+app.command(epilog=CANCEL_EXAMPLES)(cancel)
 
 
 @app.command(

@@ -31,7 +31,7 @@ class StartUp:
         self._last = now
 
     def done(self, run: Path, rank: int, world_size: int, **about: Any) -> None:
-        """The first step is made: say how long that took and why, and remember it with what else is known `about` it."""
+        """The first step is made: say how long that took and why, and remember it with what else there is."""
         self.mark("first step")
         if not gc.isenabled():  # by who wanted its imports fast; what lives by now stays, and is never searched again
             gc.freeze()

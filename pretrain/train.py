@@ -23,7 +23,9 @@ from data_pipelines.sampler import Sampler
 from data_pipelines.shards.index import Dataset
 from pretrain.agreement import Agreed, agree
 from pretrain.batches import DeviceSteps, crop_sheet, seed_dropout, share_mask_counts
-from pretrain.checkpoint import Checkpoints, ResumeState, agree_on, check_resume, damage, read_state
+from pretrain.checkpoints import live
+from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState, check_resume, damage, read_state
+from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
 from pretrain.config import check_batch
 from pretrain.data import check_ranks_agree, loader_of, resolve_executor
 from pretrain.datasets import held_out_line, open_datasets, sampler_of
@@ -52,7 +54,7 @@ from pretrain.scaling import resolve_auto
 from pretrain.schedules import Timeline, check_warmup, learning_rate, weight_decay
 from pretrain.schema import Config
 from pretrain.startup import StartUp
-from pretrain.stopping import EXIT_STOPPED, EXIT_TROUBLE, StopRequest
+from pretrain.stopping import EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, StopRequest
 from pretrain.tracking import Tracker
 from pretrain.watchdog import STACKS, Limits, Watchdog
 
@@ -87,7 +89,7 @@ def pretrain(
         print(f"{folder} is finished; its {what} is in {folder / what}. To train longer, take another name=...")
         return folder
     check_sources(config)
-    if not Checkpoints(folder, config.checkpoint).all():  # a run that has begun needs init_from no more
+    if not CheckpointFolder(folder, config.checkpoint).all():  # a run that has begun needs init_from no more
         check_init_from(config)
     torch.set_num_threads(config.engine.threads or cores_per_process())
     startup.mark("data")
@@ -117,13 +119,17 @@ def pretrain(
             about["reason"] = trouble.reason
             if rank == 0:
                 print(f"error: {trouble}", file=sys.stderr, flush=True)
+        except NotSavedError as error:  # on all ranks alike
+            code = EXIT_NOT_SAVED
+            about["reason"] = str(error)
+            trainer.say(f"stopped after step {trainer.step}: {error}")
         finally:
             about["step"] = trainer.step
             with watchdog.allowing("end"):
                 trainer.close()
         with watchdog.allowing("end"):
             dist.barrier()  # a launcher takes the first rank that ends with 85 for a failure and kills the others
-        if trainer.step < trainer.timeline.total_steps:
+        if code == EXIT_NOT_SAVED or trainer.step < trainer.timeline.total_steps:
             if code == EXIT_STOPPED:
                 about["reason"] = f"stopped by {stop.by}" if stop.by else "stopped: another rank was asked to"
             sys.exit(code)
@@ -144,7 +150,7 @@ def is_finished(folder: Path, config: Config, sampler: Sampler) -> bool:
     card = read_json(folder / export_folder(config.method) / "config.json")
     if card is None:
         return False
-    for path in Checkpoints(folder, config.checkpoint).all()[-1:]:  # of data that grew, the first number counts
+    for path in CheckpointFolder(folder, config.checkpoint).all()[-1:]:  # of data that grew, the first number counts
         if damage(path) is None:
             sampler = Sampler.continued(read_state(path).order, {})
     return card["step"] >= Timeline.of(config.train, sampler.steps_per_epoch).total_steps
@@ -168,13 +174,12 @@ class Trainer:
         self.startup = startup or StartUp(age=0.0)
         self.rank, self.world_size = rank, world_size
         self.normalisation = normalisation
-        self.checkpoints = Checkpoints(folder, config.checkpoint)
-        found = self.checkpoints.last() if rank == 0 else None
-        saved = agree_on(None if found is None else found[1], device)
+        self.checkpoints = CheckpointFolder(folder, config.checkpoint)
+        saved = last_of_all(self.checkpoints, device)
         if saved is not None:
             adopt = config.data.adopt == "next_epoch"
             sampler, change = continued(saved.order, sampler, saved.step, folder, adopt)
-            self._say(change or "")
+            self.say(change or "")
         if rank == 0:
             pin(folder, sampler.datasets)
         self.loader = loader_of(
@@ -194,25 +199,27 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.method: Method = build_method(config, normalisation, self.timeline)
         if config.init_from is not None and saved is None:
-            self._say("\n".join(start_from(self.method, config.init_from, config.method.name)))
+            self.say("\n".join(start_from(self.method, config.init_from, config.method.name)))
         self.startup.mark("model")
         self.engine = build_engine(config, self.method, device, world_size)
         self.startup.mark("engine")
         self.gathered = gathered_for(config.engine.zero_stage)
-        self.last_checkpoint: Path | None = None
+        self.saver = Saver(self.checkpoints, device)
         self.step = self.first = 0 if saved is None else self._resume(saved)
+        self.saver.check_room(self.engine)
         self.startup.mark("resume")
         self.tracker = Tracker(folder, config, self.step) if rank == 0 else None
         self.startup.mark("tracking")
         self.window = Window(self.step)
         self.diagnostics = Diagnostics(
-            config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank
-        )
+            config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank,
+            settle=self.saver.settle,
+        )  # fmt: skip
 
     def train(self, stop: StopRequest, watchdog: Watchdog) -> None:
         """Run to the end of the timeline, or to the end of the step in which a stop is requested."""
         self._announce()
-        self._say(self.diagnostics.begin(self.step))
+        self.say(self.diagnostics.begin(self.step))
         self.engine.train()
         steps = DeviceSteps(self.loader, self.step, self.device)
         while self.step < self.timeline.total_steps:
@@ -225,6 +232,7 @@ class Trainer:
             metrics, grad_norm = self.optimizer_step(micro_batches)
             agreed = agree({**metrics, **self.signals(digest, stop)}, self.device)
             stopping = agreed.any("stop")
+            self.saver.hear(agreed.by_rank["saving"])
             if self.diagnostics.took(self.step, agreed, grad_norm, micro_batches):
                 self.method.after_step(self.step, self.gathered)
             self.step += 1
@@ -238,11 +246,9 @@ class Trainer:
             finished = stopping or self.step == self.timeline.total_steps
             if finished or self._is_checkpoint() or self._is_milestone():
                 with watchdog.allowing("checkpoint"):
-                    self.save()
+                    self.save(wait=finished)
             if stopping and self.step < self.timeline.total_steps:
-                self._say(
-                    f"stopped after step {self.step} as asked; the same command continues from {self.last_checkpoint}"
-                )
+                self.say(f"stopped after step {self.step} as asked; the same command continues from {self.saver.last}")
                 return
         with watchdog.allowing("publish"):
             self.publish()
@@ -273,9 +279,9 @@ class Trainer:
 
     def signals(self, digest: int, stop: StopRequest) -> dict[str, float]:
         """What this rank tells the others each step: whether it was asked to stop, the bad samples it met since the
-        start, and a digest of the ids that it really saw, a proof of the order of data."""
+        start, a digest of the ids that it really saw, a proof of the order of data, and how far its saving is."""
         own = {"stop": float(stop.requested), "bad_samples": float(self.loader.num_bad), "ids_digest": float(digest)}
-        return own | self.diagnostics.signals()
+        return own | {"saving": self.saver.status} | self.diagnostics.signals()
 
     def summary(self, metrics: dict[str, Tensor], agreed: Agreed) -> dict[str, float]:
         """The step in numbers that hold for all ranks."""
@@ -318,17 +324,19 @@ class Trainer:
             for name, picture in {"crops (global, then local)": crop_sheet(few, self.method.show), **pictures}.items():
                 self.tracker.picture(self.step, name, picture)
 
-    def save(self) -> None:
-        """Write a checkpoint of the present step."""
+    def save(self, wait: bool) -> None:
+        """Write a checkpoint of the present step, while training goes on unless it is to `wait`."""
         state = ResumeState(
             step=self.step,
             world_size=self.world_size,
             zero_stage=self.config.engine.zero_stage,
             order=self._pinned(),
             milestone=self._is_milestone(),
+            form=FORM,
+            counters=live.counters(self.engine),
         )
         with self.window.paused():
-            self.last_checkpoint = self.checkpoints.save(self.engine, state, self.export())
+            self.saver.save(self.engine, state, self.export(), wait)
 
     def export(self) -> Export:
         """What is saved for use beyond the run, as of the present step."""
@@ -337,10 +345,13 @@ class Trainer:
     def publish(self) -> None:
         """Put the last checkpoint's encoder at `RUN/encoder`, or its tokenizer at `RUN/tokenizer`."""
         what = export_folder(self.config.method)
-        if self.rank == 0 and self.last_checkpoint is not None:
-            self.checkpoints.publish(self.last_checkpoint, self.folder / what)
+        last = self.saver.last
+        if last != self.checkpoints.path(self.step):
+            raise NotSavedError(f"the last checkpoint could not be written; the same command continues from {last}")
+        if self.rank == 0:
+            self.checkpoints.publish(last, self.folder / what)
         dist.barrier()
-        self._say(f"finished {self.step} steps; the {what} is in {self.folder / what}")
+        self.say(f"finished {self.step} steps; the {what} is in {self.folder / what}")
 
     def close(self) -> None:
         """Release threads, files and the dashboard."""
@@ -350,10 +361,9 @@ class Trainer:
 
     def _resume(self, saved: ResumeState) -> int:
         path = self.checkpoints.path(saved.step)
-        check_resume(path, saved, self.world_size, self.config.engine.zero_stage, self._pinned())
-        self.checkpoints.load(self.engine, path)
-        self.last_checkpoint = path
-        self._say(f"continuing from {path}")
+        check_resume(path, saved, self._pinned())
+        self.saver.restore(self.engine, path, saved)
+        self.say(f"continuing from {path}")
         return saved.step
 
     def _pinned(self) -> dict[str, Any]:
@@ -371,7 +381,7 @@ class Trainer:
         config, module = self.config, self.export().module
         size = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in module.parameters())
         on = "" if config.encoder is None else f" on {config.encoder.family}"
-        self._say(
+        self.say(
             f"{config.name}: {config.method.name}{on} ({size / 1e6:.1f} M parameters), "
             f"{self.world_size} rank(s) on {self.device.type}, ZeRO {config.engine.zero_stage}, "
             f"{config.engine.precision}, crops by {self.loader.executor}; "
@@ -381,6 +391,7 @@ class Trainer:
             f"({self.timeline.epoch(self.timeline.total_steps):.2f} epochs); writing to {self.folder}"
         )
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print once, whatever the number of ranks."""
         if self.rank == 0 and text:
             print(text, flush=True)

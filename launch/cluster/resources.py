@@ -71,8 +71,18 @@ def lead_time(asked: int | None, time: str | None) -> int:
     return asked
 
 
-def check_resources(asked: Resources) -> list[str]:
-    """Refuse what the cluster has not, naming what it has; returns what a user should know besides."""
+def check_resources(asked: Resources, what: str = "") -> list[str]:
+    """Refuse what the cluster has not, naming what it has; returns what a user should know besides.
+
+    what: which of several jobs it is about, in front of a message.
+    """
+    try:
+        return _check(asked)
+    except ValueError as error:
+        raise ValueError(f"{what}{error}") from None
+
+
+def _check(asked: Resources) -> list[str]:
     known = partitions()
     names = [partition.name for partition in known]
     if asked.partition is None:

@@ -83,7 +83,12 @@ def plan_submission(request: Request, check_cluster: bool = True) -> Plan:
     Raises ValueError and OSError for everything that is known to be wrong with it: the cluster's part (unless not
     `check_cluster`), the configuration, the data, the arithmetic of the batch, the run folder and the environment.
     """
-    lines = check_resources(request.resources) if check_cluster else ["not checked: there is no SLURM here"]
+    if check_cluster:
+        lines = check_resources(request.resources)
+        if request.probe.data:
+            check_resources(request.probe.resources, what="the probe job: ")
+    else:
+        lines = ["there is no SLURM here: partition, nodes, GPUs, time and the queue are not checked"]
     check_interpreter(request.python, request.site)
     base = load_config(request.preset, request.overrides)
     swept = bool(request.arrays or request.array_file)
@@ -105,7 +110,6 @@ def plan_submission(request: Request, check_cluster: bool = True) -> Plan:
     folder = Path(base.runs).absolute() / base.name
     for run in runs:
         check_not_queued(run.folder, ask_slurm=check_cluster)
-        check_writable(run.folder)
     check_writable(folder)
     wrapper = None if request.site.container is None else container_python(request.site.container)
     python = request.python if wrapper is None else str(folder / "jobs" / "python")
@@ -170,8 +174,9 @@ def _check_element(request: Request, element: Element, sweep: str | None) -> tup
     if accumulation != config.train.accumulation:
         overrides += [f"train.accumulation={accumulation}"]
         config = load_config(request.preset, overrides)
-    checked = check_run_to_submit(config, ranks)
     folder = Path(config.runs).absolute() / config.name
+    check_writable(folder)
+    checked = check_run_to_submit(config, ranks)
     preset = request.preset if not request.preset.startswith("-") else f"./{request.preset}"
     return Run(config.name, folder, (preset, *overrides)), [*checked.chosen, *plan_of(checked, ranks)]
 

@@ -204,6 +204,8 @@ class CheckpointConfig:
     every_epochs: PositiveFloat | None = None  # and at the end of each so many epochs
     keep_last: PositiveInt = 2
     milestone_every_epochs: PositiveFloat | None = None  # these are kept for good
+    asynchronous: bool = True  # written while training goes on, from a copy in host memory; else training waits
+    on_failure: Literal["continue", "stop"] = "continue"  # when none can be written, as on a full disk
 
 
 @section
