@@ -196,7 +196,7 @@ class Trainer:
         self.tracker = Tracker(folder, config, self.step) if rank == 0 else None
         self.startup.mark("tracking")
         self.window = Window(self.step)
-        self.drawing = Drawing(config, device)
+        self.drawing = Drawing(config, normalisation, device)
         self.diagnostics = Diagnostics(
             config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank
         )
