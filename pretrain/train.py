@@ -213,7 +213,7 @@ class Trainer:
         self.machines = SystemMetrics(folder, config, device)
         self.startup.mark("tracking")
         self.window = Window(self.step)
-        self.drawing = Drawing(config, device)
+        self.drawing = Drawing(config, normalisation, device)
         self.diagnostics = Diagnostics(
             config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank,
             settle=self.saver.settle,
