@@ -24,6 +24,7 @@ from pretrain.encoders.load import find_encoder, load_any
 from pretrain.methods import check_sources
 from pretrain.methods.dvae import gumbel_noise
 from pretrain.patches import patchify
+from pretrain.schedules import Timeline
 from pretrain.schema import VqkdConfig
 from pretrain.tokenizers import codebook
 from pretrain.tokenizers.card import find_tokenizer, read_card
