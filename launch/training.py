@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.ranks import rank_environment
@@ -33,7 +34,7 @@ def train(preset: str, overrides: Sequence[str]) -> None:
     """Train on every rank that was started; see `pretrain.train.pretrain` for the errors and exit codes."""
     from pretrain.config import check_batch, load_config
     from pretrain.startup import StartUp
-    from pretrain.stopping import StopRequest
+    from pretrain.stopping import EXIT_TROUBLE, StopRequest
 
     early = StopRequest.install()  # importing torch takes seconds, and a signal then must not kill the job
     startup = StartUp()
@@ -48,7 +49,22 @@ def train(preset: str, overrides: Sequence[str]) -> None:
     from pretrain.train import pretrain
 
     startup.mark("imports")
-    pretrain(config, early, startup)  # a stop requested by now is agreed on by all ranks in the first step
+    folder = Path(config.runs) / config.name
+    try:
+        pretrain(config, early, startup)  # a stop requested by now is agreed on by all ranks in the first step
+    except SystemExit as end:
+        if end.code == EXIT_TROUBLE:  # not where it was asked to stop: its time may be short
+            _report(folder)
+        raise
+    _report(folder)
+
+
+def _report(folder: Path) -> None:
+    """The page of a run that has come to its end, by one rank."""
+    if os.environ.get("RANK", "0") == "0":
+        from launch.report.page import refresh
+
+        refresh(folder)
 
 
 @dataclass(frozen=True)
