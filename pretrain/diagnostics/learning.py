@@ -125,7 +125,8 @@ class BadSamples:
         first, before = self._first, self._before
         self._before = (now.step, now.metrics["bad_samples"])
         self._first = first or self._before
-        if first is None or before is None or before[0] == now.step or before == first:
+        # five times as long before as since, so that a few say nothing
+        if first is None or before is None or not 0 < 5 * (now.step - before[0]) <= before[0] - first[0]:
             return None
         rows, new = (now.step - before[0]) * self.batch_size, now.metrics["bad_samples"] - before[1]
         old = (before[1] - first[1]) / ((before[0] - first[0]) * self.batch_size)
