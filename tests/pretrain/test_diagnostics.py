@@ -158,7 +158,7 @@ def test_a_run_that_slows_down_is_told_with_its_rank() -> None:
     speeds = [100.0 + i % 7 for i in range(30)] + [50.0] * 5 + [100.0] * 5
     changes = feed([rule], [{"images_per_second": speed} for speed in speeds])
     assert [change.begins for change in changes] == [True, False]
-    assert "50 images/s (the median of the last 29 log lines is 103)" in changes[0].text
+    assert "50 images/s (the median of the last 31 log lines is 103)" in changes[0].text
     assert "Rank 3 on node-7" in changes[0].text
 
 
@@ -194,8 +194,10 @@ def test_weights_teacher_rate_and_waiting(shards: Path, tmp_path: Path) -> None:
     assert told([{"lr": 0.0}, {"lr": 1e-4}]) == []  # warm-up
     assert told([{"lr": 1e-3}] * 3 + [{"lr": 1e-12}]) == ["rate_zero"]
     assert told([{"lr": 1e-3}] * 96 + [{"lr": 1e-12}]) == []  # the end
-    assert told([{"data_wait": 0.9}, {"data_wait": 0.9}, {"data_wait": 0.5}]) == ["data_bound"]
-    assert told([{"teacher_distance": 0.0, "teacher_sum": 1.0}]) == ["teacher_is_student"]
+    assert told([{"data_wait": 0.9}] * 4) == []  # the first batches, and then two lines
+    assert told([{"data_wait": 0.9}] * 5) == ["data_bound"]
+    assert told([{"teacher_distance": 0.0}] * 5) == []  # they begin as one
+    assert told([{"teacher_distance": 0.0}] * 6) == ["teacher_is_student"]
     moving = [{"teacher_distance": 0.1, "teacher_sum": float(i)} for i in range(3)]
     assert told(moving) == []
     assert told([*moving, moving[-1]]) == ["teacher_still"]
