@@ -156,6 +156,12 @@ class Loader:
             remaining = [future for _, futures in pending for future in futures if not future.cancel()]
             wait(remaining)  # they write into buffers that go now
 
+    def rows(self, step: int, rows: range) -> Batch:
+        """These rows of the global batch of a step, whoever's they are, in memory of their own."""
+        buffer = self._allocate(rows)
+        self._pool.submit(self._fill_rows, buffer, step, 0, self.sampler.rows(step, rows)).result()
+        return buffer.split(1)[0]
+
     def fetch_metrics(self) -> dict[str, float]:
         """What this process has fetched so far; empty where no data set fetches."""
         caches = {id(dataset.cache): dataset.cache for dataset in self.sampler.datasets.values() if dataset.fetches}
@@ -196,12 +202,13 @@ class Loader:
                 found += [Need(datasets[number], shard) for shard in dict.fromkeys(shards.tolist())]
             yield found
 
-    def _allocate(self) -> StepBuffer:
+    def _allocate(self, rows: range | None = None) -> StepBuffer:
+        """Memory for `rows` of the global batch, by default this rank's."""
         shapes: tuple[Any, Any] = (None, None)
         if self.draw_mask is not None:
             dropped, replaced = self.draw_mask(mask_generator(self.sampler.seed, 0, 0), 0, 0)  # for their shapes only
             shapes = (None if dropped is None else dropped.shape, None if replaced is None else replaced.shape)
-        rows = range(self.first_row, self.first_row + self.num_rows)
+        rows = rows or range(self.first_row, self.first_row + self.num_rows)
         num_colours = NUM_COLOURS if self.recipe.colour_on_device else 0
         return StepBuffer(self.recipe.views, self._channels, rows, shapes, self._pin_memory, num_colours, self._bits)
 
@@ -232,7 +239,7 @@ class Loader:
                 arrays["ids"][place] = (row.dataset, decoded.sample)
         if self.draw_mask is not None:
             for place in range(first, first + len(rows)):
-                number = self.first_row + place
+                number = int(arrays["rows"][place])
                 masks = self.draw_mask(mask_generator(seed, step, number), step, number)
                 for name, mask in zip(("dropped", "replaced"), masks, strict=True):
                     if mask is not None:

@@ -13,8 +13,7 @@ from eval.features import FeatureSet
 from eval.knn import KS, TEMPERATURE, knn_accuracy
 from eval.linear import LinearRecipe, linear_probe
 from eval.logistic import logistic_probe
-
-HEADLINE_K = 20
+from eval.scores import HEADLINE_K, deviation_of, mean_of
 
 
 @dataclass(frozen=True)
@@ -90,16 +89,3 @@ def with_error(shares: dict[str, Any], num_val: int) -> dict[str, Any]:
     """The same with `standard_error`: of the binomial share top1 over `num_val` independent samples."""
     top1 = shares["top1"]
     return {**shares, "standard_error": math.sqrt(top1 * (1 - top1) / num_val)}
-
-
-def mean_of(values: tuple[float, ...] | list[float]) -> float:
-    """The arithmetic mean."""
-    return sum(values) / len(values)
-
-
-def deviation_of(values: tuple[float, ...] | list[float]) -> float | None:
-    """The sample standard deviation; None for a single value."""
-    if len(values) < 2:
-        return None
-    mean = mean_of(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))

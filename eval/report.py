@@ -4,32 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from eval.protocol import HEADLINE_K, deviation_of, mean_of
+from eval.scores import HEADLINE_K, deviation_of, mean_of
 
 Scores = dict[str, Any]
 
 
+class Measured(NamedTuple):
+    """A share in 0 .. 1 with its standard error; None of it for chance."""
+
+    share: float
+    error: float | None
+
+    def __str__(self) -> str:
+        return f"{100 * self.share:.1f}" + ("" if self.error is None else f" ± {100 * self.error:.1f}")
+
+
+class Results(NamedTuple):
+    """A probe in words and numbers: `rows` are (name, a value for each of `columns` or None)."""
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, list[Measured | None]]]
+    notes: list[str]
+
+
 def probe_table(results: dict[str, Any]) -> Table:
     """Rows chance, raw pixels, untrained and pretrained; accuracy in % with its standard error over val."""
-    header, *rows = _cells(results)
-    table = Table(title=_title(results), caption="\n".join(_notes(results)), caption_justify="left")
-    for index, column in enumerate(header):
-        table.add_column(column, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*row, style="bold" if row[0] == "pretrained" else None)
+    told = read_results(results)
+    table = Table(title=told.title, caption="\n".join(told.notes), caption_justify="left")
+    table.add_column("")
+    for column in told.columns:
+        table.add_column(column, justify="right")
+    for name, values in told.rows:
+        table.add_row(name, *map(_cell, values), style="bold" if name == "pretrained" else None)
     return table
 
 
 def markdown_table(results: dict[str, Any]) -> str:
     """The same, as a Markdown table with its notes below."""
-    header, *rows = _cells(results)
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    told = read_results(results)
+    lines = [["", *told.columns], ["---", *["---:"] * len(told.columns)]]
+    lines += [[name, *map(_cell, values)] for name, values in told.rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"**{_title(results)}**\n\n{table}\n\n" + "\n".join(f"- {note}" for note in _notes(results)) + "\n"
+    return f"**{told.title}**\n\n{table}\n\n" + "\n".join(f"- {note}" for note in told.notes) + "\n"
+
+
+def read_results(results: dict[str, Any]) -> Results:
+    """What a file of `eval/` says; KeyError or TypeError for one of another version."""
+    columns, rows = _cells(results)
+    return Results(_title(results), columns, rows, _notes(results))
+
+
+def _cell(measured: Measured | None) -> str:
+    return "-" if measured is None else str(measured)
 
 
 def _title(results: dict[str, Any]) -> str:
@@ -41,7 +72,7 @@ def _title(results: dict[str, Any]) -> str:
     )
 
 
-def _cells(results: dict[str, Any]) -> list[list[str]]:
+def _cells(results: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Measured | None]]]]:
     rows, pretrained = results["rows"], results["rows"]["pretrained"]
     columns: list[tuple[str, Callable[[Scores], Scores | None]]] = []
     for name in pretrained["knn"]:
@@ -51,16 +82,16 @@ def _cells(results: dict[str, Any]) -> list[list[str]]:
     if "logistic" in pretrained:
         columns.append(("logistic", lambda scores: scores.get("logistic")))
 
-    blind = rows["chance"]["most_frequent_class"]
-    cells = [["", *(name for name, _ in columns)], ["chance", *[f"{100 * blind:.1f}"] * len(columns)]]
+    blind = Measured(rows["chance"]["most_frequent_class"], None)
+    cells: list[tuple[str, list[Measured | None]]] = [("chance", [blind] * len(columns))]
     for label, scores in (
         ("raw pixels", [rows["pixels"]]),
         ("untrained", rows["untrained"]),
         ("pretrained", [pretrained]),
     ):
         if scores:
-            cells.append([label, *(_cell([read(score) for score in scores]) for _, read in columns)])
-    return cells
+            cells.append((label, [_over_seeds([read(score) for score in scores]) for _, read in columns]))
+    return [name for name, _ in columns], cells
 
 
 def _knn(scores: Scores, name: str) -> Scores | None:
@@ -68,14 +99,14 @@ def _knn(scores: Scores, name: str) -> Scores | None:
     return None if by_k is None else by_k[str(HEADLINE_K)]
 
 
-def _cell(found: list[Scores | None]) -> str:
+def _over_seeds(found: list[Scores | None]) -> Measured | None:
     """Accuracy ± standard error; of several seeds the mean, and the larger of that error and the seeds' deviation."""
     known = [score for score in found if score is not None]
     if not known:
-        return "-"
+        return None
     shares = [score["top1"] for score in known]
     error = max(mean_of([score["standard_error"] for score in known]), deviation_of(shares) or 0.0)
-    return f"{100 * mean_of(shares):.1f} ± {100 * error:.1f}"
+    return Measured(mean_of(shares), error)
 
 
 def _notes(results: dict[str, Any]) -> list[str]:

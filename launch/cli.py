@@ -5,19 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from launch.cluster_commands import SUBMIT_EXAMPLES, submit
 from launch.data_commands import changes_of, data_app
 from launch.pack_command import PACK_EXAMPLES, pack
-from pretrain.stopping import EXIT_USER_ERROR
-
-OUR_PACKAGES = ("pretrain", "launch", "data_pipelines", "eval", "slurm")
+from launch.run_commands import CANCEL_EXAMPLES, PREFLIGHT_EXAMPLES, STATUS_EXAMPLES, cancel, preflight, status
+from pretrain.stopping import EXIT_USER_ERROR, is_user_error
 
 
 class _Commands(TyperGroup):
@@ -38,14 +38,6 @@ class _Commands(TyperGroup):
             typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
             typer.echo(told(error), err=True)
             sys.exit(EXIT_USER_ERROR)
-
-
-def is_user_error(error: BaseException) -> bool:
-    """Whether an exception is a message to the user: about a file, or raised by one of our own packages."""
-    if isinstance(error, OSError):
-        return error.filename is not None or error.errno is None
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").partition(".")[0] in OUR_PACKAGES
 
 
 def told(error: BaseException) -> str:
@@ -177,6 +169,12 @@ def launch(
     raise typer.Exit(launch_local([sys.executable, "-m", "launch", "pretrain", *context.args], nproc))
 
 
+app.command(epilog=SUBMIT_EXAMPLES)(submit)
+app.command(epilog=PREFLIGHT_EXAMPLES)(preflight)
+app.command(epilog=STATUS_EXAMPLES)(status)
+app.command(epilog=CANCEL_EXAMPLES)(cancel)
+
+
 @app.command(
     epilog="Examples:\n\n[bold]selfsight probe runs/mae_vit_cifar_cpu --data shards/[/]\n\n"
     "[bold]selfsight probe timm:vit_small_patch16_224.augreg_in21k --data shards/ --logistic[/]"
@@ -194,6 +192,11 @@ def probe(
     untrained_seeds: Annotated[int, typer.Option(min=1, help="Untrained encoders to compare with.")] = 1,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
+    project: Annotated[str | None, typer.Option(help="Of wandb, for a TARGET that is no run.")] = None,
+    group: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Probe the milestone checkpoints of a run while it is trained.")
+    ] = False,
     progress: Progress = True,
 ) -> None:
     """Measure a frozen encoder: k-NN and linear, beside chance, raw pixels and an untrained one."""
@@ -201,12 +204,12 @@ def probe(
 
     from eval.probe import run_probe
     from eval.report import probe_table
+    from launch.report.page import refresh
 
-    results = run_probe(
-        target,
-        data,
+    measure = partial(
+        run_probe,
+        data=data,
         val_data=val_data,
-        out=out,
         device=device,
         epochs=epochs,
         seeds=range(seeds),
@@ -215,9 +218,40 @@ def probe(
         untrained_seeds=range(untrained_seeds),
         image_size=image_size,
         batch_size=batch_size,
+        project=project,
+        group=group,
         progress=progress,
     )
-    Console().print(probe_table(results))
+    if follow:
+        if out is not None:
+            raise ValueError("--out names one file and --follow makes many; leave out one of them")
+        from launch.following import end_when_asked, follow_run
+
+        end_when_asked()
+
+        def measure_and_show(checkpoint: str) -> None:
+            measure(checkpoint)
+            refresh(checkpoint)
+
+        follow_run(Path(target), data, measure_and_show)
+        return
+    Console().print(probe_table(measure(target, out=out)))
+    refresh(target)
+
+
+@app.command(
+    epilog="Examples:\n\n[bold]selfsight report runs/photos[/]\n\n"
+    "[bold]selfsight report runs/lr-1e-3 runs/lr-2e-3 --out sweep.html[/]"
+)
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run's folder; several are compared.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; default: RUN/report.html.")] = None,
+) -> None:
+    """Write a run's curves, pictures, probes and history as one HTML page that needs no network."""
+    from launch.report.page import write_report
+
+    path = write_report(runs, out)
+    typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB); open it in any browser")
 
 
 @app.command(

@@ -98,11 +98,29 @@ def _slurm_port(environ: Mapping[str, str]) -> int:
     return 10_000 + (_integer(environ, "SLURM_JOB_ID") * 31 + _integer(environ, "SLURM_STEP_ID")) % 20_000
 
 
-def _tasks_on_this_node(environ: Mapping[str, str]) -> int:
+def tasks_of_nodes(environ: Mapping[str, str]) -> dict[str, int] | None:
+    """How many tasks of this srun step each of its nodes has, by name; None where SLURM did not start us.
+
+    Raises ValueError where the list of nodes can't be expanded.
+    """
+    nodes = environ.get("SLURM_STEP_NODELIST")
+    counts = _tasks_by_node(environ)
+    if not nodes or not counts:
+        return None
+    names = _hostnames(nodes)
+    return dict(zip(names, counts, strict=True)) if len(names) == len(counts) else None
+
+
+def _tasks_by_node(environ: Mapping[str, str]) -> list[int]:
     """SLURM lists the tasks of a step by node as `4(x2),3`: 4 on each of two nodes, then 3."""
     counts: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "")):
         counts += [int(count)] * int(times or 1)
+    return counts
+
+
+def _tasks_on_this_node(environ: Mapping[str, str]) -> int:
+    counts = _tasks_by_node(environ)
     node = environ.get("SLURM_NODEID", "0")
     return counts[int(node)] if node.isdigit() and int(node) < len(counts) else 1
 
@@ -112,15 +130,19 @@ def _first_host(environ: Mapping[str, str]) -> str:
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
     if not nodes:
         raise ValueError("SLURM_JOB_NODELIST is not set; start with srun, or set MASTER_ADDR to the host of rank 0")
+    return _hostnames(nodes)[0]
+
+
+def _hostnames(nodes: str) -> list[str]:
     if not re.search(r"[\[,]", nodes):
-        return nodes
+        return [nodes]
     try:
         done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise ValueError(
             f"can't expand the node list {nodes} ({error}); set MASTER_ADDR to the host of rank 0"
         ) from None
-    return done.stdout.split()[0]
+    return done.stdout.split()
 
 
 def _integer(environ: Mapping[str, str], name: str) -> int:

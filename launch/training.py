@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.ranks import rank_environment
 
 if TYPE_CHECKING:
+    from data_pipelines.sampler import Sampler
+    from data_pipelines.shards.index import Dataset
     from pretrain.schema import Config
 
 
@@ -28,26 +32,60 @@ def print_presets() -> None:
 
 def train(preset: str, overrides: Sequence[str]) -> None:
     """Train on every rank that was started; see `pretrain.train.pretrain` for the errors and exit codes."""
-    from pretrain.config import load_config
-    from pretrain.stopping import StopRequest
+    from pretrain.config import check_batch, load_config
+    from pretrain.startup import StartUp
+    from pretrain.stopping import EXIT_TROUBLE, StopRequest
 
     early = StopRequest.install()  # importing torch takes seconds, and a signal then must not kill the job
+    startup = StartUp()
+    startup.mark("command")
+    ranks = rank_environment(os.environ)
+    ranks.export(os.environ)
     config = load_config(preset, overrides)
-    rank_environment(os.environ).export(os.environ)
+    check_batch(config, ranks.world_size)
+    startup.mark("config")
     # a reader of the progress lines can't act on torch's notes about its own future names
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     from pretrain.train import pretrain
 
-    pretrain(config, early)  # a stop requested by now is agreed on by all ranks in the first step
+    startup.mark("imports")
+    folder = Path(config.runs) / config.name
+    try:
+        pretrain(config, early, startup)  # a stop requested by now is agreed on by all ranks in the first step
+    except SystemExit as end:
+        if end.code == EXIT_TROUBLE:  # not where it was asked to stop: its time may be short
+            _report(folder)
+        raise
+    _report(folder)
 
 
-def show_plan(preset: str, overrides: Sequence[str]) -> None:
-    """Print the resolved configuration and what follows from it; starts and writes nothing."""
-    from pretrain.config import check_batch, dump_config, load_config
+def _report(folder: Path) -> None:
+    """The page of a run that has come to its end, by one rank."""
+    if os.environ.get("RANK", "0") == "0":
+        from launch.report.page import refresh
+
+        refresh(folder)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A run of which all that can be known without starting it is known, and allowed."""
+
+    config: Config  # with what it left open decided
+    datasets: Sequence[Dataset]
+    sampler: Sampler
+    chosen: list[str]  # a line for each such decision
+
+
+def check_run(config: Config, world_size: int) -> Checked:
+    """Everything about a run on so many ranks that can be refused before it starts; opens the data, writes nothing.
+
+    Raises ValueError (ConfigError for settings) and OSError with what is wrong, what is allowed and what to do.
+    """
+    from pretrain.config import check_batch
     from pretrain.scaling import resolve_auto
+    from pretrain.schedules import Timeline, check_warmup
 
-    config = load_config(preset, overrides)
-    world_size = rank_environment(os.environ).world_size
     check_batch(config, world_size)
     from data_pipelines.crops.any_channels import left_out_line
     from pretrain.data import held_out_line, open_datasets, resolve_executor, sampler_of
@@ -66,10 +104,24 @@ def show_plan(preset: str, overrides: Sequence[str]) -> None:
     chosen += known + left_out_line(config.views, config.data.channels) + held_out_line(config.data, datasets)
     choose_normalisation(config, datasets)
     sampler = sampler_of(config, datasets)
-    print(dump_config(config))
-    print(
-        "\n".join(f"# {line}" for line in chosen + plan(config, sampler.summary(), sampler.steps_per_epoch, world_size))
-    )
+    check_warmup(config.optim, Timeline.of(config.train, sampler.steps_per_epoch))
+    return Checked(config, datasets, sampler, chosen)
+
+
+def show_plan(preset: str, overrides: Sequence[str]) -> None:
+    """Print the resolved configuration and what follows from it; starts and writes nothing."""
+    from pretrain.config import dump_config, load_config
+
+    world_size = rank_environment(os.environ).world_size
+    checked = check_run(load_config(preset, overrides), world_size)
+    print(dump_config(checked.config))
+    print("\n".join(f"# {line}" for line in checked.chosen + plan_of(checked, world_size)))
+
+
+def plan_of(checked: Checked, world_size: int) -> list[str]:
+    """The arithmetic of a checked run, in words."""
+    sampler = checked.sampler
+    return plan(checked.config, sampler.summary(), sampler.steps_per_epoch, world_size)
 
 
 def plan(config: Config, data: str, steps_per_epoch: float, world_size: int) -> list[str]:

@@ -36,7 +36,7 @@ def list_presets() -> list[Preset]:
     """All shipped presets, by name."""
     found = []
     for path in sorted(PRESETS.glob("*.yaml")):
-        found.append(Preset(path.stem, _read_yaml(path).get("description", ""), path))
+        found.append(Preset(path.stem, read_yaml(path).get("description", ""), path))
     return found
 
 
@@ -146,7 +146,7 @@ def _read_preset(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in below:
         chain = " -> ".join(file.name for file in (*below, path))
         raise ConfigError(f"{path} extends itself: {chain}; remove one `extends`")
-    data = _read_yaml(path)
+    data = read_yaml(path)
     if "encoder" in data:
         data["encoder"] = expand_encoder(data["encoder"])
     base = data.pop("extends", None)
@@ -190,7 +190,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, may_be_empty: bool = False) -> dict[str, Any]:
+    """The mapping that a YAML file holds; ConfigError for anything else, and for a key that is there twice."""
     try:
         with path.open(encoding="utf-8") as file:
             loader = _Loader(file)
@@ -200,6 +201,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
                 loader.dispose()
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
+    if data is None and may_be_empty:  # a file of comments
+        return {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}; a configuration is a mapping of sections")
     _count_values(data, path, {})

@@ -4,10 +4,10 @@ Every event has `time` (ISO 8601, UTC), `event`, `job` and `restart` (SLURM's, o
 depends on the event:
 
     submitted   jobs, command, log         the jobs queued for the run, by `selfsight submit`
-    started     step, ranks, nodes, zero_stage, versions
+    started     step, ranks, nodes, zero_stage, versions, seconds    after the first step: what took how long
     saved_not   step, reason               a checkpoint that could not be written
     alarm       step, name, text, begins   trouble with training, as diagnostics names it; begins: false when it is over
-    ended       step, code, reason         by the run itself: finished, stopped, hung, trouble
+    ended       step, code, reason         by the run itself: finished, stopped, hung, trouble, an error
     preflight   sick, text                 nodes that failed their checks before a start
     requeued    code, reason               by the batch script: the job goes back into the queue
     given_up    code, reason               or does not
@@ -18,9 +18,14 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from pretrain.stopping import EXIT_STOPPED, exit_code
 
 FILE = "history.jsonl"
 EVENTS = ("submitted", "started", "saved_not", "alarm", "ended", "preflight", "requeued", "given_up")
@@ -51,6 +56,27 @@ def record(run: Path, event: str, **details: Any) -> dict[str, Any]:
     finally:
         os.close(descriptor)
     return row
+
+
+def try_record(run: Path, event: str, **details: Any) -> None:
+    """As `record`, but a disk that is full or away costs the event only, with a line that says so."""
+    try:
+        record(run, event, **details)
+    except OSError as error:
+        print(f"{run / FILE}: {event!r} could not be recorded: {error}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def recorded_end(run: Path, about: dict[str, Any]) -> Iterator[None]:
+    """Record how what is inside ends, whichever way it does; `about` may be added to until then (step, reason)."""
+    try:
+        yield
+    except BaseException as error:
+        code = exit_code(error)
+        reason = "stopped as asked" if code == EXIT_STOPPED else f"{type(error).__name__}: {error}"
+        try_record(run, "ended", **{"reason": reason, **about, "code": code})
+        raise
+    try_record(run, "ended", **{"reason": "finished", **about, "code": 0})
 
 
 def read_history(run: Path) -> list[dict[str, Any]]:

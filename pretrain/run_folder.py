@@ -26,6 +26,8 @@ FREE_KEYS = (
     "data.prefetch",
     "data.max_bad_share",
 )
+#: What a run folder may hold before its run has begun: what is written by those who queue it and look after it.
+BEFORE_A_START = ("cancelled", "history.jsonl", "jobs", "logs", "preflight", "sweep.json")
 FREE_PATHS = re.compile(r"data\.train\.\d+\.path")  # of each of several data sets
 FREE_SECTIONS = ("checkpoint.", "tracking.", "diagnostics.", "data.cache.")
 FREE_ENGINE_KEYS = (
@@ -33,6 +35,8 @@ FREE_ENGINE_KEYS = (
     "engine.activation_checkpointing",
     "engine.compile",
     "engine.hang_seconds",
+    "engine.hang_factor",
+    "engine.hang_floor_seconds",
     "train.accumulation",
 )
 
@@ -45,7 +49,9 @@ def check_run_folder(config: Config) -> Path:
     folder = Path(config.runs) / config.name
     stored = folder / "config.yaml"
     # looked at first: of many ranks, the first one may begin the run at this moment, with config.yaml before all else
-    occupied = folder.exists() and any(path for path in folder.iterdir() if not path.name.startswith("."))
+    occupied = folder.exists() and any(
+        path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in BEFORE_A_START
+    )
     if not stored.is_file():
         if occupied:
             raise ConfigError(

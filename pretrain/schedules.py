@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pretrain.config import ConfigError
 from pretrain.schema import OptimConfig, TrainConfig
 
 #: From an optimizer step (from 0) to the value it uses.
@@ -117,6 +118,16 @@ class Staircase:
         if epoch >= self.epochs:
             return self.end
         return self.start + (self.end - self.start) * (epoch / (self.epochs - 1) if self.epochs > 1 else 0.0)
+
+
+def check_warmup(optim: OptimConfig, timeline: Timeline) -> None:
+    """Refuse a warm-up that is longer than the run."""
+    warmup = timeline.steps(optim.warmup_epochs)
+    if warmup > timeline.total_steps:
+        raise ConfigError(
+            f"optim.warmup_epochs {optim.warmup_epochs:g} is {warmup} steps, more than the {timeline.total_steps} of "
+            "the run; the rate would never reach its peak"
+        )
 
 
 def learning_rate(optim: OptimConfig, batch_size: int, timeline: Timeline) -> Cosine | Steps:

@@ -32,9 +32,12 @@ LIGHT_MODULES = (
     "launch.local",
     "launch.ranks",
     "launch.training",
+    "pretrain.checkpoints.folder",
     "pretrain.config",
     "pretrain.schedules",
+    "pretrain.startup",
     "pretrain.stopping",
+    "pretrain.watchdog",
     "slurm",
 )
 

@@ -6,6 +6,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from data_pipelines.files import write_json
 from data_pipelines.loader import Batch, Loader
 from pretrain.agreement import Agreed, tell_all
 from pretrain.batches import seed_dropout
-from pretrain.checkpoint import Checkpoints
+from pretrain.checkpoints.folder import CheckpointFolder
 from pretrain.diagnostics.alarms import Alarms, Change, Moment
 from pretrain.diagnostics.clock import ForwardClock, SlowestRank
 from pretrain.diagnostics.collapse import collapse_rules, derived
@@ -59,7 +60,9 @@ class Diagnostics:
         rate: Cosine | Steps,
         device: torch.device,
         rank: int,
+        settle: Callable[[], None],
     ) -> None:
+        self.settle = settle  # waits, on all ranks, for the checkpoint that is still being written
         self.config, self.settings, self.folder = config, config.diagnostics, folder
         self.engine, self.method, self.loader = engine, method, loader
         self.timeline, self.device, self.rank = timeline, device, rank
@@ -110,6 +113,7 @@ class Diagnostics:
             return self._lost(step, losses, grad_norm, wrong, micro_batches)
         trouble = int(max(agreed.by_rank["trouble"]))
         if trouble:
+            self.settle()
             raise self._trouble(ALARMS[trouble - 1])
         self.slowest.add(agreed.by_rank["forward_seconds"])
         for spikes, value in zip(self.spikes, (agreed.mean("loss"), grad_norm), strict=True):
@@ -159,7 +163,7 @@ class Diagnostics:
         stands = self.alarms.standing.get(name)  # on rank 0
         if stands is None:
             return TroubleError(f"alarm {name}", name)
-        paths = Checkpoints(self.folder, self.config.checkpoint).all()
+        paths = CheckpointFolder(self.folder, self.config.checkpoint).all()
         before = [path for path in paths if int(path.name[5:]) < stands.since]
         good = f"the last checkpoint from before is {before[-1]}" if before else "no checkpoint is from before"
         return TroubleError(
@@ -187,7 +191,8 @@ class Diagnostics:
             told += f" (more in {place})"
             record(self.folder, "alarm", step=step + 1, name="non_finite", text=wrong + told, skipped=skips)
         if not skips:
-            last = [str(path) for path in Checkpoints(self.folder, self.config.checkpoint).all()[-1:]]
+            self.settle()
+            last = [str(path) for path in CheckpointFolder(self.folder, self.config.checkpoint).all()[-1:]]
             check_finite(losses, grad_norm, step + 1, *(last or [None]), found=told)
         self.skipped.add(step + 1)
         assert self.kept is not None

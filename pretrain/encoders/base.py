@@ -116,10 +116,6 @@ class Encoder(nn.Module):
         """
         raise ValueError(f"{type(self).__name__} keeps no sequence of class and patch tokens to go on from")
 
-    def attention(self, images: Tensor) -> Tensor | None:
-        """(b, heads, h, w) attention of the last block's class token to each patch; None without a class token."""
-        return None
-
 
 def drop_path_rates(rate: float, depth: int, first: int, count: int) -> list[float]:
     """Of `count` blocks from number `first` on, where the rate rises linearly over all blocks up to `rate`."""

@@ -146,24 +146,6 @@ class VitEncoder(Encoder):
             return int(parts[parts.index("blocks") + 1]) + 1
         return self.depth + 1 if "norm" in parts else 0
 
-    @torch.no_grad()
-    def attention(self, images: Tensor) -> Tensor | None:
-        if not self.has_class_token:
-            return None
-        seen: list[Tensor] = []
-        block = self.vit.blocks[-1]
-        hook = block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
-            self(images)
-        finally:
-            hook.remove()
-        attn = block.attn
-        qkv = rearrange(attn.qkv(block.norm1(seen[0])), "b n (three h d) -> three b h n d", three=3, h=attn.num_heads)
-        query, key = attn.q_norm(qkv[0][:, :, :1]), attn.k_norm(qkv[1])
-        weights = (query @ key.transpose(-2, -1) * attn.scale).float().softmax(dim=-1)
-        grid_height = images.shape[2] // self.patch
-        return rearrange(weights[:, :, 0, self.vit.num_prefix_tokens :], "b heads (h w) -> b heads h w", h=grid_height)
-
 
 class FurtherBlocks(nn.Module):
     """Fresh blocks like those after the first `after` of a `VitEncoder`, initialised as timm does it."""

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_pipelines.loader import Batch
 from pretrain import pixels
+from pretrain.attention_maps import attention_pictures
 from pretrain.encoders import Encoder, Mask
 from pretrain.schedules import Timeline
 
@@ -101,8 +102,14 @@ class Method(nn.Module):
         return {}
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Named pictures (n, c, h, w) uint8 of what the method does with the first images of a batch."""
-        return {}
+        """Named pictures (n, c, h, w) uint8 of what the method does with a batch; by default, of what its encoder sees.
+
+        Called in evaluation mode, on all ranks: under ZeRO 3 a forward pass is collective.
+        """
+        if self.encoder is None:
+            return {}
+        crops = batch["global_crops"][:, 0]
+        return attention_pictures(self.encoder, self.normalise(crops), crops, self.show)
 
     def normalise(self, crops: Tensor) -> Tensor:
         """(..., c, h, w) uint8 or uint16 pixels to floats of mean 0 and deviation 1 over the data set."""

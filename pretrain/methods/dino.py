@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
+from pretrain.attention_maps import attention_pictures
 from pretrain.encoders import Encoder, Features, Mask
 from pretrain.encoders.base import refine
 from pretrain.methods.base import Gathered, Method, Normalisation, already_whole, running_statistics
@@ -178,38 +179,6 @@ class Dino(Method):
     def schedules(self, step: int) -> dict[str, float]:
         return {"momentum": self.momentum(step), "teacher_temperature": self.teacher_temperature(step)}
 
-    @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         crops = batch["global_crops"][:, 0]
-        images = self.normalise(crops)
-        encoder = self.teacher["encoder"]
-        attention = encoder.attention(images)
-        if attention is not None:
-            attention = attention / attention.amax(dim=(-2, -1), keepdim=True)
-            maps = rearrange(_enlarged(attention, crops), "b heads h w -> b 1 h (heads w)")
-            label = "attention of the teacher's class token, last block (image, then a head each)"
-            return {label: torch.cat([self.show(crops), maps.expand(-1, crops.shape[1], -1, -1)], dim=-1)}
-        if crops.shape[1] != 3:
-            return {}
-        features = encoder(images)
-        few = features.grid is None or min(features.tokens[..., 0].numel(), features.tokens.shape[-1]) < 3
-        if few or not features.tokens.isfinite().all():
-            return {}  # no map, fewer than three directions, or a run that is about to stop with words of its own
-        maps = rearrange(main_directions(features.tokens), "b (h w) c -> b c h w", h=features.grid[0])
-        label = "tokens of the teacher (image, then their three main directions as red, green, blue)"
-        return {label: torch.cat([self.show(crops), _enlarged(maps, crops)], dim=-1)}
-
-
-def main_directions(tokens: Tensor) -> Tensor:
-    """Tokens (b, n, d) along the three directions in which those of all images vary most: (b, n, 3) in 0 .. 1."""
-    flat = rearrange(tokens.float(), "b n d -> (b n) d")
-    flat = flat - flat.mean(dim=0)
-    _, _, directions = torch.linalg.svd(flat, full_matrices=False)
-    along = flat @ directions[:3].T
-    low, high = along.amin(dim=0), along.amax(dim=0)
-    return rearrange((along - low) / (high - low).clamp_min(1e-12), "(b n) c -> b n c", b=len(tokens))
-
-
-def _enlarged(maps: Tensor, crops: Tensor) -> Tensor:
-    """Maps (b, c, gh, gw) in 0 .. 1 as uint8 of the crops' height and width."""
-    return (F.interpolate(maps, size=crops.shape[-2:], mode="nearest") * 255).to(torch.uint8)
+        return attention_pictures(self.teacher["encoder"], self.normalise(crops), crops, self.show, of="teacher")

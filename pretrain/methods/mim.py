@@ -87,8 +87,8 @@ class MaskedImageModelling(Method):
         crops = batch["global_crops"][:, 0]
         images = self.normalise(crops)
         pasted = self.target.pictures(self.predict(images, batch), images, batch)
-        if pasted is None:
-            return {}
+        if pasted is None:  # codes
+            return super().pictures(batch)
         masked = zero_hidden_pixels(images, batch["replaced"])
         rows = torch.stack([self.show(crops), *(self.to_pictures(part, crops) for part in (masked, pasted))], dim=1)
         return {"reconstructions (image, input, output)": rearrange(rows, "b v c h w -> b c h (v w)")}

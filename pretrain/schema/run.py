@@ -167,7 +167,9 @@ class EngineConfig:
     activation_checkpointing: bool = False
     compile: bool = False  # the encoder's blocks
     threads: PositiveInt | None = None  # torch's, per process; default: the cores this process may use
-    hang_seconds: PositiveFloat | None = 1800.0  # a step or save that takes longer ends the process with its stacks
+    hang_seconds: PositiveFloat | None = 1800.0  # what takes longer ends the job, with stacks; null: nothing does
+    hang_factor: Annotated[float, Field(gt=1)] = 20.0  # and so does a step of so many times the median
+    hang_floor_seconds: PositiveFloat = 180.0  # but not before
     deepspeed: dict[str, Any] = Field(default_factory=dict)  # further DeepSpeed keys, passed through
 
     @model_validator(mode="after")
@@ -202,6 +204,8 @@ class CheckpointConfig:
     every_epochs: PositiveFloat | None = None  # and at the end of each so many epochs
     keep_last: PositiveInt = 2
     milestone_every_epochs: PositiveFloat | None = None  # these are kept for good
+    asynchronous: bool = True  # written while training goes on, from a copy in host memory; else training waits
+    on_failure: Literal["continue", "stop"] = "continue"  # when none can be written, as on a full disk
 
 
 @section
@@ -214,8 +218,12 @@ class TrackingConfig:
     """Of images that are neither grey nor RGB, the channels that pictures show: one, or red, green and blue."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online when logged in, else offline
     project: str = "selfsight"
+    entity: str | None = None  # wandb's user or team; default: that of who is logged in
     group: str | None = None
+    job_type: str = "pretrain"  # in wandb; a sweep's runs are of another
     tags: tuple[str, ...] = ()
+    notes: str | None = None  # in wandb; default: the description
+    system_every_seconds: NonNegativeFloat = 15.0  # how the machines of all nodes do; 0 is never
 
 
 @section

@@ -34,7 +34,7 @@ def run(data: dict[str, Any], rank: int, world_size: int) -> None:
     trainer = Trainer(
         config, folder, sampler_of(config, datasets), normalisation, choose_device(config), rank, world_size
     )
-    trainer.train(StopRequest(), Watchdog(None))
+    trainer.train(StopRequest(), Watchdog())
     trainer.close()
 
 

@@ -1,0 +1,267 @@
+"""`selfsight submit`: all that can be refused is refused, then a plan is printed or queued."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from data_pipelines.files import check_writable, lock, write_text
+from launch.cluster.arithmetic import solve_accumulation
+from launch.cluster.probes import ProbeJob, ProbeOptions, check_probes, probe_jobs
+from launch.cluster.quoting import bash_words, log_pattern, sbatch_line
+from launch.cluster.render import container_python, render, set_arguments, settings_of
+from launch.cluster.resources import Resources, check_resources, with_time
+from launch.cluster.runs import check_interpreter, check_not_queued, check_run_to_submit
+from launch.cluster.shared import local_lines
+from launch.cluster.site import Site
+from launch.cluster.slurm import array_limit, ask
+from launch.cluster.sweep import Element, sweep_elements
+from launch.training import plan_of
+from pretrain.config import ConfigError, load_config
+from pretrain.history import record
+from pretrain.schema import Config
+
+PROBE_SECONDS = 4 * 3600  # of a probe job, where the user says nothing and the partition allows it
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for, as typed."""
+
+    preset: str
+    overrides: tuple[str, ...]
+    resources: Resources
+    site: Site
+    python: str  # the interpreter of the jobs, as the nodes find it
+    command: tuple[str, ...]  # for the record
+    micro_batch: int | None = None
+    arrays: tuple[str, ...] = ()
+    array_file: Path | None = None
+    array_max: int | None = None
+    probe: ProbeOptions = field(default_factory=ProbeOptions)
+    variables: Mapping[str, str] = field(default_factory=dict)  # further settings of the job
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run that is submitted: what its training is started with, and where it lies."""
+
+    name: str
+    folder: Path
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A submission that nothing is known to be wrong with."""
+
+    request: Request
+    name: str  # of the run, or of the sweep
+    folder: Path  # its scripts and logs lie here
+    runs: tuple[Run, ...]
+    script: str
+    probes: tuple[ProbeJob, ...]
+    wrapper: str | None  # Python inside a container
+    lines: tuple[str, ...]  # what follows from it, in words
+
+    @property
+    def is_array(self) -> bool:
+        return bool(self.request.arrays or self.request.array_file)
+
+
+@dataclass(frozen=True)
+class Queued:
+    """What SLURM has taken."""
+
+    job: str
+    probes: tuple[str, ...]
+    script: Path
+
+
+def plan_submission(request: Request, check_cluster: bool = True) -> Plan:
+    """Check all of a submission and write its scripts, in memory. Reads only.
+
+    Raises ValueError and OSError for everything that is known to be wrong with it: the cluster's part (unless not
+    `check_cluster`), the configuration, the data, the arithmetic of the batch, the run folder and the environment.
+    """
+    probe = replace(request.probe, resources=with_time(request.probe.resources, PROBE_SECONDS, check_cluster))
+    if check_cluster:
+        lines = check_resources(request.resources)
+        if request.probe.data:
+            check_resources(probe.resources, what="the probe job: ")
+    else:
+        lines = ["there is no SLURM here: partition, nodes, GPUs, time and the queue are not checked"]
+    check_interpreter(request.python, request.site)
+    base = load_config(request.preset, request.overrides)
+    swept = bool(request.arrays or request.array_file)
+    elements = [Element(base.name, ())]
+    if swept:
+        elements = sweep_elements(base.name, request.arrays, request.array_file, request.overrides)
+        most = array_limit() if check_cluster else None
+        if most is not None and len(elements) > most:
+            raise ConfigError(f"the sweep has {len(elements)} runs, and this cluster takes arrays of {most}; split it")
+    runs = []
+    for element in elements:
+        try:
+            run, said = _check_element(request, element, base.name if swept else None)
+        except ConfigError as error:
+            raise ConfigError(f"{element.name}: {error}" if swept else str(error)) from None
+        runs.append(run)
+        lines += [f"{element.name}: {line}" if swept and len(elements) > 1 else line for line in said]
+    check_probes(probe, base)
+    folder = Path(base.runs).absolute() / base.name
+    lines += local_lines(_places(request, base))
+    for run in runs:
+        check_not_queued(run.folder, ask_slurm=check_cluster)
+    check_writable(folder)
+    wrapper = None if request.site.container is None else container_python(request.site.container)
+    python = request.python if wrapper is None else str(folder / "jobs" / "python")
+    script = _script(request, base.name, folder, [run.arguments for run in runs], python)
+    probes = probe_jobs(
+        probe,
+        [run.folder for run in runs],
+        name=base.name,
+        folder=folder,
+        array=_array(request, len(runs)),
+        settings=settings_of(request.site, python, request.variables),
+        written_by=bash_words(request.command),
+    )
+    return Plan(request, base.name, folder, tuple(runs), script, tuple(probes), wrapper, tuple(lines))
+
+
+def queue(plan: Plan) -> Queued:
+    """Hand a plan to SLURM: the training job, then its probes; all of them, or none.
+
+    The scripts are kept in `jobs/` of the run, and its history says what was submitted.
+    """
+    for folder in {plan.folder, *(run.folder for run in plan.runs)}:
+        for part in ("jobs", "logs"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+    with (plan.folder / "jobs" / ".lock").open("a+", encoding="utf-8") as file:
+        if not lock(file):
+            raise ConfigError(f"{plan.folder} is being submitted by another process; wait for it, then look at its job")
+        for run in plan.runs:  # between the plan and the lock, another may have been queued
+            check_not_queued(run.folder)
+        if plan.wrapper is not None:
+            write_text(plan.folder / "jobs" / "python", plan.wrapper)
+            (plan.folder / "jobs" / "python").chmod(0o755)
+        jobs: list[str] = []
+        try:
+            job, script = _sbatch(plan.script, plan.folder, "pretrain", [])
+            jobs.append(job)
+            for probe in plan.probes:
+                number, _ = _sbatch(probe.script, plan.folder, "probe", probe.dependency(job))
+                jobs.append(number)
+        except BaseException as error:
+            if jobs:
+                _cancel(jobs, error)
+            raise
+        queued = Queued(jobs[0], tuple(jobs[1:]), script)
+        _remember(plan, queued)
+    return queued
+
+
+def _check_element(request: Request, element: Element, sweep: str | None) -> tuple[Run, list[str]]:
+    """Check one run, and solve the arithmetic of its batch."""
+    overrides = [*request.overrides, *element.overrides]
+    if sweep is not None:
+        overrides += [f"name={element.name}"]
+        if not any(override.startswith("tracking.group=") for override in overrides):
+            overrides += [f"tracking.group={sweep}"]
+    if request.probe.every is not None:
+        overrides += [f"checkpoint.milestone_every_epochs={request.probe.every:g}"]
+    config = load_config(request.preset, overrides)
+    ranks = request.resources.ranks
+    fixed = any(override.partition("=")[0] == "train.accumulation" for override in overrides)
+    accumulation = solve_accumulation(config, ranks, request.micro_batch, fixed)
+    if accumulation != config.train.accumulation:
+        overrides += [f"train.accumulation={accumulation}"]
+        config = load_config(request.preset, overrides)
+    folder = Path(config.runs).absolute() / config.name
+    check_writable(folder)
+    checked = check_run_to_submit(config, ranks)
+    preset = request.preset if not request.preset.startswith("-") else f"./{request.preset}"
+    return Run(config.name, folder, (preset, *overrides)), [*checked.chosen, *plan_of(checked, ranks)]
+
+
+def _places(request: Request, config: Config) -> dict[str, Path]:
+    """Paths that every node has to see."""
+    places = {"this folder": Path.cwd(), "the run folder": Path(config.runs).absolute()}
+    if request.site.container is None:
+        places["the jobs' Python"] = Path(request.python).parent  # not what it links to: a venv's own folder matters
+    for source in [config.data.train] if isinstance(config.data.train, str) else [s.path for s in config.data.train]:
+        if "://" not in source:
+            places["the data"] = Path(source)
+    return places
+
+
+def _array(request: Request, count: int) -> str | None:
+    if not (request.arrays or request.array_file):
+        return None
+    ceiling = "" if request.array_max is None else f"%{request.array_max}"
+    return f"0-{count - 1}{ceiling}"
+
+
+def _script(request: Request, name: str, folder: Path, elements: Sequence[Sequence[str]], python: str) -> str:
+    array = _array(request, len(elements))
+    lines = [
+        sbatch_line("job-name", name),
+        sbatch_line("chdir", str(Path.cwd())),
+        sbatch_line("output", log_pattern(str(folder / "logs"), "%j.out" if array is None else "%A_%a.out")),
+        sbatch_line("open-mode", "append"),
+        sbatch_line("requeue"),
+        *([] if array is None else [sbatch_line("array", array)]),
+        *request.resources.lines(),
+    ]
+    settings = [*settings_of(request.site, python, request.variables), *set_arguments(elements, array is not None)]
+    return render("pretrain", lines, settings, bash_words(request.command))
+
+
+def _sbatch(script: str, folder: Path, kind: str, options: Sequence[str]) -> tuple[str, Path]:
+    """Submit a script that is kept as `jobs/KIND-JOB.sbatch`; its job and the file."""
+    path = folder / "jobs" / f".{kind}-{os.getpid()}.sbatch"
+    write_text(path, script)
+    try:
+        said = ask(["sbatch", "--parsable", *options, str(path)])
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    job = said.strip().splitlines()[-1].partition(";")[0]  # JOB, or JOB;CLUSTER
+    kept = path.with_name(f"{kind}-{job}.sbatch")
+    path.rename(kept)
+    return job, kept
+
+
+def _cancel(jobs: Sequence[str], error: BaseException) -> None:
+    """Take back what was queued before a later part was refused."""
+    try:
+        ask(["scancel", *jobs])
+        error.add_note(f"the training job {jobs[0]} was taken back")
+    except OSError as failed:
+        raise OSError(f"{error}; {' '.join(jobs)} had been queued and can't be taken back: {failed}") from error
+
+
+def _remember(plan: Plan, queued: Queued) -> None:
+    for number, run in enumerate(plan.runs):
+        element = f"_{number}" if plan.is_array else ""
+        log = plan.folder / "logs" / (f"{queued.job}{element}.out")
+        probes = [
+            job if probe.element is not None or not plan.is_array else f"{job}{element}"
+            for job, probe in zip(queued.probes, plan.probes, strict=True)
+            if probe.element in (None, number)
+        ]
+        record(
+            run.folder,
+            "submitted",
+            jobs=[f"{queued.job}{element}"],
+            probes=probes,
+            command=list(plan.request.command),
+            log=str(log),
+            script=str(queued.script),
+        )
+    if plan.is_array:
+        elements = [{"name": run.name, "arguments": list(run.arguments)} for run in plan.runs]
+        write_text(plan.folder / "sweep.json", json.dumps({"job": queued.job, "runs": elements}, indent=2) + "\n")

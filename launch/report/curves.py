@@ -1,0 +1,256 @@
+"""Which curves a page shows, in which groups and words; the drawing is `assets/report.js`'s."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from eval.report import read_results
+from launch.report.chronicle import alarms_of, starts_of
+from launch.report.read import Run
+from launch.report.thinning import Thinned
+
+#: Of all series of a page together; the buckets of each are joined until they are no more.
+MOST_POINTS = 60_000
+#: Nodes that have a line of their own; of more, one line for their mean and a band from the lowest to the highest.
+MOST_NODE_LINES = 8
+_HIDDEN = {"ids_digest", "step", "epoch", "knn_standard_error"}
+
+
+class Known(NamedTuple):
+    """What is known of a metric: its words, the group it is in, and whether it is a share shown in percent."""
+
+    title: str
+    group: str
+    percent: bool = False
+
+
+LOSS, DIAGNOSTICS, SCHEDULES, SPEED = "Loss", "Diagnostics", "Schedules", "Speed and memory"
+_KNOWN = {
+    "loss": Known("loss", LOSS),
+    "dino": Known("DINO loss", LOSS),
+    "ibot": Known("iBOT loss", LOSS),
+    "koleo": Known("KoLeo loss", LOSS),
+    "aggregation_loss": Known("loss of the aggregation", LOSS),
+    "likelihood": Known("negative log-likelihood", LOSS),
+    "divergence": Known("divergence to uniform", LOSS),
+    "distillation": Known("distillation loss", LOSS),
+    "commitment": Known("commitment loss", LOSS),
+    "accuracy": Known("accuracy at hidden units", LOSS, percent=True),
+    "grad_norm": Known("gradient norm", DIAGNOSTICS),
+    "teacher_entropy": Known("teacher entropy (nats)", DIAGNOSTICS),
+    "feature_std": Known("feature deviation (1 is spread evenly)", DIAGNOSTICS),
+    "knn_top1": Known("online k-NN, top-1", DIAGNOSTICS, percent=True),
+    "rankme": Known("RankMe (effective rank)", DIAGNOSTICS),
+    "rankme_share": Known("RankMe, share of the possible", DIAGNOSTICS, percent=True),
+    "codes_used": Known("codes used", DIAGNOSTICS, percent=True),
+    "codes_alive": Known("codes alive", DIAGNOSTICS, percent=True),
+    "code_perplexity": Known("code perplexity", DIAGNOSTICS),
+    "lr": Known("learning rate", SCHEDULES),
+    "weight_decay": Known("weight decay", SCHEDULES),
+    "momentum": Known("teacher momentum", SCHEDULES),
+    "teacher_temperature": Known("teacher temperature", SCHEDULES),
+    "temperature": Known("temperature", SCHEDULES),
+    "divergence_weight": Known("weight of the divergence", SCHEDULES),
+    "images_per_second": Known("images per second", SPEED),
+    "data_wait": Known("waiting for data", SPEED, percent=True),
+    "memory_gb": Known("memory (GB, peak of rank 0)", SPEED),
+    "knn_share": Known("time spent on online k-NN", SPEED, percent=True),
+    "knn_seconds": Known("seconds of an online k-NN", SPEED),
+    "bad_samples": Known("bad samples met", SPEED),
+}
+_GROUPS = (LOSS, DIAGNOSTICS, SCHEDULES, SPEED)
+#: Parts of names that tell where a metric belongs that has no words of its own here.
+_HINTS = (
+    (LOSS, ("loss",)),
+    (SPEED, ("second", "memory", "fetch/", "wait", "bytes", "throughput", "share_of_time")),
+    (SCHEDULES, ("schedule", "learning_rate")),
+)
+
+
+def charts_of(runs: Sequence[Run]) -> dict[str, Any]:
+    """All that `report.js` draws, as plain JSON values: groups of charts, and the marks that they share."""
+    names = list(dict.fromkeys(name for run in runs for name in run.metrics.series if name not in _HIDDEN))
+    ranked = {name: place for place, name in enumerate(_KNOWN)}
+    grouped: dict[str, list[dict[str, Any]]] = {group: [] for group in _GROUPS}
+    constant: dict[str, list[str]] = {group: [] for group in _GROUPS}
+    for name in sorted(names, key=lambda name: ranked.get(name, len(ranked))):
+        known = _known(name)
+        present = [(number, run.metrics.series[name]) for number, run in enumerate(runs) if name in run.metrics.series]
+        value = _constant([thinned for _, thinned in present])
+        if value is not None:
+            constant[known.group].append(f"{known.title} {value:,.6g}")
+            continue
+        grouped[known.group].append(
+            {
+                "title": known.title,
+                "percent": known.percent,
+                "wide": name == "loss",
+                "log": name == "grad_norm" and any(_is_spiky(thinned) for _, thinned in present),
+                "series": [
+                    _series(runs[number].name, number, thinned, _error_of(name, runs[number]))
+                    for number, thinned in present
+                ],
+                "references": _references(name, runs),
+            }
+        )
+    groups: list[dict[str, Any]] = [
+        {"title": group, "charts": grouped[group], "constant": constant[group]} for group in _GROUPS
+    ]
+    groups.insert(1, {"title": "Probes over checkpoints", "charts": list(_probe_charts(runs)), "constant": []})
+    if len(runs) == 1:
+        groups.append({"title": "Nodes", "charts": list(_node_charts(runs[0])), "constant": []})
+    _share_out([series for group in groups for chart in group["charts"] for series in chart["series"]])
+    return {
+        "groups": [group for group in groups if group["charts"] or group["constant"]],
+        "marks": list(_marks(runs[0])) if len(runs) == 1 else [],
+        "runs": [run.name for run in runs],
+    }
+
+
+def _known(name: str) -> Known:
+    if name in _KNOWN:
+        return _KNOWN[name]
+    group = next((group for group, parts in _HINTS if any(part in name for part in parts)), DIAGNOSTICS)
+    words = name.replace("/", ": ").replace("_", " ")
+    return Known(words, group, percent=name.endswith(("_share", "top1", "accuracy")))
+
+
+def _constant(present: list[Thinned]) -> float | None:
+    """The one value that several points of all series have; None where they differ, or there is one point only."""
+    extents = [thinned.extent() for thinned in present]
+    known = [extent for extent in extents if extent is not None]
+    if len(known) < len(extents) or any(thinned.num_bad for thinned in present):
+        return None
+    low, high = min(low for low, _ in known), max(high for _, high in known)
+    several = any(len(thinned.columns()["x"]) > 1 for thinned in present)
+    return high if several and high - low <= 1e-9 * max(abs(high), abs(low)) else None
+
+
+def _is_spiky(thinned: Thinned) -> bool:
+    columns = thinned.columns()
+    middle = sorted(columns["y"])[len(columns["y"]) // 2] if columns["y"] else 0.0
+    return middle > 0 and max(columns.get("hi", columns["y"])) > 25 * middle
+
+
+def _error_of(name: str, run: Run) -> list[float]:
+    """The standard error of each point of a metric that has one."""
+    error = run.metrics.series.get("knn_standard_error") if name == "knn_top1" else None
+    return error.columns()["y"] if error is not None else []
+
+
+def _series(label: str, number: int, thinned: Thinned, errors: Sequence[float] = ()) -> dict[str, Any]:
+    series: dict[str, Any] = {"label": label, "color": number, **thinned.columns()}
+    if len(errors) == len(series["x"]) > 0:
+        series["points"] = len(errors) <= 40
+        series["lo"] = [value - error for value, error in zip(series["y"], errors, strict=True)]
+        series["hi"] = [value + error for value, error in zip(series["y"], errors, strict=True)]
+    if thinned.num_bad:
+        series["bad"] = thinned.bad_steps
+    return series
+
+
+def _references(name: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Values that a curve should be compared with: of DINO, the loss and entropy of a teacher that tells nothing."""
+    prototypes = {run.setting("method", "prototypes") for run in runs if run.setting("method", "name") == "dino"}
+    if name in ("loss", "dino", "teacher_entropy") and len(prototypes) == 1:
+        (count,) = prototypes
+        if isinstance(count, int) and count > 1:
+            return [{"label": "ln K", "y": math.log(count)}]
+    return []
+
+
+def _marks(run: Run) -> Iterator[dict[str, Any]]:
+    for step, text in starts_of(run.history):
+        if step > 0:
+            yield {"step": step, "kind": "restart", "label": text}
+    for step, text in alarms_of(run.history):
+        yield {"step": step, "kind": "alarm", "label": text}
+
+
+def _probe_charts(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """Accuracy over checkpoints with its error, where a run was probed at several steps on the same images."""
+    columns: dict[str, list[dict[str, Any]]] = {}
+    for number, run in enumerate(runs):
+        for conditions, points in probed_steps(run).items():
+            if len(points) < 2:
+                continue
+            for place, column in enumerate(conditions[0]):
+                known = [(step, values[place]) for step, values in points if values[place] is not None]
+                columns.setdefault(column.rstrip("*"), []).append(
+                    {
+                        "label": run.name,
+                        "color": number,
+                        "points": True,
+                        "x": [step for step, _ in known],
+                        "y": [value.share for _, value in known],
+                        "lo": [value.share - (value.error or 0) for _, value in known],
+                        "hi": [value.share + (value.error or 0) for _, value in known],
+                    }
+                )
+    for column, series in columns.items():
+        yield {"title": f"{column}, top-1", "percent": True, "log": False, "series": series, "references": []}
+
+
+def probed_steps(run: Run) -> dict[tuple[Any, ...], list[tuple[int, list[Any]]]]:
+    """Of a run's probes, those that may be compared: (columns, data) -> (step, the pretrained encoder's values)."""
+    found: dict[tuple[Any, ...], dict[int, list[Any]]] = {}
+    for _, results in run.probes:
+        try:
+            told = read_results(results)
+            step = results["target"]["step"]
+            data = (results["data"]["train"]["checksum"], results["data"]["val"]["checksum"])
+            key = (tuple(told.columns), *data, results["target"]["image_size"])
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            continue
+        if isinstance(step, int):
+            found.setdefault(key, {})[step] = dict(told.rows)["pretrained"]
+    return {key: sorted(points.items()) for key, points in found.items()}
+
+
+def _node_charts(run: Run) -> Iterator[dict[str, Any]]:
+    for name, nodes in run.system.items():
+        series = [_series(node, number, thinned) for number, (node, thinned) in enumerate(sorted(nodes.items()))]
+        if len(series) > MOST_NODE_LINES:
+            series = [_over_nodes(series)]
+        yield {
+            "title": name.replace("/", ": ").replace("_", " "),
+            "percent": False,
+            "log": False,
+            "series": series,
+            "references": [],
+        }
+
+
+def _over_nodes(series: list[dict[str, Any]]) -> dict[str, Any]:
+    """Many nodes as one series: at each step that any of them has, their mean, lowest and highest."""
+    at: dict[float, list[tuple[float, float, float]]] = {}
+    for node in series:
+        rows = zip(node["x"], node["y"], node.get("lo", node["y"]), node.get("hi", node["y"]), strict=True)
+        for x, y, low, high in rows:
+            at.setdefault(x, []).append((y, low, high))
+    steps = sorted(at)
+    return {
+        "label": f"mean of {len(series)} nodes",
+        "color": 0,
+        "x": steps,
+        "y": [sum(y for y, _, _ in at[x]) / len(at[x]) for x in steps],
+        "lo": [min(low for _, low, _ in at[x]) for x in steps],
+        "hi": [max(high for _, _, high in at[x]) for x in steps],
+    }
+
+
+def _share_out(series: list[dict[str, Any]]) -> None:
+    """Join neighbouring points of all series alike until the page holds no more than `MOST_POINTS`."""
+    while sum(len(each["x"]) for each in series) > max(MOST_POINTS, 2 * len(series)):
+        for each in series:
+            if len(each["x"]) < 16 or each.get("points"):
+                continue
+            pairs = [slice(first, first + 2) for first in range(0, len(each["x"]), 2)]
+            low, high = each.get("lo", each["y"]), each.get("hi", each["y"])
+            each["lo"], each["hi"] = [min(low[pair]) for pair in pairs], [max(high[pair]) for pair in pairs]
+            each["y"] = [sum(each["y"][pair]) / len(each["y"][pair]) for pair in pairs]
+            each["x"] = [each["x"][pair][-1] for pair in pairs]
+        if all(len(each["x"]) < 16 or each.get("points") for each in series):
+            return

@@ -1,0 +1,190 @@
+"""The page: its parts, in one file that asks nobody for anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_pipelines.files import write_text
+from launch.report import sections
+from launch.report.curves import charts_of
+from launch.report.markup import Html, data, element, joined, table
+from launch.report.pictures import BUDGET
+from launch.report.read import Run, read_run
+
+#: The browser itself refuses whatever this page might load.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'"
+_MOST_RUNS = 12
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page of one run, or one that compares several; returns where it lies.
+
+    `out` is by default `report.html` in the run's folder; for several runs it must be named. The file is there whole
+    or not at all. Raises FileNotFoundError for a folder that holds no run, and ValueError for no or too many.
+    """
+    if not folders:
+        raise ValueError("which run? Name its folder, such as runs/NAME")
+    if len(folders) > _MOST_RUNS:
+        raise ValueError(f"{len(folders)} runs are more than a page can compare; name {_MOST_RUNS} at most")
+    if out is None:
+        if len(folders) > 1:
+            raise ValueError("several runs make a page of their own; say where with --out FILE")
+        out = folders[0] / "report.html"
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; name a file in it, such as {out / 'report.html'}")
+    page = render([read_run(folder) for folder in folders])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, page)
+    return out
+
+
+def refresh(target: str | Path) -> None:
+    """Write `report.html` anew into the run that `target` is, or is a checkpoint or encoder of; nothing where it is
+    none. Never raises: a page is no reason to lose a training or a probe."""
+    try:
+        path = Path(target).expanduser()
+        folder = next((place for place in (path, *path.absolute().parents[:3]) if _is_run(place)), None)
+        if folder is not None:
+            write_report([folder])
+    except Exception as error:
+        print(f"{target}: no report.html ({type(error).__name__}: {error}); `selfsight report` writes it", flush=True)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and (folder / "metrics.jsonl").is_file()
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The whole page as text."""
+    problems = [f"{run.name}: {problem}" if len(runs) > 1 else problem for run in runs for problem in run.problems]
+    one = runs[0] if len(runs) == 1 else None
+    title = runs[0].name if one else f"{len(runs)} runs: " + ", ".join(run.name for run in runs)
+    charts = charts_of(runs)
+    body = [
+        _header(runs, title),
+        _section("Curves", _curves(charts), [sections.metrics_table(run) for run in runs] if one else []),
+    ]
+    if one:
+        body += [
+            _section("Probes", sections.probes(one, problems)),
+            _section("Pictures over time", sections.galleries(runs, BUDGET, problems)),
+            _section("History", sections.chronicle_of(one)),
+            _section("Configuration", sections.configuration(one)),
+        ]
+    else:
+        body += [
+            _section("Probes", _probes_compared(runs, problems)),
+            _section("Last pictures", sections.galleries(runs, BUDGET, problems)),
+            _section("Settings that differ", _settings_compared(runs)),
+        ]
+    if problems:
+        listed = element("ul", *(element("li", problem) for problem in dict.fromkeys(problems[:50])))
+        body.append(_section("What could not be read", listed))
+    written = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    body.append(element("footer", f"Written by selfsight report at {written}. This file needs no network."))
+    head = [
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", f"{title} · selfsight"),
+        element("style", _asset("report.css")),
+    ]
+    page = element(
+        "html",
+        element("head", *head),
+        element("body", *body, data(charts, id="charts"), element("script", _asset("report.js"))),
+        lang="en",
+    )
+    return f"<!doctype html>\n{page}\n"
+
+
+def _asset(name: str) -> Html:
+    return Html(files("launch.report").joinpath("assets", name).read_text(encoding="utf-8"))
+
+
+def _section(title: str, content: Html | None, further: Sequence[Html | None] = ()) -> Html | None:
+    if content is None and not any(further):
+        return None
+    return element("section", element("h2", title), content, *further)
+
+
+def _header(runs: Sequence[Run], title: str) -> Html:
+    theme = element("button", "dark / light", type="button", id="theme", title="Switch between dark and light")
+    if len(runs) == 1:
+        run = runs[0]
+        listed = [joined([element("dt", name), element("dd", value)]) for name, value in sections.facts(run)]
+        description = run.setting("description", default="")
+        parts = [
+            element("p", description, class_="lead") if description else None,
+            sections.tiles(run),
+            element("dl", *listed),
+        ]
+    else:
+        names = list(dict.fromkeys(name for run in runs for name, _ in sections.facts(run)))
+        told = [dict(sections.facts(run)) for run in runs]
+        rows = [("state", *(sections.state_of(run)[1] for run in runs))]
+        rows += [(name, *(facts.get(name, "") for facts in told)) for name in names]
+        header = ["", *(element("span", run.name, class_=f"run c{number % 8}") for number, run in enumerate(runs))]
+        parts = [table(header, rows, numbers=False)]
+    return element("header", theme, element("h1", title), *parts)
+
+
+def _curves(charts: dict[str, Any]) -> Html:
+    if not charts["groups"]:
+        return element("p", "No step is logged yet.", class_="note")
+    controls = element(
+        "form",
+        element(
+            "label",
+            "smoothing ",
+            element("input", type="range", id="smoothing", min=0, max=0.98, step=0.02, value=0),
+            element("output", "0", for_="smoothing", id="smoothed"),
+        ),
+        element("label", element("input", type="checkbox", id="logarithmic"), " logarithmic"),
+        element("label", element("input", type="checkbox", id="clipped"), " cut off spikes"),
+        element("button", "all steps", type="button", id="whole", disabled=True),
+        element("span", "drag over a curve to zoom, double click to go back", class_="note"),
+        class_="controls",
+        autocomplete="off",
+    )
+    groups = []
+    for number, group in enumerate(charts["groups"]):
+        constant = group["constant"]
+        note = element("p", "Constant: " + ", ".join(constant), class_="note") if constant else None
+        groups.append(joined([element("h3", group["title"]), element("div", class_="charts", data_group=number), note]))
+    without = element("noscript", element("p", "Curves are drawn by a script in this file, which is switched off."))
+    return joined([controls, without, *groups])
+
+
+def _probes_compared(runs: Sequence[Run], problems: list[str]) -> Html | None:
+    shown = []
+    for number, run in enumerate(runs):
+        found = sections.probes(run, problems)
+        if found is not None:
+            shown.append(joined([element("h3", run.name, class_=f"run c{number % 8}"), found]))
+    return joined(shown) if shown else None
+
+
+def _settings_compared(runs: Sequence[Run]) -> Html | None:
+    """A table of all settings that are not alike in all runs."""
+    flat = [dict(_leaves(run.config)) for run in runs]
+    keys = dict.fromkeys(key for settings in flat for key in settings)
+    rows = []
+    for key in keys:
+        values = [settings.get(key, "(not set)") for settings in flat]
+        if len(set(values)) > 1 and key != "name":
+            rows.append((key, *values))
+    return table(["", *(run.name for run in runs)], rows[:300], numbers=False) if rows else None
+
+
+def _leaves(value: Any, key: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        return [leaf for name, item in value.items() for leaf in _leaves(item, f"{key}.{name}" if key else str(name))]
+    return [(key, yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip())]

@@ -1,0 +1,69 @@
+"""A run's pictures over time, small enough to travel within the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from PIL import Image
+
+#: Bytes of all pictures of a page, before they become text a third longer.
+BUDGET = 5_000_000
+_MOST_STEPS = 16  # of one series of pictures
+_SIDE = 1000  # px
+T = TypeVar("T")
+
+
+class Frame(NamedTuple):
+    """One picture as a data URI, with its size in px."""
+
+    step: int
+    uri: str
+    width: int
+    height: int
+
+
+def frames_of(steps: Sequence[tuple[int, Path]], budget: int, problems: list[str]) -> list[Frame]:
+    """Pictures evenly spread over the steps, the first and the last among them, of `budget` bytes together."""
+    chosen = spread(steps, _MOST_STEPS)
+    encoded = [(step, *found) for step, path in chosen if (found := _encode(path, problems)) is not None]
+    while len(encoded) > 1 and sum(len(each[1]) for each in encoded) > budget:
+        encoded = spread(encoded, max(1, len(encoded) // 2))
+    return [
+        Frame(step, f"data:image/{kind};base64,{base64.b64encode(content).decode()}", width, height)
+        for step, content, kind, (width, height) in encoded
+        if len(content) <= budget
+    ]
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most so many items, evenly spread; the last one always, and the first of several."""
+    if len(items) <= most:
+        return list(items)
+    if most == 1:
+        return [items[-1]]
+    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
+
+
+def _encode(path: Path, problems: list[str]) -> tuple[bytes, str, tuple[int, int]] | None:
+    """The picture as PNG or JPEG, whichever is smaller; None for what is no picture (a run may be writing it)."""
+    try:
+        with Image.open(path, formats=["PNG"]) as opened:
+            if opened.width * opened.height > 50_000_000:
+                raise ValueError(f"{opened.width} x {opened.height} px are too many for a page")
+            picture = opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        problems.append(f"pictures/{path.name} is left out: {error}")
+        return None
+    if max(picture.size) > _SIDE:
+        picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    forms = {}
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 85, "subsampling": 0})):
+        file = io.BytesIO()
+        picture.save(file, kind, **options)
+        forms[kind] = file.getvalue()
+    kind = "png" if len(forms["png"]) <= 2 * len(forms["jpeg"]) else "jpeg"
+    return forms[kind], kind, picture.size

@@ -1,0 +1,268 @@
+"""What a run folder tells, read with patience: half-written runs, empty ones, rows cut in the middle."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import yaml
+
+from launch.report.thinning import Thinned
+from pretrain.history import read_history
+
+#: Of a series, its values or means of so many neighbours; of one node's, as there may be many nodes.
+BUCKETS, NODE_BUCKETS = 500, 120
+_MOST_NODES = 256  # whose values are kept apart
+_MOST_SERIES = 400  # names of metrics; a page of more is no page
+_PICTURE = re.compile(r"(?P<name>.+)-(?P<step>\d{8,})\.png")
+
+
+@dataclass
+class Metrics:
+    """`metrics.jsonl`: each metric by its name, in the order in which the names first came."""
+
+    series: dict[str, Thinned] = field(default_factory=dict)
+    num_rows: int = 0
+    num_skipped: int = 0  # lines that are no rows
+    last_step: int | None = None
+    last_row: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """One run folder as it was when it was read."""
+
+    folder: Path
+    name: str
+    config: dict[str, Any]  # empty where there is none that can be read
+    config_text: str
+    metrics: Metrics
+    system: dict[str, dict[str, Thinned]]  # value -> node -> series
+    history: list[dict[str, Any]]
+    probes: list[tuple[str, Any]]  # file name, what it holds
+    pictures: dict[str, list[tuple[int, Path]]]  # name -> (step, file), by step
+    card: dict[str, Any]  # of the published encoder or tokenizer
+    num_parameters: int | None  # of what is exported
+    checkpoints: list[int]
+    problems: list[str]  # what could not be read
+
+    def setting(self, *keys: str, default: Any = None) -> Any:
+        """A value of the configuration, such as `setting("train", "batch_size")`."""
+        value: Any = self.config
+        for key in keys:
+            if not isinstance(value, Mapping) or key not in value:
+                return default
+            value = value[key]
+        return value
+
+    @property
+    def total_steps(self) -> int | None:
+        """How many steps the run shall have, as far as the configuration and the rows so far tell."""
+        steps = self.setting("train", "steps")
+        if _is_number(steps) and steps >= 1:
+            return int(steps)
+        epochs, row = self.setting("train", "epochs"), self.metrics.last_row
+        epoch, step = row.get("epoch"), row.get("step")
+        if _is_number(epochs) and _is_number(epoch) and _is_number(step) and min(epochs, epoch, step) > 0:
+            return max(1, round(step * epochs / epoch))
+        return None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the encoder, or tokenizer, of the last step is published."""
+        step, total = self.card.get("step"), self.total_steps
+        return isinstance(step, int) and total is not None and step >= total
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder; raises FileNotFoundError where there is none.
+
+    What is missing or broken in it is left out, and what is broken is told in `problems`.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder of a run; name one, such as runs/NAME")
+    if not any((folder / name).exists() for name in ("config.yaml", "metrics.jsonl", "history.jsonl")):
+        raise FileNotFoundError(
+            f"{folder} holds neither config.yaml nor metrics.jsonl, so it is not a run; name one, such as runs/NAME"
+        )
+    problems: list[str] = []
+    text = _text(folder / "config.yaml", problems)
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problems.append(f"config.yaml is not YAML: {error}")
+        config = None
+    if not isinstance(config, dict):
+        config = {}
+    metrics = read_metrics(folder / "metrics.jsonl", problems)
+    if metrics.num_skipped > 1:  # one is the line that is being written
+        problems.append(f"metrics.jsonl: {metrics.num_skipped} lines are no rows and were passed over")
+    return Run(
+        folder=folder,
+        name=str(config.get("name") or folder.resolve().name),
+        config=config,
+        config_text=text,
+        metrics=metrics,
+        system=read_system(folder / "system.jsonl", problems),
+        history=_history(folder, problems),
+        probes=_probes(folder, problems),
+        pictures=_pictures(folder),
+        card=_card(folder),
+        num_parameters=_num_parameters(folder),
+        checkpoints=sorted(
+            int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*") if path.name[5:].isdigit()
+        ),
+        problems=problems,
+    )
+
+
+def read_metrics(path: Path, problems: list[str] | None = None) -> Metrics:
+    """The rows of a `metrics.jsonl` of any length, line by line."""
+    metrics = Metrics()
+    for row in _rows(path, problems if problems is not None else []):
+        step: Any = None if row is None else row.get("step")
+        if row is None or not _is_number(step):
+            metrics.num_skipped += 1
+            continue
+        if metrics.last_step is not None and step <= metrics.last_step:
+            for thinned in metrics.series.values():
+                thinned.rewind(step)
+        metrics.num_rows += 1
+        metrics.last_step, metrics.last_row = int(step), row
+        for name, value in row.items():
+            if not isinstance(value, int | float) or isinstance(value, bool) or name == "step":
+                continue
+            if name not in metrics.series:
+                if len(metrics.series) >= _MOST_SERIES:
+                    continue
+                metrics.series[name] = Thinned(BUCKETS)
+            metrics.series[name].add(step, _as_float(value))
+    return metrics
+
+
+def read_system(path: Path, problems: list[str] | None = None) -> dict[str, dict[str, Thinned]]:
+    """What the nodes measured of themselves, as value -> node -> series; nothing where there is no such file."""
+    found: dict[str, dict[str, Thinned]] = defaultdict(dict)
+    nodes: set[str] = set()
+    for row in _rows(path, problems if problems is not None else []):
+        if row is None or not _is_number(row.get("step")):
+            continue
+        node, step = str(row.get("node", "?")), row["step"]
+        if node not in nodes and len(nodes) >= _MOST_NODES:
+            continue
+        nodes.add(node)
+        for name, value in row.items():
+            if name in ("step", "time", "node", "rank") or not _is_number(value, finite=False):
+                continue
+            if name not in found and len(found) >= _MOST_SERIES:
+                continue
+            thinned = found[name].setdefault(node, Thinned(NODE_BUCKETS))
+            last = thinned.last_step()
+            if last is not None and step < last:
+                thinned.rewind(step)
+            thinned.add(step, _as_float(value))
+    return dict(found)
+
+
+def _rows(path: Path, problems: list[str]) -> Iterator[dict[str, Any] | None]:
+    """Each line of a file as the object it holds, or None for a line that holds none."""
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    row = None
+                yield row if isinstance(row, dict) else None
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        problems.append(f"{path.name} can't be read: {error.strerror}")
+
+
+def _is_number(value: Any, finite: bool = True) -> TypeGuard[float]:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (not finite or (abs(value) < 2**53 and math.isfinite(value)))
+    )
+
+
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _text(path: Path, problems: list[str]) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        problems.append(f"{path.name} can't be read: {error.strerror}")
+        return ""
+
+
+def _history(folder: Path, problems: list[str]) -> list[dict[str, Any]]:
+    try:
+        return read_history(folder)
+    except OSError as error:
+        problems.append(f"history.jsonl can't be read: {error.strerror}")
+        return []
+
+
+def _probes(folder: Path, problems: list[str]) -> list[tuple[str, Any]]:
+    found = []
+    for path in sorted((folder / "eval").glob("*.json")):
+        try:
+            found.append((path.name, json.loads(path.read_text(encoding="utf-8", errors="replace"))))
+        except (OSError, ValueError, RecursionError) as error:
+            problems.append(f"eval/{path.name} can't be read: {error}")
+    return found
+
+
+def _pictures(folder: Path) -> dict[str, list[tuple[int, Path]]]:
+    found: dict[str, list[tuple[int, Path]]] = defaultdict(list)
+    for path in sorted((folder / "pictures").glob("*.png")):
+        match = _PICTURE.fullmatch(path.name)
+        if match:
+            found[match["name"]].append((int(match["step"]), path))
+    return {name: sorted(steps) for name, steps in found.items()}
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    for what in ("encoder", "tokenizer"):
+        try:
+            card = json.loads((folder / what / "config.json").read_text(encoding="utf-8", errors="replace"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(card, dict):
+            return card
+    return {}
+
+
+def _num_parameters(folder: Path) -> int | None:
+    """How many numbers the newest exported weights hold, by the header of their file alone."""
+    places = [folder, *sorted((folder / "checkpoints").glob("step-*"), reverse=True)]
+    for path in (place / what / "model.safetensors" for place in places for what in ("encoder", "tokenizer")):
+        try:
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                if length > 100_000_000:
+                    continue
+                header = json.loads(file.read(length))
+            return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error):
+            continue
+    return None
