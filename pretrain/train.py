@@ -245,7 +245,7 @@ class Trainer:
             with self.window.paused(), watchdog.allowing("diagnostics"):
                 looked = self.diagnostics.look(self.step, micro_batches)
             with watchdog.allowing("report"):
-                self.report(self.summary(metrics, agreed) | looked, grad_norm, micro_batches, at_once=bool(looked))
+                self.report(looked | self.summary(metrics, agreed), grad_norm, micro_batches, at_once=bool(looked))
             finished = stopping or self.step == self.timeline.total_steps
             if finished or self._is_checkpoint() or self._is_milestone():
                 with watchdog.allowing("checkpoint"):
