@@ -13,11 +13,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from launch.cluster.commands import PREFLIGHT_EXAMPLES, preflight
 from launch.cluster_commands import SUBMIT_EXAMPLES, submit
 from launch.dashboard.command import DASHBOARD_EXAMPLES, dashboard
 from launch.data_commands import changes_of, data_app
 from launch.pack_command import PACK_EXAMPLES, pack
+from launch.ranks import after_the_first, rank_of
+from launch.run_commands import CANCEL_EXAMPLES, PREFLIGHT_EXAMPLES, STATUS_EXAMPLES, cancel, preflight, status
 from pretrain.stopping import EXIT_USER_ERROR, is_user_error
 
 
@@ -36,7 +37,9 @@ class _Commands(TyperGroup):
         except (ValueError, OSError) as error:
             if os.environ.get("SELFSIGHT_TRACEBACK") == "1" or not is_user_error(error):
                 raise
-            typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+            rank = rank_of(os.environ)
+            after_the_first(rank, EXIT_USER_ERROR)
+            typer.secho(f"error on rank {rank}: " if rank else "error: ", fg="red", bold=True, err=True, nl=False)
             typer.echo(told(error), err=True)
             sys.exit(EXIT_USER_ERROR)
 
@@ -172,6 +175,8 @@ def launch(
 
 app.command(epilog=SUBMIT_EXAMPLES)(submit)
 app.command(epilog=PREFLIGHT_EXAMPLES)(preflight)
+app.command(epilog=STATUS_EXAMPLES)(status)
+app.command(epilog=CANCEL_EXAMPLES)(cancel)
 
 
 @app.command(
@@ -203,6 +208,7 @@ def probe(
 
     from eval.probe import run_probe
     from eval.report import probe_table
+    from launch.report.page import refresh
 
     measure = partial(
         run_probe,
@@ -223,11 +229,18 @@ def probe(
     if follow:
         if out is not None:
             raise ValueError("--out names one file and --follow makes many; leave out one of them")
-        from launch.following import follow_run
+        from launch.following import end_when_asked, follow_run
 
-        follow_run(Path(target), data, measure)
+        end_when_asked()
+
+        def measure_and_show(checkpoint: str) -> None:
+            measure(checkpoint)
+            refresh(checkpoint)
+
+        follow_run(Path(target), data, measure_and_show)
         return
     Console().print(probe_table(measure(target, out=out)))
+    refresh(target)
 
 
 @app.command(
