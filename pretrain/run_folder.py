@@ -34,6 +34,7 @@ FREE_PATHS = re.compile(r"data\.train\.\d+\.path")  # of each of several data se
 FREE_SECTIONS = ("checkpoint.", "tracking.", "diagnostics.", "data.cache.")
 FREE_ENGINE_KEYS = (
     "engine.threads",
+    "engine.zero_stage",
     "engine.activation_checkpointing",
     "engine.compile",
     "engine.hang_seconds",

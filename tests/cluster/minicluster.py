@@ -66,6 +66,7 @@ AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/log/jobs.log
 MinJobAge=86400
+FirstJobId={first_job}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
@@ -353,6 +354,8 @@ class MiniCluster:
             cpus=self.cpus,
             gpus=self.gpus,
             grace=self.grace,
+            # ranks meet at a port that follows from the job's number: clusters side by side must not share numbers
+            first_job=secrets.randbelow(600) * 1000 + 1,
         )
         self._conf.write_text(text)
         # any character devices pass for GPUs; where there are none, files do, but CUDA_VISIBLE_DEVICES stays unset
