@@ -100,14 +100,20 @@ class RunFacts:
 def find_runs(places: Iterable[Path]) -> list[Path]:
     """The runs among these folders, and within those that are none; a folder that is not there is refused."""
     found: list[Path] = []
-    for place in places:
+    for place in map(resolve, places):
         if not place.is_dir():
-            raise FileNotFoundError(f"{place} is no folder; name a run, as in runs/NAME, or the folder of many")
+            raise FileNotFoundError(f"there is no folder {place}; name a run, as in runs/NAME, or the folder of many")
         if is_run(place):
             found.append(place)
         else:
             found += sorted(Path(entry.path) for entry in os.scandir(place) if entry.is_dir() and is_run(entry.path))
     return list(dict.fromkeys(found))
+
+
+def resolve(place: Path) -> Path:
+    """A folder, or the run of that name in `runs/`."""
+    beside = Path("runs") / place
+    return beside if not place.exists() and len(place.parts) == 1 and beside.is_dir() else place
 
 
 def is_run(folder: Path | str) -> bool:
