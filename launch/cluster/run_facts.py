@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,9 @@ def _sections(path: Path, wanted: Iterable[str]) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return {}
-    starts = [(match[1], match.start()) for match in _SECTIONS.finditer(text)]
-    ends = [start for _, start in starts[1:]] + [len(text)]
+    starts = [*((match[1], match.start()) for match in _SECTIONS.finditer(text)), ("", len(text))]
     found: dict[str, Any] = {}
-    for (name, start), end in zip(starts, ends, strict=True):
+    for (name, start), (_, end) in pairwise(starts):
         if name in wanted:
             try:
                 found |= yaml.load(text[start:end], Loader=_Loader)
