@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from launch.cluster_commands import SUBMIT_EXAMPLES, submit
 from launch.data_commands import changes_of, data_app
 from launch.pack_command import PACK_EXAMPLES, pack
+from launch.ranks import after_the_first, rank_of
 from launch.run_commands import CANCEL_EXAMPLES, PREFLIGHT_EXAMPLES, STATUS_EXAMPLES, cancel, preflight, status
 from pretrain.stopping import EXIT_USER_ERROR, is_user_error
 
@@ -35,7 +36,9 @@ class _Commands(TyperGroup):
         except (ValueError, OSError) as error:
             if os.environ.get("SELFSIGHT_TRACEBACK") == "1" or not is_user_error(error):
                 raise
-            typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+            rank = rank_of(os.environ)
+            after_the_first(rank, EXIT_USER_ERROR)
+            typer.secho(f"error on rank {rank}: " if rank else "error: ", fg="red", bold=True, err=True, nl=False)
             typer.echo(told(error), err=True)
             sys.exit(EXIT_USER_ERROR)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.remote.urls import redact
-from launch.cluster.slurm import in_queue
+from launch.cluster.queue import queued
 from pretrain.history import read_history
 from pretrain.stopping import EXIT_STOPPED
 
@@ -85,6 +85,6 @@ def is_over(run: Path) -> bool:
         return True
     jobs = [str(job) for event in events if event["event"] == "submitted" for job in event.get("jobs", ())]
     try:
-        return not in_queue(jobs[-20:])
+        return not queued(jobs)
     except OSError:  # SLURM does not answer: what the run has left says whether it is finished
         return (run / "encoder" / "config.json").is_file()

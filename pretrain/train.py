@@ -26,7 +26,8 @@ from pretrain.checkpoints import live
 from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState, check_resume, damage, read_state
 from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
 from pretrain.config import check_batch
-from pretrain.data import check_ranks_agree, held_out_line, loader_of, open_datasets, resolve_executor, sampler_of
+from pretrain.data import check_ranks_agree, loader_of, resolve_executor
+from pretrain.datasets import held_out_line, open_datasets, sampler_of
 from pretrain.diagnostics import Diagnostics, TroubleError
 from pretrain.drawing import Drawing
 from pretrain.encoders.supported import check_encoder
@@ -35,12 +36,13 @@ from pretrain.engine import (
     choose_device,
     gathered_for,
     gradient_norm,
+    import_deepspeed,
     initialise_distributed,
     take_step,
 )
 from pretrain.exports import Export, export_of
 from pretrain.growth import continued, pin
-from pretrain.history import recorded_end, try_record
+from pretrain.history import recorded_end
 from pretrain.initialise import check_init_from, start_from
 from pretrain.methods import Method, Normalisation, build_method, check_sources, export_folder
 from pretrain.nccl import dump_flight_recorder, set_defaults
@@ -58,13 +60,18 @@ from pretrain.tracking.tracker import Tracker
 from pretrain.watchdog import STACKS, Limits, Watchdog
 
 
-def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp | None = None) -> Path:
+def pretrain(
+    config: Config,
+    stop: StopRequest | None = None,
+    startup: StartUp | None = None,
+    datasets: Sequence[Dataset] | None = None,
+) -> Path:
     """Train what `config` says, continuing from the last checkpoint if there is one. Returns the run folder.
 
     Run by every rank of a distributed job, or by one process. Raises ConfigError before anything is started or
     written when it can't run; ends with exit code 85 when a signal asked it to stop after a checkpoint, and with 87
-    when training went wrong. `stop` is the request that the caller has installed already, before its slow imports, and
-    `startup` the clock that it started.
+    when training went wrong. `stop` is the request that the caller has installed already, before its slow imports,
+    `startup` the clock that it started, and `datasets` what it has opened of `config.data` by then.
     """
     stop = stop or StopRequest.install()  # before the slow part, so that an early signal does not kill us
     startup = startup or StartUp(age=0.0)
@@ -72,7 +79,7 @@ def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp |
     check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_encoder(config)
     startup.mark("encoder check")
-    datasets = open_datasets(config.data)
+    datasets = datasets or open_datasets(config.data)
     config, chosen = resolve(config, datasets)
     folder = check_run_folder(config)
     normalisation = choose_normalisation(config, datasets)
@@ -97,6 +104,8 @@ def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp |
         watchdog = held.enter_context(Watchdog(limits, folder, rank, world_size, dump_flight_recorder))
         if device.type == "cuda":
             set_defaults(folder / STACKS)
+        import_deepspeed(device)
+        startup.mark("import deepspeed")
         rank, world_size = initialise_distributed(device)
         startup.mark("process group")
         if rank == 0:
@@ -204,7 +213,7 @@ class Trainer:
         self.machines = SystemMetrics(folder, config, device)
         self.startup.mark("tracking")
         self.window = Window(self.step)
-        self.drawing = Drawing(config, device)
+        self.drawing = Drawing(config, normalisation, device)
         self.diagnostics = Diagnostics(
             config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank,
             settle=self.saver.settle,
@@ -231,11 +240,12 @@ class Trainer:
                 self.method.after_step(self.step, self.gathered)
             self.step += 1
             if self.step == self.first + 1:
-                self._started()
+                stage = self.config.engine.zero_stage
+                self.startup.done(self.folder, self.rank, self.world_size, step=self.first, zero_stage=stage)
             with self.window.paused(), watchdog.allowing("diagnostics"):
                 looked = self.diagnostics.look(self.step, micro_batches)
             with watchdog.allowing("report"):
-                self.report(self.summary(metrics, agreed) | looked, grad_norm, micro_batches, at_once=bool(looked))
+                self.report(looked | self.summary(metrics, agreed), grad_norm, micro_batches, at_once=bool(looked))
             finished = stopping or self.step == self.timeline.total_steps
             if finished or self._is_checkpoint() or self._is_milestone():
                 with watchdog.allowing("checkpoint"):
@@ -369,14 +379,6 @@ class Trainer:
     def _is_checkpoint(self) -> bool:
         config = self.config.checkpoint
         return self.step % config.every_steps == 0 or self.timeline.is_due(self.step, config.every_epochs)
-
-    def _started(self) -> None:
-        """The first step is made: say how long that took, and why."""
-        self.startup.mark("first step")
-        self.say(self.startup.line())
-        if self.rank == 0:
-            about = self.startup.details(os.environ, self.world_size)
-            try_record(self.folder, "started", step=self.first, zero_stage=self.config.engine.zero_stage, **about)
 
     def _announce(self) -> None:
         config, module = self.config, self.export().module

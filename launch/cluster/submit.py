@@ -169,8 +169,9 @@ def _check_element(request: Request, element: Element, sweep: str | None) -> tup
     overrides = [*request.overrides, *element.overrides]
     if sweep is not None:
         overrides += [f"name={element.name}"]
-        if not any(override.startswith("tracking.group=") for override in overrides):
-            overrides += [f"tracking.group={sweep}"]
+        given = {override.partition("=")[0] for override in overrides}
+        for key, value in (("tracking.group", sweep), ("tracking.job_type", "sweep")):
+            overrides += [f"{key}={value}"] if key not in given else []
     if request.probe.every is not None:
         overrides += [f"checkpoint.milestone_every_epochs={request.probe.every:g}"]
     config = load_config(request.preset, overrides)

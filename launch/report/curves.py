@@ -100,7 +100,7 @@ def charts_of(runs: Sequence[Run]) -> dict[str, Any]:
     ]
     groups.insert(1, {"title": "Probes over checkpoints", "charts": list(_probe_charts(runs)), "constant": []})
     if len(runs) == 1:
-        groups.append({"title": "Nodes", "charts": list(_node_charts(runs[0])), "constant": []})
+        groups.append(_node_group(runs[0]))
     _share_out([series for group in groups for chart in group["charts"] for series in chart["series"]])
     return {
         "groups": [group for group in groups if group["charts"] or group["constant"]],
@@ -209,18 +209,20 @@ def probed_steps(run: Run) -> dict[tuple[Any, ...], list[tuple[int, list[Any]]]]
     return {key: sorted(points.items()) for key, points in found.items()}
 
 
-def _node_charts(run: Run) -> Iterator[dict[str, Any]]:
+def _node_group(run: Run) -> dict[str, Any]:
+    """What the nodes measured of themselves: a line each while they are few."""
+    charts, constant = [], []
     for name, nodes in run.system.items():
+        title = name.replace("/", ": ").replace("_", " ")
+        value = _constant(list(nodes.values()))
+        if value is not None:
+            constant.append(f"{title} {value:,.6g}")
+            continue
         series = [_series(node, number, thinned) for number, (node, thinned) in enumerate(sorted(nodes.items()))]
         if len(series) > MOST_NODE_LINES:
             series = [_over_nodes(series)]
-        yield {
-            "title": name.replace("/", ": ").replace("_", " "),
-            "percent": False,
-            "log": False,
-            "series": series,
-            "references": [],
-        }
+        charts.append({"title": title, "percent": False, "log": False, "series": series, "references": []})
+    return {"title": "Nodes", "charts": charts, "constant": constant}
 
 
 def _over_nodes(series: list[dict[str, Any]]) -> dict[str, Any]:

@@ -301,6 +301,14 @@ class MiniCluster:
         """Signal one rank of a running job."""
         os.kill(self.ranks(job)[rank], number)
 
+    def signal_step(self, job: str, number: int) -> None:
+        """Signal every process of a job's steps: STOP holds training still while a test prepares what is to happen."""
+        for pid, comm, environ in self.processes():
+            ours = environ.get("SLURM_JOB_ID") == job and environ.get("SLURM_STEP_ID", "").isdigit()
+            if ours and not comm.startswith("slurmstepd"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
     def processes_of(self, job: str) -> list[str]:
         """The command lines of everything that still runs for a job, on any node."""
         found = []

@@ -54,6 +54,14 @@ class Workplace:
         """The events of a run's history."""
         return _rows(self.runs / name / "history.jsonl")
 
+    def requeued(self, name: str) -> list[dict[str, Any]]:
+        """The events of a run's history that tell of a job that went back into the queue."""
+        return [event for event in self.history(name) if event["event"] == "requeued"]
+
+    def printed(self, job: str) -> str:
+        """All that a job has printed."""
+        return Path(self.cluster.job(job)["StdOut"]).read_text(errors="replace")
+
     def until_step(self, name: str, step: int, job: str, timeout: float = 180) -> None:
         """Wait until a run has reported a step; fails at once when its job has ended before."""
 

@@ -217,7 +217,8 @@ def test_refreshing_finds_the_run_and_never_raises(
 
 def test_reading_a_run_needs_no_torch(make_run: Any) -> None:
     code = f"import sys; from launch.cli import main; main(['report', {str(make_run())!r}])"
-    check = f"try:\n    {code}\nexcept SystemExit: pass\nprint(sorted(set(sys.modules) & {{'torch', 'wandb', 'matplotlib'}}))"
+    ours = "sorted(set(sys.modules) & {'torch', 'wandb', 'matplotlib'})"
+    check = f"try:\n    {code}\nexcept SystemExit: pass\nprint({ours})"
     done = subprocess.run([sys.executable, "-c", f"import sys\n{check}"], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
