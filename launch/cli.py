@@ -195,6 +195,8 @@ def probe(
     untrained_seeds: Annotated[int, typer.Option(min=1, help="Untrained encoders to compare with.")] = 1,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
+    project: Annotated[str | None, typer.Option(help="Of wandb, for a TARGET that is no run.")] = None,
+    group: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Probe the milestone checkpoints of a run while it is trained.")
     ] = False,
@@ -205,6 +207,7 @@ def probe(
 
     from eval.probe import run_probe
     from eval.report import probe_table
+    from launch.report.page import refresh
 
     measure = partial(
         run_probe,
@@ -218,16 +221,25 @@ def probe(
         untrained_seeds=range(untrained_seeds),
         image_size=image_size,
         batch_size=batch_size,
+        project=project,
+        group=group,
         progress=progress,
     )
     if follow:
         if out is not None:
             raise ValueError("--out names one file and --follow makes many; leave out one of them")
-        from launch.following import follow_run
+        from launch.following import end_when_asked, follow_run
 
-        follow_run(Path(target), data, measure)
+        end_when_asked()
+
+        def measure_and_show(checkpoint: str) -> None:
+            measure(checkpoint)
+            refresh(checkpoint)
+
+        follow_run(Path(target), data, measure_and_show)
         return
     Console().print(probe_table(measure(target, out=out)))
+    refresh(target)
 
 
 @app.command(

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.ranks import check_gpus, rank_environment
@@ -36,7 +37,7 @@ def train(preset: str, overrides: Sequence[str]) -> None:
     from pretrain.config import check_batch, load_config
     from pretrain.datasets import open_datasets
     from pretrain.startup import StartUp
-    from pretrain.stopping import StopRequest
+    from pretrain.stopping import EXIT_TROUBLE, StopRequest
 
     early = StopRequest.install()  # importing torch takes seconds, and a signal then must not kill the job
     startup = StartUp()
@@ -60,7 +61,22 @@ def train(preset: str, overrides: Sequence[str]) -> None:
     from pretrain.train import pretrain
 
     startup.mark("import selfsight")
-    pretrain(config, early, startup, datasets)  # a stop requested by now is agreed on by all ranks in the first step
+    folder = Path(config.runs) / config.name
+    try:
+        pretrain(config, early, startup, datasets)  # a stop requested by now is agreed on by all in the first step
+    except SystemExit as end:
+        if end.code == EXIT_TROUBLE:  # not where it was asked to stop: its time may be short
+            _report(folder)
+        raise
+    _report(folder)
+
+
+def _report(folder: Path) -> None:
+    """The page of a run that has come to its end, by one rank."""
+    if os.environ.get("RANK", "0") == "0":
+        from launch.report.page import refresh
+
+        refresh(folder)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipelines.buffers import map_batch
 from data_pipelines.cores import cores_per_process
 from data_pipelines.crops.any_channels import left_out_line
 from data_pipelines.files import read_json
@@ -22,7 +21,7 @@ from data_pipelines.loader import Batch
 from data_pipelines.sampler import Sampler
 from data_pipelines.shards.index import Dataset
 from pretrain.agreement import Agreed, agree
-from pretrain.batches import DeviceSteps, crop_sheet, seed_dropout, share_mask_counts
+from pretrain.batches import DeviceSteps, seed_dropout, share_mask_counts
 from pretrain.checkpoints import live
 from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState, check_resume, damage, read_state
 from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
@@ -30,6 +29,7 @@ from pretrain.config import check_batch
 from pretrain.data import check_ranks_agree, loader_of, resolve_executor
 from pretrain.datasets import held_out_line, open_datasets, sampler_of
 from pretrain.diagnostics import Diagnostics, TroubleError
+from pretrain.drawing import Drawing
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
     build_engine,
@@ -55,7 +55,8 @@ from pretrain.schedules import Timeline, check_warmup, learning_rate, weight_dec
 from pretrain.schema import Config
 from pretrain.startup import StartUp
 from pretrain.stopping import EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, StopRequest
-from pretrain.tracking import Tracker
+from pretrain.tracking.system_metrics import SystemMetrics
+from pretrain.tracking.tracker import Tracker
 from pretrain.watchdog import STACKS, Limits, Watchdog
 
 
@@ -209,8 +210,10 @@ class Trainer:
         self.saver.check_room(self.engine)
         self.startup.mark("resume")
         self.tracker = Tracker(folder, config, self.step) if rank == 0 else None
+        self.machines = SystemMetrics(folder, config, device)
         self.startup.mark("tracking")
         self.window = Window(self.step)
+        self.drawing = Drawing(config, normalisation, device)
         self.diagnostics = Diagnostics(
             config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank,
             settle=self.saver.settle,
@@ -242,7 +245,7 @@ class Trainer:
             with self.window.paused(), watchdog.allowing("diagnostics"):
                 looked = self.diagnostics.look(self.step, micro_batches)
             with watchdog.allowing("report"):
-                self.report(self.summary(metrics, agreed) | looked, grad_norm, micro_batches, at_once=bool(looked))
+                self.report(looked | self.summary(metrics, agreed), grad_norm, micro_batches, at_once=bool(looked))
             finished = stopping or self.step == self.timeline.total_steps
             if finished or self._is_checkpoint() or self._is_milestone():
                 with watchdog.allowing("checkpoint"):
@@ -303,9 +306,11 @@ class Trainer:
             metrics |= {"epoch": epoch, **self.window.measure(self.step, self.config.train.batch_size, self.loader)}
             metrics["memory_gb"] = memory_gb(self.device)
             metrics |= self.method.schedules(self.step - 1)
+            machines = self.machines.gather()  # by all ranks
             if self.tracker:
                 changes = self.diagnostics.watch(self.step, epoch, metrics)
                 self.tracker.metrics(self.step, metrics)
+                self.tracker.system(self.step, machines)
                 seconds = self.window.seconds_per_step
                 self.tracker.say(progress_line(self.step, self.timeline.total_steps, epoch, metrics, seconds))
                 for change in changes:
@@ -315,13 +320,10 @@ class Trainer:
             with self.window.paused():
                 self._draw(micro_batches[0])
 
-    def _draw(self, batch: Batch, count: int = 8) -> None:
-        few = map_batch(batch, lambda tensor: tensor[:count] if tensor.ndim else tensor)
-        self.engine.eval()
-        pictures = self.method.pictures(few)  # on all ranks: under ZeRO 3 a forward pass is collective
-        self.engine.train()
+    def _draw(self, batch: Batch) -> None:
+        pictures = self.drawing.pictures(self.engine, self.method, self.loader.sampler, batch)
         if self.tracker:
-            for name, picture in {"crops (global, then local)": crop_sheet(few, self.method.show), **pictures}.items():
+            for name, picture in pictures.items():
                 self.tracker.picture(self.step, name, picture)
 
     def save(self, wait: bool) -> None:
@@ -356,6 +358,7 @@ class Trainer:
     def close(self) -> None:
         """Release threads, files and the dashboard."""
         self.loader.close()
+        self.machines.close()
         if self.tracker:
             self.tracker.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import getpass
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launch.cluster.quoting import sbatch_line
 from launch.cluster.slurm import Node, Partition, accounts_of, gpus_of, partitions, seconds_of
@@ -69,6 +69,18 @@ def lead_time(asked: int | None, time: str | None) -> int:
             f"stop as it starts; give at most {limit // 2}, or a longer --time"
         )
     return asked
+
+
+def with_time(asked: Resources, default_seconds: int, ask_slurm: bool = True) -> Resources:
+    """What is asked for, with a time limit: where none is named, the default, or less where that is not allowed."""
+    if asked.time is not None:
+        return asked
+    names = None if asked.partition is None else asked.partition.split(",")
+    known = partitions() if ask_slurm else []
+    chosen = [one for one in known if (one.default if names is None else one.name in names)]
+    seconds = min([default_seconds, *(one.max_seconds for one in chosen if one.max_seconds is not None)])
+    time = _duration(seconds)
+    return replace(asked, time=time, signal_seconds=lead_time(None, time))
 
 
 def check_resources(asked: Resources, what: str = "") -> list[str]:

@@ -198,6 +198,7 @@ def chronicle_of(run: Run) -> Html | None:
             job.where,
             _short(job.began),
             chronicle.duration(job.waited),
+            chronicle.duration(job.start_up),
             chronicle.duration(chronicle.seconds_of(job)),
             "" if job.first_step is None else f"{job.first_step:,}",
             "" if job.last_step is None else f"{job.last_step:,}",

@@ -84,8 +84,8 @@ def restore(engine: Any, pieces: Pieces, counted: dict[str, int]) -> None:
     for name, value in counted.items():
         setattr(engine, name, value)
     engine.micro_steps = engine.global_steps * engine.gradient_accumulation_steps()
-    if stage == 3:
-        engine.optimizer.checkpoint_event_epilogue()
+    # stage 3 gathers its small parameters when they are next used. Its own `checkpoint_event_epilogue` would do so
+    # here, and DeepSpeed 0.19 then fails in the second step ("tracing error") with modules that run twice in a pass
 
 
 def _check_names(module: nn.Module, pieces: Pieces) -> None:

@@ -73,7 +73,7 @@ def test_what_the_cluster_has_not_is_refused_and_nothing_is_queued_or_written(wo
     preset = workplace.preset("tiny")
     before = sorted(workplace.folder.rglob("*"))
     for options, message in (
-        (("--partition=mian",), "there is no partition 'mian'; did you mean main? Partitions here: main, scavenge, short"),
+        (("--partition=mian",), "no partition 'mian'; did you mean main? Partitions here: main, scavenge, short"),
         (("--time=2:00:00",), "--time 2:00:00 is beyond what partition main allows, 01:00:00"),
         (("--nodes=4",), "--nodes 4: partition main has 3"),
         (("--gpus-per-node=3",), "0 nodes of partition main have so many"),

@@ -33,7 +33,7 @@ def test_four_runs_of_which_two_run_at_a_time(workplace: Workplace) -> None:
         assert (workplace.runs / name / "encoder" / "config.json").is_file()
         losses.add(workplace.metrics(name)[-1]["loss"])
         (file,) = [read_wandb_file(path) for path in wandb_files(workplace.runs / name)]
-        assert (file.group, file.name) == ("sweep", name)
+        assert (file.group, file.job_type, file.name) == ("sweep", "sweep", name)
         assert workplace.history(name)[0]["jobs"] == [f"{job}_{number}"]
         assert (workplace.runs / "sweep" / "logs" / f"{job}_{number}.out").is_file()
     assert len(losses) == 4

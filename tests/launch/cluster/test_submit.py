@@ -82,14 +82,14 @@ def test_a_folder_of_another_configuration_or_a_finished_run_is_refused(request_
     shutil.rmtree(run)
     (run / "encoder").mkdir(parents=True)
     (run / "encoder" / "config.json").write_text('{"step": 8}')
-    with pytest.raises(ConfigError, match="holds no config.yaml"):
+    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
         plan(request_)
     config = load_config(run.parent.parent / "tiny.yaml")
     from pretrain.data import open_datasets
     from pretrain.train import resolve
 
     write_config(run, resolve(config, open_datasets(config.data))[0])
-    with pytest.raises(ConfigError, match="is finished; .*another --name"):
+    with pytest.raises(ConfigError, match=r"is finished; .*another --name"):
         plan(request_)
     assert plan(request_, overrides=("name=other",)).name == "other"
 
@@ -134,9 +134,8 @@ def test_a_sweep_is_runs_of_their_own_in_one_group(request_: Request, tmp_path: 
     planned = plan(request_, arrays=("optim.lr=1e-3,5e-4", "seed=0,1"), array_max=2)
     assert "#SBATCH --array=0-3%2\n" in planned.script
     assert "#SBATCH --output=" + f"{tmp_path}/runs/tiny/logs/%A_%a.out\n" in planned.script
-    assert (
-        "  2) set -- tiny.yaml optim.lr=5e-4 seed=0 name=tiny-lr-5e-4-seed-0 tracking.group=tiny ;;" in planned.script
-    )
+    own = "optim.lr=5e-4 seed=0 name=tiny-lr-5e-4-seed-0 tracking.group=tiny tracking.job_type=sweep"
+    assert f"  2) set -- tiny.yaml {own} ;;" in planned.script
     assert [run.folder.name for run in planned.runs][2] == "tiny-lr-5e-4-seed-0"
 
 
