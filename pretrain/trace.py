@@ -13,9 +13,9 @@ from data_pipelines.images.bad_samples import Decoder
 from data_pipelines.images.parts import Part, whole
 from data_pipelines.loader import mask_generator
 from data_pipelines.sampler import Row, Sampler
-from pretrain.checkpoint import Checkpoints, damage, read_state
+from pretrain.checkpoints.folder import CheckpointFolder, damage, read_state
 from pretrain.config import ConfigError, check_batch, load_config
-from pretrain.data import open_datasets, sampler_of
+from pretrain.datasets import open_datasets, sampler_of
 from pretrain.growth import opened_at
 from pretrain.masking import draw_mask_for
 from pretrain.schema import Config
@@ -106,7 +106,7 @@ class Trace:
 
 
 def _last_state(run: Path, config: Config) -> Any:
-    for path in reversed(Checkpoints(run, config.checkpoint).all()):
+    for path in reversed(CheckpointFolder(run, config.checkpoint).all()):
         if damage(path) is None:
             return read_state(path)
     return None

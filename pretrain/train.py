@@ -22,9 +22,12 @@ from data_pipelines.sampler import Sampler
 from data_pipelines.shards.index import Dataset
 from pretrain.agreement import Agreed, agree
 from pretrain.batches import DeviceSteps, seed_dropout, share_mask_counts
-from pretrain.checkpoint import Checkpoints, ResumeState, agree_on, check_resume, damage, read_state
+from pretrain.checkpoints import live
+from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState, check_resume, damage, read_state
+from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
 from pretrain.config import check_batch
-from pretrain.data import check_ranks_agree, held_out_line, loader_of, open_datasets, resolve_executor, sampler_of
+from pretrain.data import check_ranks_agree, loader_of, resolve_executor
+from pretrain.datasets import held_out_line, open_datasets, sampler_of
 from pretrain.diagnostics import Diagnostics, TroubleError
 from pretrain.drawing import Drawing
 from pretrain.encoders.supported import check_encoder
@@ -33,12 +36,13 @@ from pretrain.engine import (
     choose_device,
     gathered_for,
     gradient_norm,
+    import_deepspeed,
     initialise_distributed,
     take_step,
 )
 from pretrain.exports import Export, export_of
 from pretrain.growth import continued, pin
-from pretrain.history import recorded_end, try_record
+from pretrain.history import recorded_end
 from pretrain.initialise import check_init_from, start_from
 from pretrain.methods import Method, Normalisation, build_method, check_sources, export_folder
 from pretrain.nccl import dump_flight_recorder, set_defaults
@@ -50,18 +54,24 @@ from pretrain.scaling import resolve_auto
 from pretrain.schedules import Timeline, check_warmup, learning_rate, weight_decay
 from pretrain.schema import Config
 from pretrain.startup import StartUp
-from pretrain.stopping import EXIT_STOPPED, EXIT_TROUBLE, StopRequest
-from pretrain.tracking import Tracker
+from pretrain.stopping import EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, StopRequest
+from pretrain.tracking.system_metrics import SystemMetrics
+from pretrain.tracking.tracker import Tracker
 from pretrain.watchdog import STACKS, Limits, Watchdog
 
 
-def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp | None = None) -> Path:
+def pretrain(
+    config: Config,
+    stop: StopRequest | None = None,
+    startup: StartUp | None = None,
+    datasets: Sequence[Dataset] | None = None,
+) -> Path:
     """Train what `config` says, continuing from the last checkpoint if there is one. Returns the run folder.
 
     Run by every rank of a distributed job, or by one process. Raises ConfigError before anything is started or
     written when it can't run; ends with exit code 85 when a signal asked it to stop after a checkpoint, and with 87
-    when training went wrong. `stop` is the request that the caller has installed already, before its slow imports, and
-    `startup` the clock that it started.
+    when training went wrong. `stop` is the request that the caller has installed already, before its slow imports,
+    `startup` the clock that it started, and `datasets` what it has opened of `config.data` by then.
     """
     stop = stop or StopRequest.install()  # before the slow part, so that an early signal does not kill us
     startup = startup or StartUp(age=0.0)
@@ -69,7 +79,7 @@ def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp |
     check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_encoder(config)
     startup.mark("encoder check")
-    datasets = open_datasets(config.data)
+    datasets = datasets or open_datasets(config.data)
     config, chosen = resolve(config, datasets)
     folder = check_run_folder(config)
     normalisation = choose_normalisation(config, datasets)
@@ -80,7 +90,7 @@ def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp |
         print(f"{folder} is finished; its {what} is in {folder / what}. To train longer, take another name=...")
         return folder
     check_sources(config)
-    if not Checkpoints(folder, config.checkpoint).all():  # a run that has begun needs init_from no more
+    if not CheckpointFolder(folder, config.checkpoint).all():  # a run that has begun needs init_from no more
         check_init_from(config)
     torch.set_num_threads(config.engine.threads or cores_per_process())
     startup.mark("data")
@@ -94,6 +104,8 @@ def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp |
         watchdog = held.enter_context(Watchdog(limits, folder, rank, world_size, dump_flight_recorder))
         if device.type == "cuda":
             set_defaults(folder / STACKS)
+        import_deepspeed(device)
+        startup.mark("import deepspeed")
         rank, world_size = initialise_distributed(device)
         startup.mark("process group")
         if rank == 0:
@@ -108,13 +120,17 @@ def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp |
             about["reason"] = trouble.reason
             if rank == 0:
                 print(f"error: {trouble}", file=sys.stderr, flush=True)
+        except NotSavedError as error:  # on all ranks alike
+            code = EXIT_NOT_SAVED
+            about["reason"] = str(error)
+            trainer.say(f"stopped after step {trainer.step}: {error}")
         finally:
             about["step"] = trainer.step
             with watchdog.allowing("end"):
                 trainer.close()
         with watchdog.allowing("end"):
             dist.barrier()  # a launcher takes the first rank that ends with 85 for a failure and kills the others
-        if trainer.step < trainer.timeline.total_steps:
+        if code == EXIT_NOT_SAVED or trainer.step < trainer.timeline.total_steps:
             if code == EXIT_STOPPED:
                 about["reason"] = f"stopped by {stop.by}" if stop.by else "stopped: another rank was asked to"
             sys.exit(code)
@@ -135,7 +151,7 @@ def is_finished(folder: Path, config: Config, sampler: Sampler) -> bool:
     card = read_json(folder / export_folder(config.method) / "config.json")
     if card is None:
         return False
-    for path in Checkpoints(folder, config.checkpoint).all()[-1:]:  # of data that grew, the first number counts
+    for path in CheckpointFolder(folder, config.checkpoint).all()[-1:]:  # of data that grew, the first number counts
         if damage(path) is None:
             sampler = Sampler.continued(read_state(path).order, {})
     return card["step"] >= Timeline.of(config.train, sampler.steps_per_epoch).total_steps
@@ -159,13 +175,12 @@ class Trainer:
         self.startup = startup or StartUp(age=0.0)
         self.rank, self.world_size = rank, world_size
         self.normalisation = normalisation
-        self.checkpoints = Checkpoints(folder, config.checkpoint)
-        found = self.checkpoints.last() if rank == 0 else None
-        saved = agree_on(None if found is None else found[1], device)
+        self.checkpoints = CheckpointFolder(folder, config.checkpoint)
+        saved = last_of_all(self.checkpoints, device)
         if saved is not None:
             adopt = config.data.adopt == "next_epoch"
             sampler, change = continued(saved.order, sampler, saved.step, folder, adopt)
-            self._say(change or "")
+            self.say(change or "")
         if rank == 0:
             pin(folder, sampler.datasets)
         self.loader = loader_of(
@@ -185,26 +200,29 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.method: Method = build_method(config, normalisation, self.timeline)
         if config.init_from is not None and saved is None:
-            self._say("\n".join(start_from(self.method, config.init_from, config.method.name)))
+            self.say("\n".join(start_from(self.method, config.init_from, config.method.name)))
         self.startup.mark("model")
         self.engine = build_engine(config, self.method, device, world_size)
         self.startup.mark("engine")
         self.gathered = gathered_for(config.engine.zero_stage)
-        self.last_checkpoint: Path | None = None
+        self.saver = Saver(self.checkpoints, device)
         self.step = self.first = 0 if saved is None else self._resume(saved)
+        self.saver.check_room(self.engine)
         self.startup.mark("resume")
         self.tracker = Tracker(folder, config, self.step) if rank == 0 else None
+        self.machines = SystemMetrics(folder, config, device)
         self.startup.mark("tracking")
         self.window = Window(self.step)
         self.drawing = Drawing(config, normalisation, device)
         self.diagnostics = Diagnostics(
-            config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank
-        )
+            config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank,
+            settle=self.saver.settle,
+        )  # fmt: skip
 
     def train(self, stop: StopRequest, watchdog: Watchdog) -> None:
         """Run to the end of the timeline, or to the end of the step in which a stop is requested."""
         self._announce()
-        self._say(self.diagnostics.begin(self.step))
+        self.say(self.diagnostics.begin(self.step))
         self.engine.train()
         steps = DeviceSteps(self.loader, self.step, self.device)
         while self.step < self.timeline.total_steps:
@@ -217,23 +235,23 @@ class Trainer:
             metrics, grad_norm = self.optimizer_step(micro_batches)
             agreed = agree({**metrics, **self.signals(digest, stop)}, self.device)
             stopping = agreed.any("stop")
+            self.saver.hear(agreed.by_rank["saving"])
             if self.diagnostics.took(self.step, agreed, grad_norm, micro_batches):
                 self.method.after_step(self.step, self.gathered)
             self.step += 1
             if self.step == self.first + 1:
-                self._started()
+                stage = self.config.engine.zero_stage
+                self.startup.done(self.folder, self.rank, self.world_size, step=self.first, zero_stage=stage)
             with self.window.paused(), watchdog.allowing("diagnostics"):
                 looked = self.diagnostics.look(self.step, micro_batches)
             with watchdog.allowing("report"):
-                self.report(self.summary(metrics, agreed) | looked, grad_norm, micro_batches, at_once=bool(looked))
+                self.report(looked | self.summary(metrics, agreed), grad_norm, micro_batches, at_once=bool(looked))
             finished = stopping or self.step == self.timeline.total_steps
             if finished or self._is_checkpoint() or self._is_milestone():
                 with watchdog.allowing("checkpoint"):
-                    self.save()
+                    self.save(wait=finished)
             if stopping and self.step < self.timeline.total_steps:
-                self._say(
-                    f"stopped after step {self.step} as asked; the same command continues from {self.last_checkpoint}"
-                )
+                self.say(f"stopped after step {self.step} as asked; the same command continues from {self.saver.last}")
                 return
         with watchdog.allowing("publish"):
             self.publish()
@@ -264,9 +282,9 @@ class Trainer:
 
     def signals(self, digest: int, stop: StopRequest) -> dict[str, float]:
         """What this rank tells the others each step: whether it was asked to stop, the bad samples it met since the
-        start, and a digest of the ids that it really saw, a proof of the order of data."""
+        start, a digest of the ids that it really saw, a proof of the order of data, and how far its saving is."""
         own = {"stop": float(stop.requested), "bad_samples": float(self.loader.num_bad), "ids_digest": float(digest)}
-        return own | self.diagnostics.signals()
+        return own | {"saving": self.saver.status} | self.diagnostics.signals()
 
     def summary(self, metrics: dict[str, Tensor], agreed: Agreed) -> dict[str, float]:
         """The step in numbers that hold for all ranks."""
@@ -288,9 +306,11 @@ class Trainer:
             metrics |= {"epoch": epoch, **self.window.measure(self.step, self.config.train.batch_size, self.loader)}
             metrics["memory_gb"] = memory_gb(self.device)
             metrics |= self.method.schedules(self.step - 1)
+            machines = self.machines.gather()  # by all ranks
             if self.tracker:
                 changes = self.diagnostics.watch(self.step, epoch, metrics)
                 self.tracker.metrics(self.step, metrics)
+                self.tracker.system(self.step, machines)
                 seconds = self.window.seconds_per_step
                 self.tracker.say(progress_line(self.step, self.timeline.total_steps, epoch, metrics, seconds))
                 for change in changes:
@@ -306,17 +326,19 @@ class Trainer:
             for name, picture in pictures.items():
                 self.tracker.picture(self.step, name, picture)
 
-    def save(self) -> None:
-        """Write a checkpoint of the present step."""
+    def save(self, wait: bool) -> None:
+        """Write a checkpoint of the present step, while training goes on unless it is to `wait`."""
         state = ResumeState(
             step=self.step,
             world_size=self.world_size,
             zero_stage=self.config.engine.zero_stage,
             order=self._pinned(),
             milestone=self._is_milestone(),
+            form=FORM,
+            counters=live.counters(self.engine),
         )
         with self.window.paused():
-            self.last_checkpoint = self.checkpoints.save(self.engine, state, self.export())
+            self.saver.save(self.engine, state, self.export(), wait)
 
     def export(self) -> Export:
         """What is saved for use beyond the run, as of the present step."""
@@ -325,23 +347,26 @@ class Trainer:
     def publish(self) -> None:
         """Put the last checkpoint's encoder at `RUN/encoder`, or its tokenizer at `RUN/tokenizer`."""
         what = export_folder(self.config.method)
-        if self.rank == 0 and self.last_checkpoint is not None:
-            self.checkpoints.publish(self.last_checkpoint, self.folder / what)
+        last = self.saver.last
+        if last != self.checkpoints.path(self.step):
+            raise NotSavedError(f"the last checkpoint could not be written; the same command continues from {last}")
+        if self.rank == 0:
+            self.checkpoints.publish(last, self.folder / what)
         dist.barrier()
-        self._say(f"finished {self.step} steps; the {what} is in {self.folder / what}")
+        self.say(f"finished {self.step} steps; the {what} is in {self.folder / what}")
 
     def close(self) -> None:
         """Release threads, files and the dashboard."""
         self.loader.close()
+        self.machines.close()
         if self.tracker:
             self.tracker.close()
 
     def _resume(self, saved: ResumeState) -> int:
         path = self.checkpoints.path(saved.step)
-        check_resume(path, saved, self.world_size, self.config.engine.zero_stage, self._pinned())
-        self.checkpoints.load(self.engine, path)
-        self.last_checkpoint = path
-        self._say(f"continuing from {path}")
+        check_resume(path, saved, self._pinned())
+        self.saver.restore(self.engine, path, saved)
+        self.say(f"continuing from {path}")
         return saved.step
 
     def _pinned(self) -> dict[str, Any]:
@@ -355,19 +380,11 @@ class Trainer:
         config = self.config.checkpoint
         return self.step % config.every_steps == 0 or self.timeline.is_due(self.step, config.every_epochs)
 
-    def _started(self) -> None:
-        """The first step is made: say how long that took, and why."""
-        self.startup.mark("first step")
-        self._say(self.startup.line())
-        if self.rank == 0:
-            about = self.startup.details(os.environ, self.world_size)
-            try_record(self.folder, "started", step=self.first, zero_stage=self.config.engine.zero_stage, **about)
-
     def _announce(self) -> None:
         config, module = self.config, self.export().module
         size = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in module.parameters())
         on = "" if config.encoder is None else f" on {config.encoder.family}"
-        self._say(
+        self.say(
             f"{config.name}: {config.method.name}{on} ({size / 1e6:.1f} M parameters), "
             f"{self.world_size} rank(s) on {self.device.type}, ZeRO {config.engine.zero_stage}, "
             f"{config.engine.precision}, crops by {self.loader.executor}; "
@@ -377,6 +394,7 @@ class Trainer:
             f"({self.timeline.epoch(self.timeline.total_steps):.2f} epochs); writing to {self.folder}"
         )
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print once, whatever the number of ranks."""
         if self.rank == 0 and text:
             print(text, flush=True)

@@ -32,6 +32,7 @@ LIGHT_MODULES = (
     "launch.local",
     "launch.ranks",
     "launch.training",
+    "pretrain.checkpoints.folder",
     "pretrain.config",
     "pretrain.schedules",
     "pretrain.startup",

@@ -6,6 +6,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from data_pipelines.files import write_json
 from data_pipelines.loader import Batch, Loader
 from pretrain.agreement import Agreed, tell_all
 from pretrain.batches import seed_dropout
-from pretrain.checkpoint import Checkpoints
+from pretrain.checkpoints.folder import CheckpointFolder
 from pretrain.diagnostics.alarms import Alarms, Change, Moment
 from pretrain.diagnostics.clock import ForwardClock, SlowestRank
 from pretrain.diagnostics.collapse import collapse_rules, derived
@@ -36,7 +37,7 @@ from pretrain.diagnostics.non_finite import (
 from pretrain.diagnostics.spikes import gradient_spikes, loss_spikes
 from pretrain.diagnostics.weights import weight_statistics
 from pretrain.encoders.saved import headline_feature
-from pretrain.history import read_history, record
+from pretrain.history import read_history, try_record
 from pretrain.methods import Method
 from pretrain.schedules import Cosine, Steps, Timeline
 from pretrain.schema import ALARMS, Config, MimConfig
@@ -59,7 +60,9 @@ class Diagnostics:
         rate: Cosine | Steps,
         device: torch.device,
         rank: int,
+        settle: Callable[[], None],
     ) -> None:
+        self.settle = settle  # waits, on all ranks, for the checkpoint that is still being written
         self.config, self.settings, self.folder = config, config.diagnostics, folder
         self.engine, self.method, self.loader = engine, method, loader
         self.timeline, self.device, self.rank = timeline, device, rank
@@ -110,6 +113,7 @@ class Diagnostics:
             return self._lost(step, losses, grad_norm, wrong, micro_batches)
         trouble = int(max(agreed.by_rank["trouble"]))
         if trouble:
+            self.settle()
             raise self._trouble(ALARMS[trouble - 1])
         self.slowest.add(agreed.by_rank["forward_seconds"])
         for spikes, value in zip(self.spikes, (agreed.mean("loss"), grad_norm), strict=True):
@@ -141,7 +145,7 @@ class Diagnostics:
         changes = self.alarms.look(Moment(step, epoch, {**metrics, **derived(self.config, metrics)}))
         metrics |= self.alarms.metrics() | {spikes.name: float(spikes.count) for spikes in self.spikes}
         for change in changes:
-            record(self.folder, "alarm", step=step, name=change.name, text=change.text, begins=change.begins)
+            try_record(self.folder, "alarm", step=step, name=change.name, text=change.text, begins=change.begins)
         return changes
 
     def _features(self, micro_batches: list[Batch]) -> Tensor:
@@ -159,7 +163,7 @@ class Diagnostics:
         stands = self.alarms.standing.get(name)  # on rank 0
         if stands is None:
             return TroubleError(f"alarm {name}", name)
-        paths = Checkpoints(self.folder, self.config.checkpoint).all()
+        paths = CheckpointFolder(self.folder, self.config.checkpoint).all()
         before = [path for path in paths if int(path.name[5:]) < stands.since]
         good = f"the last checkpoint from before is {before[-1]}" if before else "no checkpoint is from before"
         return TroubleError(
@@ -180,14 +184,18 @@ class Diagnostics:
         skips = may_skip and len(self.skipped | {step + 1}) <= self.settings.skip_non_finite
         if self.rank == 0:
             place = self.folder / "non_finite" / f"step-{step + 1:08d}.json"
-            place.parent.mkdir(parents=True, exist_ok=True)
             facts = {"step": step + 1, "what": wrong, "loss_of_rank": [str(loss) for loss in losses]}
             by_rank = {str(number): finding for number, finding in enumerate(findings) if finding}
-            write_json(place, {**facts, "grad_norm": str(grad_norm), "skipped": skips, "rank": by_rank})
-            told += f" (more in {place})"
-            record(self.folder, "alarm", step=step + 1, name="non_finite", text=wrong + told, skipped=skips)
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write_json(place, {**facts, "grad_norm": str(grad_norm), "skipped": skips, "rank": by_rank})
+                told += f" (more in {place})"
+            except OSError as error:  # a full disk is no reason to leave the other ranks waiting
+                told += f" ({place} can't be written: {error})"
+            try_record(self.folder, "alarm", step=step + 1, name="non_finite", text=wrong + told, skipped=skips)
         if not skips:
-            last = [str(path) for path in Checkpoints(self.folder, self.config.checkpoint).all()[-1:]]
+            self.settle()
+            last = [str(path) for path in CheckpointFolder(self.folder, self.config.checkpoint).all()[-1:]]
             check_finite(losses, grad_norm, step + 1, *(last or [None]), found=told)
         self.skipped.add(step + 1)
         assert self.kept is not None

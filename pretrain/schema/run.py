@@ -189,11 +189,34 @@ class EngineConfig:
             raise ValueError(
                 "engine.deepspeed.zero_optimization.stage is decided by engine.zero_stage; set that instead"
             )
+        self._check_offload(self.deepspeed.get("zero_optimization", {}))
         if self.deepspeed.get("elasticity", {}).get("enabled"):
             raise ValueError(
                 "engine.deepspeed.elasticity changes the batch size with the ranks; the order of data forbids it"
             )
         return self
+
+    def _check_offload(self, zero: dict[str, Any]) -> None:
+        """Refuse what a checkpoint could not be taken of, or what DeepSpeed refuses after the start."""
+        where = "engine.deepspeed.zero_optimization"
+        for name in ("offload_optimizer", "offload_param"):
+            device = (zero.get(name) or {}).get("device", "cpu")
+            if device not in ("cpu", "none"):
+                raise ValueError(
+                    f"{where}.{name}.device is {device!r}; checkpoints are taken of what lies in memory: cpu or none"
+                )
+        for name, most in (("mics_shard_size", 0), ("zero_hpz_partition_size", 1), ("zenflow", None)):
+            value = zero.get(name)
+            if value is not None and (most is None or value > most):
+                raise ValueError(
+                    f"{where}.{name} divides parameters in a way that checkpoints do not know; leave it out"
+                )
+        offloads = (zero.get("offload_optimizer") or {}).get("device") == "cpu"
+        if offloads and self.deepspeed.get("zero_force_ds_cpu_optimizer", True):
+            raise ValueError(
+                f"{where}.offload_optimizer makes DeepSpeed ask for an optimizer of its own; optim is torch's AdamW, "
+                "which it takes with engine.deepspeed.zero_force_ds_cpu_optimizer=false beside it"
+            )
 
 
 @section
@@ -204,6 +227,8 @@ class CheckpointConfig:
     every_epochs: PositiveFloat | None = None  # and at the end of each so many epochs
     keep_last: PositiveInt = 2
     milestone_every_epochs: PositiveFloat | None = None  # these are kept for good
+    asynchronous: bool = True  # written while training goes on, from a copy in host memory; else training waits
+    on_failure: Literal["continue", "stop"] = "continue"  # when none can be written, as on a full disk
 
 
 @section
@@ -216,8 +241,12 @@ class TrackingConfig:
     """Of images that are neither grey nor RGB, the channels that pictures show: one, or red, green and blue."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online when logged in, else offline
     project: str = "selfsight"
+    entity: str | None = None  # wandb's user or team; default: that of who is logged in
     group: str | None = None
+    job_type: str = "pretrain"  # in wandb; a sweep's runs are of another
     tags: tuple[str, ...] = ()
+    notes: str | None = None  # in wandb; default: the description
+    system_every_seconds: NonNegativeFloat = 15.0  # how the machines of all nodes do; 0 is never
 
 
 @section

@@ -16,7 +16,7 @@ from test_train import column, run_all
 from tiny import build, config_data, random_batch
 
 from pretrain.batches import share_mask_counts
-from pretrain.checkpoint import ResumeState, check_resume, read_state
+from pretrain.checkpoints.folder import FORM, ResumeState, check_resume, read_state
 from pretrain.config import ConfigError, parse_config
 from pretrain.diagnostics.alarms import Alarms, Moment
 from pretrain.diagnostics.collapse import collapse_rules
@@ -24,6 +24,7 @@ from pretrain.encoders.load import find_encoder, load_any
 from pretrain.methods import check_sources
 from pretrain.methods.dvae import gumbel_noise
 from pretrain.patches import patchify
+from pretrain.schedules import Timeline
 from pretrain.schema import VqkdConfig
 from pretrain.tokenizers import codebook
 from pretrain.tokenizers.card import find_tokenizer, read_card
@@ -202,10 +203,10 @@ def test_a_run_goes_on_with_the_teacher_it_began_with(shards: Path, tmp_path: Pa
     weights["norm.bias"] += 1e-3
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     changed, _ = method_of("vqkd", shards, tmp_path, teacher=str(folder))
-    state = ResumeState(step=4, world_size=1, zero_stage=0, order=began.pinned())
-    check_resume(folder, state, 1, 0, again.pinned())
+    state = ResumeState(step=4, world_size=1, zero_stage=0, order=began.pinned(), form=FORM)
+    check_resume(folder, state, again.pinned())
     with pytest.raises(ConfigError, match=r"reached with method\.teacher = "):
-        check_resume(folder, state, 1, 0, changed.pinned())
+        check_resume(folder, state, changed.pinned())
 
 
 def test_vqkd_starts_from_clusters_of_the_whole_first_batch(shards: Path, tmp_path: Path) -> None:
@@ -253,10 +254,10 @@ def test_vqkd_runs_resume_to_the_last_bit_and_their_codes_can_be_learned(shards:
 
     path = tmp_path / "beitv2-vit" / "checkpoints" / "step-00000008"
     state = read_state(path)
-    check_resume(path, state, 1, 0, build(config).pinned())
+    check_resume(path, state, build(config).pinned())
     folders[0].write_bytes((checkpoints / "step-00000008" / "tokenizer" / "model.safetensors").read_bytes())
     with pytest.raises(ConfigError, match=r"reached with method\.tokenizer = "):  # which would speak another language
-        check_resume(path, state, 1, 0, build(config).pinned())
+        check_resume(path, state, build(config).pinned())
 
 
 def test_two_ranks_agree_on_codes_and_learn_what_one_does(shards: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from tiny import config_data, write_shards
 
 from data_pipelines.shards.shard_index import build_index
-from pretrain.checkpoint import Checkpoints, damage
+from pretrain.checkpoints.folder import CheckpointFolder, damage, read_state
 from pretrain.config import ConfigError, parse_config
 from pretrain.diagnostics import NonFiniteError, check_finite
 from pretrain.encoders.saved import load_encoder
@@ -33,7 +33,9 @@ HERE = Path(__file__).parent
 OF_THIS_CHECKOUT = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
 
 
-def run_all(configs: list[dict[str, Any]], ranks: int, tmp_path: Path, expect: int = 0) -> str:
+def run_all(
+    configs: list[dict[str, Any]], ranks: int, tmp_path: Path, expect: int = 0, worker: str = "worker.py"
+) -> str:
     """Run the configurations one after the other on so many ranks; the output of all of them."""
     listed = tmp_path / f"configs-{ranks}-{len(list(tmp_path.glob('configs-*')))}.json"
     listed.write_text(json.dumps(configs))
@@ -44,7 +46,7 @@ def run_all(configs: list[dict[str, Any]], ranks: int, tmp_path: Path, expect: i
     logs = [listed.with_suffix(f".{rank}.log") for rank in range(ranks)]
     started = [
         subprocess.Popen(
-            [sys.executable, str(HERE / "worker.py"), str(listed)],
+            [sys.executable, str(HERE / worker), str(listed)],
             env={**OF_THIS_CHECKOUT, **group, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
             stdout=log.open("w"),  # not a pipe: a rank that waits for its full pipe to be read would hang the others
             stderr=subprocess.STDOUT,
@@ -169,7 +171,7 @@ def test_bf16_follows_fp32_and_keeps_its_parameters_fp32(shards: Path, tmp_path:
     assert exact != rounded
     assert rounded[0] == pytest.approx(exact[0], rel=0.005)  # nothing is learned yet
     assert rounded == pytest.approx(exact, rel=0.02)
-    saved = Checkpoints(tmp_path / "bf16", parse_config(runs[1]).checkpoint).all()[-1]
+    saved = CheckpointFolder(tmp_path / "bf16", parse_config(runs[1]).checkpoint).all()[-1]
     encoder, _ = load_encoder(saved / "encoder")
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
     # a teacher in bf16 would have moved in steps of 2^-8 or not at all
@@ -229,9 +231,10 @@ def test_term_saves_and_ends_with_85(shards: Path, tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 85, output
-    checkpoint = Checkpoints(tmp_path / "mae-vit", parse_config(data).checkpoint).last()
+    checkpoint, passed_over = CheckpointFolder(tmp_path / "mae-vit", parse_config(data).checkpoint).last()
     assert checkpoint is not None
-    assert checkpoint[1].step == column(data, "step")[-1]
+    assert not passed_over
+    assert read_state(checkpoint).step == column(data, "step")[-1]
 
 
 def test_two_ranks_stop_continue_and_finish_as_a_user_starts_them(shards: Path, tmp_path: Path) -> None:
@@ -260,11 +263,11 @@ def test_two_ranks_stop_continue_and_finish_as_a_user_starts_them(shards: Path, 
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(shards: Path, tmp_path: Path, harm: str) -> None:
     data = config_data("mae", "vit", shards, tmp_path, train={"steps": 12})
     run_all([data], 1, tmp_path)
-    checkpoints = Checkpoints(tmp_path / "mae-vit", parse_config(data).checkpoint)
+    checkpoints = CheckpointFolder(tmp_path / "mae-vit", parse_config(data).checkpoint)
     assert [path.name for path in checkpoints.all()] == ["step-00000008", "step-00000012"]  # keep_last: 2
     assert (checkpoints.folder / "latest").read_text() == "step-00000012\n"
     last = checkpoints.all()[-1]
-    file = next(last.glob("*.pt"))
+    file = next(last.glob("piece-*"))
     content = bytearray(file.read_bytes())
     if harm == "cut":
         del content[1000:]
@@ -284,7 +287,7 @@ def test_milestones_are_kept_for_good(shards: Path, tmp_path: Path) -> None:
     data = config_data("mae", "vit", shards, tmp_path, train={"steps": 30, "batch_size": 24})
     data["checkpoint"] = {"every_steps": 2, "keep_last": 1, "milestone_every_epochs": 2}  # 5 steps an epoch
     run_all([data], 1, tmp_path)
-    kept = [path.name for path in Checkpoints(tmp_path / "mae-vit", parse_config(data).checkpoint).all()]
+    kept = [path.name for path in CheckpointFolder(tmp_path / "mae-vit", parse_config(data).checkpoint).all()]
     assert kept == ["step-00000010", "step-00000020", "step-00000030"]
 
 
@@ -316,10 +319,9 @@ def test_bad_samples_are_counted_and_named_and_the_order_stays_on_any_number_of_
     assert digests[0] == digests[1]
 
 
-def test_another_order_or_another_number_of_ranks_is_refused(shards: Path, tmp_path: Path) -> None:
+def test_another_order_is_refused(shards: Path, tmp_path: Path) -> None:
     data = config_data("mae", "vit", shards, tmp_path, engine={"zero_stage": 1}, train={"steps": 8})
     run_all([data], 2, tmp_path)
-    assert "written by 2 ranks" in run_all([{**data, "train": {**data["train"]}}], 1, tmp_path, expect=1)
     other = tmp_path / "other"
     other.mkdir()
     write_shards(other, num_images=100)

@@ -13,7 +13,7 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 import torch
 
 from pretrain.config import parse_config
-from pretrain.data import open_datasets, sampler_of
+from pretrain.datasets import open_datasets, sampler_of
 from pretrain.engine import choose_device, initialise_distributed
 from pretrain.normalisation import choose_normalisation
 from pretrain.run_folder import check_run_folder, write_config
@@ -24,6 +24,7 @@ from pretrain.watchdog import Watchdog
 
 def run(data: dict[str, Any], rank: int, world_size: int) -> None:
     """What `pretrain.train.pretrain` does, within a process group that several runs share."""
+    save_at_start = data.pop("save_at_start", False)  # what was loaded, written once more
     config = parse_config(data)
     datasets = open_datasets(config.data)
     config, _ = resolve(config, datasets)
@@ -34,6 +35,8 @@ def run(data: dict[str, Any], rank: int, world_size: int) -> None:
     trainer = Trainer(
         config, folder, sampler_of(config, datasets), normalisation, choose_device(config), rank, world_size
     )
+    if save_at_start:
+        trainer.save(wait=True)
     trainer.train(StopRequest(), Watchdog())
     trainer.close()
 

@@ -1,0 +1,203 @@
+"""The folder `checkpoints/` of a run: what is whole in it, what may be continued from, what goes (imports no torch).
+
+A checkpoint `checkpoints/step-N/` is the state after N optimizer steps: `piece-R-of-W.safetensors`, one of each rank
+that wrote it; `state.json` (what a resume must agree on, and the size and checksum of every file); and `encoder/` (or
+`tokenizer/`), what the run is for as of that step. It is written under a temporary name, synced to disk, renamed, and
+only then named by `checkpoints/latest`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.cores import cores_per_process
+from data_pipelines.files import sync, write_text
+from pretrain.config import ConfigError
+from pretrain.schema import CheckpointConfig
+
+#: Of the files of a checkpoint; 0 are DeepSpeed's own, which the first versions wrote.
+FORM = 1
+
+
+@dataclass(frozen=True)
+class ResumeState:
+    """What was true when a checkpoint was written."""
+
+    step: int
+    world_size: int
+    zero_stage: int
+    order: dict[str, Any]  # the sampler's state, and what else the batches and the method depend on
+    milestone: bool = False
+    form: int = 0
+    counters: dict[str, int] = field(default_factory=dict)  # DeepSpeed's, of the engine
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file as it was meant to be written."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> Written:
+        """What a file holds now."""
+        with path.open("rb") as file:
+            return cls(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+class CheckpointFolder:
+    """The `checkpoints/` folder of one run."""
+
+    def __init__(self, run: Path, config: CheckpointConfig) -> None:
+        self.run = run
+        self.folder = run / "checkpoints"
+        self.config = config
+
+    def last(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that is whole, read to the last byte, and a line for each newer one that is not."""
+        passed_over = []
+        for path in reversed(self.all()):
+            problem = damage(path, contents=True)
+            if problem is None:
+                return path, passed_over
+            passed_over.append(f"checkpoint {path} is damaged ({problem}); looking for the one before it")
+        return None, passed_over
+
+    def all(self) -> list[Path]:
+        """Finished checkpoints, oldest first."""
+        found = [path for path in self.folder.glob("step-*") if path.name[5:].isdigit()]
+        return sorted(found, key=lambda path: int(path.name[5:]))
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / f"step-{step:08d}"
+
+    def temporary(self, step: int) -> Path:
+        """Where it lies until it is whole."""
+        return self.folder / f".{self.path(step).name}.tmp"
+
+    def tidy(self) -> None:
+        """Remove what saves left behind that a kill ended; only while nobody saves."""
+        for remains in (*self.folder.glob(".step-*.tmp"), *self.folder.glob(".step-*.old")):
+            shutil.rmtree(remains, ignore_errors=True)
+
+    def admit(self, step: int, files: dict[str, Written], state: ResumeState) -> Path:
+        """Give a checkpoint of which all `files` are on the disk its name: from here on it is there.
+
+        Raises OSError if it is not; once it is, what fails (pointing at it, removing those no longer kept) is printed.
+        """
+        temporary, final = self.temporary(step), self.path(step)
+        listed = {name: asdict(written) for name, written in sorted(files.items())}
+        described = json.dumps({"state": asdict(state), "files": listed}, indent=2) + "\n"
+        (temporary / "state.json").write_text(described, encoding="utf-8")
+        sync(temporary / "state.json")
+        sync(temporary)
+        if final.exists():  # damaged, or the run would have gone on from it
+            _remove(final)
+        temporary.rename(final)
+        try:
+            sync(self.folder)
+            self._prune(just_saved=final)  # first: it makes room
+            write_text(self.folder / "latest", final.name + "\n")
+        except OSError as error:
+            print(f"{final} is saved; tidying up after it failed: {error}", flush=True)
+        return final
+
+    def publish(self, path: Path, target: Path) -> None:
+        """Copy a checkpoint's folder of that name to `target`, replacing what is there as a whole."""
+        temporary = target.with_name(f".{target.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(path / target.name, temporary)
+        for file in temporary.iterdir():
+            sync(file)
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _prune(self, just_saved: Path) -> None:
+        """Remove what is no longer kept; damaged checkpoints do not count, and go."""
+        damaged = [path for path in self.all() if damage(path) is not None]
+        good = [path for path in self.all() if path not in damaged]
+        passing = [path for path in good[: -self.config.keep_last] if not read_state(path).milestone]
+        for path in [*damaged, *passing]:
+            if path != just_saved:
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """At no time is there a half-removed checkpoint under a good name."""
+    doomed = path.with_name(f".{path.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def read_state(path: Path) -> ResumeState:
+    """The state written beside a checkpoint."""
+    data = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return ResumeState(**data["state"])
+
+
+def damage(path: Path, contents: bool = False) -> str | None:
+    """What is wrong with a checkpoint, or None: each file must have its size and, with `contents`, its checksum."""
+    try:
+        files = json.loads((path / "state.json").read_text(encoding="utf-8"))["files"]
+        expected = {name: Written(int(written["bytes"]), str(written["sha256"])) for name, written in files.items()}
+        read_state(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"state.json: {type(error).__name__}: {error}"
+    for name, written in expected.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != written.bytes:
+            return f"{name} has {file.stat().st_size} bytes instead of {written.bytes}"
+    if not contents:
+        return None
+    with ThreadPoolExecutor(min(8, cores_per_process())) as readers:  # hashing lets other threads run
+        problems = readers.map(_changed, (path / name for name in expected), expected.values())
+        for name, problem in zip(expected, problems, strict=True):
+            if problem is not None:
+                return f"{name} {problem}"
+    return None
+
+
+def check_resume(path: Path, saved: ResumeState, order: dict[str, Any] | None = None) -> None:
+    """Raise ConfigError where a run can't continue from a checkpoint: files of another form, or another order.
+
+    The ranks and the ZeRO stage may be others than those that wrote it. `order` is what the run would see, as far as
+    it is known; `growth` looks at the data.
+    """
+    if saved.form != FORM:
+        raise ConfigError(
+            f"{path} holds the files of {'DeepSpeed itself' if saved.form == 0 else f'form {saved.form}'}, and this "
+            f"version reads form {FORM} only. Finish the run with the version of selfsight that wrote it, or start a "
+            f"run of another name from its weights: name=... init_from={path}"
+        )
+    for key, now in (order or {}).items():
+        if key == "segments":
+            continue
+        before = saved.order.get(key)
+        if before != now:
+            raise ConfigError(
+                f"{path} was reached with {key} = {before}, now it is {now}: the run would see other batches. "
+                "Use the data and settings it was started with, or start a run of another name"
+            )
+
+
+def _changed(path: Path, expected: Written) -> str | None:
+    try:
+        return None if Written.of(path) == expected else "is not what was written: its checksum differs"
+    except OSError as error:
+        return f"can't be read: {error}"
