@@ -27,7 +27,7 @@ from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState, che
 from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
 from pretrain.config import check_batch
 from pretrain.data import check_ranks_agree, held_out_line, loader_of, open_datasets, resolve_executor, sampler_of
-from pretrain.diagnostics import Diagnostics, TroubleError
+from pretrain.diagnostics import Diagnostics, TroubleError, knn_line
 from pretrain.drawing import Drawing
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
@@ -303,6 +303,8 @@ class Trainer:
                 self.tracker.system(self.step, machines)
                 seconds = self.window.seconds_per_step
                 self.tracker.say(progress_line(self.step, self.timeline.total_steps, epoch, metrics, seconds))
+                if "knn_top1" in metrics:
+                    self.tracker.say(knn_line(metrics))
                 for change in changes:
                     self.tracker.alarm(change.name, change.text, change.begins)
         every = tracking.pictures_every_steps

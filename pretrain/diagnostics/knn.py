@@ -6,7 +6,7 @@ The run's data stay unlabelled to it: the labels are only looked at here, and no
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +92,15 @@ def open_data(spec: str, num_bank: int, num_queries: int) -> KnnData:
     if len(np.unique(labels)) < 2:
         raise ValueError(f"all labelled samples of {redact(spec)} are of one class; k-NN tells classes apart")
     return KnnData(dataset, np.sort(bank), np.sort(queries), int(labels.max()) + 1)
+
+
+def knn_line(metrics: Mapping[str, float]) -> str:
+    """`k-NN 31.0% (standard error 1.5%) in 1.2 s; 0.40% of the time so far`."""
+    accuracy, error = (metrics[name] for name in ("knn_top1", "knn_standard_error"))
+    return (
+        f"k-NN {accuracy:.1%} (standard error {error:.1%}) in {metrics['knn_seconds']:.1f} s; "
+        f"{metrics['knn_share']:.2%} of the time so far"
+    )
 
 
 class OnlineKnn:
