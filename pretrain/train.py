@@ -27,7 +27,7 @@ from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState, che
 from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
 from pretrain.config import check_batch
 from pretrain.data import check_ranks_agree, held_out_line, loader_of, open_datasets, resolve_executor, sampler_of
-from pretrain.diagnostics import Diagnostics, TroubleError, knn_line
+from pretrain.diagnostics import Diagnostics, TroubleError, knn_line, named_data
 from pretrain.drawing import Drawing
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
@@ -83,6 +83,7 @@ def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp |
         print(f"{folder} is finished; its {what} is in {folder / what}. To train longer, take another name=...")
         return folder
     check_sources(config)
+    named_data(config)
     if not CheckpointFolder(folder, config.checkpoint).all():  # a run that has begun needs init_from no more
         check_init_from(config)
     torch.set_num_threads(config.engine.threads or cores_per_process())
