@@ -45,6 +45,8 @@ def run_probe(
     full: bool = False,
     image_size: int | None = None,
     batch_size: int = 256,
+    project: str | None = None,
+    group: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Probe `target` on `data` and write everything to a JSON file; returns what it wrote.
@@ -59,6 +61,8 @@ def run_probe(
         epochs: Of the linear probe. seeds: one linear probe each. untrained_seeds: one untrained encoder each.
         image_size: Side of the centre crops in px; default: what the encoder was trained on.
         logistic: Also fit logistic regressions, over a grid of 12 strengths, or of all 45 with `full`.
+        project: Of wandb, with `group`: where the probe of a target that is no run of this machine becomes a wandb run
+            of its own. The probe of a run goes into the run's.
 
     Raises ValueError and FileNotFoundError before any work where target or data do not allow a probe.
     """
@@ -114,8 +118,7 @@ def run_probe(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, results)
     console.print(f"wrote {path}")
-    if subject.run is not None:
-        _log(subject.run, subject.step, rows["pretrained"])
+    _log(subject, results, project, group)
     return results
 
 
@@ -204,14 +207,21 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _log(run: Path, step: int | None, scores: dict[str, Any]) -> None:
-    """The headline numbers, into the run's wandb run."""
-    from pretrain.tracking import log_probe
+def _log(target: Target, results: dict[str, Any], project: str | None, group: str | None) -> None:
+    """The headline numbers, into the wandb run of the training, or, where a `project` is given, one of their own."""
+    from pretrain.tracking import probes
 
-    metrics = {f"probe/knn_{name}": by_k[str(HEADLINE_K)]["top1"] for name, by_k in scores["knn"].items()}
-    metrics |= {"probe/knn": metrics[f"probe/knn_{scores['headline']}"], "probe/linear": scores["linear"]["top1"]}
+    scores = results["rows"]["pretrained"]
+
+    def accuracy(result: dict[str, Any]) -> probes.Accuracy:
+        return probes.Accuracy(result["top1"], result["standard_error"])
+
+    found = {f"knn_{name}": accuracy(by_k[str(HEADLINE_K)]) for name, by_k in scores["knn"].items()}
+    found |= {"knn": found[f"knn_{scores['headline']}"], "linear": accuracy(scores["linear"])}
     if "logistic" in scores:
-        metrics["probe/logistic"] = scores["logistic"]["top1"]
-    if step is not None:
-        metrics["probe/step"] = float(step)
-    log_probe(run, metrics)
+        found["logistic"] = accuracy(scores["logistic"])
+    if target.run is not None:
+        probes.log_probe(target.run, target.step, found)
+    elif project is not None:
+        about = {"target": results["target"], "data": results["data"], "protocol": results["protocol"]}
+        probes.log_lone_probe(target.results.parent, target.name, found, about, project, group)

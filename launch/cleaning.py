@@ -165,8 +165,9 @@ class NearByFeatures:
         with Progress(*columns, disable=not progress) as bar:
             task = bar.add_task("features", total=splits.num_samples)
             for dataset, part in splits.parts():
-                kind = {"channels": target.channels, "bits": target.bits}
-                for images, _, samples in center_crops(dataset, target.image_size, **kind):
+                for images, _, samples in center_crops(
+                    dataset, target.image_size, channels=target.channels, bits=target.bits
+                ):
                     pixels = images.to(self.device).float().div_(torch.iinfo(images.dtype).max)
                     features.append(encoder(pixels.sub_(mean).div_(std)).pooled.float().cpu())
                     numbers.append(samples.numpy() + part.start)

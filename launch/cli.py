@@ -13,10 +13,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from launch.cluster.commands import PREFLIGHT_EXAMPLES, preflight
 from launch.cluster_commands import SUBMIT_EXAMPLES, submit
+from launch.dashboard.command import DASHBOARD_EXAMPLES, dashboard
 from launch.data_commands import changes_of, data_app
 from launch.pack_command import PACK_EXAMPLES, pack
+from launch.ranks import after_the_first, rank_of
+from launch.run_commands import CANCEL_EXAMPLES, PREFLIGHT_EXAMPLES, STATUS_EXAMPLES, cancel, preflight, status
 from pretrain.stopping import EXIT_USER_ERROR, is_user_error
 
 
@@ -35,7 +37,9 @@ class _Commands(TyperGroup):
         except (ValueError, OSError) as error:
             if os.environ.get("SELFSIGHT_TRACEBACK") == "1" or not is_user_error(error):
                 raise
-            typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+            rank = rank_of(os.environ)
+            after_the_first(rank, EXIT_USER_ERROR)
+            typer.secho(f"error on rank {rank}: " if rank else "error: ", fg="red", bold=True, err=True, nl=False)
             typer.echo(told(error), err=True)
             sys.exit(EXIT_USER_ERROR)
 
@@ -171,6 +175,8 @@ def launch(
 
 app.command(epilog=SUBMIT_EXAMPLES)(submit)
 app.command(epilog=PREFLIGHT_EXAMPLES)(preflight)
+app.command(epilog=STATUS_EXAMPLES)(status)
+app.command(epilog=CANCEL_EXAMPLES)(cancel)
 
 
 @app.command(
@@ -190,6 +196,8 @@ def probe(
     untrained_seeds: Annotated[int, typer.Option(min=1, help="Untrained encoders to compare with.")] = 1,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
+    project: Annotated[str | None, typer.Option(help="Of wandb, for a TARGET that is no run.")] = None,
+    group: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Probe the milestone checkpoints of a run while it is trained.")
     ] = False,
@@ -200,6 +208,7 @@ def probe(
 
     from eval.probe import run_probe
     from eval.report import probe_table
+    from launch.report.page import refresh
 
     measure = partial(
         run_probe,
@@ -213,16 +222,25 @@ def probe(
         untrained_seeds=range(untrained_seeds),
         image_size=image_size,
         batch_size=batch_size,
+        project=project,
+        group=group,
         progress=progress,
     )
     if follow:
         if out is not None:
             raise ValueError("--out names one file and --follow makes many; leave out one of them")
-        from launch.following import follow_run
+        from launch.following import end_when_asked, follow_run
 
-        follow_run(Path(target), data, measure)
+        end_when_asked()
+
+        def measure_and_show(checkpoint: str) -> None:
+            measure(checkpoint)
+            refresh(checkpoint)
+
+        follow_run(Path(target), data, measure_and_show)
         return
     Console().print(probe_table(measure(target, out=out)))
+    refresh(target)
 
 
 @app.command(
@@ -238,6 +256,9 @@ def report(
 
     path = write_report(runs, out)
     typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB); open it in any browser")
+
+
+app.command(epilog=DASHBOARD_EXAMPLES)(dashboard)
 
 
 @app.command(

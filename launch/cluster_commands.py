@@ -50,6 +50,18 @@ def submit(
         int | None,
         typer.Option(min=1, help="So long before the limit a checkpoint is written; 180.", rich_help_panel=_JOB),
     ] = None,
+    preflight: Annotated[
+        bool, typer.Option(help="Look at every node before training (seconds).", rich_help_panel=_JOB)
+    ] = True,
+    exclude_sick: Annotated[
+        bool, typer.Option("--exclude-sick", help="Go on without nodes that fail that look.", rich_help_panel=_JOB)
+    ] = False,
+    max_failures: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="In a row without a newer checkpoint; then the job stays away. 3.", rich_help_panel=_JOB
+        ),
+    ] = None,
     partition: Annotated[str | None, typer.Option(help="One, or several: a,b.", rich_help_panel=_SITE)] = None,
     account: Annotated[str | None, typer.Option(rich_help_panel=_SITE)] = None,
     qos: Annotated[str | None, typer.Option(rich_help_panel=_SITE)] = None,
@@ -80,7 +92,7 @@ def submit(
         int | None, typer.Option(min=1, help="Default: as --cpus-per-task.", rich_help_panel=_PROBES)
     ] = None,
     probe_time: Annotated[
-        str | None, typer.Option(help="Limit of a probe job; 4:00:00.", rich_help_panel=_PROBES)
+        str | None, typer.Option(help="Limit of a probe job; 4 hours at most.", rich_help_panel=_PROBES)
     ] = None,
     probe_partition: Annotated[
         str | None, typer.Option(help="Default: as --partition.", rich_help_panel=_PROBES)
@@ -106,7 +118,7 @@ def submit(
         raise ValueError(
             "which preset? `selfsight pretrain --list` shows them; a file of your own is named by its path"
         )
-    from launch.cluster.options import JobOptions, probe_resources, python_of, training_resources
+    from launch.cluster.options import JobOptions, job_variables, probe_resources, python_of, training_resources
     from launch.cluster.probes import ProbeOptions
     from launch.cluster.site import find_site, load_site
     from launch.cluster.submit import Request, plan_submission, queue
@@ -130,12 +142,14 @@ def submit(
         arrays=tuple(array or ()),
         array_file=array_file,
         array_max=array_max,
+        variables=job_variables(preflight, exclude_sick, max_failures),
         probe=ProbeOptions(tuple(probe or ()), probe_every, probe_resources(options, profile, resources)),
     )
     plan = plan_submission(request, check_cluster=not dry_run or shutil.which("sinfo") is not None)
     lines = "\n".join(f"# {line}" for line in plan.lines)
     if dry_run:
-        typer.echo("\n".join([plan.script, *(job.script for job in plan.probes), lines]))
+        scripts = [plan.script, *(job.script for job in plan.probes), *([plan.wrapper] if plan.wrapper else [])]
+        typer.echo("\n".join([*scripts, lines]))
         return
     queued = queue(plan)
     typer.echo(lines)

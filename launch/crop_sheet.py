@@ -19,7 +19,7 @@ from data_pipelines.loader import Loader
 from data_pipelines.sampler import Sampler
 from data_pipelines.shards.index import Dataset
 from data_pipelines.streams import Purpose
-from pretrain.data import sampler_of
+from pretrain.datasets import sampler_of
 from pretrain.masking import draw_mask_for
 from pretrain.schema import Config
 

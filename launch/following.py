@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.remote.urls import redact
-from launch.cluster.slurm import in_queue
+from launch.cluster.queue import queued
 from pretrain.history import read_history
 from pretrain.stopping import EXIT_STOPPED
 
@@ -23,11 +23,8 @@ _LOOKS = 2
 def follow_run(run: Path, data: str, measure: Callable[[str], Any], poll_seconds: float = POLL_SECONDS) -> int:
     """Probe every milestone of `run` that has no result on `data` yet, until the run is over; how many were probed.
 
-    Asked to stop (its own time limit, preemption), it ends at once with exit code 85: what it was at is done again by
-    the next start. A checkpoint that can't be probed is told of and left; it does not hold up the others.
+    A checkpoint that can't be probed is told of and left; it does not hold up the others.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda *_: os._exit(EXIT_STOPPED))
     left: set[Path] = set()
     probed, over = 0, 0
     while True:
@@ -46,6 +43,15 @@ def follow_run(run: Path, data: str, measure: Callable[[str], Any], poll_seconds
             if over >= _LOOKS:
                 return probed
             time.sleep(poll_seconds)
+
+
+def end_when_asked() -> None:
+    """From now on, a signal (the job's time limit, preemption) ends this process at once with exit code 85.
+
+    Nothing has to be saved: what it was at is done again by the next start, and results are there whole or not at all.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: os._exit(EXIT_STOPPED))
 
 
 def milestones(run: Path) -> Iterator[Path]:
@@ -79,6 +85,6 @@ def is_over(run: Path) -> bool:
         return True
     jobs = [str(job) for event in events if event["event"] == "submitted" for job in event.get("jobs", ())]
     try:
-        return not in_queue(jobs[-20:])
+        return not queued(jobs)
     except OSError:  # SLURM does not answer: what the run has left says whether it is finished
         return (run / "encoder" / "config.json").is_file()

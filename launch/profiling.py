@@ -14,7 +14,8 @@ def show_profile(preset: str, overrides: Sequence[str], gpu_rate: float | None, 
     from data_pipelines.loader import Loader
     from data_pipelines.profile import profile, ranks_for_profiling
     from pretrain.config import load_config
-    from pretrain.data import loader_of, open_datasets, resolve_executor, sampler_of
+    from pretrain.data import loader_of, resolve_executor
+    from pretrain.datasets import open_datasets, sampler_of
 
     config = resolve_executor(load_config(preset, overrides))
     datasets = open_datasets(config.data)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import signal
+import socket
 import subprocess
+import time
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
+#: How long a rank waits with an error that the first one may have, too: starts differ by seconds.
+WAIT_SECONDS = 10.0
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -94,8 +101,14 @@ def _from_srun(environ: Mapping[str, str]) -> Ranks:
 
 
 def _slurm_port(environ: Mapping[str, str]) -> int:
-    """A port all tasks agree on: steps that share a node differ in it, and it lies below the ephemeral ports."""
-    return 10_000 + (_integer(environ, "SLURM_JOB_ID") * 31 + _integer(environ, "SLURM_STEP_ID")) % 20_000
+    """A port that all tasks agree on, below the ephemeral ones, and that others on the same nodes do not take.
+
+    Ids of jobs count up by one, also those of an array's elements, and each has 32 ports: for its steps, and others
+    after a requeue, lest a port that was taken by somebody else kill each restart anew.
+    """
+    restart = environ.get("SLURM_RESTART_COUNT", "")
+    within = _integer(environ, "SLURM_STEP_ID") + 5 * (int(restart) if restart.isdigit() else 0)
+    return 10_000 + (_integer(environ, "SLURM_JOB_ID") * 32 + within % 32) % 20_000
 
 
 def tasks_of_nodes(environ: Mapping[str, str]) -> dict[str, int] | None:
@@ -126,23 +139,66 @@ def _tasks_on_this_node(environ: Mapping[str, str]) -> int:
 
 
 def _first_host(environ: Mapping[str, str]) -> str:
-    """The host of rank 0: `scontrol` expands the step's node list (locally, without asking the controller)."""
+    """Where rank 0 is: the step's first host, by its name, or by SLURM's address of it where names do not resolve."""
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
     if not nodes:
         raise ValueError("SLURM_JOB_NODELIST is not set; start with srun, or set MASTER_ADDR to the host of rank 0")
-    return _hostnames(nodes)[0]
+    first = _hostnames(nodes)[0]
+    try:
+        socket.getaddrinfo(first, None)
+    except OSError:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            if address := re.search(r"NodeAddr=(\S+)", _scontrol("node", first)):
+                return address[1]
+    return first
 
 
 def _hostnames(nodes: str) -> list[str]:
+    """A node list expanded; `scontrol` does so by itself, without asking the controller."""
     if not re.search(r"[\[,]", nodes):
         return [nodes]
     try:
-        done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
+        return _scontrol("hostnames", nodes).split()
+    except (OSError, subprocess.SubprocessError) as error:
         raise ValueError(
             f"can't expand the node list {nodes} ({error}); set MASTER_ADDR to the host of rank 0"
         ) from None
-    return done.stdout.split()
+
+
+def _scontrol(*what: str) -> str:
+    return subprocess.run(["scontrol", "show", *what], capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def check_gpus(environ: Mapping[str, str], ranks: Ranks) -> None:
+    """Refuse an srun step whose tasks on this node are not as many as its GPUs there."""
+    gpus = environ.get("SLURM_GPUS_ON_NODE", "")
+    if "SLURM_STEP_ID" not in environ or "RANK" in environ or not gpus.isdigit() or int(gpus) == 0:
+        return
+    if int(gpus) != ranks.local_world_size:
+        raise ValueError(
+            f"this step has {gpus} GPUs but {ranks.local_world_size} tasks on node "
+            f"{environ.get('SLURMD_NODENAME', '?')}, and each task trains on one; start it with "
+            f"--ntasks-per-node={gpus}, or ask for as many GPUs as tasks (engine.device=cpu leaves them alone)"
+        )
+
+
+def rank_of(environ: Mapping[str, str]) -> int:
+    """This process's rank as far as the environment tells, 0 where it makes no sense."""
+    name = "RANK" if "RANK" in environ else "SLURM_PROCID" if "SLURM_STEP_ID" in environ else ""
+    value = environ.get(name, "")
+    return int(value) if value.isdigit() else 0
+
+
+def after_the_first(rank: int, code: int, seconds: float = WAIT_SECONDS) -> None:
+    """Wait with an error, so that one which all ranks have is told once, by rank 0.
+
+    Its launcher (srun --kill-on-bad-exit, torchrun, `selfsight launch`) then asks the others to end, and this one does,
+    with the same exit code and in silence. Nobody asks: the error is this rank's own, and the caller tells it.
+    """
+    if rank == 0:
+        return
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+    time.sleep(seconds)
 
 
 def _integer(environ: Mapping[str, str], name: str) -> int:

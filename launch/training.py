@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.ranks import rank_environment
+from launch.ranks import check_gpus, rank_environment
 
 if TYPE_CHECKING:
     from data_pipelines.sampler import Sampler
@@ -32,23 +35,48 @@ def print_presets() -> None:
 def train(preset: str, overrides: Sequence[str]) -> None:
     """Train on every rank that was started; see `pretrain.train.pretrain` for the errors and exit codes."""
     from pretrain.config import check_batch, load_config
+    from pretrain.datasets import open_datasets
     from pretrain.startup import StartUp
-    from pretrain.stopping import StopRequest
+    from pretrain.stopping import EXIT_TROUBLE, StopRequest
 
     early = StopRequest.install()  # importing torch takes seconds, and a signal then must not kill the job
     startup = StartUp()
     startup.mark("command")
+    # millions of objects are made that stay: looking for garbage among them would take a quarter of the imports' time
+    gc.disable()
     ranks = rank_environment(os.environ)
-    ranks.export(os.environ)
     config = load_config(preset, overrides)
+    if config.engine.device != "cpu":
+        check_gpus(os.environ, ranks)
+    ranks.export(os.environ)
     check_batch(config, ranks.world_size)
     startup.mark("config")
+    datasets = open_datasets(config.data)  # so that data which are missing are told of at once
+    startup.mark("data")
     # a reader of the progress lines can't act on torch's notes about its own future names
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    for package in ("torch", "timm"):  # apart from the rest, for the record of what takes how long
+        import_module(package)
+        startup.mark(f"import {package}")
     from pretrain.train import pretrain
 
-    startup.mark("imports")
-    pretrain(config, early, startup)  # a stop requested by now is agreed on by all ranks in the first step
+    startup.mark("import selfsight")
+    folder = Path(config.runs) / config.name
+    try:
+        pretrain(config, early, startup, datasets)  # a stop requested by now is agreed on by all in the first step
+    except SystemExit as end:
+        if end.code == EXIT_TROUBLE:  # not where it was asked to stop: its time may be short
+            _report(folder)
+        raise
+    _report(folder)
+
+
+def _report(folder: Path) -> None:
+    """The page of a run that has come to its end, by one rank."""
+    if os.environ.get("RANK", "0") == "0":
+        from launch.report.page import refresh
+
+        refresh(folder)
 
 
 @dataclass(frozen=True)
@@ -72,13 +100,16 @@ def check_run(config: Config, world_size: int) -> Checked:
 
     check_batch(config, world_size)
     from data_pipelines.crops.any_channels import left_out_line
-    from pretrain.data import held_out_line, open_datasets, resolve_executor, sampler_of
+    from pretrain.data import resolve_executor
+    from pretrain.datasets import held_out_line, open_datasets, sampler_of
+    from pretrain.diagnostics.knn import named_data
     from pretrain.encoders.supported import check_encoder  # imports torch, so after all that is known without
     from pretrain.initialise import check_init_from
     from pretrain.methods import check_sources
     from pretrain.normalisation import choose_normalisation, resolve_normalisation
 
     check_sources(config)
+    named_data(config)
     check_encoder(config)
     check_init_from(config)
     datasets = open_datasets(config.data)

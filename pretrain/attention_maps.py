@@ -1,7 +1,7 @@
 """What an encoder looks at, for the eye: the class token's attention, or the main directions of its patch tokens.
 
 Nothing is hung on the encoder: the attention is read where torch computes it, within an ordinary forward pass. So the
-same works for any encoder, under every ZeRO stage (all ranks call it together), and leaves nothing behind.
+same works for any encoder, and leaves nothing behind.
 """
 
 from __future__ import annotations

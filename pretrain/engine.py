@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import ConfigError
 from pretrain.encoders import Encoder
+from pretrain.gpus import gpu_of
 from pretrain.methods import Method
 from pretrain.methods.base import Gathered, already_whole
 from pretrain.optim import build_optimizer
@@ -32,8 +33,21 @@ def choose_device(config: Config) -> torch.device:
             "engine.device is cuda, but torch sees no GPU on this machine "
             f"(torch {torch.__version__}, built for CUDA {torch.version.cuda}); set engine.device=cpu or auto"
         )
-    cuda = available and wanted != "cpu"
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if not available or wanted == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", gpu_of(int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()))
+
+
+def import_deepspeed(device: torch.device) -> None:
+    """Import DeepSpeed for a device, without what it would compile for it."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="deepspeed")
+    import deepspeed.ops
+
+    # On the CPU, DeepSpeed would compile a shared-memory transport at start (24 s, and fails without a compiler).
+    compatible = getattr(deepspeed.ops, "__compatible_ops__", {})
+    if "deepspeed_shm_comm" in compatible:
+        compatible["deepspeed_shm_comm"] = False
 
 
 def initialise_distributed(device: torch.device) -> tuple[int, int]:
@@ -41,15 +55,9 @@ def initialise_distributed(device: torch.device) -> tuple[int, int]:
 
     Without those variables this process is a group of its own.
     """
-    os.environ.setdefault("DS_ACCELERATOR", device.type)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="deepspeed")
+    import_deepspeed(device)
     import deepspeed
-    import deepspeed.ops
 
-    # On the CPU, DeepSpeed would compile a shared-memory transport at start (24 s, and fails without a compiler).
-    compatible = getattr(deepspeed.ops, "__compatible_ops__", {})
-    if "deepspeed_shm_comm" in compatible:
-        compatible["deepspeed_shm_comm"] = False
     if device.type == "cuda":
         torch.cuda.set_device(device)
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
@@ -111,13 +119,25 @@ def build_engine(config: Config, method: Method, device: torch.device, world_siz
         for block in method.encoder.blocks():
             block.compile(dynamic=True)
     method.to(device)
-    engine, *_ = deepspeed.initialize(
-        model=method,
-        optimizer=build_optimizer(method, config.optim, fused=device.type == "cuda"),
-        config=deepspeed_config(config, world_size, sum(p.numel() for p in method.parameters())),
-        dist_init_required=False,
-    )
+    with _local_rank(device):
+        engine, *_ = deepspeed.initialize(
+            model=method,
+            optimizer=build_optimizer(method, config.optim, fused=device.type == "cuda"),
+            config=deepspeed_config(config, world_size, sum(p.numel() for p in method.parameters())),
+            dist_init_required=False,
+        )
     return engine
+
+
+@contextmanager
+def _local_rank(device: torch.device) -> Iterator[None]:
+    """DeepSpeed takes LOCAL_RANK for the number of its GPU, which it is not for a task that sees a single one."""
+    before = os.environ.get("LOCAL_RANK")
+    if device.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(device.index)
+    yield
+    if before is not None:
+        os.environ["LOCAL_RANK"] = before
 
 
 def checkpoint_blocks(encoder: Encoder) -> None:
@@ -178,3 +198,15 @@ def take_step(engine: Any, norm: float | None) -> None:
     engine.step()
     engine.set_gradient_accumulation_boundary(None)
     engine.zero_grad()
+
+
+def whole_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state dict on the CPU, of parameters that ZeRO 3 partitions. Collective: all ranks call it."""
+    import deepspeed
+
+    kept = module.state_dict().keys()
+    state = {name: value.detach().cpu() for name, value in module.named_buffers() if name in kept}
+    for name, parameter in module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            state[name] = parameter.detach().cpu().clone()
+    return state

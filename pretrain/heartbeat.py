@@ -29,6 +29,7 @@ class Beat:
     seconds: float  # since that began
     at: str  # where the main thread's Python code is
     collective: bool  # it waits for other ranks
+    left: float  # seconds that it may still take for what is no part of a step; 0 within one
     count: int  # of its beats: one that no longer rises tells of a process that stands still, whatever the clocks say
 
 
@@ -40,11 +41,11 @@ class Heartbeat:
         self._rank, self._count = rank, 0
         self._host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
-    def beat(self, step: int, phase: str, seconds: float, frame: FrameType | None) -> None:
+    def beat(self, step: int, phase: str, seconds: float, left: float, frame: FrameType | None) -> None:
         """Write down where this rank is; `frame` is the main thread's."""
         self._count += 1
         at, collective = where(frame)
-        beat = Beat(self._rank, self._host, step, phase, round(seconds, 1), at, collective, self._count)
+        beat = Beat(self._rank, self._host, step, phase, round(seconds, 1), at, collective, round(left, 1), self._count)
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             # not renamed into place: a reader that meets half a line takes it for no news, and reads again

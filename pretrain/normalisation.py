@@ -12,7 +12,7 @@ import timm
 from data_pipelines.remote.urls import redact
 from data_pipelines.shards.index import Dataset
 from pretrain.config import ConfigError
-from pretrain.data import sources, weights_of
+from pretrain.datasets import sources, weights_of
 from pretrain.encoders.load import TIMM_PREFIX, find_encoder
 from pretrain.encoders.saved import read_card
 from pretrain.methods import Normalisation

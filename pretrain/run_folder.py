@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ FREE_KEYS = (
 )
 #: What a run folder may hold before its run has begun: what is written by those who queue it and look after it.
 BEFORE_A_START = ("cancelled", "history.jsonl", "jobs", "logs", "preflight", "sweep.json")
+_EARLIER_START_SECONDS = 300.0
 FREE_PATHS = re.compile(r"data\.train\.\d+\.path")  # of each of several data sets
 FREE_SECTIONS = ("checkpoint.", "tracking.", "diagnostics.", "data.cache.")
 FREE_ENGINE_KEYS = (
@@ -86,22 +88,39 @@ def write_config(folder: Path, config: Config) -> None:
 def alone_in(folder: Path) -> Iterator[None]:
     """Hold the run against a second start of it, which would write over its checkpoints; by rank 0 only.
 
-    The kernel lets go when the process ends, however it does. Raises ConfigError naming who holds it.
+    The kernel lets go when the process ends, however it does; the file system of a node that was lost, when its
+    server has noticed. Raises ConfigError naming who holds it, or RuntimeError where that is this very job: its start
+    before this one, on a node that was lost, of which nobody knows whether its processes are gone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / ".lock"
     with place.open("a+", encoding="utf-8") as file:
-        if not lock(file):
+        end = time.monotonic() + _EARLIER_START_SECONDS
+        while not lock(file):
             file.seek(0)
-            raise ConfigError(
-                f"{folder} is being trained by another process ({file.read().strip() or 'unknown'}); "
-                "wait for it, end it, or take a name=... of its own"
-            )
+            holder = file.read().strip()
+            if not _is_this_job(holder):
+                raise ConfigError(
+                    f"{folder} is being trained by another process ({holder or 'unknown'}); "
+                    "wait for it, end it, or take a name=... of its own"
+                )
+            if time.monotonic() > end:
+                raise RuntimeError(f"{folder} is still held by an earlier start of this job ({holder})")
+            time.sleep(1.0)
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
         file.truncate(0)
         file.write(json.dumps(holder) + "\n")
         file.flush()
         yield
+
+
+def _is_this_job(holder: str) -> bool:
+    """Whether what is written in a lock is an earlier start of the job that this process belongs to."""
+    try:
+        job = json.loads(holder)["job"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return job is not None and job == os.environ.get("SLURM_JOB_ID") and "SLURM_RESTART_COUNT" in os.environ
 
 
 def _may_change(key: str) -> bool:

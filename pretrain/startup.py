@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -10,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from pretrain.history import try_record
 
 PACKAGES = ("torch", "deepspeed", "timm", "selfsight")
 
@@ -26,6 +29,16 @@ class StartUp:
         now = time.monotonic()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
         self._last = now
+
+    def done(self, run: Path, rank: int, world_size: int, **about: Any) -> None:
+        """The first step is made: say how long that took and why, and remember it with what else there is."""
+        self.mark("first step")
+        if not gc.isenabled():  # by who wanted its imports fast; what lives by now stays, and is never searched again
+            gc.freeze()
+            gc.enable()
+        if rank == 0:
+            print(self.line(), flush=True)
+            try_record(run, "started", **about, **self.details(os.environ, world_size))
 
     @property
     def total(self) -> float:

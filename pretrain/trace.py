@@ -15,7 +15,7 @@ from data_pipelines.loader import mask_generator
 from data_pipelines.sampler import Row, Sampler
 from pretrain.checkpoints.folder import CheckpointFolder, damage, read_state
 from pretrain.config import ConfigError, check_batch, load_config
-from pretrain.data import open_datasets, sampler_of
+from pretrain.datasets import open_datasets, sampler_of
 from pretrain.growth import opened_at
 from pretrain.masking import draw_mask_for
 from pretrain.schema import Config

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipelines.buffers import map_batch
 from data_pipelines.cores import cores_per_process
 from data_pipelines.crops.any_channels import left_out_line
 from data_pipelines.files import read_json
@@ -22,25 +21,28 @@ from data_pipelines.loader import Batch
 from data_pipelines.sampler import Sampler
 from data_pipelines.shards.index import Dataset
 from pretrain.agreement import Agreed, agree
-from pretrain.batches import DeviceSteps, crop_sheet, seed_dropout, share_mask_counts
+from pretrain.batches import DeviceSteps, seed_dropout, share_mask_counts
 from pretrain.checkpoints import live
 from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState, check_resume, damage, read_state
 from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
 from pretrain.config import check_batch
-from pretrain.data import check_ranks_agree, held_out_line, loader_of, open_datasets, resolve_executor, sampler_of
-from pretrain.diagnostics import Diagnostics, TroubleError
+from pretrain.data import check_ranks_agree, loader_of, resolve_executor
+from pretrain.datasets import held_out_line, open_datasets, sampler_of
+from pretrain.diagnostics import Diagnostics, TroubleError, knn_line, named_data
+from pretrain.drawing import Drawing
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
     build_engine,
     choose_device,
     gathered_for,
     gradient_norm,
+    import_deepspeed,
     initialise_distributed,
     take_step,
 )
 from pretrain.exports import Export, export_of
 from pretrain.growth import continued, pin
-from pretrain.history import recorded_end, try_record
+from pretrain.history import recorded_end
 from pretrain.initialise import check_init_from, start_from
 from pretrain.methods import Method, Normalisation, build_method, check_sources, export_folder
 from pretrain.nccl import dump_flight_recorder, set_defaults
@@ -53,17 +55,23 @@ from pretrain.schedules import Timeline, check_warmup, learning_rate, weight_dec
 from pretrain.schema import Config
 from pretrain.startup import StartUp
 from pretrain.stopping import EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, StopRequest
-from pretrain.tracking import Tracker
+from pretrain.tracking.system_metrics import SystemMetrics
+from pretrain.tracking.tracker import Tracker
 from pretrain.watchdog import STACKS, Limits, Watchdog
 
 
-def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp | None = None) -> Path:
+def pretrain(
+    config: Config,
+    stop: StopRequest | None = None,
+    startup: StartUp | None = None,
+    datasets: Sequence[Dataset] | None = None,
+) -> Path:
     """Train what `config` says, continuing from the last checkpoint if there is one. Returns the run folder.
 
     Run by every rank of a distributed job, or by one process. Raises ConfigError before anything is started or
     written when it can't run; ends with exit code 85 when a signal asked it to stop after a checkpoint, and with 87
-    when training went wrong. `stop` is the request that the caller has installed already, before its slow imports, and
-    `startup` the clock that it started.
+    when training went wrong. `stop` is the request that the caller has installed already, before its slow imports,
+    `startup` the clock that it started, and `datasets` what it has opened of `config.data` by then.
     """
     stop = stop or StopRequest.install()  # before the slow part, so that an early signal does not kill us
     startup = startup or StartUp(age=0.0)
@@ -71,7 +79,7 @@ def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp |
     check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_encoder(config)
     startup.mark("encoder check")
-    datasets = open_datasets(config.data)
+    datasets = datasets or open_datasets(config.data)
     config, chosen = resolve(config, datasets)
     folder = check_run_folder(config)
     normalisation = choose_normalisation(config, datasets)
@@ -82,6 +90,7 @@ def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp |
         print(f"{folder} is finished; its {what} is in {folder / what}. To train longer, take another name=...")
         return folder
     check_sources(config)
+    named_data(config)
     if not CheckpointFolder(folder, config.checkpoint).all():  # a run that has begun needs init_from no more
         check_init_from(config)
     torch.set_num_threads(config.engine.threads or cores_per_process())
@@ -96,6 +105,8 @@ def pretrain(config: Config, stop: StopRequest | None = None, startup: StartUp |
         watchdog = held.enter_context(Watchdog(limits, folder, rank, world_size, dump_flight_recorder))
         if device.type == "cuda":
             set_defaults(folder / STACKS)
+        import_deepspeed(device)
+        startup.mark("import deepspeed")
         rank, world_size = initialise_distributed(device)
         startup.mark("process group")
         if rank == 0:
@@ -200,8 +211,10 @@ class Trainer:
         self.saver.check_room(self.engine)
         self.startup.mark("resume")
         self.tracker = Tracker(folder, config, self.step) if rank == 0 else None
+        self.machines = SystemMetrics(folder, config, device)
         self.startup.mark("tracking")
         self.window = Window(self.step)
+        self.drawing = Drawing(config, normalisation, device)
         self.diagnostics = Diagnostics(
             config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank,
             settle=self.saver.settle,
@@ -228,11 +241,12 @@ class Trainer:
                 self.method.after_step(self.step, self.gathered)
             self.step += 1
             if self.step == self.first + 1:
-                self._started()
+                stage = self.config.engine.zero_stage
+                self.startup.done(self.folder, self.rank, self.world_size, step=self.first, zero_stage=stage)
             with self.window.paused(), watchdog.allowing("diagnostics"):
                 looked = self.diagnostics.look(self.step, micro_batches)
             with watchdog.allowing("report"):
-                self.report(self.summary(metrics, agreed) | looked, grad_norm, micro_batches, at_once=bool(looked))
+                self.report(looked | self.summary(metrics, agreed), grad_norm, micro_batches, at_once=bool(looked))
             finished = stopping or self.step == self.timeline.total_steps
             if finished or self._is_checkpoint() or self._is_milestone():
                 with watchdog.allowing("checkpoint"):
@@ -293,11 +307,15 @@ class Trainer:
             metrics |= {"epoch": epoch, **self.window.measure(self.step, self.config.train.batch_size, self.loader)}
             metrics["memory_gb"] = memory_gb(self.device)
             metrics |= self.method.schedules(self.step - 1)
+            machines = self.machines.gather()  # by all ranks
             if self.tracker:
                 changes = self.diagnostics.watch(self.step, epoch, metrics)
                 self.tracker.metrics(self.step, metrics)
+                self.tracker.system(self.step, machines)
                 seconds = self.window.seconds_per_step
                 self.tracker.say(progress_line(self.step, self.timeline.total_steps, epoch, metrics, seconds))
+                if "knn_top1" in metrics:
+                    self.tracker.say(knn_line(metrics))
                 for change in changes:
                     self.tracker.alarm(change.name, change.text, change.begins)
         every = tracking.pictures_every_steps
@@ -305,13 +323,10 @@ class Trainer:
             with self.window.paused():
                 self._draw(micro_batches[0])
 
-    def _draw(self, batch: Batch, count: int = 8) -> None:
-        few = map_batch(batch, lambda tensor: tensor[:count] if tensor.ndim else tensor)
-        self.engine.eval()
-        pictures = self.method.pictures(few)  # on all ranks: under ZeRO 3 a forward pass is collective
-        self.engine.train()
+    def _draw(self, batch: Batch) -> None:
+        pictures = self.drawing.pictures(self.engine, self.method, self.loader.sampler, batch)
         if self.tracker:
-            for name, picture in {"crops (global, then local)": crop_sheet(few, self.method.show), **pictures}.items():
+            for name, picture in pictures.items():
                 self.tracker.picture(self.step, name, picture)
 
     def save(self, wait: bool) -> None:
@@ -346,6 +361,7 @@ class Trainer:
     def close(self) -> None:
         """Release threads, files and the dashboard."""
         self.loader.close()
+        self.machines.close()
         if self.tracker:
             self.tracker.close()
 
@@ -366,14 +382,6 @@ class Trainer:
     def _is_checkpoint(self) -> bool:
         config = self.config.checkpoint
         return self.step % config.every_steps == 0 or self.timeline.is_due(self.step, config.every_epochs)
-
-    def _started(self) -> None:
-        """The first step is made: say how long that took, and why."""
-        self.startup.mark("first step")
-        self.say(self.startup.line())
-        if self.rank == 0:
-            about = self.startup.details(os.environ, self.world_size)
-            try_record(self.folder, "started", step=self.first, zero_stage=self.config.engine.zero_stage, **about)
 
     def _announce(self) -> None:
         config, module = self.config, self.export().module

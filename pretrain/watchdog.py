@@ -63,6 +63,7 @@ class _Doing:
     phase_since: float
     limit: float
     warned_at: float
+    allowed: bool = False  # something that is no part of a step
 
 
 class Watchdog:
@@ -123,7 +124,7 @@ class Watchdog:
         before, begun = self._doing, self._clock()
         if self.limits:
             limit = self.limits.longest if seconds is None else seconds
-            self._doing = _Doing(before.step, name, begun, begun, limit, limit)
+            self._doing = _Doing(before.step, name, begun, begun, limit, limit, allowed=True)
         yield
         now = self._clock()  # the step's own time stands still meanwhile
         since = before.step_since + now - begun
@@ -161,7 +162,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         assert self.limits
-        tick, warned, beaten, looked = self.limits.tick, -1, float("-inf"), time.monotonic()
+        tick, beaten, looked = self.limits.tick, float("-inf"), time.monotonic()
+        warned, excused, excuses = -1, -1, 0
         while not self._over.wait(tick):
             now = time.monotonic()
             if now - looked > 10 * tick + 1:  # nobody sleeps that long: we were suspended, with all that goes on here
@@ -175,7 +177,12 @@ class Watchdog:
             if self._guard:
                 last_resort.feed(self._guard, doing.limit + self.limits.grace + 10 * tick)
             if taken > doing.limit and doing is self._doing:
-                self._end(doing, taken)
+                excuses = excuses + 1 if excused == doing.step else 1
+                excused = doing.step
+                if excuses * doing.limit < self.limits.longest and self._excused():
+                    self._lost += taken  # it starts anew
+                else:
+                    self._end(doing, taken)
             elif taken > doing.warned_at and warned != doing.step and self._rank == 0 and doing is self._doing:
                 warned = doing.step
                 self._warn(doing, taken)
@@ -183,11 +190,19 @@ class Watchdog:
     def _beat(self, doing: _Doing) -> None:
         if self._heartbeat:
             seconds = self._clock() - doing.phase_since
-            self._heartbeat.beat(doing.step, doing.phase, seconds, main_frame(self._main))
+            left = max(0.0, doing.limit - seconds) if doing.allowed else 0.0
+            self._heartbeat.beat(doing.step, doing.phase, seconds, left, main_frame(self._main))
+
+    def _excused(self) -> bool:
+        """Whether a step is late because another rank is busy with what may take longer, such as a checkpoint."""
+        if self._run is None or self._world_size == 1 or self._doing.allowed:
+            return False
+        return any(beat.left > 0 for beat in read_beats(self._run).values() if beat.rank != self._rank)
 
     def _warn(self, doing: _Doing, taken: float) -> None:
         what = f"{self._what(doing, taken)}; the job ends when it has taken {doing.limit:.0f} s"
-        print(". ".join([what, *self._whom_all_wait_for(doing)]), file=sys.stderr, flush=True)
+        who = whom_all_wait_for({}, read_beats(self._run), self._world_size) if self._run else []
+        print(". ".join([what, *who]), file=sys.stderr, flush=True)
 
     def _end(self, doing: _Doing, taken: float) -> None:
         """Say where everybody is, and end."""

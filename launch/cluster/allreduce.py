@@ -33,11 +33,13 @@ def add_up(config: Config, ranks: Ranks, nodes: list[str], limit: float, at: Cal
     import torch
     import torch.distributed as dist
 
+    from pretrain.gpus import gpu_of
+
     imported = time.monotonic() - before
     if config.engine.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("engine.device is cuda, but torch sees no GPU")
     cuda = torch.cuda.is_available() and config.engine.device != "cpu"
-    device = torch.device("cuda", ranks.local_rank) if cuda else torch.device("cpu")
+    device = torch.device("cuda", gpu_of(ranks.local_rank, torch.cuda.device_count())) if cuda else torch.device("cpu")
     backend = "nccl" if cuda else "gloo"
     if cuda:
         torch.cuda.set_device(device)

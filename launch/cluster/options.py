@@ -67,7 +67,9 @@ def probe_resources(options: JobOptions, site: Site, training: Resources) -> Res
     kind, gpus = gpus_of(training.gpus_per_node)
     wanted = options.probe_gpus if options.probe_gpus is not None else site.probe.gpus
     wanted = min(gpus, 1) if wanted is None else wanted
-    time = options.probe_time or str(site.probe.time)
+    time = options.probe_time or _text(site.probe.time)
+    if time is not None:
+        seconds_of(time)
     return replace(
         training,
         nodes=1,
@@ -81,6 +83,16 @@ def probe_resources(options: JobOptions, site: Site, training: Resources) -> Res
         qos=site.probe.qos or training.qos,
         signal_seconds=lead_time(None, time),
     )
+
+
+def job_variables(preflight: bool, exclude_sick: bool, max_failures: int | None) -> dict[str, str]:
+    """What `slurm/pretrain.sbatch` reads from its environment."""
+    chosen = {} if preflight else {"SELFSIGHT_PREFLIGHT": "0"}
+    if exclude_sick:
+        chosen["SELFSIGHT_EXCLUDE_SICK"] = "1"
+    if max_failures is not None:
+        chosen["SELFSIGHT_MAX_FAILURES"] = str(max_failures)
+    return chosen
 
 
 def python_of(site: Site, environ: Mapping[str, str] = os.environ) -> str:

@@ -11,7 +11,8 @@ the highest of all tasks', killed ones too, so that a batch script asks afterwar
     python -m launch.cluster.preflight --result PRESET key=value ...
 
 which ends with the code of the verdict that stands in `runs/NAME/preflight/JOB-RESTART/result.json`. The step wants
-`srun --kill-on-bad-exit=0 --wait=30`: a node that cannot even start Python then ends nobody before it is named.
+`srun --kill-on-bad-exit=0`: a node that cannot even start Python then ends nobody before it is named. Tasks that hang
+are killed, with the rest of the step, once they are named; `--wait=300` does so where there is no scancel.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import faulthandler
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,7 @@ from launch.cluster.meeting import DONE, FAILED, REDUCED, Meeting, Report, names
 from launch.ranks import Ranks, rank_environment, tasks_of_nodes
 from pretrain.config import load_config
 from pretrain.history import record
-from pretrain.run_folder import check_run_folder
+from pretrain.run_folder import begun_config, check_run_folder
 from pretrain.schema import Config
 from pretrain.stopping import EXIT_STOPPED, EXIT_USER_ERROR, StopRequest
 
@@ -62,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(given[0], given[1:])
         if only_result:
             return result_of(config, ranks)
-        check_run_folder(config)
+        if begun_config(config) is None:  # of a run that has begun, training compares what its settings came to
+            check_run_folder(config)
         return Preflight(config, ranks, stop).run()
     except (ValueError, OSError) as error:
         if os.environ.get("SELFSIGHT_TRACEBACK") == "1":
@@ -138,17 +142,7 @@ class Preflight:
             return self.stop.requested or len(self.done()) == self.ranks.world_size
 
         wait_until(all_there, self.limit)
-        return self.reports_or_end()
-
-    def reports_or_end(self) -> dict[int, Report] | int:
-        """Asked to end, a verdict is only passed if all but the missing have been waiting for them: then srun ends
-        the step because a task of it has ended. Otherwise it is a preemption, and says nothing of nodes."""
-        reports = self.meeting.reports()
-        if self.stop.requested and len(self.done()) < self.ranks.world_size:
-            waited = time.monotonic() - self.began - self.seconds["looking"]
-            if waited < SILENT_SECONDS or any(report.phase != DONE for report in reports.values()):
-                return EXIT_STOPPED
-        return reports
+        return EXIT_STOPPED if self.stop.requested else self.meeting.reports()
 
     def wait_for_word(self) -> dict[int, Report] | int:
         """Do as the first task says and return the exit code; or return the reports, to be judged by this task
@@ -162,9 +156,11 @@ class Preflight:
         if go is not None:
             self.add_up(go["nodes"])
             return _leave(0)
+        if self.stop.requested:
+            return EXIT_STOPPED
         if self.told("result") is None and self.ranks.rank == min(self.done(), default=0):
-            return self.reports_or_end()
-        wait_until(lambda: self.told("result") is not None, 0 if self.stop.requested else MARGIN_SECONDS)
+            return self.meeting.reports()
+        wait_until(lambda: self.told("result") is not None, MARGIN_SECONDS)
         return 0
 
     def add_up(self, nodes: list[str]) -> None:
@@ -233,7 +229,19 @@ class Preflight:
         if found.code:
             time.sleep(1.5)  # a launcher may kill the others as soon as this one fails: let them read and go
         self.meeting.tidy()
+        if len(reports) < self.ranks.world_size or any(
+            r.phase not in (DONE, REDUCED, FAILED) for r in reports.values()
+        ):
+            self.end_the_step()
         return _leave(found.code)
+
+    def end_the_step(self) -> None:
+        """Kill those who hang, and this task with them: srun would wait for them for ever."""
+        step = f"{os.environ.get('SLURM_JOB_ID')}.{os.environ.get('SLURM_STEP_ID')}"
+        if "SLURM_STEP_ID" in os.environ and shutil.which("scancel"):
+            sys.stdout.flush()
+            with suppress(OSError, subprocess.SubprocessError):
+                subprocess.run(["scancel", "--signal=KILL", step], capture_output=True, timeout=30)
 
     def without_a_folder(self, error: OSError) -> int:
         """The run folder can't be written to from here: a fault of this node only if others can."""

@@ -27,9 +27,9 @@ def render(name: str, sbatch_lines: Sequence[str], settings: Sequence[str], writ
     first = next(number for number, line in enumerate(lines) if line.startswith("#SBATCH"))
     start, end = lines.index(SETTINGS), lines.index(END_OF_SETTINGS)
     header = [line for line in lines[first:start] if not line.startswith("#SBATCH")]
-    about = f"# Written by: {written_by}"
+    about = [f"# Written by: {written_by}", "# shellcheck disable=SC2016 # a user's $ in quotes is meant to stay"]
     return "\n".join(
-        [lines[0], about, *sbatch_lines, *header, SETTINGS, *settings, END_OF_SETTINGS, *lines[end + 1 :], ""]
+        [lines[0], *about, *sbatch_lines, *header, SETTINGS, *settings, END_OF_SETTINGS, *lines[end + 1 :], ""]
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import getpass
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launch.cluster.quoting import sbatch_line
 from launch.cluster.slurm import Node, Partition, accounts_of, gpus_of, partitions, seconds_of
@@ -71,8 +71,30 @@ def lead_time(asked: int | None, time: str | None) -> int:
     return asked
 
 
-def check_resources(asked: Resources) -> list[str]:
-    """Refuse what the cluster has not, naming what it has; returns what a user should know besides."""
+def with_time(asked: Resources, default_seconds: int, ask_slurm: bool = True) -> Resources:
+    """What is asked for, with a time limit: where none is named, the default, or less where that is not allowed."""
+    if asked.time is not None:
+        return asked
+    names = None if asked.partition is None else asked.partition.split(",")
+    known = partitions() if ask_slurm else []
+    chosen = [one for one in known if (one.default if names is None else one.name in names)]
+    seconds = min([default_seconds, *(one.max_seconds for one in chosen if one.max_seconds is not None)])
+    time = _duration(seconds)
+    return replace(asked, time=time, signal_seconds=lead_time(None, time))
+
+
+def check_resources(asked: Resources, what: str = "") -> list[str]:
+    """Refuse what the cluster has not, naming what it has; returns what a user should know besides.
+
+    what: which of several jobs it is about, in front of a message.
+    """
+    try:
+        return _check(asked)
+    except ValueError as error:
+        raise ValueError(f"{what}{error}") from None
+
+
+def _check(asked: Resources) -> list[str]:
     known = partitions()
     names = [partition.name for partition in known]
     if asked.partition is None:
@@ -136,8 +158,6 @@ def _problem(asked: Resources, partition: Partition) -> str | None:
         if value is not None and (value in denied or (allowed is not None and value not in allowed)):
             hint = f"; allowed: {', '.join(allowed)}" if allowed else ""
             return f"{name} does not take {option} {value}{hint}"
-        if value is None and allowed is not None:
-            return f"{name} takes jobs of {', '.join(allowed)} only; name yours with {option}"
     return None
 
 

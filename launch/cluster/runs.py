@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 from data_pipelines.files import lock
+from launch.cluster.queue import queued
 from launch.cluster.site import Site
-from launch.cluster.slurm import in_queue
 from launch.training import Checked, check_run
 from pretrain.config import ConfigError
 from pretrain.history import read_history
@@ -21,6 +21,7 @@ _MISSING = "import importlib.util as u, sys; print(*[n for n in sys.argv[1:] if 
 def check_run_to_submit(config: Config, ranks: int) -> Checked:
     """As `check_run`, and what only matters to a job that starts by itself, later: folder, resuming, wandb."""
     checked = check_run(config, ranks)
+    from pretrain.checkpoints.folder import CheckpointFolder, check_resume, damage, read_state
     from pretrain.run_folder import check_run_folder
     from pretrain.train import is_finished, resolve
 
@@ -28,6 +29,9 @@ def check_run_to_submit(config: Config, ranks: int) -> Checked:
     folder = check_run_folder(resolved)
     if is_finished(folder, resolved, checked.sampler):
         raise ConfigError(f"{folder} is finished; to train longer or otherwise, take another --name")
+    for path in CheckpointFolder(folder, resolved.checkpoint).all()[-1:]:
+        if damage(path) is None:  # else training takes the one before it, and says so
+            check_resume(path, read_state(path))
     _check_not_trained(folder)
     _check_wandb(config)
     return checked
@@ -38,12 +42,10 @@ def check_not_queued(run: Path, ask_slurm: bool = True) -> None:
     if not ask_slurm:
         return
     jobs = [str(job) for event in read_history(run) if event["event"] == "submitted" for job in event.get("jobs", ())]
-    queued = in_queue(jobs[-20:])  # earlier ones have ended long ago
-    if queued:
-        job, state = next(iter(queued.items()))
+    for job in queued(jobs):
         raise ConfigError(
-            f"{run} has job {job} in the queue already ({state}); wait for it, `selfsight cancel {run.name}`, or "
-            "take a --name of its own"
+            f"{run} has job {job.id} in the queue already ({job.state}); wait for it, `selfsight cancel "
+            f"{os.path.relpath(run)}`, or take a --name of its own"
         )
 
 
@@ -83,7 +85,7 @@ def _check_not_trained(folder: Path) -> None:
 
 def _check_wandb(config: Config) -> None:
     """Refuse wandb online without a login: a job has nobody to ask."""
-    from pretrain.tracking.tracker import wandb_mode
+    from pretrain.tracking.wandb_run import wandb_mode
 
     if config.tracking.wandb == "online" and not os.environ.get("WANDB_API_KEY"):
         try:

@@ -52,7 +52,7 @@ class ProbeSite:
     qos: Line | None = None
     gpus: NonNegativeInt | None = None  # default: 1 where the training job has GPUs
     cpus: PositiveInt | None = None  # default: as many as a task of the training job
-    time: Line | int = "4:00:00"
+    time: Line | int | None = None  # default: 4 hours, or what the partition allows
 
 
 @section

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 ASK_SECONDS = 60  # a busy controller may take long to answer
@@ -139,22 +139,6 @@ def accounts_of(user: str) -> list[tuple[str, ...]] | None:
     except OSError:
         return None
     return [tuple(line.split("|")) for line in said.splitlines() if line.count("|") == 2] or None
-
-
-def in_queue(jobs: Iterable[str]) -> dict[str, str]:
-    """Those of `jobs` that SLURM still has to run or runs, with their state; elements of arrays by their own ids."""
-    jobs = list(dict.fromkeys(jobs))
-    if not jobs:
-        return {}
-    try:
-        said = ask(["squeue", "--noheader", "--array", "--jobs", ",".join(jobs), "--format", "%i|%T"])
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        if "Invalid job id" in str(error):  # what it says of a single job that it has forgotten
-            return {}
-        raise
-    return dict(line.split("|", 1) for line in said.splitlines() if "|" in line)
 
 
 def array_limit() -> int | None:

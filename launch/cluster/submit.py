@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipelines.files import check_writable, lock, write_text
@@ -13,14 +13,19 @@ from launch.cluster.arithmetic import solve_accumulation
 from launch.cluster.probes import ProbeJob, ProbeOptions, check_probes, probe_jobs
 from launch.cluster.quoting import bash_words, log_pattern, sbatch_line
 from launch.cluster.render import container_python, render, set_arguments, settings_of
-from launch.cluster.resources import Resources, check_resources
+from launch.cluster.requeue import newest_checkpoint
+from launch.cluster.resources import Resources, check_resources, with_time
 from launch.cluster.runs import check_interpreter, check_not_queued, check_run_to_submit
+from launch.cluster.shared import local_lines
 from launch.cluster.site import Site
 from launch.cluster.slurm import array_limit, ask
 from launch.cluster.sweep import Element, sweep_elements
 from launch.training import plan_of
 from pretrain.config import ConfigError, load_config
 from pretrain.history import record
+from pretrain.schema import Config
+
+PROBE_SECONDS = 4 * 3600  # of a probe job, where the user says nothing and the partition allows it
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,13 @@ def plan_submission(request: Request, check_cluster: bool = True) -> Plan:
     Raises ValueError and OSError for everything that is known to be wrong with it: the cluster's part (unless not
     `check_cluster`), the configuration, the data, the arithmetic of the batch, the run folder and the environment.
     """
-    lines = check_resources(request.resources) if check_cluster else ["not checked: there is no SLURM here"]
+    probe = replace(request.probe, resources=with_time(request.probe.resources, PROBE_SECONDS, check_cluster))
+    if check_cluster:
+        lines = check_resources(request.resources)
+        if request.probe.data:
+            check_resources(probe.resources, what="the probe job: ")
+    else:
+        lines = ["there is no SLURM here: partition, nodes, GPUs, time and the queue are not checked"]
     check_interpreter(request.python, request.site)
     base = load_config(request.preset, request.overrides)
     swept = bool(request.arrays or request.array_file)
@@ -101,17 +112,17 @@ def plan_submission(request: Request, check_cluster: bool = True) -> Plan:
             raise ConfigError(f"{element.name}: {error}" if swept else str(error)) from None
         runs.append(run)
         lines += [f"{element.name}: {line}" if swept and len(elements) > 1 else line for line in said]
-    check_probes(request.probe, base)
+    check_probes(probe, base)
     folder = Path(base.runs).absolute() / base.name
+    lines += local_lines(_places(request, base))
     for run in runs:
         check_not_queued(run.folder, ask_slurm=check_cluster)
-        check_writable(run.folder)
     check_writable(folder)
     wrapper = None if request.site.container is None else container_python(request.site.container)
     python = request.python if wrapper is None else str(folder / "jobs" / "python")
     script = _script(request, base.name, folder, [run.arguments for run in runs], python)
     probes = probe_jobs(
-        request.probe,
+        probe,
         [run.folder for run in runs],
         name=base.name,
         folder=folder,
@@ -159,8 +170,9 @@ def _check_element(request: Request, element: Element, sweep: str | None) -> tup
     overrides = [*request.overrides, *element.overrides]
     if sweep is not None:
         overrides += [f"name={element.name}"]
-        if not any(override.startswith("tracking.group=") for override in overrides):
-            overrides += [f"tracking.group={sweep}"]
+        given = {override.partition("=")[0] for override in overrides}
+        for key, value in (("tracking.group", sweep), ("tracking.job_type", "sweep")):
+            overrides += [f"{key}={value}"] if key not in given else []
     if request.probe.every is not None:
         overrides += [f"checkpoint.milestone_every_epochs={request.probe.every:g}"]
     config = load_config(request.preset, overrides)
@@ -170,10 +182,24 @@ def _check_element(request: Request, element: Element, sweep: str | None) -> tup
     if accumulation != config.train.accumulation:
         overrides += [f"train.accumulation={accumulation}"]
         config = load_config(request.preset, overrides)
-    checked = check_run_to_submit(config, ranks)
     folder = Path(config.runs).absolute() / config.name
+    check_writable(folder)
+    checked = check_run_to_submit(config, ranks)
     preset = request.preset if not request.preset.startswith("-") else f"./{request.preset}"
-    return Run(config.name, folder, (preset, *overrides)), [*checked.chosen, *plan_of(checked, ranks)]
+    begun = newest_checkpoint(folder)
+    goes_on = [f"continues {folder} from its checkpoint of step {begun:,}"] if begun >= 0 else []
+    return Run(config.name, folder, (preset, *overrides)), [*goes_on, *checked.chosen, *plan_of(checked, ranks)]
+
+
+def _places(request: Request, config: Config) -> dict[str, Path]:
+    """Paths that every node has to see."""
+    places = {"this folder": Path.cwd(), "the run folder": Path(config.runs).absolute()}
+    if request.site.container is None:
+        places["the jobs' Python"] = Path(request.python).parent  # not what it links to: a venv's own folder matters
+    for source in [config.data.train] if isinstance(config.data.train, str) else [s.path for s in config.data.train]:
+        if "://" not in source:
+            places["the data"] = Path(source)
+    return places
 
 
 def _array(request: Request, count: int) -> str | None:

@@ -24,7 +24,13 @@ class Job:
     outcome: str  # in words; empty while it goes on
     waited: float | None  # seconds between the end of the one before and this start
     repeated: int | None  # steps done again, which the one before had done already
+    start_up: float | None = None  # seconds from the command to the first step
     events: list[Event] = field(default_factory=list)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has told itself how it ended, or a batch script has."""
+        return any(event.get("event") in ("ended", "requeued", "given_up") for event in self.events)
 
 
 def jobs_of(history: Sequence[Event]) -> list[Job]:
@@ -49,9 +55,14 @@ def jobs_of(history: Sequence[Event]) -> list[Job]:
                     outcome="",
                     waited=_seconds(before.ended or None, event.get("time")) if before else None,
                     repeated=repeated,
+                    start_up=_total(event.get("seconds")),
                 )
             )
-        elif jobs:
+            continue
+        if event.get("event") == "ended" and (not jobs or jobs[-1].closed):
+            # a start is recorded with its first step: this one did not come so far
+            jobs.append(Job(len(jobs) + 1, _job(event), _where(event), "", "", None, None, "", None, None))
+        if jobs:
             job = jobs[-1]
             job.events.append(event)
             if event.get("event") in ("ended", "requeued", "given_up"):
@@ -175,6 +186,14 @@ def _listed(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {item}" for key, item in list(value.items())[:8])
     return "" if value is None else str(value)
+
+
+def _total(seconds: Any) -> float | None:
+    """Of the phases of a start-up."""
+    if not isinstance(seconds, Mapping):
+        return None
+    known = [value for value in seconds.values() if isinstance(value, int | float)]
+    return float(sum(known)) if known else None
 
 
 def _whole(value: Any) -> int | None:

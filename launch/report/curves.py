@@ -15,7 +15,7 @@ from launch.report.thinning import Thinned
 MOST_POINTS = 60_000
 #: Nodes that have a line of their own; of more, one line for their mean and a band from the lowest to the highest.
 MOST_NODE_LINES = 8
-_HIDDEN = {"ids_digest", "step", "epoch"}
+_HIDDEN = {"ids_digest", "step", "epoch", "knn_standard_error"}
 
 
 class Known(NamedTuple):
@@ -41,6 +41,9 @@ _KNOWN = {
     "grad_norm": Known("gradient norm", DIAGNOSTICS),
     "teacher_entropy": Known("teacher entropy (nats)", DIAGNOSTICS),
     "feature_std": Known("feature deviation (1 is spread evenly)", DIAGNOSTICS),
+    "knn_top1": Known("online k-NN, top-1", DIAGNOSTICS, percent=True),
+    "rankme": Known("RankMe (effective rank)", DIAGNOSTICS),
+    "rankme_share": Known("RankMe, share of the possible", DIAGNOSTICS, percent=True),
     "codes_used": Known("codes used", DIAGNOSTICS, percent=True),
     "codes_alive": Known("codes alive", DIAGNOSTICS, percent=True),
     "code_perplexity": Known("code perplexity", DIAGNOSTICS),
@@ -53,6 +56,8 @@ _KNOWN = {
     "images_per_second": Known("images per second", SPEED),
     "data_wait": Known("waiting for data", SPEED, percent=True),
     "memory_gb": Known("memory (GB, peak of rank 0)", SPEED),
+    "knn_share": Known("time spent on online k-NN", SPEED, percent=True),
+    "knn_seconds": Known("seconds of an online k-NN", SPEED),
     "bad_samples": Known("bad samples met", SPEED),
 }
 _GROUPS = (LOSS, DIAGNOSTICS, SCHEDULES, SPEED)
@@ -83,7 +88,10 @@ def charts_of(runs: Sequence[Run]) -> dict[str, Any]:
                 "percent": known.percent,
                 "wide": name == "loss",
                 "log": name == "grad_norm" and any(_is_spiky(thinned) for _, thinned in present),
-                "series": [_series(runs[number].name, number, thinned) for number, thinned in present],
+                "series": [
+                    _series(runs[number].name, number, thinned, _error_of(name, runs[number]))
+                    for number, thinned in present
+                ],
                 "references": _references(name, runs),
             }
         )
@@ -92,7 +100,7 @@ def charts_of(runs: Sequence[Run]) -> dict[str, Any]:
     ]
     groups.insert(1, {"title": "Probes over checkpoints", "charts": list(_probe_charts(runs)), "constant": []})
     if len(runs) == 1:
-        groups.append({"title": "Nodes", "charts": list(_node_charts(runs[0])), "constant": []})
+        groups.append(_node_group(runs[0]))
     _share_out([series for group in groups for chart in group["charts"] for series in chart["series"]])
     return {
         "groups": [group for group in groups if group["charts"] or group["constant"]],
@@ -126,8 +134,18 @@ def _is_spiky(thinned: Thinned) -> bool:
     return middle > 0 and max(columns.get("hi", columns["y"])) > 25 * middle
 
 
-def _series(label: str, number: int, thinned: Thinned) -> dict[str, Any]:
+def _error_of(name: str, run: Run) -> list[float]:
+    """The standard error of each point of a metric that has one."""
+    error = run.metrics.series.get("knn_standard_error") if name == "knn_top1" else None
+    return error.columns()["y"] if error is not None else []
+
+
+def _series(label: str, number: int, thinned: Thinned, errors: Sequence[float] = ()) -> dict[str, Any]:
     series: dict[str, Any] = {"label": label, "color": number, **thinned.columns()}
+    if len(errors) == len(series["x"]) > 0:
+        series["points"] = len(errors) <= 40
+        series["lo"] = [value - error for value, error in zip(series["y"], errors, strict=True)]
+        series["hi"] = [value + error for value, error in zip(series["y"], errors, strict=True)]
     if thinned.num_bad:
         series["bad"] = thinned.bad_steps
     return series
@@ -191,18 +209,20 @@ def probed_steps(run: Run) -> dict[tuple[Any, ...], list[tuple[int, list[Any]]]]
     return {key: sorted(points.items()) for key, points in found.items()}
 
 
-def _node_charts(run: Run) -> Iterator[dict[str, Any]]:
+def _node_group(run: Run) -> dict[str, Any]:
+    """What the nodes measured of themselves: a line each while they are few."""
+    charts, constant = [], []
     for name, nodes in run.system.items():
+        title = name.replace("/", ": ").replace("_", " ")
+        value = _constant(list(nodes.values()))
+        if value is not None:
+            constant.append(f"{title} {value:,.6g}")
+            continue
         series = [_series(node, number, thinned) for number, (node, thinned) in enumerate(sorted(nodes.items()))]
         if len(series) > MOST_NODE_LINES:
             series = [_over_nodes(series)]
-        yield {
-            "title": name.replace("/", ": ").replace("_", " "),
-            "percent": False,
-            "log": False,
-            "series": series,
-            "references": [],
-        }
+        charts.append({"title": title, "percent": False, "log": False, "series": series, "references": []})
+    return {"title": "Nodes", "charts": charts, "constant": constant}
 
 
 def _over_nodes(series: list[dict[str, Any]]) -> dict[str, Any]:

@@ -44,6 +44,22 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     return out
 
 
+def refresh(target: str | Path) -> None:
+    """Write `report.html` anew into the run that `target` is, or is a checkpoint or encoder of; nothing where it is
+    none. Never raises: a page is no reason to lose a training or a probe."""
+    try:
+        path = Path(target).expanduser()
+        folder = next((place for place in (path, *path.absolute().parents[:3]) if _is_run(place)), None)
+        if folder is not None:
+            write_report([folder])
+    except Exception as error:
+        print(f"{target}: no report.html ({type(error).__name__}: {error}); `selfsight report` writes it", flush=True)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and (folder / "metrics.jsonl").is_file()
+
+
 def render(runs: Sequence[Run]) -> str:
     """The whole page as text."""
     problems = [f"{run.name}: {problem}" if len(runs) > 1 else problem for run in runs for problem in run.problems]
@@ -153,7 +169,9 @@ def _probes_compared(runs: Sequence[Run], problems: list[str]) -> Html | None:
         found = sections.probes(run, problems)
         if found is not None:
             shown.append(joined([element("h3", run.name, class_=f"run c{number % 8}"), found]))
-    return joined(shown) if shown else None
+    if not shown:
+        return None
+    return joined([sections.probes_compared(runs), element("details", element("summary", "every probe"), *shown)])
 
 
 def _settings_compared(runs: Sequence[Run]) -> Html | None:

@@ -23,6 +23,7 @@ class Rule(Protocol):
     """What one alarm looks at."""
 
     name: str
+    lines: int  # of the log, in a row, on which the trouble must be there for the alarm to begin
 
     def can_tell(self, now: Moment) -> bool:
         """Whether this line says anything of the trouble; if not, the alarm stays as it is."""
@@ -51,6 +52,7 @@ class Limit:
     says: str
     since: Callable[[Moment], bool] = lambda now: True
     slack: float = 0.1
+    lines: int = 1
 
     def can_tell(self, now: Moment) -> bool:
         return self.metric in now.metrics and self.since(now)
@@ -93,6 +95,7 @@ class Alarms:
     stop_on: Iterable[str] = ()
     patience: int = 10
     standing: dict[str, Standing] = field(default_factory=dict)
+    _seen: dict[str, int] = field(default_factory=dict)  # lines in a row on which a trouble was there
 
     def look(self, now: Moment) -> list[Change]:
         """Take a log line in; what begins with it, or is over."""
@@ -102,7 +105,10 @@ class Alarms:
                 continue
             stands = self.standing.get(rule.name)
             text = rule.trouble(now, stands is not None)
+            self._seen[rule.name] = 0 if text is None else self._seen.get(rule.name, 0) + 1
             if text is not None and stands is None:
+                if self._seen[rule.name] < rule.lines:
+                    continue
                 self.standing[rule.name] = Standing(now.step, text)
                 changes.append(Change(rule.name, text, begins=True))
             elif text is not None and stands is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 
 from pretrain.diagnostics.alarms import Limit, Moment, Rule
+from pretrain.diagnostics.collapse import EARLY_STEPS
 from pretrain.schedules import Timeline
 from pretrain.schema import Config, DinoConfig
 
@@ -37,6 +38,7 @@ def learning_rules(config: Config, timeline: Timeline, peak_rate: float, warmup_
             "profile`",
             since=lambda now: now.step > 20,  # the first batches are always waited for
             slack=0.25,
+            lines=3,
         ),
         Slow(),
         BadSamples(config.train.batch_size),
@@ -48,7 +50,7 @@ def learning_rules(config: Config, timeline: Timeline, peak_rate: float, warmup_
             high=False,
             says="the slow average is the network itself (distance {value:.0e} of its norm): is its momentum 0? Raise "
             "method.teacher_momentum or method.average_momentum",
-            since=lambda now: now.step < end,
+            since=lambda now: max(EARLY_STEPS, warmup_steps) < now.step < end,  # they begin as one
         ),
         TeacherStill(end),
     ]
@@ -63,6 +65,7 @@ class Stalled:
 
     patience_steps: int
     name: str = "loss_stalled"
+    lines: int = 1
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=10))
     _lowest: float = math.inf
     _at: int = 0
@@ -88,6 +91,7 @@ class Slow:
     """Images per second far below their own median over the last log lines."""
 
     name: str = "slow"
+    lines: int = 3
     window: int = 50
     suspect: str = ""  # which rank seems to be the reason, in words
     _speeds: deque[float] = field(default_factory=deque)
@@ -115,6 +119,7 @@ class BadSamples:
 
     batch_size: int
     name: str = "bad_samples_rise"
+    lines: int = 1
     _first: tuple[int, float] | None = None  # step, bad samples by then
     _before: tuple[int, float] | None = None
 
@@ -125,7 +130,8 @@ class BadSamples:
         first, before = self._first, self._before
         self._before = (now.step, now.metrics["bad_samples"])
         self._first = first or self._before
-        if first is None or before is None or before[0] == now.step or before == first:
+        # five times as long before as since, so that a few say nothing
+        if first is None or before is None or not 0 < 5 * (now.step - before[0]) <= before[0] - first[0]:
             return None
         rows, new = (now.step - before[0]) * self.batch_size, now.metrics["bad_samples"] - before[1]
         old = (before[1] - first[1]) / ((before[0] - first[0]) * self.batch_size)
@@ -144,6 +150,7 @@ class Growth:
 
     limit: float = 10.0
     name: str = "weights_grow"
+    lines: int = 1
     _first: float | None = None
 
     def can_tell(self, now: Moment) -> bool:
@@ -166,6 +173,7 @@ class TeacherStill:
 
     end: float  # step from which it may stand still
     name: str = "teacher_still"
+    lines: int = 1
     _before: tuple[int, float] | None = None
 
     def can_tell(self, now: Moment) -> bool:

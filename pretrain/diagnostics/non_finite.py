@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -103,28 +104,56 @@ def find_in_backward(
 ) -> dict[str, Any] | None:
     """Where the gradient of `run()["loss"]` is the first time not finite, on its way back from the loss.
 
-    layer: the last module in forward order whose output has a gradient that is not finite: it was lost in what reads
-    that. parameters: those whose gradients are not finite, where they are `whole`. Gradients are computed aside:
-    nothing is accumulated and no rank waits for another, but under ZeRO 3.
+    layer: the innermost module that gets finite gradients and passes on others; where there is none, as in a loss that
+    is no module, the last whose output gets such. parameters: those whose own gradients are not finite, where they are
+    `whole`. Gradients are computed aside: nothing is accumulated, and only under ZeRO 3 does a rank wait for another.
     """
-    outputs: list[tuple[str, str, Tensor]] = []
+    calls: list[_Call] = []
 
-    def keep(name: str, module: nn.Module, _: Any, output: Any) -> None:
-        outputs.extend((name, type(module).__name__, t) for t in tensors_in(output) if t.requires_grad)
+    def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        given, made = ([t for t in tensors_in(part) if t.requires_grad] for part in (inputs, output))
+        calls.append(_Call(name, type(module).__name__, given, made))
 
     with _hooks(method, keep):
         loss = run()["loss"]
+    tensors = {id(tensor): tensor for call in calls for tensor in (*call.inputs, *call.outputs)}
     trained = [(name, parameter) for name, parameter in method.named_parameters() if parameter.requires_grad and whole]
-    wanted = [*(tensor for _, _, tensor in outputs), *(parameter for _, parameter in trained)]
+    wanted = [*tensors.values(), *(parameter for _, parameter in trained)]
     gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
-    at_outputs, at_parameters = gradients[: len(outputs)], gradients[len(outputs) :]
-    listed = [(name, gradient) for (name, _), gradient in zip(trained, at_parameters, strict=True)]
-    parameters = _named([(name, gradient) for name, gradient in listed if gradient is not None], "gradient")
-    for (name, kind, _), gradient in reversed(list(zip(outputs, at_outputs, strict=True))):
-        if gradient is not None and not_finite(gradient):
-            of_layer = {"layer": name or type(method).__name__, "kind": kind, "count": not_finite(gradient)}
-            return {**(parameters or {}), "where": "gradient", **of_layer, "of": gradient.numel()}
+    bad = {key: not_finite(grad) for key, grad in zip(tensors, gradients, strict=False) if grad is not None}
+    at_parameters = zip(trained, gradients[len(tensors) :], strict=True)
+    parameters = _named([(name, grad) for (name, _), grad in at_parameters if grad is not None], "gradient")
+
+    lost: _Call | None = None
+    for call in reversed(calls):  # a module's parts end before it
+        loses = _count(call.inputs, bad) and not _count(call.outputs, bad)
+        if loses and (lost is None or call.name.startswith(f"{lost.name}." if lost.name else "")):
+            lost = call
+    behind = next((call for call in reversed(calls) if _count(call.outputs, bad)), None)
+    if lost is not None:
+        return {**(parameters or {}), "where": "gradient", **lost.described(_count(lost.inputs, bad), lost.inputs)}
+    if behind is not None:
+        counted = behind.described(_count(behind.outputs, bad), behind.outputs)
+        return {**(parameters or {}), "where": "behind", **counted}
     return parameters
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A module's forward pass: the tensors with gradients that went in and came out."""
+
+    name: str
+    kind: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+    def described(self, count: int, tensors: list[Tensor]) -> dict[str, Any]:
+        total = sum(tensor.numel() for tensor in tensors)
+        return {"layer": self.name or self.kind, "kind": self.kind, "count": count, "of": total}
+
+
+def _count(tensors: list[Tensor], bad: dict[int, int]) -> int:
+    return sum(bad.get(id(tensor), 0) for tensor in tensors)
 
 
 def in_words(found: dict[str, Any]) -> str:
@@ -136,7 +165,8 @@ def in_words(found: dict[str, Any]) -> str:
     share = f"{found['count']} of {found['of']} values"
     if found["where"] == "forward":
         return f"the first output that is not finite is that of {found['layer']} ({found['kind']}; {share})"
-    return f"every output is finite; the gradient is lost behind {found['layer']} ({found['kind']}; {share})"
+    where = "in" if found["where"] == "gradient" else "behind"
+    return f"every output is finite; the gradient is lost {where} {found['layer']} ({found['kind']}; {share})"
 
 
 def samples_of(batch: Batch, key_of: Callable[[int, int], Sequence[str]]) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ class Spikes:
     deviations: float = 10.0
     window: int = 200
     calm: int = 100
+    lines: int = 1
     count: int = 0
     _values: deque[float] = field(default_factory=deque)
     _last: tuple[int, float, float] | None = None  # step, value, the median then

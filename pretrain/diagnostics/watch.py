@@ -37,7 +37,7 @@ from pretrain.diagnostics.non_finite import (
 from pretrain.diagnostics.spikes import gradient_spikes, loss_spikes
 from pretrain.diagnostics.weights import weight_statistics
 from pretrain.encoders.saved import headline_feature
-from pretrain.history import read_history, record
+from pretrain.history import read_history, try_record
 from pretrain.methods import Method
 from pretrain.schedules import Cosine, Steps, Timeline
 from pretrain.schema import ALARMS, Config, MimConfig
@@ -145,7 +145,7 @@ class Diagnostics:
         changes = self.alarms.look(Moment(step, epoch, {**metrics, **derived(self.config, metrics)}))
         metrics |= self.alarms.metrics() | {spikes.name: float(spikes.count) for spikes in self.spikes}
         for change in changes:
-            record(self.folder, "alarm", step=step, name=change.name, text=change.text, begins=change.begins)
+            try_record(self.folder, "alarm", step=step, name=change.name, text=change.text, begins=change.begins)
         return changes
 
     def _features(self, micro_batches: list[Batch]) -> Tensor:
@@ -184,12 +184,17 @@ class Diagnostics:
         skips = may_skip and len(self.skipped | {step + 1}) <= self.settings.skip_non_finite
         if self.rank == 0:
             place = self.folder / "non_finite" / f"step-{step + 1:08d}.json"
-            place.parent.mkdir(parents=True, exist_ok=True)
             facts = {"step": step + 1, "what": wrong, "loss_of_rank": [str(loss) for loss in losses]}
             by_rank = {str(number): finding for number, finding in enumerate(findings) if finding}
-            write_json(place, {**facts, "grad_norm": str(grad_norm), "skipped": skips, "rank": by_rank})
-            told += f" (more in {place})"
-            record(self.folder, "alarm", step=step + 1, name="non_finite", text=wrong + told, skipped=skips)
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write_json(place, {**facts, "grad_norm": str(grad_norm), "skipped": skips, "rank": by_rank})
+                told += f" (more in {place})"
+            except OSError as error:  # a full disk is no reason to leave the other ranks waiting
+                told += f" ({place} can't be written: {error})"
+            try_record(
+                self.folder, "alarm", step=step + 1, name="non_finite", text=wrong + told, begins=True, skipped=skips
+            )
         if not skips:
             self.settle()
             last = [str(path) for path in CheckpointFolder(self.folder, self.config.checkpoint).all()[-1:]]

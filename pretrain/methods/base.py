@@ -104,7 +104,7 @@ class Method(nn.Module):
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Named pictures (n, c, h, w) uint8 of what the method does with a batch; by default, of what its encoder sees.
 
-        Called in evaluation mode, on all ranks: under ZeRO 3 a forward pass is collective.
+        Called in evaluation mode, of a method whose parameters are whole.
         """
         if self.encoder is None:
             return {}

@@ -241,8 +241,12 @@ class TrackingConfig:
     """Of images that are neither grey nor RGB, the channels that pictures show: one, or red, green and blue."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online when logged in, else offline
     project: str = "selfsight"
+    entity: str | None = None  # wandb's user or team; default: that of who is logged in
     group: str | None = None
+    job_type: str = "pretrain"  # in wandb; a sweep's runs are of another
     tags: tuple[str, ...] = ()
+    notes: str | None = None  # in wandb; default: the description
+    system_every_seconds: NonNegativeFloat = 15.0  # how the machines of all nodes do; 0 is never
 
 
 @section

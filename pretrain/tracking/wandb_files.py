@@ -8,20 +8,24 @@ Python, and its command that prints such files reads nothing of a run that was k
 from __future__ import annotations
 
 import json
+import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pretrain.tracking.say import say
+
 HEADER = b":W&B"
 MAGIC = 0xBEE1
 BLOCK = 32 * 1024
+_HEADER_BYTES = 7
 _PART = struct.Struct("<IHB")  # checksum, length, kind
 _FULL, _FIRST, _LAST = 1, 2, 4
 
 
-class NotAWandbFile(ValueError):
+class WandbFileError(ValueError):
     """A file that is none of wandb's, or of a version whose format is not known here."""
 
 
@@ -30,7 +34,7 @@ class WandbFile:
     """One life of a run, as wandb wrote it down."""
 
     path: Path
-    id: str = ""
+    id: str = ""  # empty, as all else, of a life that was killed before anything was written
     project: str = ""
     entity: str = ""
     name: str = ""
@@ -66,7 +70,7 @@ def wandb_files(folder: Path, run_id: str | None = None) -> list[Path]:
 def read_wandb_file(path: Path) -> WandbFile:
     """Everything in a file up to where it ends or is torn, as a run that is still going or was killed leaves it.
 
-    Raises NotAWandbFile.
+    Raises WandbFileError.
     """
     from wandb.proto import wandb_internal_pb2
 
@@ -76,22 +80,74 @@ def read_wandb_file(path: Path) -> WandbFile:
         try:
             record.ParseFromString(payload)
         except Exception as error:
-            raise NotAWandbFile(f"{path} holds a record that wandb {_version()} can't read: {error}") from error
+            raise WandbFileError(f"{path} holds a record that wandb {_version()} can't read: {error}") from error
         _add(read, record)
     return read
 
 
-def steps_in(path: Path, metric: str = "step") -> set[int]:
-    """The steps of which a file has rows; only that number of each row is looked at."""
+@dataclass
+class Had:
+    """Of which steps wandb has rows, by their kind, and what its summary says.
+
+    online: rows that were given to a server, which may have got all but the last. all_to: the step up to which a
+    server says it has them, where one was asked. named: the metrics whose axis this life has told.
+    """
+
+    offline: set[tuple[str, int]] = field(default_factory=set)
+    online: set[tuple[str, int]] = field(default_factory=set)
+    all_to: int | None = None
+    named: set[str] = field(default_factory=set)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def has(self, kind: str, step: int) -> bool:
+        if (kind, step) in self.offline:
+            return True
+        return (kind, step) in self.online if self.all_to is None else step <= self.all_to
+
+    def add(self, kind: str, step: int) -> bool:
+        """Count a row as sent; False if it was before."""
+        new = not self.has(kind, step)
+        self.offline.add((kind, step))
+        return new
+
+
+def kind_of(row: Iterable[str]) -> str:
+    """What a row is about, by its keys: `pictures/NAME`, `system`, `probe` or, of all others, `metrics`."""
+    for key in row:
+        section = key.partition("/")[0]
+        if section in ("system", "probe"):
+            return section
+        if section == "pictures":
+            return key
+    return "metrics"
+
+
+def what_wandb_has(folder: Path, run_id: str, project: str) -> Had:
+    """Read back all that wandb has written of a run in its folder; a file that can't be read counts for nothing."""
     from wandb.proto import wandb_internal_pb2
 
-    steps = set()
-    for payload in _payloads(path):
+    had, summary = Had(), {}
+    for path in wandb_files(folder, run_id):
+        rows: set[tuple[str, int]] = set()
+        its_project = project
         record = wandb_internal_pb2.Record()
-        record.ParseFromString(payload)
-        if record.WhichOneof("record_type") == "history":
-            steps.update(int(json.loads(item.value_json)) for item in record.history.item if _key(item) == metric)
-    return steps
+        try:
+            for payload in _payloads(path):
+                record.ParseFromString(payload)
+                kind = record.WhichOneof("record_type")
+                if kind == "run":
+                    its_project = record.run.project or project
+                elif kind == "history":
+                    texts = {_key(item): item.value_json for item in record.history.item}
+                    if "step" in texts:
+                        rows.add((kind_of(texts), int(json.loads(texts["step"]))))
+                    summary.update(texts)  # of its own rows only: the rest of a summary is copied from lives before it
+        except Exception as error:
+            say(f"{path} can't be read ({error}); what it holds is sent again")
+        if its_project == project:
+            (had.offline if path.parent.name.startswith("offline-") else had.online).update(rows)
+    had.summary = {key: json.loads(text) for key, text in summary.items() if not key.startswith(("_", "pictures/"))}
+    return had
 
 
 def _add(read: WandbFile, record: Any) -> None:
@@ -120,19 +176,43 @@ def _add(read: WandbFile, record: Any) -> None:
 
 
 def _key(item: Any) -> str:
-    return item.key or ".".join(item.nested_key)
+    """The name of a value; of one that belongs to a mapping, that of the mapping."""
+    return item.key or item.nested_key[0]
 
 
 def _update(values: dict[str, Any], items: Any) -> None:
-    values.update({_key(item): json.loads(item.value_json) for item in items})
+    for item in items:
+        path, value = list(item.nested_key) or [item.key], json.loads(item.value_json)
+        inner = values
+        for part in path[:-1]:
+            inner = inner.setdefault(part, {})
+        inner[path[-1]] = value
+
+
+def mend(path: Path) -> int:
+    """Cut off the record in the midst of which a killed life's file ends; the number of bytes.
+
+    `wandb sync` takes such a file for one that is still written to, and never for done.
+    """
+    torn = path.stat().st_size - max((end for end, _ in _records(path)), default=_HEADER_BYTES)
+    if torn > 0:
+        os.truncate(path, path.stat().st_size - torn)
+        return torn
+    return 0
 
 
 def _payloads(path: Path) -> Iterator[bytes]:
-    """The records of a file, put together from their parts; one that is torn at the end is left out."""
+    """The records of a file; one that is torn at the end is left out."""
+    return (payload for _, payload in _records(path))
+
+
+def _records(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Where each record of a file ends, and what is in it, put together from its parts."""
     content = path.read_bytes()
-    if content and (len(content) < 7 or content[:4] != HEADER or struct.unpack("<H", content[4:6])[0] != MAGIC):
-        raise NotAWandbFile(f"{path} is no .wandb file (it begins with {content[:7]!r})")
-    position, parts = 7, b""
+    magic = content[4:6]
+    if content and (content[:4] != HEADER or len(magic) < 2 or struct.unpack("<H", magic)[0] != MAGIC):
+        raise WandbFileError(f"{path} is no .wandb file (it begins with {content[:7]!r})")
+    position, parts = _HEADER_BYTES, b""
     while position + _PART.size <= len(content):
         left = BLOCK - position % BLOCK
         if left < _PART.size:  # too small for a part: filled with zeros
@@ -142,12 +222,11 @@ def _payloads(path: Path) -> Iterator[bytes]:
         position += _PART.size
         if kind == 0 or position + length > len(content):
             return
-        parts = (
-            content[position : position + length] if kind in (_FULL, _FIRST) else parts + content[position:][:length]
-        )
+        part = content[position : position + length]
+        parts = part if kind in (_FULL, _FIRST) else parts + part
         position += length
         if kind in (_FULL, _LAST):
-            yield parts
+            yield position, parts
             parts = b""
 
 

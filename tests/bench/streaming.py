@@ -29,7 +29,7 @@ from sklearn.datasets import load_sample_images
 from data_pipelines.loader import Loader
 from data_pipelines.packing.write import pack
 from pretrain.config import load_config
-from pretrain.data import open_datasets, sampler_of
+from pretrain.datasets import open_datasets, sampler_of
 from pretrain.masking import draw_mask_for
 
 WARM_UP = 0.2  # of the time

@@ -33,6 +33,7 @@ from pathlib import Path
 PREFIX = "selfsight-slurm-"
 SEARCHED = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/local/sbin"
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "OUT_OF_MEMORY"}
 
 CONFIGURATION = """\
 ClusterName=mini
@@ -65,6 +66,7 @@ AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/log/jobs.log
 MinJobAge=86400
+FirstJobId={first_job}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
@@ -243,11 +245,10 @@ class MiniCluster:
 
     def wait(self, job: str, *states: str, timeout: float = 120) -> dict[str, str]:
         """The job's record as soon as it is in one of `states`; fails at once when it ended in another."""
-        over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "OUT_OF_MEMORY"}
 
         def there() -> bool:
             state = self.state(job)
-            if state in over and state not in states:
+            if state in ENDED and state not in states:
                 raise AssertionError(f"job {job} is {state}, not {' or '.join(states)}\n{self.log(job)}")
             return state in states
 
@@ -269,10 +270,10 @@ class MiniCluster:
             time.sleep(0.1)
 
     def log(self, job: str) -> str:
-        """The job's record and what it has printed."""
+        """The job's record and the last of what it has printed."""
         record = self.job(job)
         out = Path(record.get("StdOut", ""))
-        printed = out.read_text(errors="replace") if out.is_file() else "(nothing)"
+        printed = "\n".join(out.read_text(errors="replace").splitlines()[-80:]) if out.is_file() else "(nothing)"
         keys = ("JobState", "Reason", "Restarts", "ExitCode", "NodeList", "StartTime", "EndTime")
         return f"{ {key: record.get(key) for key in keys} }\n--- {out}\n{printed}"
 
@@ -299,6 +300,14 @@ class MiniCluster:
     def signal_rank(self, job: str, rank: int, number: int = signal.SIGKILL) -> None:
         """Signal one rank of a running job."""
         os.kill(self.ranks(job)[rank], number)
+
+    def signal_step(self, job: str, number: int) -> None:
+        """Signal every process of a job's steps: STOP holds training still while a test prepares what is to happen."""
+        for pid, comm, environ in self.processes():
+            ours = environ.get("SLURM_JOB_ID") == job and environ.get("SLURM_STEP_ID", "").isdigit()
+            if ours and not comm.startswith("slurmstepd"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def processes_of(self, job: str) -> list[str]:
         """The command lines of everything that still runs for a job, on any node."""
@@ -345,6 +354,8 @@ class MiniCluster:
             cpus=self.cpus,
             gpus=self.gpus,
             grace=self.grace,
+            # ranks meet at a port that follows from the job's number: clusters side by side must not share numbers
+            first_job=secrets.randbelow(600) * 1000 + 1,
         )
         self._conf.write_text(text)
         # any character devices pass for GPUs; where there are none, files do, but CUDA_VISIBLE_DEVICES stays unset

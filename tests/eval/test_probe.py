@@ -18,6 +18,7 @@ from pretrain.encoders.load import find_encoder
 from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.interop.export import export_encoder
 from pretrain.schema import VitConfig
+from pretrain.tracking.probes import Accuracy
 
 pytestmark = pytest.mark.filterwarnings("ignore:k = ")  # 200 neighbours of 60 samples
 
@@ -60,7 +61,9 @@ def quick(target, data, **more):
 def test_probe_from_shards_to_tables(run, data, monkeypatch):
     save(run / "encoder")
     logged = {}
-    monkeypatch.setattr("pretrain.tracking.log_probe", lambda folder, metrics: logged.update({folder: metrics}))
+    monkeypatch.setattr(
+        "pretrain.tracking.probes.log_probe", lambda folder, step, scores: logged.update({folder: (step, scores)})
+    )
     results = quick(run, data, untrained_seeds=(0, 1), logistic=True)
     (written,) = (run / "eval").glob("probe-40-*.json")
     assert json.loads(written.read_text()) == json.loads(json.dumps(results))
@@ -77,8 +80,10 @@ def test_probe_from_shards_to_tables(run, data, monkeypatch):
     assert len(rows["untrained"]) == 2
     assert rows["untrained"][0] != rows["untrained"][1]
     assert results["protocol"]["features"] == "cached centre crops"
-    assert logged[run]["probe/linear"] == share
-    assert logged[run]["probe/knn"] == rows["pretrained"]["knn"]["class"]["20"]["top1"]
+    step, scores = logged[run]
+    assert step == 40
+    assert scores["linear"] == Accuracy(share, linear["standard_error"])
+    assert scores["knn"].share == rows["pretrained"]["knn"]["class"]["20"]["top1"]
 
     console = Console(width=160, record=True)
     console.print(probe_table(results))

@@ -20,7 +20,7 @@ from data_pipelines.images.decode import decode
 from data_pipelines.loader import Loader
 from launch.cli import app
 from pretrain.config import parse_config
-from pretrain.data import open_datasets, sampler_of
+from pretrain.datasets import open_datasets, sampler_of
 from pretrain.growth import continued, pin
 from pretrain.masking import draw_mask_for
 from pretrain.run_folder import write_config

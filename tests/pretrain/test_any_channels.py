@@ -22,7 +22,7 @@ from pretrain.config import ConfigError, load_config, parse_config
 from pretrain.encoders.saved import load_encoder
 from pretrain.interop.export import export_encoder
 from pretrain.schema import Config
-from pretrain.tracking import contact_sheet
+from pretrain.tracking.pictures import contact_sheet
 from pretrain.train import pretrain
 
 TINY = [

@@ -13,7 +13,8 @@ from data_pipelines.loader import Batch, Loader
 from data_pipelines.shards.index import open_dataset
 from pretrain.batches import DeviceSteps, ids_digest
 from pretrain.config import ConfigError, dump_config, parse_config
-from pretrain.data import resolve_executor, sampler_of
+from pretrain.data import resolve_executor
+from pretrain.datasets import sampler_of
 
 CPU = torch.device("cpu")
 

@@ -176,15 +176,6 @@ def test_window_mask_separates_wrapped_and_filling_tokens() -> None:
     assert together.tolist() == [[i // 2 == j // 2 for j in range(4)] for i in range(4)]
 
 
-def test_attention_is_a_distribution_over_patches_and_prefix() -> None:
-    encoder = make(VIT)
-    attention = encoder.attention(images((16, 24)))
-    assert attention is not None
-    assert attention.shape == (3, 2, 4, 6)
-    assert (attention.sum(dim=(-2, -1)) < 1).all()  # the class token attends to itself as well
-    assert make(SWIN).attention(images()) is None
-
-
 def test_layer_numbers_rise_from_the_embedding_to_the_norm() -> None:
     for config in (VIT, SWIN):
         encoder = make(config)

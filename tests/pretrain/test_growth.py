@@ -16,7 +16,8 @@ from data_pipelines.sampler import Row, Sampler
 from data_pipelines.shards.index import open_dataset
 from pretrain.batches import ids_digest
 from pretrain.config import ConfigError, parse_config
-from pretrain.data import check_ranks_agree, loader_of, open_datasets, sampler_of, sources, weights_of
+from pretrain.data import check_ranks_agree, loader_of
+from pretrain.datasets import open_datasets, sampler_of, sources, weights_of
 from pretrain.growth import continued, opened_at, pin
 from pretrain.methods import Normalisation
 from pretrain.normalisation import keep_normalisation, pooled

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pretrain.heartbeat import Beat, Heartbeat, read_beats, where, whom_all_wait_for
 
-BEAT = Beat(0, "n1", 7, "step", 12.0, "torch/distributed/c10d.py:1 all_reduce", collective=True, count=3)
+BEAT = Beat(0, "n1", 7, "step", 12.0, "torch/distributed/c10d.py:1 all_reduce", collective=True, left=0.0, count=3)
 
 
 def later(*beats: Beat) -> dict[int, Beat]:
@@ -55,8 +55,8 @@ def test_where_all_do_the_same_nobody_is_accused() -> None:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     mine = Heartbeat(tmp_path, 3)
-    mine.beat(5, "data", 1.26, sys._getframe())
-    mine.beat(5, "data", 2.26, sys._getframe())
+    mine.beat(5, "data", 1.26, 0.0, sys._getframe())
+    mine.beat(5, "data", 2.26, 0.0, sys._getframe())
     (tmp_path / "heartbeats" / "rank-00004.json").write_text('{"rank": 4, "ho')  # being written
     (beat,) = read_beats(tmp_path).values()
     assert (beat.rank, beat.step, beat.phase, beat.seconds, beat.count) == (3, 5, "data", 2.3, 2)
@@ -68,7 +68,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_no_trouble_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     mine = Heartbeat(tmp_path / "file", 0)
-    mine.beat(1, "data", 0.0, None)
+    mine.beat(1, "data", 0.0, 0.0, None)
     mine.close()
 
 

@@ -13,7 +13,7 @@ from tiny import build, config_data, random_batch
 
 from pretrain.config import parse_config
 from pretrain.encoders.base import refine
-from pretrain.methods.dino import Dino, main_directions
+from pretrain.methods.dino import Dino
 from pretrain.methods.dino_head import DinoHead, WeightNormLinear
 from pretrain.methods.dino_losses import dino_loss
 from pretrain.methods.mae import MaskedAutoencoder
@@ -341,16 +341,6 @@ def test_what_cannot_be_drawn_is_left_out(shards: Any, tmp_path: Any) -> None:
     with torch.no_grad():
         next(method.teacher["encoder"].parameters()).fill_(float("inf"))
     assert method.pictures(random_batch(config)) == {}
-
-
-def test_main_directions_tell_groups_of_tokens_apart() -> None:
-    groups = torch.tensor([0, 1, 2, 3]).repeat(6)
-    tokens = torch.eye(8)[groups] + 0.01 * torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
-    colours = main_directions(tokens.reshape(2, 12, 8)).reshape(24, 3)
-    distances = torch.cdist(colours, colours)
-    same = groups[:, None] == groups
-    assert distances[same].max() < 0.2
-    assert distances[~same].min() > 0.5
 
 
 def test_normalisation_goes_there_and_back(dino: tuple[Config, Dino]) -> None:

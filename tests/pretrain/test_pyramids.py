@@ -12,6 +12,7 @@ from einops import rearrange
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
+from pretrain.attention_maps import class_token_attention
 from pretrain.encoders import Encoder, build_encoder
 from pretrain.encoders.base import Mask, refine
 from pretrain.masking import one_in_2x2, random_units
@@ -272,9 +273,9 @@ def test_distillation_token_is_deits(pool: Any) -> None:
     few = encoder(images((32, 48)), Mask(masks(quads=False, grid=(4, 6))))
     assert few.prefix is not None
     assert (few.prefix.shape[1], few.tokens.shape[1]) == (2, 12)
-    attention = encoder.attention(images((32, 48)))
+    _, attention = class_token_attention(encoder, images((32, 48)))
     assert attention is not None
-    assert attention.shape == (2, 2, 4, 6)
+    assert attention.shape == (2, 2, 2 + 4 * 6)
 
 
 @pytest.mark.parametrize(

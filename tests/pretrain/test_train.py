@@ -33,7 +33,9 @@ HERE = Path(__file__).parent
 OF_THIS_CHECKOUT = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
 
 
-def run_all(configs: list[dict[str, Any]], ranks: int, tmp_path: Path, expect: int = 0) -> str:
+def run_all(
+    configs: list[dict[str, Any]], ranks: int, tmp_path: Path, expect: int = 0, worker: str = "worker.py"
+) -> str:
     """Run the configurations one after the other on so many ranks; the output of all of them."""
     listed = tmp_path / f"configs-{ranks}-{len(list(tmp_path.glob('configs-*')))}.json"
     listed.write_text(json.dumps(configs))
@@ -44,7 +46,7 @@ def run_all(configs: list[dict[str, Any]], ranks: int, tmp_path: Path, expect: i
     logs = [listed.with_suffix(f".{rank}.log") for rank in range(ranks)]
     started = [
         subprocess.Popen(
-            [sys.executable, str(HERE / "worker.py"), str(listed)],
+            [sys.executable, str(HERE / worker), str(listed)],
             env={**OF_THIS_CHECKOUT, **group, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
             stdout=log.open("w"),  # not a pipe: a rank that waits for its full pipe to be read would hang the others
             stderr=subprocess.STDOUT,

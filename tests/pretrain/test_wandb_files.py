@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tracked import tracked_run
 
-from pretrain.tracking.wandb_files import BLOCK, NotAWandbFile, read_wandb_file, steps_in, wandb_files
+from pretrain.tracking.wandb_files import BLOCK, WandbFileError, mend, read_wandb_file, wandb_files, what_wandb_has
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,10 @@ def test_reads_what_was_logged(folder: Path) -> None:
     assert read.summary["best"] == 3
     assert read.summary["step"] == 60
     assert {"glob": "*", "step_metric": "step"} in read.metrics
-    assert steps_in(path) == set(range(1, 61))
+    had = what_wandb_has(folder, "abc", "photos")
+    assert had.offline == {("metrics", step) for step in range(1, 61)}
+    assert had.summary["loss"] == 1 / 60
+    assert what_wandb_has(folder, "abc", "elsewhere").offline == set()
 
 
 def test_finds_what_wandbs_own_command_prints(folder: Path) -> None:
@@ -65,11 +68,14 @@ def test_a_torn_file_is_read_up_to_where_it_ends(folder: Path, tmp_path: Path, s
     rows, whole = read_wandb_file(torn).history, read_wandb_file(path).history
     assert 0 < len(rows) < len(whole)
     assert rows == whole[: len(rows)]
+    assert mend(torn) > 0
+    assert mend(torn) == 0
+    assert read_wandb_file(torn).history == rows
 
 
 def test_other_files_are_refused_and_an_empty_one_is_empty(tmp_path: Path) -> None:
     (tmp_path / "other").write_text(json.dumps({"no": "wandb"}))
-    with pytest.raises(NotAWandbFile, match="no .wandb file"):
+    with pytest.raises(WandbFileError, match=r"no \.wandb file"):
         read_wandb_file(tmp_path / "other")
     (tmp_path / "empty").touch()
     assert read_wandb_file(tmp_path / "empty").history == []

@@ -25,7 +25,7 @@ from pathlib import Path
 from pretrain.watchdog import Limits, Watchdog
 
 run, rank, world, how = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-limits = Limits(longest=20, factor=2, floor=1.0, grace=1.6, tick=0.05, beat=0.2)
+limits = Limits(longest=20, factor=2, floor=1.0, grace=3.0, tick=0.05, beat=0.2)
 
 def next_batch(number):
     if number == 20 and rank == 0 and how == "loader":
@@ -39,7 +39,7 @@ def compute(number):
         os.kill(os.getpid(), signal.SIGSTOP)
     if number == 20 and how == "slow":
         time.sleep(0.6)
-    if number == 20 and rank and how != "slow":
+    if number == 20 and rank and how in ("loader", "stop"):
         hung_in_a_collective(number)
 
 exec(compile("def hung_in_a_collective(number): time.sleep(300)", "torch/distributed/collectives.py", "exec"))
@@ -57,6 +57,13 @@ with Watchdog(None if how == "off" else limits, run, rank, world) as watchdog:
         if how == "checkpoint" and number == 21:
             with watchdog.allowing("checkpoint"):
                 time.sleep(2.5)
+        if how == "saves" and number == 21:
+            if rank == 0:
+                with watchdog.allowing("checkpoint"):
+                    time.sleep(4)
+                (run / "saved").touch()
+            while not (run / "saved").exists():
+                time.sleep(0.01)
         if how == "forever" and number == 21:
             with watchdog.allowing("checkpoint", 0.5):
                 time.sleep(300)
@@ -134,6 +141,11 @@ def test_something_other_than_a_step_has_its_own_limit(tmp_path: Path) -> None:
 def test_one_that_goes_on_is_left_alone(tmp_path: Path, how: str) -> None:
     assert end(start(tmp_path, how)) == [(0, "finished\n", "")]
     assert [path.name for path in tmp_path.iterdir()] == ["here-0"]
+
+
+def test_who_waits_for_a_rank_that_saves_is_left_alone(tmp_path: Path) -> None:
+    ranks = end(*(start(tmp_path, "saves", rank, 2) for rank in range(2)))
+    assert [(code, out) for code, out, _ in ranks] == [(0, "finished\n")] * 2
 
 
 def test_a_slow_step_is_warned_of(tmp_path: Path) -> None:

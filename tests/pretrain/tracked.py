@@ -22,7 +22,7 @@ class TrackedRun:
     @property
     def ids(self) -> set[str]:
         """The run's id: one, if all is well."""
-        return {file.id for file in self.files}
+        return {file.id or file.path.stem.removeprefix("run-") for file in self.files}
 
     @property
     def rows(self) -> list[dict[str, Any]]:

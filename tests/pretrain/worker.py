@@ -13,7 +13,7 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 import torch
 
 from pretrain.config import parse_config
-from pretrain.data import open_datasets, sampler_of
+from pretrain.datasets import open_datasets, sampler_of
 from pretrain.engine import choose_device, initialise_distributed
 from pretrain.normalisation import choose_normalisation
 from pretrain.run_folder import check_run_folder, write_config

@@ -1,0 +1,71 @@
+"""What an encoder is worth, into wandb: beside the training it came from, or as a run of its own."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pretrain.config import ConfigError, load_config
+from pretrain.tracking.say import say
+from pretrain.tracking.wandb_run import Identity, WandbRun, identity_of, stored_identity, wandb_mode
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of 0 .. 1 with its standard error."""
+
+    share: float
+    error: float
+
+
+def log_probe(run: Path, step: int | None, scores: Mapping[str, Accuracy]) -> None:
+    """Add the scores of a checkpoint of `step` to a training's wandb run, if it has one, with error bars.
+
+    The row has `probe/NAME` with `_low`, `_high` and `_error`, at `probe/step`. Configuration and summary stay the
+    training's.
+    """
+    stored = stored_identity(run)
+    if "id" not in stored or "mode" not in stored:
+        return
+    try:
+        identity = identity_of(run, load_config(run / "config.yaml"))
+    except (ConfigError, OSError):  # of another version: the row matters more than the rest
+        identity = Identity(run, stored["mode"], stored["id"], stored.get("project", "selfsight"), stored.get("entity"))
+    if identity.mode == "online" and not (run / "encoder").is_dir():
+        # a server takes rows of one process at a time, and the training may be under way
+        identity = replace(identity, mode="offline")
+        say("the training has not ended: `selfsight dashboard RUN --sync` sends its probe when it has")
+    tracked = WandbRun(identity, catch_up=False)
+    tracked.row(probe_row(step, scores))
+    tracked.finish()
+
+
+def log_lone_probe(
+    folder: Path, name: str, scores: Mapping[str, Accuracy], about: Mapping[str, Any], project: str, group: str | None
+) -> None:
+    """The same for an encoder that no training here made (timm's, an imported one): a wandb run of its own, of job
+    type `probe`; wandb's files go to `folder`."""
+    identity = Identity(
+        folder, wandb_mode("auto"), secrets.token_hex(4), project, name=name, group=group, job_type="probe",
+        config=about, kept=False,
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    tracked = WandbRun(identity, catch_up=False)
+    tracked.row(probe_row(None, scores))
+    tracked.finish()
+
+
+def probe_row(step: int | None, scores: Mapping[str, Accuracy]) -> dict[str, float]:
+    """The numbers of a probe under their names in wandb; error bars are of one standard error."""
+    row: dict[str, float] = {"probe/step": step or 0}
+    for name, accuracy in scores.items():
+        row |= {
+            f"probe/{name}": accuracy.share,
+            f"probe/{name}_low": accuracy.share - accuracy.error,
+            f"probe/{name}_high": accuracy.share + accuracy.error,
+            f"probe/{name}_error": accuracy.error,
+        }
+    return row

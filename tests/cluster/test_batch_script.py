@@ -1,0 +1,121 @@
+"""What `slurm/pretrain.sbatch` does with the ends of training, which is a line of bash here; SLURM is real."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from workplace import Workplace
+
+NO_PREFLIGHT = {"SELFSIGHT_PREFLIGHT": "0"}
+FAKE = """\
+#!/bin/bash
+# Python, but for training, which is: {training}
+if [[ $1 == -m && $2 == pretrain ]]; then
+  {training}
+fi
+exec {python} "$@"
+"""
+
+
+def fake(workplace: Workplace, training: str) -> dict[str, str]:
+    """The environment of a job whose training is a line of bash."""
+    python = workplace.folder / "python"
+    python.write_text(FAKE.format(training=training, python=workplace.cluster.extra["SELFSIGHT_PYTHON"]))
+    python.chmod(0o755)
+    return {"SELFSIGHT_PYTHON": str(python), **NO_PREFLIGHT}
+
+
+def test_a_job_that_crashes_each_time_is_given_up_after_the_bound(workplace: Workplace) -> None:
+    env = fake(workplace, "exit 1") | {"SELFSIGHT_MAX_FAILURES": "1"}
+    job = workplace.pretrain(workplace.preset("run"), **env)
+    record = workplace.cluster.wait(job, "FAILED", timeout=180)
+    assert record["Restarts"] == "1"
+    assert record["ExitCode"] == "1:0"
+    assert [event["event"] for event in workplace.history("run")] == ["requeued", "given_up"]
+    assert "given up: training crashed (1); more than 1 failures in a row" in workplace.printed(job)
+    assert "What to do" in workplace.printed(job)
+
+
+@pytest.mark.parametrize(
+    "code", [pytest.param(2, marks=pytest.mark.cluster_full), 87, pytest.param(88, marks=pytest.mark.cluster_full)]
+)
+def test_what_would_go_wrong_again_is_not_requeued(workplace: Workplace, code: int) -> None:
+    job = workplace.pretrain(workplace.preset("run"), **fake(workplace, f"exit {code}"))
+    record = workplace.cluster.wait(job, "FAILED")
+    assert (record["Restarts"], record["ExitCode"]) == ("0", f"{code}:0")
+    assert [event["event"] for event in workplace.history("run")] == ["given_up"]
+
+
+def test_a_setting_that_does_not_exist_ends_the_job_at_once(workplace: Workplace) -> None:
+    preset = workplace.preset("run")
+    job = workplace.pretrain(preset, overrides=("train.stpes=8",), **NO_PREFLIGHT)
+    record = workplace.cluster.wait(job, "FAILED")
+    assert (record["Restarts"], record["ExitCode"]) == ("0", "2:0")
+    assert "did you mean train.steps" in workplace.printed(job)
+    assert not (workplace.runs / "run").exists()
+
+
+def test_ranks_that_stop_one_after_the_other_have_stopped(workplace: Workplace) -> None:
+    training = '[[ ${SLURM_RESTART_COUNT:-0} == 1 ]] && exit 0; sleep "$SLURM_PROCID"; exit 85'
+    job = workplace.pretrain(workplace.preset("run"), **fake(workplace, training))
+    workplace.cluster.wait(job, "COMPLETED")
+    assert [event["code"] for event in workplace.requeued("run")] == [85]
+
+
+@pytest.mark.cluster_full
+def test_a_rank_that_is_silent_after_the_others_ended_is_killed_within_a_minute(workplace: Workplace) -> None:
+    training = "(( SLURM_PROCID )) && exit 86; trap '' TERM; while :; do sleep 1; done"
+    env = fake(workplace, training) | {"SELFSIGHT_MAX_FAILURES": "0"}
+    job = workplace.pretrain(workplace.preset("run"), **env)
+    workplace.cluster.wait(job, "RUNNING")
+    workplace.cluster.wait(job, "FAILED", timeout=100)
+    assert workplace.cluster.processes_of(job) == []
+    text = workplace.printed(job)
+    assert "First task exited 30s ago" in text
+
+
+def test_a_cancelled_job_stays_cancelled(workplace: Workplace) -> None:
+    training = "trap 'exit 85' TERM USR1; echo training; while :; do sleep 0.1; done"
+    job = workplace.pretrain(workplace.preset("run"), **fake(workplace, training))
+    cluster = workplace.cluster
+    cluster.until(lambda: "training" in cluster.log(job), 60, "training to begin", lambda: cluster.log(job))
+    cluster.run("scancel", job)
+    cluster.until_idle()
+    assert cluster.state(job) == "CANCELLED"
+    assert workplace.requeued("run") == []
+
+
+@pytest.mark.parametrize(
+    "who", ["the direct tasks only", pytest.param("every process of the steps", marks=pytest.mark.cluster_full)]
+)
+def test_told_to_end_by_either_way_of_signalling(workplace: Workplace, who: str) -> None:
+    training = (
+        "[[ ${SLURM_RESTART_COUNT:-0} == 1 ]] && exit 0; trap 'asked=1' TERM USR1; echo training; asked=0; "
+        "while ((asked == 0)); do sleep 0.1; done; sleep 1; exit 85"
+    )
+    job = workplace.pretrain(workplace.preset("run"), **fake(workplace, training))
+    cluster = workplace.cluster
+    cluster.until(lambda: "training" in cluster.log(job), 60, "training to begin", lambda: cluster.log(job))
+    cluster.until(lambda: len(cluster.ranks(job)) == 2, 60, "both ranks")
+    if who == "the direct tasks only":
+        for rank in cluster.ranks(job):
+            cluster.signal_rank(job, rank, signal.SIGTERM)
+    else:
+        cluster.signal_step(job, signal.SIGTERM)
+    cluster.wait(job, "COMPLETED", timeout=120)
+    assert [event["code"] for event in workplace.requeued("run")] == [85]
+
+
+def test_without_its_disk_python_can_not_decide_and_the_script_does(workplace: Workplace) -> None:
+    away = workplace.folder / "away"
+    training = f'[[ ${{SLURM_RESTART_COUNT:-0}} == 1 ]] && exit 0; touch "{away}"; exit 1'
+    env = fake(workplace, training)
+    python = Path(env["SELFSIGHT_PYTHON"])
+    gone = f'[[ -e "{away}" && ${{SLURM_RESTART_COUNT:-0}} == 0 ]] && exit 126\nexec '
+    python.write_text(python.read_text().replace("exec ", gone))
+    job = workplace.pretrain(workplace.preset("run"), **env)
+    workplace.cluster.wait(job, "COMPLETED")
+    assert workplace.cluster.job(job)["Restarts"] == "1"
+    assert "could not ask" in workplace.printed(job)

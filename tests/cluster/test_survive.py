@@ -1,0 +1,165 @@
+"""Jobs that are preempted, timed out, killed and abandoned: they come back, and end as if nothing had been.
+
+To happen at a certain step, whatever it is waits while the job's processes are stopped (SIGSTOP), then they go on.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from minicluster import MiniCluster
+from workplace import Workplace
+
+STEPS = 40
+RUN: dict[str, Any] = {
+    "train": {"steps": STEPS, "batch_size": 8},
+    "checkpoint": {"every_steps": 10},
+    "engine": {"device": "cpu", "threads": 1, "hang_seconds": None},
+}
+NO_PREFLIGHT = {"SELFSIGHT_PREFLIGHT": "0"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cluster: MiniCluster, tmp_path_factory: pytest.TempPathFactory, shards: Path) -> list[dict[str, Any]]:
+    """The metrics of the run of all these tests, when nothing happens to it; with the preflight, as by default."""
+    workplace = Workplace(cluster, tmp_path_factory.mktemp("uninterrupted"), shards)
+    job = workplace.pretrain(workplace.preset("run", **RUN))
+    cluster.wait(job, "COMPLETED", timeout=300)
+    return learnt(workplace, "run")
+
+
+def learnt(workplace: Workplace, name: str) -> list[dict[str, Any]]:
+    """What a run has seen and learnt, step by step: all of its metrics that do not measure time or memory."""
+    keys = ("step", "epoch", "loss", "lr", "grad_norm", "ids_digest", "bad_samples")
+    return [{key: row[key] for key in keys if key in row} for row in workplace.metrics(name)]
+
+
+def stop_at(workplace: Workplace, job: str, name: str, step: int) -> None:
+    """Hold a job's steps still once the run has reached a step."""
+    workplace.until_step(name, step, job, timeout=300)
+    workplace.cluster.signal_step(job, signal.SIGSTOP)
+    assert workplace.metrics(name)[-1]["step"] < STEPS - 2, "it was too fast for this test"
+
+
+def check_whole(workplace: Workplace, job: str, name: str, uninterrupted: list[dict[str, Any]]) -> None:
+    """The job completes, with the same numbers in every step, and leaves nothing behind."""
+    workplace.cluster.wait(job, "COMPLETED", timeout=300)
+    assert learnt(workplace, name) == uninterrupted
+    assert (workplace.runs / name / "encoder" / "config.json").is_file()
+    assert workplace.cluster.processes_of(job) == []
+    left = Path(workplace.cluster.extra["TMPDIR"]).glob(f"selfsight-{job}-*")
+    assert [path.name for path in left] == []
+
+
+def test_preempted_and_at_its_time_limit_a_run_goes_on_and_ends_as_an_uninterrupted_one(
+    workplace: Workplace, uninterrupted: list[dict[str, Any]]
+) -> None:
+    cluster = workplace.cluster
+    job = workplace.pretrain(workplace.preset("run", **RUN), "--partition=scavenge", "--time=30", **NO_PREFLIGHT)
+    stop_at(workplace, job, "run", 5)
+    urgent = workplace.sbatch("--partition=main", "--nodes=3", f"--cpus-per-task={cluster.cpus}", "--wrap=sleep 1")
+    cluster.until(lambda: cluster.job(job).get("PreemptTime", "None") != "None", 60, "the preemption")
+    cluster.signal_step(job, signal.SIGCONT)
+    cluster.wait(job, "PENDING", "COMPLETING", timeout=60)
+    cluster.wait(urgent, "COMPLETED", timeout=60)
+
+    cluster.wait(job, "RUNNING")
+    at = workplace.requeued("run")[-1]["checkpoint"]
+    assert 5 <= at < STEPS - 4, "it stopped at the step in which it was told, not at the next checkpoint"
+    stop_at(workplace, job, "run", at + 2)
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    cluster.until(lambda: "the time limit is near" in workplace.printed(job), 90, "the warning of the time limit")
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")  # or the next start meets it again
+    cluster.signal_step(job, signal.SIGCONT)
+
+    check_whole(workplace, job, "run", uninterrupted)
+    assert [event["code"] for event in workplace.requeued("run")] == [85, 85]
+    assert not any(event["failure"] for event in workplace.requeued("run"))
+    assert cluster.job(job)["Restarts"] == "2"
+
+
+def test_a_killed_rank_and_a_truncated_checkpoint_cost_the_steps_since_the_one_before(
+    workplace: Workplace, uninterrupted: list[dict[str, Any]]
+) -> None:
+    cluster = workplace.cluster
+    job = workplace.pretrain(workplace.preset("run", **RUN), **NO_PREFLIGHT)
+    stop_at(workplace, job, "run", 22)
+    cluster.signal_rank(job, 1, signal.SIGKILL)
+    killed = time.monotonic()
+    cluster.signal_step(job, signal.SIGCONT)
+    cluster.until(lambda: bool(workplace.requeued("run")), 60, "the job to be over", lambda: cluster.log(job))
+    assert time.monotonic() - killed < 60
+    newest = workplace.runs / "run" / "checkpoints" / "step-00000020"
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    with largest.open("r+b") as file:
+        file.truncate(largest.stat().st_size // 2)
+
+    check_whole(workplace, job, "run", uninterrupted)
+    (event,) = workplace.requeued("run")
+    assert event["failure"]
+    assert event["checkpoint"] == 20
+    said = workplace.printed(job)
+    assert re.search(r"step-00000020.*damaged", said)
+    assert re.search(r"continuing from \S*step-00000010", said)
+
+
+def test_a_lost_node_ends_the_job_which_goes_on_elsewhere(
+    workplace: Workplace, uninterrupted: list[dict[str, Any]]
+) -> None:
+    cluster = workplace.cluster
+    job = workplace.pretrain(workplace.preset("run", **RUN), **NO_PREFLIGHT)
+    stop_at(workplace, job, "run", 15)  # and nobody of it will ever say a word again
+    cluster.kill_slurmd("n2")
+    killed = time.monotonic()
+    try:
+        cluster.wait(job, "PENDING", "COMPLETING", timeout=60)
+        assert time.monotonic() - killed < 60
+        cluster.until(lambda: cluster.job(job)["NodeList"] == "n[1,3]", 90, "the job on other nodes")
+        check_whole_but_for(workplace, job, uninterrupted)
+    finally:
+        cluster.start_slurmd("n2")
+    cluster.until_idle()
+    assert cluster.processes_of(job) == []  # what still stood there was ended when the node came back
+
+
+def check_whole_but_for(workplace: Workplace, job: str, uninterrupted: list[dict[str, Any]]) -> None:
+    workplace.cluster.wait(job, "COMPLETED", timeout=300)
+    assert learnt(workplace, "run") == uninterrupted
+    assert len(workplace.requeued("run")) == 1
+    assert workplace.requeued("run")[0]["failure"]
+
+
+@pytest.mark.cluster_full
+def test_a_lost_first_node_with_the_batch_script_on_it_and_the_run_s_lock_held(
+    workplace: Workplace, uninterrupted: list[dict[str, Any]]
+) -> None:
+    cluster = workplace.cluster
+    job = workplace.pretrain(workplace.preset("run", **RUN), **NO_PREFLIGHT)
+    stop_at(workplace, job, "run", 15)
+    cluster.kill_slurmd("n1")
+    try:
+        cluster.until(lambda: cluster.job(job)["NodeList"] == "n[2-3]", 120, "the job on other nodes")
+        time.sleep(5)  # its first rank waits for the lock that the stopped one still holds
+    finally:
+        cluster.start_slurmd("n1")
+    check_whole_but_for(workplace, job, uninterrupted)
+    cluster.until_idle()
+    assert cluster.processes_of(job) == []
+
+
+@pytest.mark.cluster_full
+def test_requeued_without_a_warning_only_the_steps_since_the_last_checkpoint_are_repeated(
+    workplace: Workplace, uninterrupted: list[dict[str, Any]]
+) -> None:
+    cluster = workplace.cluster
+    job = workplace.pretrain(workplace.preset("run", **RUN), **NO_PREFLIGHT)
+    workplace.until_step("run", 12, job, timeout=300)
+    cluster.run("scontrol", "requeue", job)
+    check_whole(workplace, job, "run", uninterrupted)
+    (event,) = workplace.requeued("run")
+    assert not event["failure"], "an administrator who requeues a job is no failure of it"

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import config_data
+
+from launch.cluster.requeue import ALREADY_BACK, BACK, CEILING, EXIT_SICK, GIVEN_UP, Queued, Requeue, main
+from pretrain.history import read_history, record
+from pretrain.stopping import EXIT_HUNG, EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, EXIT_USER_ERROR
+
+MINE = Queued()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder of job 7, which was not restarted yet."""
+    at(monkeypatch, 0)
+    return tmp_path
+
+
+def at(monkeypatch: pytest.MonkeyPatch, restart: int, job: str = "7") -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+
+
+def decision(run: Path, **environ: str) -> Requeue:
+    import os
+
+    return Requeue(run, {**os.environ, **environ})
+
+
+def checkpoint(run: Path, step: int) -> None:
+    (run / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+
+
+def last(run: Path) -> dict[str, Any]:
+    return read_history(run)[-1]
+
+
+def test_a_run_that_stopped_as_asked_always_goes_back(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for restart in range(CEILING * 5):
+        at(monkeypatch, restart)
+        queued = Queued(restart)
+        assert decision(run).at_end(EXIT_STOPPED, queued) == BACK
+    assert last(run)["event"] == "requeued"
+    assert not last(run)["failure"]
+
+
+@pytest.mark.parametrize("code", [EXIT_USER_ERROR, EXIT_TROUBLE, EXIT_NOT_SAVED])
+def test_what_would_go_wrong_again_never_goes_back(run: Path, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert decision(run).at_end(code, MINE) == GIVEN_UP
+    assert last(run)["event"] == "given_up"
+    assert last(run)["code"] == code
+    assert "What to do" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [1, EXIT_HUNG, 137, 139, 143, 77])
+def test_failures_go_back_until_there_were_too_many_in_a_row(
+    run: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint(run, 10)
+    answers = []
+    for restart in range(4):
+        at(monkeypatch, restart)
+        answers.append(decision(run).at_end(code, Queued(restart)))
+    assert answers == [BACK, BACK, BACK, GIVEN_UP]
+    assert "more than 3 failures in a row" in last(run)["reason"]
+
+
+def test_a_newer_checkpoint_makes_failures_count_anew_but_not_without_end(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = []
+    for restart in range(CEILING + 1):
+        checkpoint(run, restart)
+        at(monkeypatch, restart)
+        answers.append(decision(run, SELFSIGHT_MAX_FAILURES="1").at_end(1, Queued(restart)))
+    assert answers == [BACK] * CEILING + [GIVEN_UP]
+
+
+def test_failures_of_another_job_do_not_count(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for job in ("5", "6"):
+        for restart in range(3):
+            at(monkeypatch, restart, job)
+            decision(run).at_end(1, Queued(restart))
+    at(monkeypatch, 0)
+    assert decision(run).at_end(1, MINE) == BACK
+
+
+def test_the_run_s_own_word_counts_more_than_the_highest_code_of_all_ranks(run: Path) -> None:
+    record(run, "ended", step=5, code=EXIT_STOPPED, reason="stopped by SIGUSR1")
+    assert decision(run).at_end(137, MINE) == BACK
+    assert last(run)["reason"] == "stopped by SIGUSR1"
+    record(run, "ended", step=9, code=EXIT_TROUBLE, reason="loss is nan")
+    assert decision(run).at_end(143, MINE) == GIVEN_UP
+    assert "loss is nan" in last(run)["reason"]
+
+
+def test_a_start_that_left_no_word_counts_as_a_failure(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decision(run).at_start() == BACK
+    answers = []
+    for restart in range(1, 5):
+        at(monkeypatch, restart)
+        record(run, "started", step=0)
+        answers.append(decision(run).at_start())
+    assert answers == [BACK, BACK, BACK, GIVEN_UP]
+    reasons = [event["reason"] for event in read_history(run) if event["event"] == "requeued"]
+    assert all("first node" in reason for reason in reasons)
+
+
+def test_a_start_whose_end_was_judged_is_not_judged_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decision(run).at_end(137, MINE)
+    at(monkeypatch, 1)
+    before = read_history(run)
+    assert decision(run).at_start() == BACK
+    assert read_history(run) == before
+
+
+def test_what_must_not_go_on_does_not_when_slurm_put_it_back_before_it_was_judged(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(run, "ended", step=5, code=EXIT_NOT_SAVED, reason="no space left")
+    at(monkeypatch, 1)
+    assert decision(run).at_start() == GIVEN_UP
+
+
+@pytest.mark.parametrize("queued", [Queued(1, "COMPLETING"), Queued(1), Queued(0, "PENDING")])
+def test_a_job_that_slurm_has_put_back_is_left_alone(run: Path, queued: Queued) -> None:
+    assert decision(run).at_end(137, queued) == ALREADY_BACK
+    assert last(run)["event"] == "requeued"
+    assert "SLURM has put the job back itself" in last(run)["reason"]
+
+
+def test_a_job_that_somebody_has_ended_stays_so_but_not_one_that_met_its_time_limit(run: Path) -> None:
+    assert decision(run).at_end(EXIT_STOPPED, Queued(state="COMPLETING")) == GIVEN_UP
+    assert last(run)["reason"] == "cancelled by scancel"
+    assert decision(run).at_end(EXIT_STOPPED, Queued(state="COMPLETING", reason="TimeLimit")) == BACK
+    (run / "cancelled").write_text('{"by": "ada", "jobs": ["6"]}')
+    assert decision(run).at_end(EXIT_STOPPED, MINE) == BACK
+    (run / "cancelled").write_text('{"by": "ada", "jobs": ["7"]}')
+    assert decision(run).at_end(EXIT_STOPPED, MINE) == GIVEN_UP
+    assert last(run)["reason"] == "cancelled by ada"
+    assert decision(run).at_start() == GIVEN_UP
+
+
+def test_sick_nodes_are_named_and_left_out_only_where_allowed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(run, "preflight", sick=["n2", "n5"], text="clock")
+    queued = Queued(excluded="n5,n9")
+    assert decision(run).at_end(EXIT_SICK, queued) == GIVEN_UP
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--exclude=n2,n5" in captured.err
+    assert decision(run, SELFSIGHT_EXCLUDE_SICK="1").at_end(EXIT_SICK, queued) == BACK
+    assert capsys.readouterr().out == "n5,n9,n2\n"
+
+
+def test_the_command_finds_the_run_and_refuses_what_it_cannot_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("launch.cluster.requeue.ask_queue", lambda environ: None)
+    at(monkeypatch, 0)
+    preset = tmp_path / "a.yaml"
+    preset.write_text(yaml.safe_dump(config_data("mae", "vit", tmp_path, tmp_path / "runs")))
+    assert main(["85", str(preset), "name=b"]) == BACK
+    assert last(tmp_path / "runs" / "b")["event"] == "requeued"
+    assert main(["85", str(preset), "nmae=b"]) == EXIT_USER_ERROR
+    assert "nmae" in capsys.readouterr().err
+    monkeypatch.setenv("SELFSIGHT_MAX_FAILURES", "few")
+    assert main(["started", str(preset)]) == EXIT_USER_ERROR

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import config_data, write_shards
+
+from launch.cli import app
+from launch.cluster.options import JobOptions, training_resources
+from launch.cluster.probes import ProbeOptions
+from launch.cluster.site import ContainerSite, Site
+from launch.cluster.submit import Plan, Request, plan_submission
+from pretrain.config import ConfigError, load_config
+from pretrain.run_folder import check_run_folder, write_config
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(folder)
+    return folder
+
+
+@pytest.fixture
+def request_(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+    """The submission of a tiny run on two nodes, from a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    data = config_data("mae", "vit", shards, Path("runs")) | {"name": "tiny"}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(data))
+    resources = training_resources(JobOptions(nodes=2, time="1:00:00"), Site(), {})
+    return Request("tiny.yaml", (), resources, Site(), sys.executable, ("selfsight", "submit", "tiny.yaml"))
+
+
+def plan(request: Request, **changes: Any) -> Plan:
+    return plan_submission(replace(request, **changes), check_cluster=False)
+
+
+def sound(script: str) -> None:
+    for checker in (["bash", "-n", "/dev/stdin"], ["shellcheck", "--shell=bash", "-"]):
+        if shutil.which(checker[0]):
+            done = subprocess.run(checker, input=script, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_plan_writes_nothing_and_its_scripts_are_sound(request_: Request, shards: Path, tmp_path: Path) -> None:
+    site = Site(
+        partition="gpu", modules=("cuda/12", "a b"), interface="ib0", scratch="$JOBFS", mail="me@example.org",
+        environment={"A": "it's"}, wandb="offline",
+    )  # fmt: skip
+    shutil.copy(shards / "train-000000.tar", tmp_path / "val-000000.tar")
+    before = sorted(tmp_path.rglob("*"))
+    planned = plan(request_, site=site, overrides=("description=a 'b' $(c)",))
+    sound(planned.script)
+    sound(plan(request_, arrays=("seed=0,1",), array_max=1).script)
+    assert sorted(tmp_path.rglob("*")) == before
+    header = planned.script.split("set -uo pipefail")[0]
+    for line in ("--job-name=tiny", "--nodes=2", "--time=1:00:00", "--requeue", "--signal=B:USR1@180"):
+        assert f"#SBATCH {line}\n" in header
+    assert f"#SBATCH --output={tmp_path}/runs/tiny/logs/%j.out\n" in header
+    assert "set -- tiny.yaml 'description=a '" in header
+    assert any("8 = 2 ranks x 4 x 1 accumulated" in line for line in planned.lines)
+
+
+def test_the_batch_is_solved_and_the_trainer_told(request_: Request) -> None:
+    assert "set -- tiny.yaml train.accumulation=2\n" in plan(request_, micro_batch=2).script
+    three = replace(request_.resources, nodes=3)
+    with pytest.raises(ConfigError, match="does not divide over 3 ranks"):
+        plan(request_, resources=three)
+
+
+def test_a_folder_of_another_configuration_or_a_finished_run_is_refused(request_: Request, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    write_config(run, load_config("tiny.yaml", ["seed=7"]))
+    with pytest.raises(ConfigError, match="another configuration:\n  seed: 7 -> 0"):
+        plan(request_)
+    shutil.rmtree(run)
+    (run / "encoder").mkdir(parents=True)
+    (run / "encoder" / "config.json").write_text('{"step": 8}')
+    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
+        plan(request_)
+    config = load_config(run.parent.parent / "tiny.yaml")
+    from pretrain.data import open_datasets
+    from pretrain.train import resolve
+
+    write_config(run, resolve(config, open_datasets(config.data))[0])
+    with pytest.raises(ConfigError, match=r"is finished; .*another --name"):
+        plan(request_)
+    assert plan(request_, overrides=("name=other",)).name == "other"
+
+
+def test_what_is_written_before_a_start_makes_no_folder_another_runs(tmp_path: Path, request_: Request) -> None:
+    run = tmp_path / "runs" / "tiny"
+    for part in ("jobs", "logs"):
+        (run / part).mkdir(parents=True)
+    (run / "history.jsonl").touch()
+    assert check_run_folder(load_config("tiny.yaml")) == Path("runs/tiny")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"overrides": ("data.train=nowhere",)}, FileNotFoundError, "nowhere"),
+        ({"overrides": ("optim.warmup_epochs=9",)}, ConfigError, "more than the 8 of the run"),
+        ({"overrides": ("optim.rl=1",)}, ConfigError, "did you mean optim.lr"),
+        ({"overrides": ("name=../../etc",)}, ConfigError, "name"),
+        ({"overrides": ("name=a\nb",)}, ConfigError, "name"),
+        ({"overrides": ("runs=back\\slash",)}, ValueError, "backslash"),
+        ({"overrides": ('runs="a\\nb"',)}, ValueError, "line breaks"),
+        ({"overrides": ("runs=tiny.yaml/runs",)}, OSError, "is a file"),
+        ({"python": "/no/python"}, ValueError, "jobs' Python /no/python can't be run"),
+        ({"python": "/bin/false"}, ValueError, "jobs' Python /bin/false can't be run"),
+        ({"site": Site(container=ContainerSite(image="/no.sif"))}, FileNotFoundError, "container.image /no.sif"),
+        ({"probe": ProbeOptions(every=1.0)}, ConfigError, "add --probe DATA"),
+        ({"probe": ProbeOptions(data=("nowhere",))}, FileNotFoundError, "nowhere"),
+        ({"arrays": ("seed=1,x",)}, ConfigError, "tiny-seed-x: .*seed"),
+        ({"arrays": ("train.batch_size=8,9",)}, ConfigError, "tiny-batch_size-9: .*does not divide"),
+    ],
+)
+def test_what_can_be_refused_is(
+    request_: Request, tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        plan(request_, **changes)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_a_sweep_is_runs_of_their_own_in_one_group(request_: Request, tmp_path: Path) -> None:
+    planned = plan(request_, arrays=("optim.lr=1e-3,5e-4", "seed=0,1"), array_max=2)
+    assert "#SBATCH --array=0-3%2\n" in planned.script
+    assert "#SBATCH --output=" + f"{tmp_path}/runs/tiny/logs/%A_%a.out\n" in planned.script
+    own = "optim.lr=5e-4 seed=0 name=tiny-lr-5e-4-seed-0 tracking.group=tiny tracking.job_type=sweep"
+    assert f"  2) set -- tiny.yaml {own} ;;" in planned.script
+    assert [run.folder.name for run in planned.runs][2] == "tiny-lr-5e-4-seed-0"
+
+
+def test_probes_wait_for_their_training_or_watch_it(request_: Request, shards: Path, tmp_path: Path) -> None:
+    labelled = tmp_path / "labelled $(x)"
+    labelled.mkdir()
+    shutil.copy(shards / "train-000000.tar", labelled)
+    shutil.copy(shards / "train-000001.tar", labelled / "val-000000.tar")
+    options = ProbeOptions((str(labelled),), 0.2, request_.resources)
+    behind, beside = plan(request_, probe=options).probes
+    assert behind.dependency("7") == ["--dependency=afterok:7", "--kill-on-invalid-dep=yes"]
+    assert beside.dependency("7") == ["--dependency=after:7"]
+    assert f"set -- {tmp_path}/runs/tiny --data '{labelled}' --follow\n" in beside.script
+    assert "checkpoint.milestone_every_epochs=0.2" in plan(request_, probe=options).script
+    of_array = plan(request_, probe=options, arrays=("seed=0,1",)).probes
+    assert [probe.dependency("7")[0] for probe in of_array] == [
+        "--dependency=aftercorr:7", "--dependency=after:7_0", "--dependency=after:7_1",
+    ]  # fmt: skip
+    for probe in (behind, *of_array):
+        sound(probe.script)
+
+
+def test_the_example_profile_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        app(["submit", "--site-example"])
+    assert ended.value.code == 0
+    assert "# partition: gpu" in capsys.readouterr().out

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from launch.cli import app
+from launch.report.page import refresh, write_report
+from launch.report.read import read_run
+
+ROOT = Path(__file__).parents[3]
+#: What would run as code, end an element or a script, or leave the page, if anything let it.
+EVIL = (
+    "</script><script>document.title='owned'</script><img src=http://evil.example/x onerror=alert(1)>\"'&\u2028\udc80"
+)
+
+
+class Seen(HTMLParser):
+    """The elements and attributes of a page, and its text outside of scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self._inside = "", ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_data(self, data: str) -> None:
+        if self._inside not in ("script", "style"):
+            self.text += data + "\n"
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def charts(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def chart(page: str, title: str) -> dict[str, Any]:
+    (found,) = [each for group in charts(page)["groups"] for each in group["charts"] if each["title"] == title]
+    return found
+
+
+def page_of(*folders: Path, out: Path | None = None) -> str:
+    return write_report(folders, out).read_text(encoding="utf-8")
+
+
+def test_a_page_has_all_that_a_run_left(make_run: Any) -> None:
+    folder = make_run()
+    page = page_of(folder)
+    seen = Seen(page)
+    for told in (
+        "finished", "of 200", "dino, prototypes 64", "4,800 images (4.00 epochs)", "24 = 4 ranks x 3 x 2 accumulated",
+        "0.00 million", "50.0 ± 1.0", "untrained 30.0\u00a0%",
+        "node0, node2", "2 h 0 min", "stopped; requeued: preempted",
+        "a gradient spike", "2.14.1", "prototypes: 64", "7.out",
+    ):  # fmt: skip
+        assert told in seen.text, told
+    assert len(seen.attributes("img")) == 6
+    assert all(str(image["src"]).startswith("data:image/") for image in seen.attributes("img"))
+    groups = {group["title"]: group for group in charts(page)["groups"]}
+    assert list(groups) == ["Loss", "Probes over checkpoints", "Diagnostics", "Schedules", "Speed and memory", "Nodes"]
+    assert groups["Schedules"]["constant"] == ["weight decay 0.05"]
+    assert [series["label"] for series in groups["Nodes"]["charts"][0]["series"]] == ["node0", "node1"]
+    assert charts(page)["marks"] == [
+        {"step": 100, "kind": "restart", "label": "start 2 on node0, node2"},
+        {"step": 60, "kind": "alarm", "label": "a gradient spike"},
+    ]
+    assert chart(page, "k-NN class, top-1")["series"][0]["y"] == [0.4, 0.5]
+    assert chart(page, "gradient norm")["log"]
+    assert chart(page, "loss")["references"] == [{"label": "ln K", "y": pytest.approx(4.1589, abs=1e-3)}]
+
+
+def test_it_asks_nobody_for_anything(make_run: Any) -> None:
+    seen = Seen(page_of(make_run()))
+    (policy,) = [each for each in seen.attributes("meta") if each.get("http-equiv") == "Content-Security-Policy"]
+    assert str(policy["content"]).startswith(
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    )
+    assert {tag for tag, _ in seen.elements}.isdisjoint({"link", "iframe", "object", "embed", "base", "audio", "video"})
+    for tag, attributes in seen.elements:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        assert str(attributes.get("src", "data:")).startswith("data:")
+        assert str(attributes.get("href", "file://")).startswith("file://")
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", (ROOT / "launch/report/assets/report.js").read_text())
+    assert "url(" not in (ROOT / "launch/report/assets/report.css").read_text()
+
+
+def test_no_text_becomes_code(make_run: Any) -> None:
+    folder = make_run()
+    config = {"name": EVIL, "description": EVIL, "data": {"train": EVIL}, "method": {"name": EVIL}, "encoder": EVIL}
+    (folder / "config.yaml").write_text(json.dumps(config))
+    row = {"step": 201, f"loss {EVIL}": 1.0, "loss": 1.0}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n" + json.dumps(row | {"step": 202, f"loss {EVIL}": 2.0}) + "\n")
+    log = folder / "evil.log"
+    log.write_bytes(EVIL.encode("utf-8", "surrogateescape"))
+    with (folder / "history.jsonl").open("a") as file:
+        for event in ("started", "alarm", "requeued", "submitted", "preflight", EVIL):
+            fields = ("text", "reason", "nodes", "job", "time", "host", "code", "sick", "name", "ranks")
+            told = dict.fromkeys(fields, EVIL) | {"versions": {EVIL: EVIL}, "command": [EVIL], "log": str(log)}
+            file.write(json.dumps({"event": event, "step": 150, **told}) + "\n")
+        file.write(json.dumps({"event": "submitted", "log": "javascript:alert(1)"}) + "\n")
+    (folder / "system.jsonl").write_text(json.dumps({"step": 1, "node": EVIL, EVIL: 1}) + "\n")
+    probe = json.loads((folder / "eval" / "probe-200.json").read_text())
+    probe["target"]["name"] = EVIL
+    (folder / "eval" / "probe-200.json").write_text(json.dumps(probe))
+    (folder / "pictures" / "crops-00000200.png").rename(
+        folder / "pictures" / f"{EVIL[:9].replace('/', '')}-00000200.png"
+    )
+    page = page_of(folder)
+    seen = Seen(page)
+    assert [tag for tag, _ in seen.elements].count("script") == 2
+    assert all(str(image["src"]).startswith("data:") for image in seen.attributes("img"))
+    assert all(str(link["href"]).startswith("file://") for link in seen.attributes("a"))
+    assert "evil.example" in seen.text  # there, as text
+    assert "owned" in seen.text
+
+
+def test_several_runs_are_compared(make_run: Any, tmp_path: Path) -> None:
+    runs = [make_run("one"), make_run("two", lr=2e-3, steps=100, whole=False), make_run("three", lr=3e-3)]
+    page = page_of(*runs, out=tmp_path / "pages" / "all.html")
+    assert [series["label"] for series in chart(page, "loss")["series"]] == ["one", "two", "three"]
+    assert len(chart(page, "loss")["series"][1]["x"]) == 100
+    text = Seen(page).text
+    assert "optim.lr" in text
+    assert "train.batch_size" not in text
+    assert len(Seen(page).attributes("img")) == 4  # the last of each
+    with pytest.raises(ValueError, match="--out FILE"):
+        write_report(runs)
+    with pytest.raises(ValueError, match="13 runs are more"):
+        write_report([runs[0]] * 13, tmp_path / "x.html")
+
+
+def test_what_is_missing_or_broken_is_told_and_the_rest_is_shown(make_run: Any) -> None:
+    folder = make_run()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(
+            '{"step": 201, "loss": NaN, "grad_norm": Infinity, "bad_samples": 1e999}\nnot a row\n[1]\n{"loss": 1}\n'
+        )
+        file.write('{"step": "no", "loss": 2}\n{"step": 202, "loss": "text", "nested": {}, "flag": true}\n{"step": 20')
+    (folder / "eval" / "broken.json").write_text("{")
+    (folder / "eval" / "other.json").write_text("[1]")
+    (folder / "pictures" / "crops-00000300.png").write_bytes(b"\x89PNG half a")
+    (folder / "history.jsonl").write_text('{"event": "started"}\n{"event": "ended"}\n{"event": "alarm", "step": "x"}\n')
+    (folder / "system.jsonl").write_text('{"step": 1}\n{"node": 1}\n{')
+    page = page_of(folder)
+    text = Seen(page).text
+    for told in (
+        "5 lines are no rows",
+        "eval/broken.json can't be read",
+        "eval/other.json is not",
+        "crops-00000300.png is left out",
+    ):
+        assert told in text, told
+    (loss,) = chart(page, "loss")["series"]
+    assert loss["bad"] == [201]
+    assert len(loss["x"]) == 200
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "name: [", "\x00", "name: ünï\n", "train: 5\nmethod: x\nviews: 3\n"]
+)
+def test_half_a_run_is_a_page_too(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(content, encoding="utf-8")
+    assert "No step is logged yet" in Seen(page_of(tmp_path)).text
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
+    assert chart(page_of(tmp_path), "loss")["series"][0]["y"] == [2.5]
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is no folder of a run"):
+        write_report([tmp_path / "missing"])
+    with pytest.raises(FileNotFoundError, match="holds neither"):
+        write_report([tmp_path])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(make_run: Any, tmp_path: Path) -> None:
+    folder = make_run()
+    done = CliRunner().invoke(app, ["report", str(folder)])
+    assert done.exit_code == 0, done.output
+    assert f"wrote {folder / 'report.html'}" in done.output.replace("\n", "")
+    failed = subprocess.run(
+        [sys.executable, "-m", "launch", "report", str(tmp_path / "nothing")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert failed.returncode == 2
+    assert "is no folder of a run" in failed.stderr
+
+
+def test_refreshing_finds_the_run_and_never_raises(
+    make_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run()
+    for target in (folder, folder / "encoder", folder / "checkpoints" / "step-00000200" / "encoder"):
+        refresh(target)
+        (folder / "report.html").unlink()
+    refresh(tmp_path / "elsewhere")
+    (folder / "report.html").mkdir()
+    refresh(folder)
+    assert "no report.html" in capsys.readouterr().out
+
+
+def test_reading_a_run_needs_no_torch(make_run: Any) -> None:
+    code = f"import sys; from launch.cli import main; main(['report', {str(make_run())!r}])"
+    ours = "sorted(set(sys.modules) & {'torch', 'wandb', 'matplotlib'})"
+    check = f"try:\n    {code}\nexcept SystemExit: pass\nprint({ours})"
+    done = subprocess.run([sys.executable, "-c", f"import sys\n{check}"], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_long_run_makes_a_small_page_whose_spike_stays(make_run: Any) -> None:
+    folder = make_run(steps=1)
+    start = time.monotonic()
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(1, 60_001):
+            file.write(f'{{"step": {step}, "loss": {1 + step % 13 / 10 + 500 * (step == 40_001)}, "lr": {1 / step}}}\n')
+    page = page_of(folder)
+    (loss,) = chart(page, "loss")["series"]
+    assert max(loss["hi"]) == pytest.approx(501, abs=2)
+    assert len(loss["x"]) <= 1000
+    assert len(page) < 4_000_000
+    assert time.monotonic() - start < 120
+
+
+def test_pictures_are_few_and_small_enough(make_run: Any) -> None:
+    import numpy as np
+    from PIL import Image
+
+    folder = make_run()
+    for step in range(1, 60):
+        noise = np.random.default_rng(step).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / "pictures" / f"noise-{step:08d}.png")
+    page = page_of(folder)
+    assert len(page) < 10_000_000
+    shown = [figure["data-step"] for figure in Seen(page).attributes("figure")]
+    assert "59" in shown
+    assert "1" in shown
+
+
+def test_a_page_is_there_whole_or_not_at_all(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_run()
+    before = page_of(folder)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_report([folder])
+    assert (folder / "report.html").read_text(encoding="utf-8") == before
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_steps_done_again_are_counted(make_run: Any) -> None:
+    from launch.report.chronicle import jobs_of
+
+    history = [
+        {"time": "2026-11-21T09:00:00+00:00", "event": "started", "step": 0},
+        {"time": "2026-11-21T09:10:00+00:00", "event": "ended", "step": 70, "reason": "hung"},
+        {"time": "2026-11-21T09:15:00+00:00", "event": "started", "step": 50},
+        {"time": "2026-11-21T09:20:00+00:00", "event": "started", "step": 50},
+    ]
+    first, second, third = jobs_of(history)
+    assert (first.outcome, first.last_step, first.repeated) == ("hung", 70, None)
+    assert (second.waited, second.repeated) == (300, 20)
+    assert second.outcome.startswith("ended without a word")
+    assert (third.waited, third.outcome) == (None, "")
+
+
+def test_rows_of_a_run_that_came_back_count_once(make_run: Any) -> None:
+    folder = make_run()
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in range(150, 170):
+            file.write(json.dumps({"step": step, "loss": 9.0}) + "\n")
+    metrics = read_run(folder).metrics
+    assert metrics.last_step == 169
+    assert metrics.series["loss"].columns()["x"] == list(range(1, 170))
+    assert metrics.series["loss"].columns()["y"][149:] == [9] * 20

@@ -1,0 +1,233 @@
+"""Diagnostics in real tiny runs: layers that fail, steps left out, collapses, k-NN on any number of ranks."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset as wds
+from PIL import Image
+from test_train import OF_THIS_CHECKOUT, column, rows, run_all
+from tiny import config_data
+
+from pretrain.history import read_history
+from pretrain.stopping import EXIT_TROUBLE
+
+HERE = Path(__file__).parent
+LAYER = "encoder.vit.blocks.1.mlp.fc1"
+QUIET = {"knn_every_epochs": None, "inspect_every_steps": 0}
+
+
+def faulty(data: dict[str, Any], steps: list[int], kind: str, rank: int = 1) -> dict[str, Any]:
+    return {**data, "fault": {"steps": steps, "kind": kind, "rank": rank, "layer": LAYER}}
+
+
+def folder_of(data: dict[str, Any]) -> Path:
+    return Path(data["runs"]) / data["name"]
+
+
+def alarms_of(data: dict[str, Any], name: str | None = None) -> list[dict[str, Any]]:
+    events = [event for event in read_history(folder_of(data)) if event["event"] == "alarm"]
+    return [event for event in events if name in (None, event["name"])]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train and val shards of 120 images each: flat colours that tell the ten classes, with some noise."""
+    folder = tmp_path_factory.mktemp("labelled")
+    for split in ("train", "val"):
+        with wds.TarWriter(str(folder / f"{split}-000000.tar")) as writer:
+            for number in range(120):
+                generator = np.random.default_rng([number, split == "val"])
+                colour = np.random.default_rng(number % 10).integers(40, 216, 3)
+                image = np.clip(colour + generator.normal(0, 25, (32, 32, 3)), 0, 255).astype(np.uint8)
+                file = io.BytesIO()
+                Image.fromarray(image).save(file, "PNG")
+                writer.write({"__key__": f"{split}-{number:06d}", "png": file.getvalue(), "cls": str(number % 10)})
+    return folder
+
+
+def test_the_layer_and_the_samples_of_a_value_that_is_not_finite_are_named(shards: Path, tmp_path: Path) -> None:
+    """On the rank where it happens, in the forward pass and in the backward pass, and written down."""
+    runs = []
+    for stage, precision in ((0, "fp32"), (1, "fp32"), (2, "bf16"), (3, "fp32")):
+        for kind in ("forward", "gradient"):
+            engine = {"zero_stage": stage, "precision": precision}
+            data = config_data("mae", "vit", shards, tmp_path, engine=engine, diagnostics=QUIET)
+            data |= {"name": f"{kind}-{stage}", "train": {"steps": 8, "batch_size": 8, "accumulation": 2}}
+            runs.append(faulty(data, [5], kind))
+    output = run_all(runs, 2, tmp_path, worker="faulty_worker.py")
+    assert output.count("NonFiniteError") == 2 * len(runs)  # on two ranks
+    assert output.count("the last good checkpoint is") == 2 * len(runs)
+    for data in runs:
+        found = json.loads((folder_of(data) / "non_finite" / "step-00000006.json").read_text())
+        assert list(found["rank"]) == ["1"]
+        finding = found["rank"]["1"]
+        assert (finding["layer"], finding["kind"], finding["where"]) == (LAYER, "Linear", data["fault"]["kind"])
+        assert finding["micro_batch"] == 0
+        assert [len(sample["key"]) for sample in finding["samples"]] == [6, 6]
+        assert not found["skipped"]
+        told = alarms_of(data, "non_finite")
+        assert [event["step"] for event in told] == [6]
+        assert LAYER in told[0]["text"]
+        if data["engine"]["zero_stage"] < 3 and finding["where"] == "gradient":
+            assert any(name.startswith("encoder") for name in finding["parameters"])
+
+
+@pytest.mark.parametrize("method", ["mae", "dino"])
+def test_a_step_left_out_changes_nothing_but_the_count(shards: Path, tmp_path: Path, method: str) -> None:
+    """Every later step has its own batch, and weights, moments and centre as if the bad step had not been."""
+    settings = {"diagnostics": {**QUIET, "skip_non_finite": 2}, "train": {"steps": 8, "batch_size": 8}}
+    settings["train"]["accumulation"] = 2
+    runs: dict[tuple[int, str], dict[str, Any]] = {}
+    for stage in (0, 1, 2, 3):
+        data = config_data(method, "vit", shards, tmp_path, engine={"zero_stage": stage}) | settings
+        for kind in ("forward", "gradient"):
+            runs[stage, kind] = faulty({**data, "name": f"{kind}-{stage}"}, [3], kind)
+    plain = config_data(method, "vit", shards, tmp_path) | settings  # each engine of ZeRO 3 holds 2 GB of buffers
+    bounded, fine = faulty({**plain, "name": "bounded"}, [3, 4, 5], "gradient"), {**plain, "name": "fine"}
+    output = run_all([*runs.values(), bounded, fine], 2, tmp_path, worker="faulty_worker.py")
+    for (stage, _), run in runs.items():
+        losses = column(run, "loss")
+        assert column(run, "step") == list(range(1, 9))
+        assert column(run, "ids_digest") == column(fine, "ids_digest")
+        assert losses[:3] == pytest.approx(column(fine, "loss")[:3], rel=2e-5)
+        assert all(map(math.isfinite, losses[4:]))
+        assert losses[4:] == column(runs[stage, "forward"], "loss")[4:]  # whatever it was, nothing of it is left
+        assert losses[4:] == pytest.approx(column(runs[0, "forward"], "loss")[4:], rel=2e-5)
+        assert [event["skipped"] for event in alarms_of(run, "non_finite")] == [True]
+    assert "the step is left out, 1 more may be" in output
+    assert [event["skipped"] for event in alarms_of(bounded)] == [True, True, False]
+    assert len(rows(bounded)) == 5
+
+
+def test_looking_changes_no_bit_of_what_is_learned(labelled: Path, tmp_path: Path) -> None:
+    """With k-NN and inspections in every step, and with none; drop path draws from the generator."""
+    runs = []
+    for method in ("mae", "dino", "mim"):
+        for name, settings in (
+            ("off", QUIET),
+            ("on", {"knn_every_epochs": 0.01, "inspect_every_steps": 1, "skip_non_finite": 5}),
+        ):
+            family = "swin" if method == "mim" else "vit"
+            data = config_data(method, family, labelled, tmp_path, diagnostics=settings)
+            data["encoder"]["drop_path"] = 0.2
+            runs.append(data | {"name": f"{method}-{name}"})
+    run_all(runs, 1, tmp_path)
+    for off, on in zip(runs[::2], runs[1::2], strict=True):
+        for name in ("loss", "grad_norm", "ids_digest"):
+            assert column(on, name) == column(off, name), name
+        assert {"knn_top1", "rankme", "feature_std", "weight_norm"} <= set(rows(on)[-1])
+
+
+def test_knn_is_the_same_on_any_number_of_ranks(labelled: Path, tmp_path: Path) -> None:
+    found, rankme = [], []
+    for ranks, stage in ((1, 0), (2, 0), (2, 3), (4, 0)):
+        data = config_data("mae", "vit", labelled, tmp_path, engine={"zero_stage": stage}, optim={"lr": 1e-12})
+        data |= {"name": f"{ranks}-{stage}", "diagnostics": {"knn_every_epochs": 0.2, "inspect_every_steps": 2}}
+        run_all([data], ranks, tmp_path)
+        measured = [row for row in rows(data) if "knn_top1" in row]
+        assert [row["step"] for row in measured] == [3, 6]
+        found.append([(row["knn_top1"], row["knn_standard_error"]) for row in measured])
+        rankme.append([row["rankme"] for row in rows(data) if "rankme" in row])
+        assert all(0 < row["knn_share"] < 1 for row in measured)
+    assert found == [found[0]] * 4
+    assert [len(each) for each in rankme] == [5] * 4  # after steps 1, 2, 4, 6, 8
+    assert np.array(rankme) == pytest.approx(np.array([rankme[0]] * 4), rel=1e-3)
+    accuracy, error = found[0][0]
+    assert accuracy > 0.3  # by chance 0.1
+    assert error == pytest.approx((accuracy * (1 - accuracy) / 40) ** 0.5)
+
+
+def test_unlabelled_data_turn_knn_off_with_a_line(shards: Path, tmp_path: Path) -> None:
+    data = config_data("mae", "vit", shards, tmp_path, train={"steps": 2})
+    named = {**data, "name": "named", "diagnostics": {"knn_data": str(shards)}}
+    output = run_all([data, named], 1, tmp_path, expect=0, worker="faulty_worker.py")
+    assert "online k-NN is off: there are no val-*.tar in" in output
+    assert "ConfigError: diagnostics.knn_data" in output
+
+
+def test_a_collapse_ends_the_run_with_87_where_asked(shards: Path, tmp_path: Path) -> None:
+    """A teacher that is far too soft says the same of every image."""
+    data = config_data("dino", "vit", shards, tmp_path, train={"steps": 200}, checkpoint={"every_steps": 30})
+    data["method"] |= {"teacher_temperature": 100.0, "warmup_teacher_temperature": 100.0}
+    data["diagnostics"] = {"stop_on": ["teacher_uniform"], "patience": 5}
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(json.dumps(data))
+    command = [sys.executable, "-m", "launch", "launch", "--nproc", "2", str(preset)]
+    done = subprocess.run(command, capture_output=True, text=True, env=OF_THIS_CHECKOUT, timeout=300)
+    assert done.returncode == EXIT_TROUBLE, done.stdout + done.stderr
+    assert done.stdout.count("ALARM teacher_uniform: teacher_entropy is 4.16") == 1
+    assert "error: teacher_uniform, since step 50:" in done.stderr
+    assert f"the last checkpoint from before is {tmp_path / 'dino-vit/checkpoints/step-00000030'}" in done.stderr
+    told = {event["name"]: event["step"] for event in alarms_of(data)}
+    assert {"teacher_uniform", "loss_at_ln_k"} <= set(told)
+    (ended,) = (event for event in read_history(folder_of(data)) if event["event"] == "ended")
+    assert (ended["code"], ended["reason"].partition(":")[0]) == (EXIT_TROUBLE, "teacher_uniform")
+    assert rows(data)[-1]["alarm/teacher_uniform"] == 1.0
+    assert ended["step"] in range(54, 57)
+
+
+def test_what_goes_wrong_is_named_by_its_alarm(shards: Path, tmp_path: Path) -> None:
+    """Blank images, a teacher that is the student, one that stands still, a rate that is none."""
+    blank = tmp_path / "blank"
+    blank.mkdir()
+    with wds.TarWriter(str(blank / "train-000000.tar")) as writer:
+        file = io.BytesIO()
+        Image.new("RGB", (32, 32), (90, 120, 60)).save(file, "PNG")
+        for number in range(60):
+            writer.write({"__key__": f"{number:06d}", "png": file.getvalue()})
+    often = {"inspect_every_steps": 10}
+    long = {"steps": 80}
+    constant = config_data("mae", "vit", blank, tmp_path, train=long, diagnostics=often, optim={"lr": 1e-2})
+    constant |= {"name": "constant"}
+    constant["method"] |= {"norm_pix_loss": True}
+    runs = [constant]
+    for name, momentum in (("same", 0.0), ("still", 1.0)):
+        data = config_data("dino", "vit", shards, tmp_path, train=long, diagnostics=often) | {"name": name}
+        data["method"] |= {"teacher_momentum": momentum}
+        runs.append(data)
+    steps = {"schedule": "steps", "step_epochs": [1], "step_factor": 1e-12}
+    runs.append(config_data("mae", "vit", shards, tmp_path, train=long, optim=steps) | {"name": "no-rate"})
+    run_all(runs, 1, tmp_path)
+    named = [{event["name"] for event in alarms_of(data)} for data in runs]
+    assert {"loss_at_zero", "features_one_way"} <= named[0]
+    assert "teacher_is_student" in named[1]
+    assert "teacher_still" in named[2]
+    assert "rate_zero" in named[3]
+
+
+def test_a_rate_that_explodes_is_named(shards: Path, tmp_path: Path) -> None:
+    data = config_data("mae", "vit", shards, tmp_path, train={"steps": 60}, optim={"lr": 1e-3, "clip_grad": 0.0})
+    # flat for 25 steps, then a thousand times as much
+    data["optim"] |= {"schedule": "steps", "step_epochs": [1.7], "step_factor": 1000.0}
+    data["diagnostics"] = {"inspect_every_steps": 5}
+    run_all([data], 1, tmp_path, worker="faulty_worker.py")
+    named = {event["name"] for event in alarms_of(data)}
+    assert "loss_spikes" in named
+    assert {"gradient_spikes", "weights_grow", "non_finite"} & named
+
+
+def test_the_slow_rank_is_named(shards: Path, tmp_path: Path) -> None:
+    data = config_data("mae", "vit", shards, tmp_path, train={"steps": 80}, diagnostics=QUIET)
+    data["tracking"]["log_every_steps"] = 2
+    output = run_all([faulty(data, list(range(60, 80)), "sleep")], 2, tmp_path, worker="faulty_worker.py")
+    assert "ALARM slow:" in output
+    assert "Rank 1 on " in output
+
+
+def test_tiny_healthy_runs_raise_no_alarm(labelled: Path, tmp_path: Path) -> None:
+    runs = [
+        config_data(method, "vit", labelled, tmp_path, train={"steps": 90}, diagnostics={"inspect_every_steps": 30})
+        for method in ("mae", "mim", "dino")
+    ]
+    run_all(runs, 1, tmp_path)
+    for data in runs:
+        assert not [event["text"] for event in alarms_of(data) if event["name"] not in ("slow", "data_bound")]
