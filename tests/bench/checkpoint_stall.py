@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-
-sys.path[:0] = [str(Path(__file__).parents[1] / "pretrain"), str(Path(__file__).parents[2])]
-from tiny import NORMALISATION, build, config_data, random_batch
 
 from pretrain.checkpoints import live
 from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState
@@ -27,6 +24,10 @@ from pretrain.checkpoints.saving import Saver
 from pretrain.config import parse_config
 from pretrain.engine import build_engine, initialise_distributed
 from pretrain.exports import export_of
+from pretrain.methods import Normalisation, build_method
+from pretrain.schedules import Timeline
+
+SIZE, BATCH = 32, 4
 
 
 def main() -> None:
@@ -43,13 +44,30 @@ def main() -> None:
 
 def measure(folder: Path, rounds: int, dim: int) -> None:
     """Print the table."""
-    data = config_data("mae", "vit", folder, folder, engine={"zero_stage": 1}, train={"steps": 10**6})
-    data["encoder"] |= {"dim": dim, "depth": 12, "heads": dim // 64}
-    data["train"]["batch_size"] = 4
-    config = parse_config(data)
-    method = build(config)
+    config = parse_config(
+        {
+            "name": "bench",
+            "runs": str(folder),
+            "data": {"train": "unused"},
+            "views": {"global_crops": [{"size": SIZE}]},
+            "encoder": {"family": "vit", "dim": dim, "depth": 12, "heads": dim // 64, "patch": 8},
+            "method": {"name": "mim", "mask": {"kind": "random", "ratio": 0.5, "unit": 8}},
+            "optim": {"lr": 1e-4},
+            "train": {"steps": 10**6, "batch_size": BATCH},
+            "engine": {"zero_stage": 1},
+        }
+    )
+    torch.manual_seed(0)
+    normalisation = Normalisation((0.5,) * 3, (0.25,) * 3)
+    method = build_method(config, normalisation, Timeline(10**6, 10.0))
     engine = build_engine(config, method, torch.device("cpu"), 1)
-    batch, step = random_batch(config), 0
+    batch: Any = {
+        "global_crops": torch.randint(0, 256, (BATCH, 1, 3, SIZE, SIZE), dtype=torch.uint8),
+        "local_crops": None,
+        "dropped": None,
+        "replaced": torch.arange(BATCH * (SIZE // 8) ** 2).view(BATCH, SIZE // 8, SIZE // 8) % 2 == 0,
+    }
+    step = 0
     saver = Saver(CheckpointFolder(folder / "run", config.checkpoint), torch.device("cpu"))
     print(f"{live.num_bytes(engine) / 1e6:.0f} MB of state; {rounds} rounds; seconds")
 
@@ -63,7 +81,7 @@ def measure(folder: Path, rounds: int, dim: int) -> None:
     def save(wait: bool) -> float:
         began = time.perf_counter()
         state = ResumeState(step, 1, 1, {}, form=FORM, counters=live.counters(engine))
-        saver.save(engine, state, export_of(method, config, NORMALISATION, step, 0.0), wait)
+        saver.save(engine, state, export_of(method, config, normalisation, step, 0.0), wait)
         return time.perf_counter() - began
 
     def theirs() -> float:
