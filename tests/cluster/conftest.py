@@ -51,8 +51,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniCluster]:
 def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Cancel what a failed test left running: the next one finds idle nodes."""
     yield
-    if "cluster" in request.fixturenames and "cluster" in request.node.funcargs:
-        running: MiniCluster = request.node.funcargs["cluster"]
+    running: MiniCluster | None = (getattr(request.node, "funcargs", None) or {}).get("cluster")
+    if running is not None:
         if jobs := running.run("squeue", "--noheader", "--format=%A").stdout.split():
             running.run("scancel", "--full", "--signal=KILL", *jobs, check=False)
             running.run("scancel", *jobs, check=False)
