@@ -162,7 +162,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         assert self.limits
-        tick, warned, beaten, looked = self.limits.tick, -1, float("-inf"), time.monotonic()
+        tick, beaten, looked = self.limits.tick, float("-inf"), time.monotonic()
+        warned, excused, excuses = -1, -1, 0
         while not self._over.wait(tick):
             now = time.monotonic()
             if now - looked > 10 * tick + 1:  # nobody sleeps that long: we were suspended, with all that goes on here
@@ -175,8 +176,13 @@ class Watchdog:
                 self._beat(doing)
             if self._guard:
                 last_resort.feed(self._guard, doing.limit + self.limits.grace + 10 * tick)
-            if taken > doing.limit and doing is self._doing and not self._excused(taken):
-                self._end(doing, taken)
+            if taken > doing.limit and doing is self._doing:
+                excuses = excuses + 1 if excused == doing.step else 1
+                excused = doing.step
+                if excuses * doing.limit < self.limits.longest and self._excused():
+                    self._lost += taken  # it starts anew
+                else:
+                    self._end(doing, taken)
             elif taken > doing.warned_at and warned != doing.step and self._rank == 0 and doing is self._doing:
                 warned = doing.step
                 self._warn(doing, taken)
@@ -187,10 +193,9 @@ class Watchdog:
             left = max(0.0, doing.limit - seconds) if doing.allowed else 0.0
             self._heartbeat.beat(doing.step, doing.phase, seconds, left, main_frame(self._main))
 
-    def _excused(self, taken: float) -> bool:
+    def _excused(self) -> bool:
         """Whether a step is late because another rank is busy with what may take longer, such as a checkpoint."""
-        assert self.limits
-        if self._run is None or self._world_size == 1 or taken > self.limits.longest:
+        if self._run is None or self._world_size == 1 or self._doing.allowed:
             return False
         return any(beat.left > 0 for beat in read_beats(self._run).values() if beat.rank != self._rank)
 

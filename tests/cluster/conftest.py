@@ -68,6 +68,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def labelled(shards: Path, tmp_path: Path) -> Path:
+    """The shards with a val split, for probes, at a path that is no plain word."""
+    folder = tmp_path / "labelled data; $(exit 3)"
+    folder.mkdir()
+    shutil.copy(shards / "train-000000.tar", folder)
+    shutil.copy(shards / "train-000001.tar", folder / "val-000000.tar")
+    return folder
+
+
+@pytest.fixture
 def workplace(cluster: MiniCluster, tmp_path: Path, shards: Path) -> Iterator[Workplace]:
     """A folder to submit from."""
     yield Workplace(cluster, tmp_path, shards)
