@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from launch.cluster_commands import SUBMIT_EXAMPLES, submit
+from launch.dashboard.command import DASHBOARD_EXAMPLES, dashboard
 from launch.data_commands import changes_of, data_app
 from launch.pack_command import PACK_EXAMPLES, pack
 from launch.ranks import after_the_first, rank_of
@@ -255,6 +256,9 @@ def report(
 
     path = write_report(runs, out)
     typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB); open it in any browser")
+
+
+app.command(epilog=DASHBOARD_EXAMPLES)(dashboard)
 
 
 @app.command(

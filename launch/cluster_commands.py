@@ -148,7 +148,8 @@ def submit(
     plan = plan_submission(request, check_cluster=not dry_run or shutil.which("sinfo") is not None)
     lines = "\n".join(f"# {line}" for line in plan.lines)
     if dry_run:
-        typer.echo("\n".join([plan.script, *(job.script for job in plan.probes), lines]))
+        scripts = [plan.script, *(job.script for job in plan.probes), *([plan.wrapper] if plan.wrapper else [])]
+        typer.echo("\n".join([*scripts, lines]))
         return
     queued = queue(plan)
     typer.echo(lines)

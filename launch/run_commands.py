@@ -54,6 +54,8 @@ def status(
     """Show runs and their jobs: state, step, loss, speed, time left, last checkpoint, restarts, logs."""
     from launch.cluster.status import show
 
+    if places is None and not Path("runs").is_dir():
+        raise FileNotFoundError("there is no folder runs here; name a run, or the folder of many: selfsight status DIR")
     show(places or [Path("runs")], as_json, watch)
 
 

@@ -102,12 +102,14 @@ def check_run(config: Config, world_size: int) -> Checked:
     from data_pipelines.crops.any_channels import left_out_line
     from pretrain.data import resolve_executor
     from pretrain.datasets import held_out_line, open_datasets, sampler_of
+    from pretrain.diagnostics.knn import named_data
     from pretrain.encoders.supported import check_encoder  # imports torch, so after all that is known without
     from pretrain.initialise import check_init_from
     from pretrain.methods import check_sources
     from pretrain.normalisation import choose_normalisation, resolve_normalisation
 
     check_sources(config)
+    named_data(config)
     check_encoder(config)
     check_init_from(config)
     datasets = open_datasets(config.data)

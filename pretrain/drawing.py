@@ -48,7 +48,7 @@ class Drawing:
     def _of_a_copy(self, method: Method) -> dict[str, Tensor]:
         """The pictures by a method that is whole, on the first rank's host: ZeRO 3 fetches parameters in the order in
         which training used them, and fails at a forward pass that uses others."""
-        weights = whole_state_dict(method, zero_stage=3)  # collective
+        weights = whole_state_dict(method)  # collective
         if dist.get_rank() != 0:
             return {}
         if self._copy is None:

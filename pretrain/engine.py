@@ -198,3 +198,15 @@ def take_step(engine: Any, norm: float | None) -> None:
     engine.step()
     engine.set_gradient_accumulation_boundary(None)
     engine.zero_grad()
+
+
+def whole_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state dict on the CPU, of parameters that ZeRO 3 partitions. Collective: all ranks call it."""
+    import deepspeed
+
+    kept = module.state_dict().keys()
+    state = {name: value.detach().cpu() for name, value in module.named_buffers() if name in kept}
+    for name, parameter in module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            state[name] = parameter.detach().cpu().clone()
+    return state

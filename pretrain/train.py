@@ -28,7 +28,7 @@ from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
 from pretrain.config import check_batch
 from pretrain.data import check_ranks_agree, loader_of, resolve_executor
 from pretrain.datasets import held_out_line, open_datasets, sampler_of
-from pretrain.diagnostics import Diagnostics, TroubleError
+from pretrain.diagnostics import Diagnostics, TroubleError, knn_line, named_data
 from pretrain.drawing import Drawing
 from pretrain.encoders.supported import check_encoder
 from pretrain.engine import (
@@ -90,6 +90,7 @@ def pretrain(
         print(f"{folder} is finished; its {what} is in {folder / what}. To train longer, take another name=...")
         return folder
     check_sources(config)
+    named_data(config)
     if not CheckpointFolder(folder, config.checkpoint).all():  # a run that has begun needs init_from no more
         check_init_from(config)
     torch.set_num_threads(config.engine.threads or cores_per_process())
@@ -313,6 +314,8 @@ class Trainer:
                 self.tracker.system(self.step, machines)
                 seconds = self.window.seconds_per_step
                 self.tracker.say(progress_line(self.step, self.timeline.total_steps, epoch, metrics, seconds))
+                if "knn_top1" in metrics:
+                    self.tracker.say(knn_line(metrics))
                 for change in changes:
                     self.tracker.alarm(change.name, change.text, change.begins)
         every = tracking.pictures_every_steps

@@ -28,7 +28,9 @@ MAY_IMPORT = {
 HEAVY = ("torch", "torchvision", "timm", "deepspeed", "wandb", "matplotlib", "sklearn", "webdataset")
 LIGHT_MODULES = (
     "launch.cli",
+    "launch.cluster.submit",
     "launch.demo",
+    "launch.following",
     "launch.local",
     "launch.ranks",
     "launch.training",

@@ -20,7 +20,7 @@ import resource
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,24 +93,29 @@ def versions() -> dict[str, str | None]:
 
 def code_checksum() -> str:
     """Of our packages' sources, as they lie on this node: a node with an old copy has another one."""
+    return checksum_of({package: _root(package) for package in OUR_PACKAGES})
+
+
+def checksum_of(folders: Mapping[str, Path]) -> str:
+    """Of the sources in folders, by the names of the packages; where the folders lie does not count."""
     digest = hashlib.sha256()
-    for package in OUR_PACKAGES:
-        spec = importlib.util.find_spec(package)
-        assert spec is not None
-        assert spec.origin is not None
-        root = Path(spec.origin).parent
+    for package, root in folders.items():
         for path in sorted(path for path in root.rglob("*") if path.suffix in CODE and path.is_file()):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{package}/{path.relative_to(root).as_posix()} {content}\n".encode())
     return digest.hexdigest()[:12]
 
 
-def git_commit() -> str | None:
-    """The commit of a checkout, with `+` where tracked files differ from it; None where there is none."""
-    spec = importlib.util.find_spec("launch")
+def _root(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.origin is not None
-    root = Path(spec.origin).parents[1]
+    return Path(spec.origin).parent
+
+
+def git_commit() -> str | None:
+    """The commit of a checkout, with `+` where tracked files differ from it; None where there is none."""
+    root = _root("launch").parent
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
@@ -161,8 +166,9 @@ def _gpus(config: Config, report: Report) -> None:
     try:
         gpus = visible_gpus(os.environ)
     except SmiError as error:
+        # on nodes without GPUs it may be installed and find no driver; where others have some, the count tells
         report.facts["GPUs"] = 0
-        report.trouble("GPUs", "sick", str(error))
+        report.trouble("GPUs", "sick" if wanted == "cuda" else "warn", str(error))
         return
     report.facts["GPUs"] = len(gpus or [])
     if not gpus:

@@ -36,13 +36,16 @@ def visible_gpus(environ: Mapping[str, str]) -> list[Gpu] | None:
         rows = _ask(f"--query-gpu={','.join(_FIELDS)}")
     except FileNotFoundError:
         return None
+    if any(len(row) != len(_FIELDS) for row in rows):
+        raise SmiError(f"nvidia-smi prints what is not understood: {rows[0]}")
     gpus = [
         Gpu(int(index), uuid, name, _number(memory), _number(used), _number(errors))
         for index, uuid, name, memory, used, errors in rows
     ]
     busy: dict[str, list[int]] = {}
-    for uuid, pid in _ask("--query-compute-apps=gpu_uuid,pid"):
-        busy.setdefault(uuid, []).append(int(pid))
+    for uuid, *rest in _ask("--query-compute-apps=gpu_uuid,pid"):
+        if rest and rest[0].isdigit():  # else it is not for us to know
+            busy.setdefault(uuid, []).append(int(rest[0]))
     gpus = [Gpu(g.index, g.uuid, g.name, g.memory, g.used, g.errors, tuple(busy.get(g.uuid, ()))) for g in gpus]
     return _visible(gpus, environ.get("CUDA_VISIBLE_DEVICES"))
 

@@ -38,7 +38,7 @@ from launch.cluster.meeting import DONE, FAILED, REDUCED, Meeting, Report, names
 from launch.ranks import Ranks, rank_environment, tasks_of_nodes
 from pretrain.config import load_config
 from pretrain.history import record
-from pretrain.run_folder import check_run_folder
+from pretrain.run_folder import begun_config, check_run_folder
 from pretrain.schema import Config
 from pretrain.stopping import EXIT_STOPPED, EXIT_USER_ERROR, StopRequest
 
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(given[0], given[1:])
         if only_result:
             return result_of(config, ranks)
-        check_run_folder(config)
+        if begun_config(config) is None:  # of a run that has begun, training compares what its settings came to
+            check_run_folder(config)
         return Preflight(config, ranks, stop).run()
     except (ValueError, OSError) as error:
         if os.environ.get("SELFSIGHT_TRACEBACK") == "1":

@@ -158,8 +158,6 @@ def _problem(asked: Resources, partition: Partition) -> str | None:
         if value is not None and (value in denied or (allowed is not None and value not in allowed)):
             hint = f"; allowed: {', '.join(allowed)}" if allowed else ""
             return f"{name} does not take {option} {value}{hint}"
-        if value is None and allowed is not None:
-            return f"{name} takes jobs of {', '.join(allowed)} only; name yours with {option}"
     return None
 
 

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,20 @@ class RunFacts:
 def find_runs(places: Iterable[Path]) -> list[Path]:
     """The runs among these folders, and within those that are none; a folder that is not there is refused."""
     found: list[Path] = []
-    for place in places:
+    for place in map(resolve, places):
         if not place.is_dir():
-            raise FileNotFoundError(f"{place} is no folder; name a run, as in runs/NAME, or the folder of many")
+            raise FileNotFoundError(f"there is no folder {place}; name a run, as in runs/NAME, or the folder of many")
         if is_run(place):
             found.append(place)
         else:
             found += sorted(Path(entry.path) for entry in os.scandir(place) if entry.is_dir() and is_run(entry.path))
     return list(dict.fromkeys(found))
+
+
+def resolve(place: Path) -> Path:
+    """A folder, or the run of that name in `runs/`."""
+    beside = Path("runs") / place
+    return beside if not place.exists() and len(place.parts) == 1 and beside.is_dir() else place
 
 
 def is_run(folder: Path | str) -> bool:
@@ -151,10 +158,9 @@ def _sections(path: Path, wanted: Iterable[str]) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return {}
-    starts = [(match[1], match.start()) for match in _SECTIONS.finditer(text)]
-    ends = [start for _, start in starts[1:]] + [len(text)]
+    starts = [*((match[1], match.start()) for match in _SECTIONS.finditer(text)), ("", len(text))]
     found: dict[str, Any] = {}
-    for (name, start), end in zip(starts, ends, strict=True):
+    for (name, start), (_, end) in pairwise(starts):
         if name in wanted:
             try:
                 found |= yaml.load(text[start:end], Loader=_Loader)

@@ -21,6 +21,7 @@ _MISSING = "import importlib.util as u, sys; print(*[n for n in sys.argv[1:] if 
 def check_run_to_submit(config: Config, ranks: int) -> Checked:
     """As `check_run`, and what only matters to a job that starts by itself, later: folder, resuming, wandb."""
     checked = check_run(config, ranks)
+    from pretrain.checkpoints.folder import CheckpointFolder, check_resume, damage, read_state
     from pretrain.run_folder import check_run_folder
     from pretrain.train import is_finished, resolve
 
@@ -28,6 +29,9 @@ def check_run_to_submit(config: Config, ranks: int) -> Checked:
     folder = check_run_folder(resolved)
     if is_finished(folder, resolved, checked.sampler):
         raise ConfigError(f"{folder} is finished; to train longer or otherwise, take another --name")
+    for path in CheckpointFolder(folder, resolved.checkpoint).all()[-1:]:
+        if damage(path) is None:  # else training takes the one before it, and says so
+            check_resume(path, read_state(path))
     _check_not_trained(folder)
     _check_wandb(config)
     return checked

@@ -67,8 +67,7 @@ def judge(run: RunFacts, there: Iterable[Job] | None, gone: dict[str, str], over
     mine = [job for job in jobs if {job.id, job.number} & set(run.jobs)]
     probing = [job for job in jobs if {job.id, job.number, job.id.partition("_")[0]} & set(run.probes)]
     state, why = _state(run, mine, gone)
-    last = run.last("submitted", "started", "requeued", "ended", "given_up")
-    if there is None and state in ("died", "gone", "stopped", "new") and last is not None and last.get("job"):
+    if there is None and state in ("died", "gone", "stopped", "new") and run.jobs:
         state, why = _elsewhere(run) or ("unknown", f"job {run.jobs[-1]}, and the queue is not known")
     row = run.row or {}
     loss = row.get("loss")

@@ -13,6 +13,7 @@ from launch.cluster.arithmetic import solve_accumulation
 from launch.cluster.probes import ProbeJob, ProbeOptions, check_probes, probe_jobs
 from launch.cluster.quoting import bash_words, log_pattern, sbatch_line
 from launch.cluster.render import container_python, render, set_arguments, settings_of
+from launch.cluster.requeue import newest_checkpoint
 from launch.cluster.resources import Resources, check_resources, with_time
 from launch.cluster.runs import check_interpreter, check_not_queued, check_run_to_submit
 from launch.cluster.shared import local_lines
@@ -185,7 +186,9 @@ def _check_element(request: Request, element: Element, sweep: str | None) -> tup
     check_writable(folder)
     checked = check_run_to_submit(config, ranks)
     preset = request.preset if not request.preset.startswith("-") else f"./{request.preset}"
-    return Run(config.name, folder, (preset, *overrides)), [*checked.chosen, *plan_of(checked, ranks)]
+    begun = newest_checkpoint(folder)
+    goes_on = [f"continues {folder} from its checkpoint of step {begun:,}"] if begun >= 0 else []
+    return Run(config.name, folder, (preset, *overrides)), [*goes_on, *checked.chosen, *plan_of(checked, ranks)]
 
 
 def _places(request: Request, config: Config) -> dict[str, Path]:

@@ -169,7 +169,9 @@ def _probes_compared(runs: Sequence[Run], problems: list[str]) -> Html | None:
         found = sections.probes(run, problems)
         if found is not None:
             shown.append(joined([element("h3", run.name, class_=f"run c{number % 8}"), found]))
-    return joined(shown) if shown else None
+    if not shown:
+        return None
+    return joined([sections.probes_compared(runs), element("details", element("summary", "every probe"), *shown)])
 
 
 def _settings_compared(runs: Sequence[Run]) -> Html | None:

@@ -52,16 +52,19 @@ def tiles(run: Run) -> Html:
         low = (loss.extent() or (loss.last,))[0]
         shown.append(_tile("loss", f"{loss.last:.4g}", f"lowest {low:.4g}"))
     for column, value, baseline in _best(run):
-        shown.append(_tile(column, f"{100 * value.share:.1f} %", f"± {100 * (value.error or 0):.1f}{baseline}"))
+        shown.append(_tile(column, f"{100 * value.share:.1f}\u00a0%", f"± {100 * (value.error or 0):.1f}{baseline}"))
     speed, wait = series.get("images_per_second"), series.get("data_wait")
     if speed is not None and speed.last is not None:
-        waiting = "" if wait is None or wait.last is None else f"waiting for data {100 * wait.last:.1f} %"
+        waiting = "" if wait is None or wait.last is None else f"waiting for data {100 * wait.last:.1f}\u00a0%"
         shown.append(_tile("images per second", f"{speed.last:,.0f}", waiting))
     restarts, alarms = len(list(chronicle.starts_of(run.history))), len(list(chronicle.alarms_of(run.history)))
     if run.history:
         shown.append(
             _tile(
-                "restarts", str(restarts), f"{alarms} alarm{'s' if alarms != 1 else ''}", kind="ended" if alarms else ""
+                "restarts",
+                str(restarts),
+                f"{alarms} alarm{'s' if alarms != 1 else ''}",
+                kind="alarmed" if alarms else "",
             )
         )
     return element("div", *shown, class_="tiles")
@@ -149,6 +152,30 @@ def probes(run: Run, problems: list[str]) -> Html | None:
     return joined([last, element("details", element("summary", f"{len(earlier)} earlier probes"), *reversed(earlier))])
 
 
+def probes_compared(runs: Sequence[Run]) -> Html | None:
+    """The pretrained row of each run's newest probe, beside the untrained one, as one table."""
+    found: list[tuple[str, Results]] = []
+    for run in runs:
+        for name, results in sorted(run.probes, key=lambda probe: _step_of(probe[1]), reverse=True):
+            try:
+                found.append((f"{run.name}, step {_step_of(results):,} ({name})", read_results(results)))
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+                continue
+            break
+    if len(found) < 2:
+        return None
+    columns = list(dict.fromkeys(column.rstrip("*") for _, told in found for column in told.columns))
+    rows = []
+    for name, told in found:
+        values = {row: dict(zip((c.rstrip("*") for c in told.columns), cells, strict=True)) for row, cells in told.rows}
+        shown = []
+        for column in columns:
+            ours, fresh = (values.get(row, {}).get(column) for row in ("pretrained", "untrained"))
+            shown.append("-" if ours is None else f"{ours}" + ("" if fresh is None else f" ({100 * fresh.share:.1f})"))
+        rows.append((name, *shown))
+    return table(["", *columns], rows, "the newest probe of each run: top-1 in % (untrained)")
+
+
 def galleries(runs: Sequence[Run], budget: int, problems: list[str]) -> Html | None:
     """Pictures over the steps; of several runs, the last of each."""
     wanted = [(run, name, steps) for run in runs for name, steps in sorted(run.pictures.items(), key=_crops_last)]
@@ -185,7 +212,7 @@ def galleries(runs: Sequence[Run], budget: int, problems: list[str]) -> Html | N
                 class_="gallery",
             )
         )
-    return element("div", *shown, class_="galleries") if shown else None
+    return element("div", *shown, class_="galleries side" if len(runs) > 1 else "galleries") if shown else None
 
 
 def chronicle_of(run: Run) -> Html | None:
@@ -308,7 +335,11 @@ def _best(run: Run) -> Iterator[tuple[str, Measured, str]]:
         for place in dict.fromkeys(places):
             value, untrained = rows["pretrained"][place], rows.get("untrained", [None] * len(told.columns))[place]
             if value is not None:
-                yield told.columns[place].rstrip("*"), value, f", untrained {untrained.share:.1%}" if untrained else ""
+                yield (
+                    told.columns[place].rstrip("*"),
+                    value,
+                    f", untrained {100 * untrained.share:.1f}\u00a0%" if untrained else "",
+                )
         return
 
 

@@ -192,7 +192,9 @@ class Diagnostics:
                 told += f" (more in {place})"
             except OSError as error:  # a full disk is no reason to leave the other ranks waiting
                 told += f" ({place} can't be written: {error})"
-            try_record(self.folder, "alarm", step=step + 1, name="non_finite", text=wrong + told, skipped=skips)
+            try_record(
+                self.folder, "alarm", step=step + 1, name="non_finite", text=wrong + told, begins=True, skipped=skips
+            )
         if not skips:
             self.settle()
             last = [str(path) for path in CheckpointFolder(self.folder, self.config.checkpoint).all()[-1:]]

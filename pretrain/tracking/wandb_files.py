@@ -8,6 +8,7 @@ Python, and its command that prints such files reads nothing of a run that was k
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pretrain.tracking.say import say
 HEADER = b":W&B"
 MAGIC = 0xBEE1
 BLOCK = 32 * 1024
+_HEADER_BYTES = 7
 _PART = struct.Struct("<IHB")  # checksum, length, kind
 _FULL, _FIRST, _LAST = 1, 2, 4
 
@@ -88,12 +90,13 @@ class Had:
     """Of which steps wandb has rows, by their kind, and what its summary says.
 
     online: rows that were given to a server, which may have got all but the last. all_to: the step up to which a
-    server says it has them, where one was asked.
+    server says it has them, where one was asked. named: the metrics whose axis this life has told.
     """
 
     offline: set[tuple[str, int]] = field(default_factory=set)
     online: set[tuple[str, int]] = field(default_factory=set)
     all_to: int | None = None
+    named: set[str] = field(default_factory=set)
     summary: dict[str, Any] = field(default_factory=dict)
 
     def has(self, kind: str, step: int) -> bool:
@@ -186,12 +189,30 @@ def _update(values: dict[str, Any], items: Any) -> None:
         inner[path[-1]] = value
 
 
+def mend(path: Path) -> int:
+    """Cut off the record in the midst of which a killed life's file ends; the number of bytes.
+
+    `wandb sync` takes such a file for one that is still written to, and never for done.
+    """
+    torn = path.stat().st_size - max((end for end, _ in _records(path)), default=_HEADER_BYTES)
+    if torn > 0:
+        os.truncate(path, path.stat().st_size - torn)
+        return torn
+    return 0
+
+
 def _payloads(path: Path) -> Iterator[bytes]:
-    """The records of a file, put together from their parts; one that is torn at the end is left out."""
+    """The records of a file; one that is torn at the end is left out."""
+    return (payload for _, payload in _records(path))
+
+
+def _records(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Where each record of a file ends, and what is in it, put together from its parts."""
     content = path.read_bytes()
-    if content and (len(content) < 7 or content[:4] != HEADER or struct.unpack("<H", content[4:6])[0] != MAGIC):
+    magic = content[4:6]
+    if content and (content[:4] != HEADER or len(magic) < 2 or struct.unpack("<H", magic)[0] != MAGIC):
         raise WandbFileError(f"{path} is no .wandb file (it begins with {content[:7]!r})")
-    position, parts = 7, b""
+    position, parts = _HEADER_BYTES, b""
     while position + _PART.size <= len(content):
         left = BLOCK - position % BLOCK
         if left < _PART.size:  # too small for a part: filled with zeros
@@ -201,12 +222,11 @@ def _payloads(path: Path) -> Iterator[bytes]:
         position += _PART.size
         if kind == 0 or position + length > len(content):
             return
-        parts = (
-            content[position : position + length] if kind in (_FULL, _FIRST) else parts + content[position:][:length]
-        )
+        part = content[position : position + length]
+        parts = part if kind in (_FULL, _FIRST) else parts + part
         position += length
         if kind in (_FULL, _LAST):
-            yield parts
+            yield position, parts
             parts = b""
 
 

@@ -54,8 +54,8 @@ class Identity:
     kept: bool = True
 
 
-def identity_of(folder: Path, config: Config) -> Identity:
-    """The wandb run of a training: the one whose id is in `wandb.json`, or a new id, written there."""
+def identity_of(folder: Path, config: Config, keep: bool = True) -> Identity:
+    """The wandb run of a training: the one whose id is in `wandb.json`, or a new id, which is kept there."""
     tracking = config.tracking
     mode = wandb_mode(tracking.wandb)
     if mode == "disabled":
@@ -72,6 +72,7 @@ def identity_of(folder: Path, config: Config) -> Identity:
         notes=tracking.notes or config.description or None,
         tags=tracking.tags,
         config={"yaml": dump_config(config)} | as_shown(config),
+        kept=keep,
     )
     _store(identity)
     return identity
@@ -184,9 +185,7 @@ class WandbRun:
         say(f"wandb gets no more rows; {self._advice()}")
 
     def _begin(self, opened: Any) -> Had:
-        """Say what the axes are, and send what earlier lives of the run have written down but wandb lacks."""
-        opened.define_metric("*", step_metric="step")
-        opened.define_metric("probe/*", step_metric="probe/step")
+        """Send what earlier lives of the run have written down but wandb lacks."""
         identity = self.identity
         had = what_wandb_has(identity.folder, identity.id, identity.project)
         if opened.resumed:  # only a server says so
@@ -297,6 +296,10 @@ def _send(run: Any, row: dict[str, Any], had: Had) -> None:
     kind = kind_of(row)
     if "step" in row and not had.add(kind, row["step"]):
         return
+    axis = "step" if "step" in row else "probe/step"
+    for name in row.keys() - had.named - {axis, "caption"}:
+        run.define_metric(name, step_metric=axis)  # each by its name: which of two patterns counts, nobody says
+        had.named.add(name)
     if kind.startswith("pictures/"):
         import wandb
 

@@ -51,8 +51,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniCluster]:
 def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Cancel what a failed test left running: the next one finds idle nodes."""
     yield
-    if "cluster" in request.fixturenames and "cluster" in request.node.funcargs:
-        running: MiniCluster = request.node.funcargs["cluster"]
+    running: MiniCluster | None = (getattr(request.node, "funcargs", None) or {}).get("cluster")
+    if running is not None:
         if jobs := running.run("squeue", "--noheader", "--format=%A").stdout.split():
             running.run("scancel", "--full", "--signal=KILL", *jobs, check=False)
             running.run("scancel", *jobs, check=False)
@@ -64,6 +64,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """120 images of 32x32 px in two shards."""
     folder = tmp_path_factory.mktemp("cluster-shards")
     write_shards(folder)
+    return folder
+
+
+@pytest.fixture
+def labelled(shards: Path, tmp_path: Path) -> Path:
+    """The shards with a val split, for probes, at a path that is no plain word."""
+    folder = tmp_path / "labelled data; $(exit 3)"
+    folder.mkdir()
+    shutil.copy(shards / "train-000000.tar", folder)
+    shutil.copy(shards / "train-000001.tar", folder / "val-000000.tar")
     return folder
 
 

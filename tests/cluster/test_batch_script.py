@@ -38,7 +38,9 @@ def test_a_job_that_crashes_each_time_is_given_up_after_the_bound(workplace: Wor
     assert "What to do" in workplace.printed(job)
 
 
-@pytest.mark.parametrize("code", [2, 87, 88])
+@pytest.mark.parametrize(
+    "code", [pytest.param(2, marks=pytest.mark.cluster_full), 87, pytest.param(88, marks=pytest.mark.cluster_full)]
+)
 def test_what_would_go_wrong_again_is_not_requeued(workplace: Workplace, code: int) -> None:
     job = workplace.pretrain(workplace.preset("run"), **fake(workplace, f"exit {code}"))
     record = workplace.cluster.wait(job, "FAILED")
@@ -62,6 +64,7 @@ def test_ranks_that_stop_one_after_the_other_have_stopped(workplace: Workplace) 
     assert [event["code"] for event in workplace.requeued("run")] == [85]
 
 
+@pytest.mark.cluster_full
 def test_a_rank_that_is_silent_after_the_others_ended_is_killed_within_a_minute(workplace: Workplace) -> None:
     training = "(( SLURM_PROCID )) && exit 86; trap '' TERM; while :; do sleep 1; done"
     env = fake(workplace, training) | {"SELFSIGHT_MAX_FAILURES": "0"}
@@ -84,7 +87,9 @@ def test_a_cancelled_job_stays_cancelled(workplace: Workplace) -> None:
     assert workplace.requeued("run") == []
 
 
-@pytest.mark.parametrize("who", ["the direct tasks only", "every process of the steps"])
+@pytest.mark.parametrize(
+    "who", ["the direct tasks only", pytest.param("every process of the steps", marks=pytest.mark.cluster_full)]
+)
 def test_told_to_end_by_either_way_of_signalling(workplace: Workplace, who: str) -> None:
     training = (
         "[[ ${SLURM_RESTART_COUNT:-0} == 1 ]] && exit 0; trap 'asked=1' TERM USR1; echo training; asked=0; "

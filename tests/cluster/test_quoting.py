@@ -7,8 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from test_submit import QUICK, queued
-from workplace import Workplace
+from workplace import Workplace, queued
 
 #: Stands for the interpreter: writes down how the trainer is called; everything else is Python as ever.
 RECORDER = """#!{python}
@@ -39,7 +38,7 @@ def test_everything_arrives_byte_for_byte(workplace: Workplace) -> None:
         "runs=runs of $(touch INJECTED) 'q' %j %%",
         "tracking.tags=['a b', \"$(x)\"]",
     ]
-    command = [sys.executable, "-m", "launch", "submit", preset.name, *overrides, "--site=site.yaml", *QUICK]
+    command = [sys.executable, "-m", "launch", "submit", preset.name, *overrides, "--site=site.yaml", "--time=10"]
     done = workplace.cluster.run(*command, cwd=folder, env={"SELFSIGHT_PYTHON": str(recorder)}, timeout=120)
     job, _ = queued(done.stdout)
     workplace.cluster.wait(job, "COMPLETED", timeout=120)

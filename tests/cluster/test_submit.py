@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,24 +15,6 @@ from launch.cluster.submit import Request, plan_submission, queue
 from pretrain.tracking.wandb_files import read_wandb_file, wandb_files
 
 OFFLINE = {"WANDB_MODE": "offline"}
-QUICK = ("--probe-time=10", "--time=10")
-
-
-@pytest.fixture
-def labelled(workplace: Workplace) -> Path:
-    """The shards, with a val split whose path is no plain word."""
-    folder = workplace.folder / "labelled data; $(exit 3)"
-    folder.mkdir()
-    shutil.copy(workplace.shards / "train-000000.tar", folder)
-    shutil.copy(workplace.shards / "train-000001.tar", folder / "val-000000.tar")
-    return folder
-
-
-def queued(printed: str) -> tuple[str, list[str]]:
-    """The training job that was queued, and its probes."""
-    found = re.search(r"queued job (\d+):[^;]*?(?:, probes in ([\d, ]+))?;", printed)
-    assert found is not None, printed
-    return found[1], found[2].split(", ") if found[2] else []
 
 
 def jobs_of(workplace: Workplace) -> list[str]:
@@ -44,8 +25,7 @@ def test_mae_and_dino_train_on_two_nodes_and_are_probed(workplace: Workplace, la
     waiting = []
     for method in ("mae", "dino"):
         preset = workplace.preset(method, method, tracking={"wandb": "auto"})
-        done = workplace.selfsight("submit", preset, "--nodes=2", f"--probe={labelled}", *QUICK, **OFFLINE)
-        waiting.append((method, *queued(done.stdout)))
+        waiting.append((method, *workplace.submit(preset, "--nodes=2", f"--probe={labelled}", **OFFLINE)))
     for name, job, probes in waiting:
         workplace.cluster.wait(job, "COMPLETED", timeout=240)
         workplace.cluster.wait(*probes, "COMPLETED", timeout=240)
@@ -96,15 +76,15 @@ def test_what_the_cluster_has_not_is_refused_and_nothing_is_queued_or_written(wo
 def test_a_run_is_queued_once_and_its_probe_goes_with_it(workplace: Workplace, labelled: Path) -> None:
     preset = workplace.preset("tiny")
     workplace.sbatch("--nodes=3", "--exclusive", "--wrap=sleep 600", "--output=/dev/null")  # so that it has to wait
-    job, (probe,) = queued(workplace.selfsight("submit", preset, f"--probe={labelled}", *QUICK).stdout)
+    job, (probe,) = workplace.submit(preset, f"--probe={labelled}")
     assert workplace.cluster.job(probe)["Dependency"].startswith(f"afterok:{job}")
-    again = workplace.selfsight("submit", preset, *QUICK, check=False)
+    again = workplace.selfsight("submit", preset, check=False)
     assert again.returncode == 2
     assert f"has job {job} in the queue already (PENDING)" in " ".join(again.stderr.split())
     workplace.cluster.run("scancel", job)
     # what waits for a job that will never be COMPLETED does not wait for ever
     workplace.cluster.wait(probe, "CANCELLED", timeout=60)
-    other, _ = queued(workplace.selfsight("submit", preset, *QUICK).stdout)
+    other, _ = workplace.submit(preset)
     assert other not in (job, probe)
 
 
@@ -130,8 +110,7 @@ def test_if_a_later_part_is_refused_nothing_stays_queued(workplace: Workplace, m
 @pytest.mark.cluster_full
 def test_milestones_are_probed_while_training_runs(workplace: Workplace, labelled: Path) -> None:
     preset = workplace.preset("tiny")
-    done = workplace.selfsight("submit", preset, "--nodes=2", f"--probe={labelled}", "--probe-every=0.2", *QUICK)
-    job, probes = queued(done.stdout)
+    job, probes = workplace.submit(preset, "--nodes=2", f"--probe={labelled}", "--probe-every=0.2")
     for one in (job, *probes):
         workplace.cluster.wait(one, "COMPLETED", timeout=300)
     steps = sorted({int(path.name.split("-")[1]) for path in (workplace.runs / "tiny" / "eval").glob("probe-*.json")})
@@ -141,8 +120,7 @@ def test_milestones_are_probed_while_training_runs(workplace: Workplace, labelle
 @pytest.mark.cluster_full
 def test_a_follower_whose_training_is_cancelled_ends(workplace: Workplace, labelled: Path) -> None:
     preset = workplace.preset("tiny", train={"steps": 100_000})
-    done = workplace.selfsight("submit", preset, f"--probe={labelled}", "--probe-every=0.2", *QUICK)
-    job, (behind, beside) = queued(done.stdout)
+    job, (behind, beside) = workplace.submit(preset, f"--probe={labelled}", "--probe-every=100")
     workplace.until_step("tiny", 10, job)
     workplace.cluster.run("scancel", job)
     workplace.cluster.wait(behind, "CANCELLED", timeout=60)

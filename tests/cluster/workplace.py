@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ class Workplace:
         argv = [sys.executable, "-m", "launch", *arguments]
         return self.cluster.run(*argv, check=check, timeout=300, cwd=self.folder, env=env)
 
+    def submit(self, preset: Path, *options: str, **env: str) -> tuple[str, list[str]]:
+        """`selfsight submit` with time limits that the cluster allows: the training job, and its probes."""
+        return queued(self.selfsight("submit", preset, "--time=10", "--probe-time=10", *options, **env).stdout)
+
     def metrics(self, name: str) -> list[dict[str, Any]]:
         """The rows of a run's metrics.jsonl; none where it has not begun."""
         return _rows(self.runs / name / "metrics.jsonl")
@@ -77,6 +82,13 @@ class Workplace:
             f"step {step} of {name}",
             about=lambda: self.cluster.log(job),
         )
+
+
+def queued(printed: str) -> tuple[str, list[str]]:
+    """The training job, and the probe jobs, that `selfsight submit` says it has queued."""
+    found = re.search(r"queued job (\d+):[^;]*?(?:, probes in ([\d, ]+))?;", printed)
+    assert found is not None, printed
+    return found[1], found[2].split(", ") if found[2] else []
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

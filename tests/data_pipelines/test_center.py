@@ -43,6 +43,15 @@ def test_in_order_and_every_sample_once(dataset: Dataset) -> None:
     assert torch.equal(torch.cat([images for images, _, _ in ranks]), images)
 
 
+def test_chosen_samples_in_the_order_given(dataset: Dataset) -> None:
+    chosen = [41, 3, 17, 3]
+    whole = torch.cat([images for images, _, _ in center_crops(dataset, 16)])
+    batches = list(center_crops(dataset, 16, batch_size=3, samples=chosen))
+    assert [samples.tolist() for _, _, samples in batches] == [chosen[:3], chosen[3:]]
+    assert torch.equal(torch.cat([images for images, _, _ in batches]), whole[chosen])
+    assert torch.cat([labels for _, labels, _ in batches]).tolist() == [1, 3, 7, 3]
+
+
 def test_bad_samples_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = [(f"{number}.png", encode(picture(number))[: 60 if number == 2 else None]) for number in range(5)]
     write_tar(tmp_path / "val-0.tar", files)

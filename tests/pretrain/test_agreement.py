@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from pretrain.agreement import Agreed, agree
+from pretrain.agreement import Agreed, agree, tell_all
 from pretrain.engine import initialise_distributed
 
 
@@ -11,6 +11,12 @@ def test_numbers_keep_all_their_digits() -> None:
     initialise_distributed(torch.device("cpu"))
     agreed = agree({"loss": torch.tensor(0.5), "digest": float(2**32 - 1)}, torch.device("cpu"))
     assert agreed.by_rank == {"loss": [0.5], "digest": [2**32 - 1]}
+
+
+def test_longer_things_are_told_as_json() -> None:
+    initialise_distributed(torch.device("cpu"))
+    found = {"layer": "encoder.blocks.3", "samples": [1, None, "é"]}
+    assert tell_all(found, torch.device("cpu")) == [found]
 
 
 def test_what_holds_for_all_ranks() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,44 +55,47 @@ def test_pictures_show_the_same_images_and_leave_no_trace(method: str, shards: P
     assert not np.array_equal(crops[1], crops[2])  # those of the step itself: what the loader gives
 
 
-def test_two_ranks_under_zero_3_and_a_resume_draw_what_one_process_draws(shards: Path, tmp_path: Path) -> None:
-    tracking = {"pictures_every_steps": 2}
-    one = config_data("dino", "vit", shards, tmp_path / "one", train={"steps": 4}, tracking=tracking)
+def test_two_ranks_under_zero_3_draw_what_one_process_draws(shards: Path, tmp_path: Path) -> None:
+    one = config_data("dino", "vit", shards, tmp_path / "one", train={"steps": 3}, tracking={"pictures_every_steps": 2})
+    rounded = {**one, "runs": str(tmp_path / "bf16"), "engine": {**one["engine"], "precision": "bf16"}}
     two = {**one, "runs": str(tmp_path / "two"), "engine": {**one["engine"], "zero_stage": 3}}
     plain = {**two, "runs": str(tmp_path / "plain"), "tracking": {**one["tracking"], "pictures_every_steps": 0}}
-    first_half = {**two, "checkpoint": {"every_steps": 2}, "runs": str(tmp_path / "halves")}
-    rounded = {**one, "runs": str(tmp_path / "bf16"), "engine": {**one["engine"], "precision": "bf16"}}
     for data in (one, rounded):
         pretrain(parse_config(data))
     run_all([two, plain], 2, tmp_path)
     assert losses(two) == losses(plain)
-
-    name = "attention*"
-    there, here = drawn(two, name), drawn(one, name)
-    assert drawn(rounded, name)[4].shape == here[4].shape
-    assert sorted(there) == sorted(here) == [1, 2, 4]
+    there, here = drawn(two, "attention*"), drawn(one, "attention*")
+    assert sorted(there) == sorted(here) == [1, 2, 3]
     for step, picture in there.items():
+        assert picture.shape == here[step].shape == drawn(rounded, "attention*")[step].shape
         difference = np.abs(picture.astype(int) - here[step].astype(int))
-        assert picture.shape == here[step].shape
-        assert (difference[:, :64] == 0).all()
+        assert (difference[:, :64] == 0).all()  # the images
         assert np.median(difference) <= 1
-    run_all([first_half], 2, tmp_path)
-    run = Path(first_half["runs"]) / first_half["name"]
-    for path in (run / "pictures").iterdir():
+
+
+def test_a_resumed_run_draws_what_it_would_have_drawn(shards: Path, tmp_path: Path) -> None:
+    data = config_data("mae", "swin", shards, tmp_path, train={"steps": 4}, checkpoint={"every_steps": 2})
+    data["tracking"]["pictures_every_steps"] = 1
+    run = pretrain(parse_config(data))
+    first = drawn(data, "reconstructions")
+    for path in [*(run / "pictures").iterdir(), *(run / "encoder").iterdir()]:
         path.unlink()
-    again = {**first_half, "tracking": {**first_half["tracking"], "pictures_every_steps": 1}}
-    _go_back(run, to=2)
-    run_all([again], 2, tmp_path)
-    resumed = drawn(again, name)
-    assert sorted(resumed) == [3, 4]
-    assert np.array_equal(resumed[4], there[4])
+    shutil.rmtree(run / "checkpoints" / "step-00000004")  # as if it had been killed after step 2
+    pretrain(parse_config(data))
+    again = drawn(data, "reconstructions")
+    assert sorted(again) == [3, 4]
+    assert all(np.array_equal(again[step], first[step]) for step in again)
 
 
-def _go_back(run: Path, to: int) -> None:
-    """As if the run had been killed after its checkpoint of step `to`."""
-    import shutil
+def test_images_that_are_gone_do_not_end_a_run(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(*_: Any, **__: Any) -> None:
+        raise OSError("the shard is gone")
 
-    for path in (run / "checkpoints").glob("step-*"):
-        if int(path.name[5:]) > to:
-            shutil.rmtree(path)
-    shutil.rmtree(run / "encoder")
+    monkeypatch.setattr("pretrain.drawing.loader_of", gone)
+    data = config_data("mae", "vit", shards, tmp_path, train={"steps": 2})
+    data["tracking"]["pictures_every_steps"] = 1
+    pretrain(parse_config(data))
+    assert sorted(drawn(data, "reconstructions")) == [1, 2]
+    assert "can't be read again (the shard is gone)" in capsys.readouterr().out

@@ -102,7 +102,7 @@ def test_a_training_is_one_run_over_all_its_lives(tmp_path: Path) -> None:
         assert (file.entity, file.notes, file.name) == ("lab", "why", config.name)
         assert file.config["optim"]["lr"] == config.optim.lr
         assert (file.summary["loss"], file.ended) == (1 / last, True)
-        assert {"glob": "*", "step_metric": "step"} in file.metrics
+        assert {"name": "loss", "step_metric": "step"} in file.metrics
     stored = json.loads((tmp_path / config.name / "wandb.json").read_text())
     assert {stored["id"]} == tracked.ids
     assert [row["step"] for row in read_rows(tmp_path / config.name / "metrics.jsonl")] == list(range(1, 10))

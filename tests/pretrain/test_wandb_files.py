@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tracked import tracked_run
 
-from pretrain.tracking.wandb_files import BLOCK, WandbFileError, read_wandb_file, wandb_files, what_wandb_has
+from pretrain.tracking.wandb_files import BLOCK, WandbFileError, mend, read_wandb_file, wandb_files, what_wandb_has
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,9 @@ def test_a_torn_file_is_read_up_to_where_it_ends(folder: Path, tmp_path: Path, s
     rows, whole = read_wandb_file(torn).history, read_wandb_file(path).history
     assert 0 < len(rows) < len(whole)
     assert rows == whole[: len(rows)]
+    assert mend(torn) > 0
+    assert mend(torn) == 0
+    assert read_wandb_file(torn).history == rows
 
 
 def test_other_files_are_refused_and_an_empty_one_is_empty(tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""What runs wrote offline, sent to the wandb server: in order, once, and with what wandb lost on the way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pretrain.config import load_config
+from pretrain.tracking.wandb_files import mend, read_wandb_file, wandb_files, what_wandb_has
+from pretrain.tracking.wandb_run import Identity, WandbRun, identity_of, missing_rows, stored_identity, wandb_mode
+
+LIVE_SECONDS = 600.0  # a file that was written to within these may still be
+
+
+def sync(runs: Sequence[Path], timeout_minutes: float) -> list[str]:
+    """Send all offline files of runs that are not sent yet; a line for each run.
+
+    May be repeated: what is sent is marked so by wandb. A file of a run that goes on is left for later, for wandb sends
+    a file once. Raises ValueError and OSError where nobody is logged in, or the server takes nothing.
+    """
+    if wandb_mode("auto") == "offline" or wandb_mode("auto") == "disabled":
+        raise ValueError("nobody is logged in to wandb here (or WANDB_MODE says offline); run `wandb login` first")
+    return [_sync_run(run, timeout_minutes) for run in runs]
+
+
+def waiting(run: Path) -> tuple[list[Path], list[Path]]:
+    """The offline files of a run that are still to be sent, oldest first; and those that may still be written to."""
+    ready: list[Path] = []
+    live: list[Path] = []
+    for path in wandb_files(run):
+        file = read_wandb_file(path)
+        if not file.offline or file.synced or not file.id:  # empty: killed before a byte was written
+            continue
+        fresh = time.time() - path.stat().st_mtime < LIVE_SECONDS
+        (live if fresh and not file.ended else ready).append(path)
+    return ready, live
+
+
+def complete(run: Path) -> int:
+    """Write what wandb lacks of a run's files into a further offline file; the number of rows.
+
+    For a run that has ended: whoever trains does the same at the next start.
+    """
+    stored = stored_identity(run)
+    if "id" not in stored:
+        return 0
+    identity = replace(identity_of_ended(run), mode="offline")
+    missing = missing_rows(run, what_wandb_has(run, identity.id, identity.project))
+    if missing:
+        last = max(row["step"] for row in missing)
+        tracked = WandbRun(identity, start_step=last)
+        tracked.finish()
+    return len(missing)
+
+
+def identity_of_ended(run: Path) -> Identity:
+    """The wandb run of a training, with how it was last tracked; `wandb.json` is left as it is."""
+    stored = stored_identity(run)
+    identity = identity_of(run, load_config(run / "config.yaml"), keep=False)
+    return replace(identity, mode=stored.get("mode", "offline"))
+
+
+def _sync_run(run: Path, timeout_minutes: float) -> str:
+    if not (run / "config.yaml").is_file():
+        raise FileNotFoundError(f"{run} is no run folder (it has no config.yaml); give runs/NAME")
+    ready, live = waiting(run)
+    added = 0 if live else complete(run)
+    if added:
+        ready, _ = waiting(run)
+    later = f"; {len(live)} file(s) are still written to: again when the run has ended" if live else ""
+    for path in ready:
+        mend(path)
+    if not ready:
+        return f"{run}: nothing to send{later}"
+    command = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(path.parent) for path in ready)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60 * timeout_minutes, stdin=subprocess.DEVNULL, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(
+            f"{run}: `wandb sync` was not done within {timeout_minutes:g} minutes; the same command goes on, and "
+            "--timeout-minutes gives it longer"
+        ) from None
+    sent = [path for path in ready if path.with_name(path.name + ".synced").exists()]
+    if len(sent) < len(ready):
+        said = "\n  ".join((done.stdout + done.stderr).strip().splitlines()[-5:])
+        raise OSError(f"{run}: `wandb sync` sent {len(sent)} of {len(ready)} file(s); it said\n  {said}")
+    lost = f", with {added} row(s) that wandb had lost" if added else ""
+    return f"{run}: sent {len(sent)} file(s){lost}{later}"
