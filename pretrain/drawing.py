@@ -13,7 +13,6 @@ from data_pipelines.loader import Batch
 from data_pipelines.sampler import Sampler
 from pretrain.batches import crop_sheet, to_device
 from pretrain.data import loader_of
-from pretrain.engine import whole_state_dict
 from pretrain.methods import Method, Normalisation, build_method
 from pretrain.schema import Config
 
@@ -48,7 +47,7 @@ class Drawing:
     def _of_a_copy(self, method: Method) -> dict[str, Tensor]:
         """The pictures by a method that is whole, on the first rank's host: ZeRO 3 fetches parameters in the order in
         which training used them, and fails at a forward pass that uses others."""
-        weights = whole_state_dict(method, zero_stage=3)  # collective
+        weights = whole_weights(method)
         if dist.get_rank() != 0:
             return {}
         if self._copy is None:
@@ -66,6 +65,18 @@ class Drawing:
         except (OSError, ValueError, LookupError) as error:  # no reason not to train
             print(f"the first step's images can't be read again ({error}); drawing those of this step", flush=True)
             return map_batch(present, torch.clone)
+
+
+def whole_weights(method: Method) -> dict[str, Tensor]:
+    """The state of a method that ZeRO 3 holds in pieces, whole, on the host; one parameter after the other.
+    Collective."""
+    import deepspeed
+
+    state = method.state_dict()
+    for name, parameter in method.named_parameters(remove_duplicate=False):
+        with deepspeed.zero.GatheredParameters([parameter]):
+            state[name] = parameter.detach().cpu().clone()
+    return state
 
 
 def first_rows(batch: Batch) -> Batch:
