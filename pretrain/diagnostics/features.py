@@ -10,7 +10,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.encoders import Encoder, Features
+from pretrain.encoders import Encoder, Features, build_encoder
+from pretrain.engine import whole_state_dict
+from pretrain.schema import Config
 
 MOST_ROWS = 4096  # of which the rank is taken
 
@@ -26,6 +28,24 @@ def evaluating(engine: nn.Module, precision: str, device: torch.device) -> Itera
         engine.train()
 
 
+def whole_encoder(encoder: Encoder, config: Config, device: torch.device) -> Encoder:
+    """An encoder that can be asked without the other ranks: itself, or under ZeRO 3 a whole copy. Collective.
+
+    A copy, as forward passes of a part of the model between two steps upset the order in which DeepSpeed fetches
+    weights ahead.
+    """
+    if config.engine.zero_stage < 3:
+        return encoder
+    state = whole_state_dict(encoder, config.engine.zero_stage)
+    assert config.encoder is not None
+    with torch.random.fork_rng(devices=[]):
+        copy = build_encoder(
+            config.encoder, config.views.global_size, config.data.channels, mask_token="mask_token" in state
+        )
+    copy.load_state_dict(state)
+    return copy.to(device).eval()
+
+
 def headline(features: Features, name: str | None) -> Tensor:
     """(b, d) fp32, the feature that the probe's headline reads: `class`, `mean`, or None for the pooled one."""
     if name == "class":
@@ -35,7 +55,7 @@ def headline(features: Features, name: str | None) -> Tensor:
 
 
 def frozen_features(encoder: Encoder, images: Tensor, name: str | None) -> Tensor:
-    """(b, d) fp32 of images (b, c, h, w), normalised; inside of `evaluating`. Under ZeRO 3 collective."""
+    """(b, d) fp32 of images (b, c, h, w), normalised; inside of `evaluating`, of a `whole_encoder`."""
     return headline(encoder(images), name)
 
 

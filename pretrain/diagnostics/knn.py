@@ -184,17 +184,15 @@ class OnlineKnn:
     def _features(self, encoder: Encoder, samples: np.ndarray) -> tuple[Tensor, Tensor, str | None]:
         """Features (n, d) of all samples on every rank, which of them are images (n,) bool, and what failed here.
 
-        Chunk c is rank c mod R's. Every rank makes equally many forward passes: under ZeRO 3 they are collective.
+        Chunk c is rank c mod R's.
         """
         rank, world_size = dist.get_rank(), dist.get_world_size()
         chunks = [samples[first : first + CHUNK] for first in range(0, len(samples), CHUNK)]
         mine = chunks[rank::world_size]
-        rounds = -(-len(chunks) // world_size)
         size, data = self.config.views.global_size[0], self.config.data
         read = torch.zeros(len(samples), device=self.device)
         place = {int(sample): position for position, sample in enumerate(samples)}
         features = reason = None
-        passes = 0
         crops = self._crops(mine, size)
         while True:
             try:
@@ -208,13 +206,11 @@ class OnlineKnn:
             features = values.new_zeros(len(samples), values.shape[1]) if features is None else features
             where = torch.tensor([place[number] for number in numbers.tolist()], device=self.device)
             features[where], read[where] = values, 1.0
-            passes += 1
-        kind = torch.uint16 if data.bits == 16 else torch.uint8
-        for _ in range(passes, rounds):
+        if features is None:  # more ranks than chunks, or nothing could be read: only its width is wanted
+            kind = torch.uint16 if data.bits == 16 else torch.uint8
             blank = torch.zeros(1, data.channels, size, size, dtype=kind, device=self.device)
-            values = frozen_features(encoder, self.normalise(blank), self.headline)
-            features = values.new_zeros(len(samples), values.shape[1]) if features is None else features
-        assert features is not None
+            width = frozen_features(encoder, self.normalise(blank), self.headline).shape[1]
+            features = torch.zeros(len(samples), width, device=self.device)
         if world_size > 1:  # each row is some rank's, and zero on the others
             dist.all_reduce(features)
             dist.all_reduce(read)
