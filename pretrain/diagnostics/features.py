@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.encoders import Encoder, Features, build_encoder
-from pretrain.engine import whole_state_dict
 from pretrain.schema import Config
 
 MOST_ROWS = 4096  # of which the rank is taken
@@ -36,14 +35,20 @@ def whole_encoder(encoder: Encoder, config: Config, device: torch.device) -> Enc
     """
     if config.engine.zero_stage < 3:
         return encoder
-    state = whole_state_dict(encoder, config.engine.zero_stage)
+    import deepspeed
+
     assert config.encoder is not None
+    names = dict(encoder.named_parameters())
     with torch.random.fork_rng(devices=[]):
-        copy = build_encoder(
-            config.encoder, config.views.global_size, config.data.channels, mask_token="mask_token" in state
-        )
-    copy.load_state_dict(state)
-    return copy.to(device).eval()
+        size, channels = config.views.global_size, config.data.channels
+        copy = build_encoder(config.encoder, size, channels, mask_token="mask_token" in names).to(device).eval()
+    with torch.no_grad():
+        for name, parameter in copy.named_parameters():
+            with deepspeed.zero.GatheredParameters([names[name]]):
+                parameter.copy_(names[name])
+        for own, buffer in zip(copy.buffers(), encoder.buffers(), strict=True):
+            own.copy_(buffer)
+    return copy
 
 
 def headline(features: Features, name: str | None) -> Tensor:
