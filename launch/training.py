@@ -76,7 +76,9 @@ def _report(folder: Path) -> None:
     if os.environ.get("RANK", "0") == "0":
         from launch.report.page import refresh
 
-        refresh(folder)
+        page = refresh(folder)
+        if page is not None:
+            print(f"its curves, pictures and history are in {page}", flush=True)
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,19 @@ def test_told_to_end_by_either_way_of_signalling(workplace: Workplace, who: str)
     assert [event["code"] for event in workplace.requeued("run")] == [85]
 
 
+@pytest.mark.cluster_full
+def test_at_its_time_limit_without_a_warning_it_has_the_time_that_slurm_gives_before_it_kills(
+    workplace: Workplace,
+) -> None:
+    training = "[[ ${SLURM_RESTART_COUNT:-0} == 1 ]] && exit 0; trap 'exit 85' TERM; while :; do sleep 0.2; done"
+    # another signal than the one that the script listens for
+    options = ("--time=1", "--signal=B:URG@1")
+    job = workplace.pretrain(workplace.preset("run"), *options, **fake(workplace, training))
+    workplace.cluster.until(lambda: workplace.cluster.job(job)["Restarts"] == "1", 180, "the job to come back")
+    workplace.cluster.wait(job, "COMPLETED")
+    assert [event["code"] for event in workplace.requeued("run")] == [85]
+
+
 def test_without_its_disk_python_can_not_decide_and_the_script_does(workplace: Workplace) -> None:
     away = workplace.folder / "away"
     training = f'[[ ${{SLURM_RESTART_COUNT:-0}} == 1 ]] && exit 0; touch "{away}"; exit 1'

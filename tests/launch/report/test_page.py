@@ -243,13 +243,13 @@ def test_pictures_are_few_and_small_enough(make_run: Any) -> None:
     from PIL import Image
 
     folder = make_run()
-    for step in range(1, 60):
-        noise = np.random.default_rng(step).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+    for step in range(1, 40):
+        noise = np.random.default_rng(step).integers(0, 256, (600, 600, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / "pictures" / f"noise-{step:08d}.png")
     page = page_of(folder)
     assert len(page) < 10_000_000
     shown = [figure["data-step"] for figure in Seen(page).attributes("figure")]
-    assert "59" in shown
+    assert "39" in shown
     assert "1" in shown
 
 
