@@ -96,11 +96,13 @@ def check_run(config: Config, world_size: int) -> Checked:
 
     Raises ValueError (ConfigError for settings) and OSError with what is wrong, what is allowed and what to do.
     """
+    from pretrain.checkpoints.folder import check_continues
     from pretrain.config import check_batch
     from pretrain.scaling import resolve_auto
     from pretrain.schedules import Timeline, check_warmup
 
     check_batch(config, world_size)
+    check_continues(Path(config.runs) / config.name, config.checkpoint)
     from data_pipelines.crops.any_channels import left_out_line
     from pretrain.data import resolve_executor
     from pretrain.datasets import held_out_line, open_datasets, sampler_of
