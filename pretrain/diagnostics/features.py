@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.encoders import Encoder, Features, build_encoder
+from pretrain.engine import whole_state_dict
 from pretrain.schema import Config
 
 MOST_ROWS = 4096  # of which the rank is taken
@@ -30,25 +31,18 @@ def evaluating(engine: nn.Module, precision: str, device: torch.device) -> Itera
 def whole_encoder(encoder: Encoder, config: Config, device: torch.device) -> Encoder:
     """An encoder that can be asked without the other ranks: itself, or under ZeRO 3 a whole copy. Collective.
 
-    A copy, as forward passes of a part of the model between two steps upset the order in which DeepSpeed fetches
-    weights ahead.
+    DeepSpeed fetches weights ahead in the order in which training used them: forward passes of a part of the model
+    between two steps upset it, and ranks have hung.
     """
     if config.engine.zero_stage < 3:
         return encoder
-    import deepspeed
-
     assert config.encoder is not None
-    names = dict(encoder.named_parameters())
+    state = whole_state_dict(encoder)
     with torch.random.fork_rng(devices=[]):
         size, channels = config.views.global_size, config.data.channels
-        copy = build_encoder(config.encoder, size, channels, mask_token="mask_token" in names).to(device).eval()
-    with torch.no_grad():
-        for name, parameter in copy.named_parameters():
-            with deepspeed.zero.GatheredParameters([names[name]]):
-                parameter.copy_(names[name])
-        for own, buffer in zip(copy.buffers(), encoder.buffers(), strict=True):
-            own.copy_(buffer)
-    return copy
+        copy = build_encoder(config.encoder, size, channels, mask_token="mask_token" in state)
+    copy.load_state_dict(state)
+    return copy.to(device).eval()
 
 
 def headline(features: Features, name: str | None) -> Tensor:

@@ -1,11 +1,10 @@
-"""As `worker.py`, with a layer that fails where each configuration's `fault` says so, or with the ranks slowed down."""
+"""As `worker.py`, with a layer that fails where each configuration's `fault` says so."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,6 @@ def plant(method: Method, fault: dict[str, Any], rank: int) -> Method:
 
     def fail(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         if now["step"] not in fault["steps"] or rank != fault["rank"]:
-            return None
-        if fault["kind"] == "sleep":
-            time.sleep(0.05)
             return None
         if fault["kind"] == "forward":
             return output / (output - output)

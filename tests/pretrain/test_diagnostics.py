@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from pretrain.config import ConfigError, load_config, parse_config
 from pretrain.diagnostics.alarms import CALM_LINES, Alarms, Change, Limit, Moment, Rule
-from pretrain.diagnostics.clock import SlowestRank
+from pretrain.diagnostics.clock import ForwardClock, SlowestRank
 from pretrain.diagnostics.collapse import collapse_rules, derived
 from pretrain.diagnostics.features import feature_statistics, rankme
 from pretrain.diagnostics.learning import BadSamples, Growth, Slow, Stalled, learning_rules
@@ -170,6 +171,17 @@ def test_the_slowest_rank_is_named_only_if_it_stands_out() -> None:
     ranks.add([1.0, 1.1, 1.2])
     assert ranks.named() == ""
     assert SlowestRank(["a"]).named() == ""
+
+
+def test_the_clock_counts_forward_passes_and_nothing_else() -> None:
+    module = nn.Identity()
+    clock = ForwardClock(module, torch.device("cpu"))
+    module.register_forward_hook(lambda *_: time.sleep(0.2))  # after it
+    module.register_forward_pre_hook(lambda *_: time.sleep(0.01))  # within it
+    for _ in range(3):
+        module(torch.zeros(1))
+    assert clock.read() >= 0.03
+    assert clock.read() == 0.0
 
 
 def test_bad_samples_are_told_when_their_share_rises() -> None:
