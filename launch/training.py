@@ -76,7 +76,9 @@ def _report(folder: Path) -> None:
     if os.environ.get("RANK", "0") == "0":
         from launch.report.page import refresh
 
-        refresh(folder)
+        page = refresh(folder)
+        if page is not None:
+            print(f"its curves, pictures and history are in {page}", flush=True)
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,13 @@ def check_run(config: Config, world_size: int) -> Checked:
 
     Raises ValueError (ConfigError for settings) and OSError with what is wrong, what is allowed and what to do.
     """
+    from pretrain.checkpoints.folder import check_continues
     from pretrain.config import check_batch
     from pretrain.scaling import resolve_auto
     from pretrain.schedules import Timeline, check_warmup
 
     check_batch(config, world_size)
+    check_continues(Path(config.runs) / config.name, config.checkpoint)
     from data_pipelines.crops.any_channels import left_out_line
     from pretrain.data import resolve_executor
     from pretrain.datasets import held_out_line, open_datasets, sampler_of

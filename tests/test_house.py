@@ -28,6 +28,10 @@ MAY_IMPORT = {
 HEAVY = ("torch", "torchvision", "timm", "deepspeed", "wandb", "matplotlib", "sklearn", "webdataset")
 LIGHT_MODULES = (
     "launch.cli",
+    "launch.cluster.cancel",
+    "launch.cluster.checks",
+    "launch.cluster.preflight",
+    "launch.cluster.status",
     "launch.cluster.submit",
     "launch.demo",
     "launch.following",

@@ -73,7 +73,7 @@ class Queued:
 
     def is_ended(self) -> bool:
         """Whether somebody has ended it, other than its time limit: to put it back would be against their will."""
-        return self.state != "RUNNING" and self.reason != "TimeLimit"
+        return self.state in ("COMPLETING", "CANCELLED", "DEADLINE") and self.reason != "TimeLimit"
 
 
 def judge(code: int | None, said: str, failures: Failures, sick: Sequence[str] = (), exclude: bool = False) -> Verdict:

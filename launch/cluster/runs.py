@@ -85,7 +85,7 @@ def _check_not_trained(folder: Path) -> None:
 
 def _check_wandb(config: Config) -> None:
     """Refuse wandb online without a login: a job has nobody to ask."""
-    from pretrain.tracking.wandb_run import wandb_mode
+    from pretrain.tracking.wandb_identity import wandb_mode
 
     if config.tracking.wandb == "online" and not os.environ.get("WANDB_API_KEY"):
         try:

@@ -106,6 +106,7 @@ def plan_submission(request: Request, check_cluster: bool = True) -> Plan:
             raise ConfigError(f"the sweep has {len(elements)} runs, and this cluster takes arrays of {most}; split it")
     runs = []
     for element in elements:
+        check_not_queued(Path(base.runs).absolute() / element.name, ask_slurm=check_cluster)
         try:
             run, said = _check_element(request, element, base.name if swept else None)
         except ConfigError as error:
@@ -115,8 +116,6 @@ def plan_submission(request: Request, check_cluster: bool = True) -> Plan:
     check_probes(probe, base)
     folder = Path(base.runs).absolute() / base.name
     lines += local_lines(_places(request, base))
-    for run in runs:
-        check_not_queued(run.folder, ask_slurm=check_cluster)
     check_writable(folder)
     wrapper = None if request.site.container is None else container_python(request.site.container)
     python = request.python if wrapper is None else str(folder / "jobs" / "python")
@@ -156,9 +155,11 @@ def queue(plan: Plan) -> Queued:
             for probe in plan.probes:
                 number, _ = _sbatch(probe.script, plan.folder, "probe", probe.dependency(job))
                 jobs.append(number)
-        except BaseException as error:
+        except OSError as error:
+            raise OSError(f"{error}; {_take_back(jobs)}" if jobs else str(error)) from error
+        except BaseException:  # Ctrl-C
             if jobs:
-                _cancel(jobs, error)
+                _take_back(jobs)
             raise
         queued = Queued(jobs[0], tuple(jobs[1:]), script)
         _remember(plan, queued)
@@ -239,13 +240,13 @@ def _sbatch(script: str, folder: Path, kind: str, options: Sequence[str]) -> tup
     return job, kept
 
 
-def _cancel(jobs: Sequence[str], error: BaseException) -> None:
-    """Take back what was queued before a later part was refused."""
+def _take_back(jobs: Sequence[str]) -> str:
+    """Cancel what was queued before a later part was refused, and say so."""
     try:
         ask(["scancel", *jobs])
-        error.add_note(f"the training job {jobs[0]} was taken back")
     except OSError as failed:
-        raise OSError(f"{error}; {' '.join(jobs)} had been queued and can't be taken back: {failed}") from error
+        return f"{' '.join(jobs)} had been queued and can't be taken back ({failed})"
+    return f"what had been queued, {' '.join(jobs)}, was taken back"
 
 
 def _remember(plan: Plan, queued: Queued) -> None:

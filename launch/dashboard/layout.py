@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pretrain.config import load_config
 from pretrain.tracking.metrics_log import read_rows
-from pretrain.tracking.wandb_run import picture_key, stored_identity
+from pretrain.tracking.wandb_identity import stored_identity
+from pretrain.tracking.wandb_run import picture_key
 
 #: Metrics by the section they belong to; what is in none of them is a part of the loss.
 SCHEDULES = ("lr", "weight_decay", "grad_norm", "teacher_momentum", "teacher_temperature", "momentum", "temperature")

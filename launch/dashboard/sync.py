@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pretrain.config import load_config
 from pretrain.tracking.wandb_files import mend, read_wandb_file, wandb_files, what_wandb_has
-from pretrain.tracking.wandb_run import Identity, WandbRun, identity_of, missing_rows, stored_identity, wandb_mode
+from pretrain.tracking.wandb_identity import Identity, identity_of, stored_identity, wandb_mode
+from pretrain.tracking.wandb_run import WandbRun, missing_rows
 
 LIVE_SECONDS = 600.0  # a file that was written to within these may still be
 

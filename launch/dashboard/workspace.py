@@ -9,7 +9,7 @@ from typing import Any
 
 from data_pipelines.files import read_json, write_json
 from launch.dashboard.layout import Layout, Panel
-from pretrain.tracking.wandb_run import wandb_mode
+from pretrain.tracking.wandb_identity import wandb_mode
 
 FILE = "dashboard.json"  # in the folder of the first run: which workspace is its
 TIMEOUT_SECONDS = 20

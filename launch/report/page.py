@@ -44,16 +44,18 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     return out
 
 
-def refresh(target: str | Path) -> None:
-    """Write `report.html` anew into the run that `target` is, or is a checkpoint or encoder of; nothing where it is
-    none. Never raises: a page is no reason to lose a training or a probe."""
+def refresh(target: str | Path) -> Path | None:
+    """Write `report.html` anew into the run that `target` is, or is a checkpoint or encoder of; None where it is none.
+
+    Never raises: a page is no reason to lose a training or a probe.
+    """
     try:
         path = Path(target).expanduser()
         folder = next((place for place in (path, *path.absolute().parents[:3]) if _is_run(place)), None)
-        if folder is not None:
-            write_report([folder])
+        return None if folder is None else write_report([folder])
     except Exception as error:
         print(f"{target}: no report.html ({type(error).__name__}: {error}); `selfsight report` writes it", flush=True)
+        return None
 
 
 def _is_run(folder: Path) -> bool:

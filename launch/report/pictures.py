@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
@@ -14,6 +14,7 @@ from PIL import Image
 BUDGET = 5_000_000
 _MOST_STEPS = 16  # of one series of pictures
 _SIDE = 1000  # px
+_SMALL = 200_000  # px in all
 T = TypeVar("T")
 
 
@@ -60,10 +61,14 @@ def _encode(path: Path, problems: list[str]) -> tuple[bytes, str, tuple[int, int
         return None
     if max(picture.size) > _SIDE:
         picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    forms = {}
-    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 85, "subsampling": 0})):
-        file = io.BytesIO()
-        picture.save(file, kind, **options)
-        forms[kind] = file.getvalue()
-    kind = "png" if len(forms["png"]) <= 2 * len(forms["jpeg"]) else "jpeg"
+    forms = {"jpeg": _as(picture, "jpeg", quality=85, subsampling=0)}
+    if picture.width * picture.height <= _SMALL:  # enlarged pixels, which JPEG would blur
+        forms["png"] = _as(picture, "png", optimize=True)
+    kind = "png" if len(forms.get("png", b"")) in range(1, 2 * len(forms["jpeg"])) else "jpeg"
     return forms[kind], kind, picture.size
+
+
+def _as(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()

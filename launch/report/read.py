@@ -148,21 +148,21 @@ def read_metrics(path: Path, problems: list[str] | None = None) -> Metrics:
 
 
 def read_system(path: Path, problems: list[str] | None = None) -> dict[str, dict[str, Thinned]]:
-    """What the nodes measured of themselves, as value -> node -> series; nothing where there is no such file."""
+    """What the nodes measured of themselves (`system/NODE/VALUE`), as value -> node -> series; empty where there is
+    no such file."""
     found: dict[str, dict[str, Thinned]] = defaultdict(dict)
     nodes: set[str] = set()
     for row in _rows(path, problems if problems is not None else []):
-        if row is None or not _is_number(row.get("step")):
+        step: Any = None if row is None else row.get("step")
+        if row is None or not _is_number(step):
             continue
-        node, step = str(row.get("node", "?")), row["step"]
-        if node not in nodes and len(nodes) >= _MOST_NODES:
-            continue
-        nodes.add(node)
-        for name, value in row.items():
-            if name in ("step", "time", "node", "rank") or not _is_number(value, finite=False):
+        for key, value in row.items():
+            if not key.startswith("system/") or not _is_number(value, finite=False):
                 continue
-            if name not in found and len(found) >= _MOST_SERIES:
+            node, _, name = key.removeprefix("system/").partition("/")
+            if (node not in nodes and len(nodes) >= _MOST_NODES) or (name not in found and len(found) >= _MOST_SERIES):
                 continue
+            nodes.add(node)
             thinned = found[name].setdefault(node, Thinned(NODE_BUCKETS))
             last = thinned.last_step()
             if last is not None and step < last:

@@ -196,6 +196,13 @@ def check_resume(path: Path, saved: ResumeState, order: dict[str, Any] | None = 
             )
 
 
+def check_continues(run: Path, config: CheckpointConfig) -> None:
+    """Raise ConfigError where the newest checkpoint of a run is of another form; reads its `state.json` alone."""
+    for path in CheckpointFolder(run, config).all()[-1:]:
+        if damage(path) is None:  # else training takes the one before it, and says so
+            check_resume(path, read_state(path))
+
+
 def _changed(path: Path, expected: Written) -> str | None:
     try:
         return None if Written.of(path) == expected else "is not what was written: its checksum differs"

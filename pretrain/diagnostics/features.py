@@ -10,7 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.encoders import Encoder, Features
+from pretrain.encoders import Encoder, Features, build_encoder
+from pretrain.schema import Config
 
 MOST_ROWS = 4096  # of which the rank is taken
 
@@ -26,6 +27,30 @@ def evaluating(engine: nn.Module, precision: str, device: torch.device) -> Itera
         engine.train()
 
 
+def whole_encoder(encoder: Encoder, config: Config, device: torch.device) -> Encoder:
+    """An encoder that can be asked without the other ranks: itself, or under ZeRO 3 a whole copy. Collective.
+
+    A copy, as forward passes of a part of the model between two steps upset the order in which DeepSpeed fetches
+    weights ahead.
+    """
+    if config.engine.zero_stage < 3:
+        return encoder
+    import deepspeed
+
+    assert config.encoder is not None
+    names = dict(encoder.named_parameters())
+    with torch.random.fork_rng(devices=[]):
+        size, channels = config.views.global_size, config.data.channels
+        copy = build_encoder(config.encoder, size, channels, mask_token="mask_token" in names).to(device).eval()
+    with torch.no_grad():
+        for name, parameter in copy.named_parameters():
+            with deepspeed.zero.GatheredParameters([names[name]]):
+                parameter.copy_(names[name])
+        for own, buffer in zip(copy.buffers(), encoder.buffers(), strict=True):
+            own.copy_(buffer)
+    return copy
+
+
 def headline(features: Features, name: str | None) -> Tensor:
     """(b, d) fp32, the feature that the probe's headline reads: `class`, `mean`, or None for the pooled one."""
     if name == "class":
@@ -35,7 +60,7 @@ def headline(features: Features, name: str | None) -> Tensor:
 
 
 def frozen_features(encoder: Encoder, images: Tensor, name: str | None) -> Tensor:
-    """(b, d) fp32 of images (b, c, h, w), normalised; inside of `evaluating`. Under ZeRO 3 collective."""
+    """(b, d) fp32 of images (b, c, h, w), normalised; inside of `evaluating`, of a `whole_encoder`."""
     return headline(encoder(images), name)
 
 

@@ -19,6 +19,7 @@ from data_pipelines.center import center_crops
 from data_pipelines.remote.urls import redact
 from data_pipelines.shards.index import Dataset, open_dataset
 from eval.knn import knn_accuracy
+from pretrain.agreement import tell_all
 from pretrain.config import ConfigError
 from pretrain.diagnostics.features import frozen_features
 from pretrain.encoders import Encoder
@@ -139,12 +140,14 @@ class OnlineKnn:
         The same to the last bit on any number of ranks of one kind. Without data that serve, {} and never again.
         """
         began = time.monotonic()
-        if not self._ready():
+        if self._fails(self._open()):
             return {}
         assert self._data is not None
         data = self._data
         samples = np.concatenate([data.bank, data.queries])
-        features, read = self._features(encoder, samples)
+        features, read, reason = self._features(encoder, samples)
+        if self._fails(reason):
+            return {}
         labels = torch.from_numpy(data.dataset.labels[samples].astype(np.int64)).to(self.device)
         bank, queries = torch.zeros_like(read), torch.zeros_like(read)
         bank[: len(data.bank)], queries[len(data.bank) :] = read[: len(data.bank)], read[len(data.bank) :]
@@ -159,51 +162,59 @@ class OnlineKnn:
         error = (accuracy * (1 - accuracy) / int(queries.sum())) ** 0.5
         return {"knn_top1": accuracy, "knn_standard_error": error, "knn_seconds": seconds}
 
-    def _ready(self) -> bool:
-        """Whether all ranks have the data; opens them. Collective until they are there."""
+    def _open(self) -> str | None:
+        """Open the data, if they are not open yet; the reason where that fails."""
         if self._data is None:
             try:
                 assert self.spec is not None
                 self._data = open_data(self.spec, self.settings.knn_bank, self.settings.knn_queries)
             except (ValueError, OSError) as error:
-                self.line = f"online k-NN is off: {error}"
-        there = torch.tensor(float(self._data is not None), device=self.device)
-        if dist.is_initialized():
-            dist.all_reduce(there, dist.ReduceOp.MIN)
-        if not there:
+                return str(error)
+        return None
+
+    def _fails(self, reason: str | None) -> bool:
+        """Whether any rank has a reason not to go on: then k-NN is off, and training is not. Collective."""
+        reasons = [each for each in tell_all(reason, self.device) if each]
+        if reasons:
             self.spec = None
-        return bool(there)
+            if dist.get_rank() == 0:
+                print(f"online k-NN is off from here on: {reasons[0]}", flush=True)
+        return bool(reasons)
 
-    def _features(self, encoder: Encoder, samples: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Features (n, d) of all samples on every rank, and which of them could be read (n,) bool.
+    def _features(self, encoder: Encoder, samples: np.ndarray) -> tuple[Tensor, Tensor, str | None]:
+        """Features (n, d) of all samples on every rank, which of them are images (n,) bool, and what failed here.
 
-        Chunk c is rank c mod R's. Every rank makes equally many forward passes: under ZeRO 3 they are collective.
+        Chunk c is rank c mod R's.
         """
-        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank, world_size = dist.get_rank(), dist.get_world_size()
         chunks = [samples[first : first + CHUNK] for first in range(0, len(samples), CHUNK)]
         mine = chunks[rank::world_size]
-        rounds = -(-len(chunks) // world_size)
         size, data = self.config.views.global_size[0], self.config.data
         read = torch.zeros(len(samples), device=self.device)
         place = {int(sample): position for position, sample in enumerate(samples)}
-        features = None
-        passes = 0
-        for images, numbers in self._crops(mine, size):
+        features = reason = None
+        crops = self._crops(mine, size)
+        while True:
+            try:
+                images, numbers = next(crops)
+            except StopIteration:
+                break
+            except (ValueError, OSError) as error:  # a file system that fails is no reason not to train
+                reason = str(error)
+                break
             values = frozen_features(encoder, self.normalise(images.to(self.device)), self.headline)
             features = values.new_zeros(len(samples), values.shape[1]) if features is None else features
             where = torch.tensor([place[number] for number in numbers.tolist()], device=self.device)
             features[where], read[where] = values, 1.0
-            passes += 1
-        kind = torch.uint16 if data.bits == 16 else torch.uint8
-        for _ in range(passes, rounds):
+        if features is None:  # more ranks than chunks, or nothing could be read: only its width is wanted
+            kind = torch.uint16 if data.bits == 16 else torch.uint8
             blank = torch.zeros(1, data.channels, size, size, dtype=kind, device=self.device)
-            values = frozen_features(encoder, self.normalise(blank), self.headline)
-            features = values.new_zeros(len(samples), values.shape[1]) if features is None else features
-        assert features is not None
+            width = frozen_features(encoder, self.normalise(blank), self.headline).shape[1]
+            features = torch.zeros(len(samples), width, device=self.device)
         if world_size > 1:  # each row is some rank's, and zero on the others
             dist.all_reduce(features)
             dist.all_reduce(read)
-        return features, read > 0
+        return features, read > 0, reason
 
     def _crops(self, chunks: list[np.ndarray], size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The readable images of each chunk, with their sample numbers."""

@@ -21,7 +21,14 @@ from pretrain.checkpoints.folder import CheckpointFolder
 from pretrain.diagnostics.alarms import Alarms, Change, Moment
 from pretrain.diagnostics.clock import ForwardClock, SlowestRank
 from pretrain.diagnostics.collapse import collapse_rules, derived
-from pretrain.diagnostics.features import MOST_ROWS, evaluating, feature_statistics, frozen_features, rows_of_all_ranks
+from pretrain.diagnostics.features import (
+    MOST_ROWS,
+    evaluating,
+    feature_statistics,
+    frozen_features,
+    rows_of_all_ranks,
+    whole_encoder,
+)
 from pretrain.diagnostics.knn import OnlineKnn
 from pretrain.diagnostics.learning import Slow, learning_rules
 from pretrain.diagnostics.non_finite import (
@@ -36,6 +43,7 @@ from pretrain.diagnostics.non_finite import (
 )
 from pretrain.diagnostics.spikes import gradient_spikes, loss_spikes
 from pretrain.diagnostics.weights import weight_statistics
+from pretrain.encoders import Encoder
 from pretrain.encoders.saved import headline_feature
 from pretrain.history import read_history, try_record
 from pretrain.methods import Method
@@ -128,11 +136,12 @@ class Diagnostics:
         if not inspects and not measures:
             return {}
         found: dict[str, float] = {}
+        encoder = None if encoder is None else whole_encoder(encoder, self.config, self.device)
         with evaluating(self.engine, self.config.engine.precision, self.device):
             if inspects:
                 found |= weight_statistics(self.method, self.device)
                 if encoder is not None:
-                    found |= feature_statistics(self._features(micro_batches))
+                    found |= feature_statistics(self._features(encoder, micro_batches))
             if measures and encoder is not None:
                 found |= self.knn.measure(encoder)
                 found["knn_share"] = self.knn.seconds / max(time.monotonic() - self.began, 1e-9)
@@ -148,10 +157,10 @@ class Diagnostics:
             try_record(self.folder, "alarm", step=step, name=change.name, text=change.text, begins=change.begins)
         return changes
 
-    def _features(self, micro_batches: list[Batch]) -> Tensor:
+    def _features(self, encoder: Encoder, micro_batches: list[Batch]) -> Tensor:
         """The frozen encoder's features (n, d) of the first global crops of all ranks, not more than `MOST_ROWS`."""
         most = max(1, MOST_ROWS // len(self.slowest.hosts) // len(micro_batches))
-        encoder, name = self.method.frozen_encoder(), headline_feature(self.config)
+        name = headline_feature(self.config)
         rows = [
             frozen_features(encoder, self.method.normalise(batch["global_crops"][:most, 0]), name)
             for batch in micro_batches

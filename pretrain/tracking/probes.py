@@ -10,7 +10,8 @@ from typing import Any
 
 from pretrain.config import ConfigError, load_config
 from pretrain.tracking.say import say
-from pretrain.tracking.wandb_run import Identity, WandbRun, identity_of, stored_identity, wandb_mode
+from pretrain.tracking.wandb_identity import Identity, identity_of, stored_identity, wandb_mode
+from pretrain.tracking.wandb_run import WandbRun
 
 
 @dataclass(frozen=True)

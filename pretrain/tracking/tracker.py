@@ -12,7 +12,8 @@ from pretrain.schema import Config
 from pretrain.tracking.metrics_log import MetricsLog
 from pretrain.tracking.pictures import contact_sheet
 from pretrain.tracking.say import say
-from pretrain.tracking.wandb_run import WandbRun, identity_of
+from pretrain.tracking.wandb_identity import identity_of
+from pretrain.tracking.wandb_run import WandbRun
 
 METRICS = "metrics.jsonl"
 SYSTEM = "system.jsonl"

@@ -7,101 +7,25 @@ wandb's service writes to the disk only now and then, and loses the rest when it
 
 from __future__ import annotations
 
-import json
 import os
 import queue
-import secrets
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.files import write_text
-from pretrain.config import as_shown, dump_config
-from pretrain.schema import Config
 from pretrain.tracking.metrics_log import read_rows
 from pretrain.tracking.say import say
 from pretrain.tracking.wandb_files import Had, kind_of, what_wandb_has
+from pretrain.tracking.wandb_identity import Identity, keep_identity, stored_identity
 
-FILE = "wandb.json"
 FINISH_SECONDS = 20.0
 INIT_SECONDS = 20
 MOST_WAITING = 10_000  # rows that wandb has not taken yet
 ALERT = "_alert"
 TRIES = 3  # to open the run, when wandb's service dies
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Which run of wandb's, in which folder of ours.
-
-    mode: online, offline or disabled. kept: whether the folder is that of a run, whose `wandb.json` tells the id.
-    """
-
-    folder: Path
-    mode: str
-    id: str = ""
-    project: str = "selfsight"
-    entity: str | None = None
-    name: str | None = None
-    group: str | None = None
-    job_type: str | None = None
-    notes: str | None = None
-    tags: tuple[str, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
-    kept: bool = True
-
-
-def identity_of(folder: Path, config: Config, keep: bool = True) -> Identity:
-    """The wandb run of a training: the one whose id is in `wandb.json`, or a new id, which is kept there."""
-    tracking = config.tracking
-    mode = wandb_mode(tracking.wandb)
-    if mode == "disabled":
-        return Identity(folder, mode)
-    identity = Identity(
-        folder=folder,
-        mode=mode,
-        id=str(stored_identity(folder).get("id") or secrets.token_hex(4)),
-        project=tracking.project,
-        entity=tracking.entity,
-        name=config.name,
-        group=tracking.group,
-        job_type=tracking.job_type,
-        notes=tracking.notes or config.description or None,
-        tags=tracking.tags,
-        config={"yaml": dump_config(config)} | as_shown(config),
-        kept=keep,
-    )
-    _store(identity)
-    return identity
-
-
-def stored_identity(folder: Path) -> dict[str, Any]:
-    """What `wandb.json` says of a run: id, project, entity, mode, url; nothing where there is none."""
-    try:
-        stored = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return stored if isinstance(stored, dict) else {}
-
-
-def wandb_mode(wanted: str) -> str:
-    """`auto` is online for a user who is logged in and offline otherwise; WANDB_MODE, if set, decides."""
-    if wanted != "auto":
-        return wanted
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
-    import netrc
-
-    try:
-        hosts = netrc.netrc().hosts
-    except (OSError, netrc.NetrcParseError):
-        return "offline"
-    return "online" if any("wandb" in host for host in hosts) else "offline"
 
 
 class WandbRun:
@@ -269,22 +193,7 @@ def _announce(identity: Identity, mode: str, run: Any) -> None:
     url = run.url if mode == "online" else None
     if url and stored_identity(identity.folder).get("url") != url:
         say(f"wandb: {url}")
-    _store(replace(identity, mode=mode), url)
-
-
-def _store(identity: Identity, url: str | None = None) -> None:
-    if not identity.kept:
-        return
-    before = stored_identity(identity.folder)
-    stored = {
-        "id": identity.id,
-        "project": identity.project,
-        "entity": identity.entity,
-        "mode": identity.mode,
-        "url": url or before.get("url"),
-    }
-    if stored != before:
-        write_text(identity.folder / FILE, json.dumps(stored) + "\n")
+    keep_identity(replace(identity, mode=mode), url)
 
 
 def _send(run: Any, row: dict[str, Any], had: Had) -> None:

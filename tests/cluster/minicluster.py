@@ -162,7 +162,7 @@ class MiniCluster:
         self._daemon("slurmd", "-D", "-N", node, "-f", str(self._conf), name=node)
 
     def kill_slurmd(self, node: str) -> None:
-        """kill -9 of a node's daemon: what runs there goes on until somebody notices."""
+        """kill -9 of a node's daemon: SLURM takes the node for lost, but what runs there goes on."""
         self._started[node].kill()
         self._started[node].wait()
 
@@ -301,13 +301,19 @@ class MiniCluster:
         """Signal one rank of a running job."""
         os.kill(self.ranks(job)[rank], number)
 
-    def signal_step(self, job: str, number: int) -> None:
-        """Signal every process of a job's steps: STOP holds training still while a test prepares what is to happen."""
+    def signal_step(self, job: str, number: int) -> list[int]:
+        """Signal every process of a job's steps: STOP holds training still while a test prepares what is to happen.
+
+        Returns their ids.
+        """
+        found = []
         for pid, comm, environ in self.processes():
             ours = environ.get("SLURM_JOB_ID") == job and environ.get("SLURM_STEP_ID", "").isdigit()
             if ours and not comm.startswith("slurmstepd"):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
+                    found.append(pid)
+        return found
 
     def processes_of(self, job: str) -> list[str]:
         """The command lines of everything that still runs for a job, on any node."""

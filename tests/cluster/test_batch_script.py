@@ -108,6 +108,19 @@ def test_told_to_end_by_either_way_of_signalling(workplace: Workplace, who: str)
     assert [event["code"] for event in workplace.requeued("run")] == [85]
 
 
+@pytest.mark.cluster_full
+def test_at_its_time_limit_without_a_warning_it_has_the_time_that_slurm_gives_before_it_kills(
+    workplace: Workplace,
+) -> None:
+    training = "[[ ${SLURM_RESTART_COUNT:-0} == 1 ]] && exit 0; trap 'exit 85' TERM; while :; do sleep 0.2; done"
+    # another signal than the one that the script listens for
+    options = ("--time=1", "--signal=B:URG@1")
+    job = workplace.pretrain(workplace.preset("run"), *options, **fake(workplace, training))
+    workplace.cluster.until(lambda: workplace.cluster.job(job)["Restarts"] == "1", 180, "the job to come back")
+    workplace.cluster.wait(job, "COMPLETED")
+    assert [event["code"] for event in workplace.requeued("run")] == [85]
+
+
 def test_without_its_disk_python_can_not_decide_and_the_script_does(workplace: Workplace) -> None:
     away = workplace.folder / "away"
     training = f'[[ ${{SLURM_RESTART_COUNT:-0}} == 1 ]] && exit 0; touch "{away}"; exit 1'
@@ -119,3 +132,24 @@ def test_without_its_disk_python_can_not_decide_and_the_script_does(workplace: W
     workplace.cluster.wait(job, "COMPLETED")
     assert workplace.cluster.job(job)["Restarts"] == "1"
     assert "could not ask" in workplace.printed(job)
+
+
+def test_a_sick_node_is_left_out_and_the_job_starts_again_without_it(workplace: Workplace) -> None:
+    env = fake(workplace, "exit 0")
+    python = Path(env["SELFSIGHT_PYTHON"])
+    run = workplace.runs / "run"
+    record = f"from pathlib import Path; from pretrain.history import record; record(Path('{run}'), 'preflight', "
+    preflight = f"""\
+if [[ $2 == launch.cluster.preflight && ${{SLURM_RESTART_COUNT:-0}} == 0 ]]; then
+  if [[ $3 == --result ]]; then {workplace.cluster.extra["SELFSIGHT_PYTHON"]} -c "{record} sick=['n2'], text='')"; fi
+  exit 3
+elif [[ $2 == launch.cluster.preflight ]]; then exit 0; fi
+exec """
+    python.write_text(python.read_text().replace("exec ", preflight))
+    env |= {"SELFSIGHT_PREFLIGHT": "1", "SELFSIGHT_EXCLUDE_SICK": "1"}
+    job = workplace.pretrain(workplace.preset("run"), **env)
+    done = workplace.cluster.wait(job, "COMPLETED")
+    assert (done["Restarts"], done["ExcNodeList"], done["NodeList"]) == ("1", "n2", "n[1,3]")
+    (event,) = workplace.requeued("run")
+    assert (event["code"], event["failure"]) == (3, True)
+    assert "n2" in event["reason"]

@@ -45,15 +45,20 @@ if here and "launch.cluster.preflight" in sys.orig_argv:
 """
 
 
+def shimmed(workplace: Workplace) -> str:
+    """A PYTHONPATH with which a node obeys SICK."""
+    shim = workplace.folder / "shim"
+    shim.mkdir(exist_ok=True)
+    (shim / "sitecustomize.py").write_text(SICK)
+    return f"{shim}:{ROOT}"
+
+
 def preflight(
     workplace: Workplace, preset: Path, *overrides: str, seconds: float = 60, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """As the batch script runs it: six tasks on three nodes."""
-    shim = workplace.folder / "shim"
-    shim.mkdir(exist_ok=True)
-    (shim / "sitecustomize.py").write_text(SICK)
     env |= {
-        "PYTHONPATH": f"{shim}:{ROOT}",
+        "PYTHONPATH": shimmed(workplace),
         "MASTER_ADDR": "127.0.0.1",
         "SELFSIGHT_PREFLIGHT_SECONDS": f"{seconds:g}",
     }
@@ -140,3 +145,20 @@ def test_a_run_folder_that_nobody_can_write_to(workplace: Workplace) -> None:
     done = preflight(workplace, workplace.preset("unwritable"), "runs=/proc/nowhere")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "no task can write to /proc/nowhere/unwritable" in done.stderr
+
+
+@pytest.mark.cluster_full
+def test_a_job_comes_back_without_its_sick_node_and_finishes(workplace: Workplace) -> None:
+    preset = workplace.preset("spared")
+    env = {"PYTHONPATH": shimmed(workplace), "SICK": "version", "SELFSIGHT_EXCLUDE_SICK": "1"}
+    job = workplace.pretrain(preset, "--nodelist=n1,n2", **env)
+    # the test asks for n2 by name, to be sure to get it; a user would not, and the job could not start without it
+    workplace.cluster.until(
+        lambda: "requeued" in [event["event"] for event in workplace.history("spared")], 300, "back"
+    )
+    workplace.cluster.until(lambda: workplace.cluster.state(job) == "PENDING", 60, "pending")
+    workplace.cluster.run("scontrol", "update", f"JobId={job}", "ReqNodeList=")
+    workplace.cluster.wait(job, "COMPLETED", timeout=400)
+    assert workplace.cluster.job(job)["NodeList"] == "n[1,3]"
+    assert [event["sick"] for event in workplace.history("spared") if event["event"] == "preflight"] == [["n2"], []]
+    assert workplace.metrics("spared")[-1]["step"] == 8

@@ -100,8 +100,7 @@ def test_if_a_later_part_is_refused_nothing_stays_queued(workplace: Workplace, m
     object.__setattr__(plan, "probes", (ProbeJob("#!/bin/bash\n#SBATCH --partition=gone\ntrue\n"),))
     with pytest.raises(OSError, match="partition") as refused:
         queue(plan)
-    (note,) = refused.value.__notes__
-    job = re.search(r"the training job (\d+) was taken back", note)
+    job = re.search(r"what had been queued, (\d+), was taken back", str(refused.value))
     assert job is not None
     workplace.cluster.wait(job[1], "CANCELLED", "CANCELLED+", "COMPLETING", timeout=30)
     assert workplace.history("tiny") == []
@@ -125,3 +124,5 @@ def test_a_follower_whose_training_is_cancelled_ends(workplace: Workplace, label
     workplace.cluster.run("scancel", job)
     workplace.cluster.wait(behind, "CANCELLED", timeout=60)
     workplace.cluster.wait(beside, "COMPLETED", timeout=300)
+    told = workplace.selfsight("submit", preset, "--dry-run").stdout
+    assert re.search(r"# continues \S+/runs/tiny from its checkpoint of step \d+", told)

@@ -15,9 +15,10 @@ from test_train import column, run_all
 from tiny import config_data
 from torch import Tensor
 
-from pretrain.checkpoints.folder import FORM, ResumeState, check_resume, damage, read_state
+from pretrain.checkpoints.folder import FORM, ResumeState, check_continues, check_resume, damage, read_state
 from pretrain.checkpoints.pieces import MOMENTS, VALUE, HostCopy, Part, Pieces
 from pretrain.config import ConfigError
+from pretrain.schema import CheckpointConfig
 
 STAGES = (0, 1, 2, 3)
 
@@ -161,13 +162,15 @@ def test_a_tensor_that_is_not_contiguous(tmp_path: Path) -> None:
 
 
 def test_files_of_deepspeed_itself_are_refused_with_what_to_do(tmp_path: Path) -> None:
-    path = tmp_path / "step-00000004"
-    path.mkdir()
+    path = tmp_path / "run" / "checkpoints" / "step-00000004"
+    path.mkdir(parents=True)
     old = {"step": 4, "world_size": 2, "zero_stage": 1, "order": {"seed": 0}, "milestone": False}
     (path / "state.json").write_text(json.dumps({"state": old, "files": {}}))
     assert damage(path, contents=True) is None
     with pytest.raises(ConfigError, match=r"DeepSpeed itself.*name=\.\.\. init_from="):
         check_resume(path, read_state(path))
+    with pytest.raises(ConfigError, match="holds the files of DeepSpeed itself"):
+        check_continues(tmp_path / "run", CheckpointConfig())
     check_resume(path, ResumeState(4, 2, 1, {"seed": 0}, form=FORM), {"seed": 0})
     with pytest.raises(ConfigError, match="reached with seed = 0, now it is 1"):
         check_resume(path, ResumeState(4, 2, 1, {"seed": 0}, form=FORM), {"seed": 1})

@@ -129,7 +129,7 @@ def test_looking_changes_no_bit_of_what_is_learned(labelled: Path, tmp_path: Pat
 
 def test_knn_is_the_same_on_any_number_of_ranks(labelled: Path, tmp_path: Path) -> None:
     found, rankme = [], []
-    for ranks, stage in ((1, 0), (2, 0), (2, 3), (4, 0)):
+    for ranks, stage in ((1, 0), (4, 0), (2, 3)):
         data = config_data("mae", "vit", labelled, tmp_path, engine={"zero_stage": stage}, optim={"lr": 1e-12})
         data |= {"name": f"{ranks}-{stage}", "diagnostics": {"knn_every_epochs": 0.2, "inspect_every_steps": 2}}
         run_all([data], ranks, tmp_path)
@@ -138,9 +138,9 @@ def test_knn_is_the_same_on_any_number_of_ranks(labelled: Path, tmp_path: Path) 
         found.append([(row["knn_top1"], row["knn_standard_error"]) for row in measured])
         rankme.append([row["rankme"] for row in rows(data) if "rankme" in row])
         assert all(0 < row["knn_share"] < 1 for row in measured)
-    assert found == [found[0]] * 4
-    assert [len(each) for each in rankme] == [5] * 4  # after steps 1, 2, 4, 6, 8
-    assert np.array(rankme) == pytest.approx(np.array([rankme[0]] * 4), rel=1e-3)
+    assert found == [found[0]] * 3
+    assert [len(each) for each in rankme] == [5] * 3  # after steps 1, 2, 4, 6, 8
+    assert np.array(rankme) == pytest.approx(np.array([rankme[0]] * 3), rel=1e-3)
     accuracy, error = found[0][0]
     assert accuracy > 0.3  # by chance 0.1
     assert error == pytest.approx((accuracy * (1 - accuracy) / 40) ** 0.5)

@@ -26,6 +26,7 @@ from pretrain.tracking.metrics_log import MetricsLog, read_rows
 from pretrain.tracking.probes import Accuracy, log_lone_probe, log_probe
 from pretrain.tracking.say import say
 from pretrain.tracking.tracker import Tracker
+from pretrain.tracking.wandb_identity import identity_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -258,6 +259,14 @@ def test_rows_wait_in_memory_while_the_disk_is_full(tmp_path: Path, capsys: pyte
     assert [row["step"] for row in read_rows(log.path)] == list(range(1, 31))
     assert log.path.read_text().count("\n") == 30
     assert "29 rows caught up" in capsys.readouterr().out
+
+
+def test_a_run_starts_on_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = offline(tmp_path)
+    with no_file_beyond(0):
+        identity = identity_of(tmp_path / config.name, config)
+    assert identity.id
+    assert "may begin another wandb run" in capsys.readouterr().out
 
 
 def test_rows_that_are_lost_are_counted(

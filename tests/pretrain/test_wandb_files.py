@@ -30,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run.log({"step": step, "loss": 1 / step, "text": "é" * (BLOCK if step % 20 == 0 else step)})
     run.summary["best"] = 3
     run.finish()
+    wandb.teardown()  # which waits until all is written
     return folder
 
 

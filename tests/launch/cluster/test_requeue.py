@@ -138,6 +138,7 @@ def test_a_job_that_somebody_has_ended_stays_so_but_not_one_that_met_its_time_li
     assert decision(run).at_end(EXIT_STOPPED, Queued(state="COMPLETING")) == GIVEN_UP
     assert last(run)["reason"] == "cancelled by scancel"
     assert decision(run).at_end(EXIT_STOPPED, Queued(state="COMPLETING", reason="TimeLimit")) == BACK
+    assert decision(run).at_end(EXIT_STOPPED, Queued(state="SIGNALING")) == BACK  # being told that it is near
     (run / "cancelled").write_text('{"by": "ada", "jobs": ["6"]}')
     assert decision(run).at_end(EXIT_STOPPED, MINE) == BACK
     (run / "cancelled").write_text('{"by": "ada", "jobs": ["7"]}')

@@ -97,9 +97,10 @@ def make_run(tmp_path: Path) -> MakeRun:
         (folder / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in EVENTS))
         with (folder / "system.jsonl").open("w") as file:
             for step in range(0, steps, 10):
-                for node in ("node0", "node1"):
-                    values = {"cpu_percent": 50 + step % 9 + 5 * (node == "node1"), "gpu_memory_gb": 30}
-                    file.write(json.dumps({"step": step, "time": "2026-11-21", "node": node, **values}) + "\n")
+                values: dict[str, float] = {"step": step}
+                for node, more in (("node0", 0), ("node1", 5)):
+                    values |= {f"system/{node}/cpu_percent": 50 + step % 9 + more, f"system/{node}/swap_used_gb": 0.0}
+                file.write(json.dumps(values) + "\n")
         (folder / "eval").mkdir()
         for step, share in ((100, 0.4), (200, 0.5)):
             (folder / "eval" / f"probe-{step}.json").write_text(json.dumps(results(step, share)))

@@ -76,7 +76,9 @@ def test_a_page_has_all_that_a_run_left(make_run: Any) -> None:
     groups = {group["title"]: group for group in charts(page)["groups"]}
     assert list(groups) == ["Loss", "Probes over checkpoints", "Diagnostics", "Schedules", "Speed and memory", "Nodes"]
     assert groups["Schedules"]["constant"] == ["weight decay 0.05"]
-    assert [series["label"] for series in groups["Nodes"]["charts"][0]["series"]] == ["node0", "node1"]
+    (processor,) = groups["Nodes"]["charts"]
+    assert [series["label"] for series in processor["series"]] == ["node0", "node1"]
+    assert (processor["title"], groups["Nodes"]["constant"]) == ("cpu percent", ["swap used gb 0"])
     assert charts(page)["marks"] == [
         {"step": 100, "kind": "restart", "label": "start 2 on node0, node2"},
         {"step": 60, "kind": "alarm", "label": "a gradient spike"},
@@ -116,7 +118,7 @@ def test_no_text_becomes_code(make_run: Any) -> None:
             told = dict.fromkeys(fields, EVIL) | {"versions": {EVIL: EVIL}, "command": [EVIL], "log": str(log)}
             file.write(json.dumps({"event": event, "step": 150, **told}) + "\n")
         file.write(json.dumps({"event": "submitted", "log": "javascript:alert(1)"}) + "\n")
-    (folder / "system.jsonl").write_text(json.dumps({"step": 1, "node": EVIL, EVIL: 1}) + "\n")
+    (folder / "system.jsonl").write_text(json.dumps({"step": 1, f"system/{EVIL}/{EVIL}": 1}) + "\n")
     probe = json.loads((folder / "eval" / "probe-200.json").read_text())
     probe["target"]["name"] = EVIL
     (folder / "eval" / "probe-200.json").write_text(json.dumps(probe))
@@ -158,7 +160,7 @@ def test_what_is_missing_or_broken_is_told_and_the_rest_is_shown(make_run: Any) 
     (folder / "eval" / "other.json").write_text("[1]")
     (folder / "pictures" / "crops-00000300.png").write_bytes(b"\x89PNG half a")
     (folder / "history.jsonl").write_text('{"event": "started"}\n{"event": "ended"}\n{"event": "alarm", "step": "x"}\n')
-    (folder / "system.jsonl").write_text('{"step": 1}\n{"node": 1}\n{')
+    (folder / "system.jsonl").write_text('{"step": 1}\n{"system/a": 1}\n{"step": 2, "system/a": "x"}\n{')
     page = page_of(folder)
     text = Seen(page).text
     for told in (
@@ -243,13 +245,13 @@ def test_pictures_are_few_and_small_enough(make_run: Any) -> None:
     from PIL import Image
 
     folder = make_run()
-    for step in range(1, 60):
-        noise = np.random.default_rng(step).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+    for step in range(1, 40):
+        noise = np.random.default_rng(step).integers(0, 256, (600, 600, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / "pictures" / f"noise-{step:08d}.png")
     page = page_of(folder)
     assert len(page) < 10_000_000
     shown = [figure["data-step"] for figure in Seen(page).attributes("figure")]
-    assert "59" in shown
+    assert "39" in shown
     assert "1" in shown
 
 
