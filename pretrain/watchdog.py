@@ -175,13 +175,15 @@ class Watchdog:
                 beaten = clock
                 self._beat(doing)
             if self._guard:
-                last_resort.feed(self._guard, doing.limit + self.limits.grace + 10 * tick)
+                last_resort.feed(
+                    self._guard, doing.limit + 3 * self.limits.grace + 10 * tick
+                )  # after the others' reports
             if taken > doing.limit and doing is self._doing:
                 excuses = excuses + 1 if excused == doing.step else 1
                 excused = doing.step
                 if excuses * doing.limit < self.limits.longest and self._excused():
                     self._lost += taken  # it starts anew
-                else:
+                elif doing is self._doing:
                     self._end(doing, taken)
             elif taken > doing.warned_at and warned != doing.step and self._rank == 0 and doing is self._doing:
                 warned = doing.step
@@ -195,9 +197,12 @@ class Watchdog:
 
     def _excused(self) -> bool:
         """Whether a step is late because another rank is busy with what may take longer, such as a checkpoint."""
-        if self._run is None or self._world_size == 1 or self._doing.allowed:
+        if self._run is None or self._world_size == 1 or self._doing.allowed or self.limits is None:
             return False
-        return any(beat.left > 0 for beat in read_beats(self._run).values() if beat.rank != self._rank)
+        before = read_beats(self._run)
+        time.sleep(1.2 * self.limits.beat)  # of one that stands still, the last beat is no excuse
+        now = read_beats(self._run)
+        return any(beat.left > 0 and beat != before.get(rank) for rank, beat in now.items() if rank != self._rank)
 
     def _warn(self, doing: _Doing, taken: float) -> None:
         what = f"{self._what(doing, taken)}; the job ends when it has taken {doing.limit:.0f} s"

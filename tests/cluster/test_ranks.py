@@ -107,6 +107,7 @@ def test_as_many_tasks_as_gpus(workplace: Workplace) -> None:
     assert "--ntasks-per-node=2" in done.stderr
 
 
+@pytest.mark.cluster_full
 def test_jobs_that_share_a_node_meet_at_ports_of_their_own(workplace: Workplace) -> None:
     preset = workplace.preset("element", train={"steps": 2, "batch_size": 8})
     script = workplace.folder / "array.sh"
