@@ -33,7 +33,7 @@ def print_presets() -> None:
 
 
 def train(preset: str, overrides: Sequence[str]) -> None:
-    """Train on every rank that was started; see `pretrain.train.pretrain` for the errors and exit codes."""
+    """Train on every rank that was started; see `pretrain.run.pretrain` for the errors and exit codes."""
     from pretrain.config import check_batch, load_config
     from pretrain.datasets import open_datasets
     from pretrain.startup import StartUp
@@ -58,7 +58,7 @@ def train(preset: str, overrides: Sequence[str]) -> None:
     for package in ("torch", "timm"):  # apart from the rest, for the record of what takes how long
         import_module(package)
         startup.mark(f"import {package}")
-    from pretrain.train import pretrain
+    from pretrain.run import pretrain
 
     startup.mark("import selfsight")
     folder = Path(config.runs) / config.name

@@ -22,8 +22,8 @@ def check_run_to_submit(config: Config, ranks: int) -> Checked:
     """As `check_run`, and what only matters to a job that starts by itself, later: folder, resuming, wandb."""
     checked = check_run(config, ranks)
     from pretrain.checkpoints.folder import CheckpointFolder, check_resume, damage, read_state
+    from pretrain.run import is_finished, resolve
     from pretrain.run_folder import check_run_folder
-    from pretrain.train import is_finished, resolve
 
     resolved, _ = resolve(config, checked.datasets)
     folder = check_run_folder(resolved)

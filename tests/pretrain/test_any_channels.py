@@ -21,9 +21,9 @@ from pretrain import pixels
 from pretrain.config import ConfigError, load_config, parse_config
 from pretrain.encoders.saved import load_encoder
 from pretrain.interop.export import export_encoder
+from pretrain.run import pretrain
 from pretrain.schema import Config
 from pretrain.tracking.pictures import contact_sheet
-from pretrain.train import pretrain
 
 TINY = [
     "views.global_crops.0.size=32", "encoder.dim=32", "encoder.depth=1", "encoder.heads=2", "encoder.patch=8",

@@ -16,8 +16,8 @@ from pretrain.config import parse_config
 from pretrain.encoders.saved import read_card, timm_recipe
 from pretrain.encoders.supported import METHODS
 from pretrain.interop.export import export_encoder
+from pretrain.run import pretrain
 from pretrain.tokenizers.saved import load_tokenizer
-from pretrain.train import pretrain
 
 ENCODERS = [row for row in SMALL if not row.startswith("timm:")] + ["timm:convnext_tiny", "timm:hiera_tiny_224"]
 #: Every pair, and what else a method can be told to do on a few encoders.

@@ -14,7 +14,7 @@ from test_train import run_all
 from tiny import config_data
 
 from pretrain.config import parse_config
-from pretrain.train import pretrain
+from pretrain.run import pretrain
 
 
 def losses(data: dict[str, Any]) -> list[tuple[Any, ...]]:

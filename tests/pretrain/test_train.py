@@ -22,9 +22,9 @@ from pretrain.checkpoints.folder import CheckpointFolder, damage, read_state
 from pretrain.config import ConfigError, parse_config
 from pretrain.diagnostics import NonFiniteError, check_finite
 from pretrain.encoders.saved import load_encoder
+from pretrain.run import pretrain
 from pretrain.run_folder import alone_in, check_run_folder, write_config
 from pretrain.stopping import StopRequest
-from pretrain.train import pretrain
 
 HERE = Path(__file__).parent
 

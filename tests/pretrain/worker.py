@@ -16,14 +16,15 @@ from pretrain.config import parse_config
 from pretrain.datasets import open_datasets, sampler_of
 from pretrain.engine import choose_device, initialise_distributed
 from pretrain.normalisation import choose_normalisation
+from pretrain.run import resolve
 from pretrain.run_folder import check_run_folder, write_config
 from pretrain.stopping import StopRequest
-from pretrain.train import Trainer, resolve
+from pretrain.train import Trainer
 from pretrain.watchdog import Watchdog
 
 
 def run(data: dict[str, Any], rank: int, world_size: int) -> None:
-    """What `pretrain.train.pretrain` does, within a process group that several runs share."""
+    """What `pretrain.run.pretrain` does, within a process group that several runs share."""
     save_at_start = data.pop("save_at_start", False)  # what was loaded, written once more
     config = parse_config(data)
     datasets = open_datasets(config.data)

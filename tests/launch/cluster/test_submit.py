@@ -86,7 +86,7 @@ def test_a_folder_of_another_configuration_or_a_finished_run_is_refused(request_
         plan(request_)
     config = load_config(run.parent.parent / "tiny.yaml")
     from pretrain.data import open_datasets
-    from pretrain.train import resolve
+    from pretrain.run import resolve
 
     write_config(run, resolve(config, open_datasets(config.data))[0])
     with pytest.raises(ConfigError, match=r"is finished; .*another --name"):
