@@ -91,7 +91,7 @@ def test_a_step_left_out_changes_nothing_but_the_count(shards: Path, tmp_path: P
         data = config_data(method, "vit", shards, tmp_path, engine={"zero_stage": stage}) | settings
         for kind in ("forward", "gradient"):
             runs[stage, kind] = faulty({**data, "name": f"{kind}-{stage}"}, [3], kind)
-    plain = config_data(method, "vit", shards, tmp_path) | settings  # each engine of ZeRO 3 holds 2 GB of buffers
+    plain = config_data(method, "vit", shards, tmp_path) | settings
     bounded, fine = faulty({**plain, "name": "bounded"}, [3, 4, 5], "gradient"), {**plain, "name": "fine"}
     output = run_all([*runs.values(), bounded, fine], 2, tmp_path, worker="faulty_worker.py")
     for (stage, _), run in runs.items():

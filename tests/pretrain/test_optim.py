@@ -9,6 +9,7 @@ from tiny import NORMALISATION, config_data
 from torch import nn
 
 from pretrain.config import parse_config
+from pretrain.engine import deepspeed_config
 from pretrain.methods import Method, build_method
 from pretrain.optim import build_optimizer, parameter_groups
 from pretrain.schedules import Timeline
@@ -81,3 +82,13 @@ def test_the_optimizer_takes_the_factor_from_the_configuration(tmp_path: Path) -
     method = build_method(config, NORMALISATION, Timeline(8, 4.0))
     groups = build_optimizer(method, config.optim, fused=False).param_groups
     assert {group["lr_scale"] for group in groups} == {0.2, 1.0}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_no_bucket_is_larger_than_the_model(stage: int, tmp_path: Path) -> None:
+    """DeepSpeed's own take 2 GB each, and are filled where algorithms are to be deterministic."""
+    config = parse_config(config_data("mae", "vit", tmp_path, tmp_path, engine={"zero_stage": stage}))
+    zero = deepspeed_config(config, 1, 1000)["zero_optimization"]
+    buckets = {name: size for name, size in zero.items() if name.endswith("bucket_size")}
+    assert set(buckets.values()) == ({1000} if stage else set())
+    assert ("reduce_bucket_size" in buckets) == (stage > 0)
