@@ -265,7 +265,7 @@ def chronicle_of(run: Run) -> Html | None:
                 element("b", str(event.get("event", "")).replace("_", " ")),
                 " ",
                 chronicle.told(event),
-                class_=f"event {'alarm' if event.get('event') in ('alarm', 'saved_not', 'given_up') else ''}".strip(),
+                class_="event alarm" if _is_trouble(event) else "event",
             )
             for event in others[-200:]
         ]
@@ -407,6 +407,10 @@ def _probe_versions(run: Run) -> dict[str, str]:
         if isinstance(versions, dict):
             return {str(name): str(version) for name, version in versions.items()}
     return {}
+
+
+def _is_trouble(event: chronicle.Event) -> bool:
+    return event.get("event") in ("alarm", "saved_not", "given_up") and not chronicle.is_over(event)
 
 
 def _log_path(run: Run, log: str) -> Path:
