@@ -7,11 +7,11 @@ The exit code is the answer: BACK (0: go on, or back into the queue), GIVEN_UP (
 put the job back). Any other means that the question could not be asked. The reason is printed to stderr and recorded in
 the run's history, as `requeued` or `given_up`; printed to stdout are the nodes that the job should be kept from.
 
-A job that stopped as asked goes back, unless it was its time limit that asked for more than STANDSTILLS times in a row
-without a newer checkpoint: then the limit is too short to get anywhere. What would go wrong again never does. Everything
-else, a crash, a hang, a lost node, is a failure: back as long as there were fewer than SELFSIGHT_MAX_FAILURES (3) in a row
-without a newer checkpoint, and fewer than CEILING times as many in all. Only this job's ends count: who submits anew
-starts anew.
+A job that was preempted, or stopped near its time limit, goes back; unless the time limit leaves it too little time to
+get anywhere: STANDSTILLS stops in a row without a newer checkpoint. What would go wrong again never does. Everything
+else, a crash, a hang, a lost node, is a failure: back as long as there were fewer than SELFSIGHT_MAX_FAILURES (3) in a
+row without a newer checkpoint, and fewer than CEILING times as many in all. Only this job's ends count: whoever submits
+anew starts anew.
 """
 
 from __future__ import annotations

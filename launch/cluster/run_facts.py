@@ -11,6 +11,7 @@ import re
 import socket
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -125,7 +126,8 @@ def is_run(folder: Path | str) -> bool:
 def read_run(folder: Path) -> RunFacts:
     """Everything above, of one run."""
     facts = RunFacts(folder, config=_sections(folder / "config.yaml", ("name", "train", "tracking")))
-    facts.history = read_history(folder)
+    with suppress(OSError):  # somebody else's, and not for us to read
+        facts.history = read_history(folder)
     facts.row, facts.row_time = _last_row(folder / "metrics.jsonl")
     facts.total_steps = _total_steps(facts)
     facts.checkpoint = _last_checkpoint(folder / "checkpoints")

@@ -136,6 +136,15 @@ def test_where_sbatch_takes_no_environment_along_the_ranks_still_have_the_script
     workplace.cluster.wait(job, "COMPLETED")
 
 
+@pytest.mark.cluster_full
+def test_submitted_by_hand_from_inside_an_array_it_requeues_itself_and_nobody_else(workplace: Workplace) -> None:
+    env = fake(workplace, "[[ ${SLURM_RESTART_COUNT:-0} == 1 ]] && exit 0; exit 85")
+    inherited = {"SLURM_ARRAY_JOB_ID": "999", "SLURM_ARRAY_TASK_ID": "1", "SLURM_RESTART_COUNT": "1"}
+    job = workplace.pretrain(workplace.preset("run"), **env, **inherited)
+    assert workplace.cluster.wait(job, "COMPLETED")["Restarts"] == "1"
+    assert [event["restart"] for event in workplace.requeued("run")] == [0]
+
+
 @pytest.mark.parametrize(
     "who", ["the direct tasks only", pytest.param("every process of the steps", marks=pytest.mark.cluster_full)]
 )

@@ -53,6 +53,11 @@ def test_a_folder_is_read_up_to_where_it_is_whole(run: Path) -> None:
     assert status([run])[0].step == 50
 
 
+def test_a_run_whose_history_can_not_be_read_does_not_hide_the_others(run: Path) -> None:
+    (run / "history.jsonl").mkdir()  # the tests may run as root, who can read everything else
+    assert [found.step for found in status([run.parent])] == [50]
+
+
 def test_states_beside_a_queue(run: Path) -> None:
     record(run, "submitted", jobs=["12"], probes=["13"], log="/logs/12.out")
     waiting = job(state="PENDING", reason="Resources", start="2026-01-01T10:00:00")
