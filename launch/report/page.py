@@ -137,9 +137,14 @@ def _header(runs: Sequence[Run], title: str) -> Html:
         told = [dict(facts(run)) for run in runs]
         rows = [("state", *(state_of(run)[1] for run in runs))]
         rows += [(name, *(each.get(name, "") for each in told)) for name in names]
-        header = ["", *(element("span", run.name, class_=f"run c{number % 8}") for number, run in enumerate(runs))]
+        header = ["", *(element("span", run.name, class_=_kind(number)) for number, run in enumerate(runs))]
         parts = [table(header, rows, numbers=False)]
     return element("header", theme, element("h1", title), *parts)
+
+
+def _kind(number: int) -> str:
+    """The classes of a run's name: the colour and the dashes that `report.js` gives its curves."""
+    return f"run c{number % 8} d{number % 3}"
 
 
 def _curves(charts: dict[str, Any]) -> Html:
@@ -156,7 +161,11 @@ def _curves(charts: dict[str, Any]) -> Html:
         element("label", element("input", type="checkbox", id="logarithmic"), " logarithmic"),
         element("label", element("input", type="checkbox", id="clipped"), " cut off spikes"),
         element("button", "all steps", type="button", id="whole", disabled=True),
-        element("span", "drag over a curve to zoom, double click to go back", class_="note"),
+        element(
+            "span",
+            "drag over a curve to zoom, double click to go back; arrow keys read it point by point",
+            class_="note",
+        ),
         class_="controls",
         autocomplete="off",
     )
@@ -174,7 +183,7 @@ def _probes_compared(runs: Sequence[Run], problems: list[str]) -> Html | None:
     for number, run in enumerate(runs):
         found = probes(run, problems)
         if found is not None:
-            shown.append(joined([element("h3", run.name, class_=f"run c{number % 8}"), found]))
+            shown.append(joined([element("h3", run.name, class_=_kind(number)), found]))
     if not shown:
         return None
     return joined([probes_compared(runs), element("details", element("summary", "every probe"), *shown)])
