@@ -249,7 +249,7 @@ def probe(
 )
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="A run's folder, or a sweep's; compares several.")
+        list[Path], typer.Argument(metavar="RUN...", help="A run's or a sweep's folder; compares several.")
     ],
     out: Annotated[Path | None, typer.Option(help="The HTML file; default: report.html in that folder.")] = None,
 ) -> None:

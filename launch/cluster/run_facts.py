@@ -146,7 +146,7 @@ def read_run(folder: Path) -> RunFacts:
         card = _json(folder / what / "config.json")
         if card is not None and isinstance(card.get("step"), int):
             facts.published = card["step"]
-    facts.cancelled = _json(folder / CANCELLED)
+    facts.cancelled = _cancelled(facts)
     return facts
 
 
@@ -212,6 +212,15 @@ def _total_steps(facts: RunFacts) -> int | None:
         return Timeline.of(train, row["step"] / row["epoch"] if row.get("epoch") else 1.0).total_steps
     except (ValueError, TypeError, KeyError):
         return None
+
+
+def _cancelled(facts: RunFacts) -> dict[str, Any] | None:
+    """The note of `selfsight cancel`, unless it is about earlier jobs than the last one: a command that was itself
+    interrupted leaves it behind."""
+    note, last = _json(facts.folder / CANCELLED), facts.last("submitted", "started", "requeued")
+    if note is None or last is None or not isinstance(note.get("jobs"), list):
+        return note
+    return note if {last.get("job"), *(last.get("jobs") or ())} & set(note["jobs"]) else None
 
 
 def _last_checkpoint(folder: Path) -> tuple[int, float] | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipelines.files import check_writable, lock, write_text
+from data_pipelines.remote.urls import redact
 from launch.cluster.arithmetic import solve_accumulation
 from launch.cluster.probes import ProbeJob, ProbeOptions, check_probes, probe_jobs
 from launch.cluster.quoting import bash_words, log_pattern, sbatch_line
@@ -44,6 +45,11 @@ class Request:
     array_max: int | None = None
     probe: ProbeOptions = field(default_factory=ProbeOptions)
     variables: Mapping[str, str] = field(default_factory=dict)  # further settings of the job
+
+    @property
+    def told(self) -> list[str]:
+        """The command as it may be written down and shown: passwords and tokens in URLs are hidden."""
+        return [redact(word) for word in self.command]
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def plan_submission(request: Request, check_cluster: bool = True) -> Plan:
         folder=folder,
         array=_array(request, len(runs)),
         settings=settings_of(request.site, python, request.variables),
-        written_by=bash_words(request.command),
+        written_by=bash_words(request.told),
     )
     return Plan(request, base.name, folder, tuple(runs), script, tuple(probes), wrapper, tuple(lines))
 
@@ -232,7 +238,7 @@ def _script(request: Request, name: str, folder: Path, elements: Sequence[Sequen
         *request.resources.lines(),
     ]
     settings = [*settings_of(request.site, python, request.variables), *set_arguments(elements, array is not None)]
-    return render("pretrain", lines, settings, bash_words(request.command))
+    return render("pretrain", lines, settings, bash_words(request.told))
 
 
 def _sbatch(script: str, folder: Path, kind: str, options: Sequence[str]) -> tuple[str, Path]:
@@ -273,7 +279,7 @@ def _remember(plan: Plan, queued: Queued) -> None:
             "submitted",
             jobs=[f"{queued.job}{element}"],
             probes=probes,
-            command=list(plan.request.command),
+            command=plan.request.told,
             log=str(log),
             script=str(queued.script),
         )

@@ -12,11 +12,15 @@ import yaml
 
 from data_pipelines.files import write_text
 from launch.cluster.run_facts import runs_of_sweep
-from launch.report import sections
 from launch.report.curves import charts_of
+from launch.report.facts import facts, metrics_table, state_of, tiles
+from launch.report.galleries import galleries
+from launch.report.history import chronicle_of
 from launch.report.markup import Html, data, element, joined, table
 from launch.report.pictures import BUDGET
+from launch.report.probes import probes, probes_compared
 from launch.report.read import Run, read_run
+from launch.report.settings import configuration
 
 #: The browser itself refuses whatever this page might load.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'"
@@ -84,19 +88,19 @@ def render(runs: Sequence[Run]) -> str:
     charts = charts_of(runs)
     body = [
         _header(runs, title),
-        _section("Curves", _curves(charts), [sections.metrics_table(run) for run in runs] if one else []),
+        _section("Curves", _curves(charts), [metrics_table(run) for run in runs] if one else []),
     ]
     if one:
         body += [
-            _section("Probes", sections.probes(one, problems)),
-            _section("Pictures over time", sections.galleries(runs, BUDGET, problems)),
-            _section("History", sections.chronicle_of(one)),
-            _section("Configuration", sections.configuration(one)),
+            _section("Probes", probes(one, problems)),
+            _section("Pictures over time", galleries(runs, BUDGET, problems)),
+            _section("History", chronicle_of(one)),
+            _section("Configuration", configuration(one)),
         ]
     else:
         body += [
             _section("Probes", _probes_compared(runs, problems)),
-            _section("Last pictures", sections.galleries(runs, BUDGET, problems)),
+            _section("Last pictures", galleries(runs, BUDGET, problems)),
             _section("Settings that differ", _settings_compared(runs)),
         ]
     if problems:
@@ -135,18 +139,18 @@ def _header(runs: Sequence[Run], title: str) -> Html:
     theme = element("button", "dark / light", type="button", id="theme", title="Switch between dark and light")
     if len(runs) == 1:
         run = runs[0]
-        listed = [joined([element("dt", name), element("dd", value)]) for name, value in sections.facts(run)]
+        listed = [joined([element("dt", name), element("dd", value)]) for name, value in facts(run)]
         description = run.setting("description", default="")
         parts = [
             element("p", description, class_="lead") if description else None,
-            sections.tiles(run),
+            tiles(run),
             element("dl", *listed),
         ]
     else:
-        names = list(dict.fromkeys(name for run in runs for name, _ in sections.facts(run)))
-        told = [dict(sections.facts(run)) for run in runs]
-        rows = [("state", *(sections.state_of(run)[1] for run in runs))]
-        rows += [(name, *(facts.get(name, "") for facts in told)) for name in names]
+        names = list(dict.fromkeys(name for run in runs for name, _ in facts(run)))
+        told = [dict(facts(run)) for run in runs]
+        rows = [("state", *(state_of(run)[1] for run in runs))]
+        rows += [(name, *(each.get(name, "") for each in told)) for name in names]
         header = ["", *(element("span", run.name, class_=f"run c{number % 8}") for number, run in enumerate(runs))]
         parts = [table(header, rows, numbers=False)]
     return element("header", theme, element("h1", title), *parts)
@@ -182,12 +186,12 @@ def _curves(charts: dict[str, Any]) -> Html:
 def _probes_compared(runs: Sequence[Run], problems: list[str]) -> Html | None:
     shown = []
     for number, run in enumerate(runs):
-        found = sections.probes(run, problems)
+        found = probes(run, problems)
         if found is not None:
             shown.append(joined([element("h3", run.name, class_=f"run c{number % 8}"), found]))
     if not shown:
         return None
-    return joined([sections.probes_compared(runs), element("details", element("summary", "every probe"), *shown)])
+    return joined([probes_compared(runs), element("details", element("summary", "every probe"), *shown)])
 
 
 def _settings_compared(runs: Sequence[Run]) -> Html | None:

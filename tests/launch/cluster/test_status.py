@@ -84,6 +84,14 @@ def test_states_beside_a_queue(run: Path) -> None:
     assert judge(read_run(run), [], {}, []).state == "cancelled"
 
 
+def test_a_note_that_an_interrupted_cancel_left_is_about_its_own_jobs_only(run: Path) -> None:
+    (run / "cancelled").write_text(json.dumps({"by": "me", "jobs": ["5"]}))
+    record(run, "submitted", jobs=["5"])
+    assert judge(read_run(run), [job("5", "RUNNING")], {}, []).state == "stopping"
+    record(run, "submitted", jobs=["6"])
+    assert judge(read_run(run), [job("6", "RUNNING")], {}, []).state != "stopping"
+
+
 def test_what_ended_and_what_is_finished(run: Path) -> None:
     assert judge(read_run(run), [], {}, []).state == "stopped"
     record(run, "started", step=0)

@@ -67,6 +67,13 @@ def test_a_plan_writes_nothing_and_its_scripts_are_sound(request_: Request, shar
     assert any("8 = 2 ranks x 4 x 1 accumulated" in line for line in planned.lines)
 
 
+def test_the_command_is_written_down_without_its_passwords(request_: Request) -> None:
+    command = ("selfsight", "submit", "tiny.yaml", "--data", "https://me:hunter2@host/set?token=hunter3")
+    planned = plan(request_, command=command)
+    assert "hunter" not in planned.script
+    assert planned.request.told[-1] == "https://***@host/set?***"
+
+
 def test_the_batch_is_solved_and_the_trainer_told(request_: Request) -> None:
     assert "set -- tiny.yaml train.accumulation=2\n" in plan(request_, micro_batch=2).script
     three = replace(request_.resources, nodes=3)

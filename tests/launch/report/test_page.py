@@ -83,7 +83,7 @@ def test_a_page_has_all_that_a_run_left(make_run: Any) -> None:
     assert (processor["title"], groups["Nodes"]["constant"]) == ("cpu percent", ["swap used gb 0"])
     assert charts(page)["marks"] == [
         {"step": 100, "kind": "restart", "label": "start 2 on node0, node2"},
-        {"step": 60, "kind": "alarm", "label": "a gradient spike"},
+        {"step": 60, "kind": "alarm", "label": "spike: a gradient spike"},
     ]
     assert chart(page, "k-NN class, top-1")["series"][0]["y"] == [0.4, 0.5]
     assert chart(page, "gradient norm")["log"]
@@ -310,3 +310,15 @@ def test_rows_of_a_run_that_came_back_count_once(make_run: Any) -> None:
     assert metrics.last_step == 169
     assert metrics.series["loss"].columns()["x"] == list(range(1, 170))
     assert metrics.series["loss"].columns()["y"][149:] == [9] * 20
+
+
+def test_an_alarm_that_is_over_is_named_and_counts_once(make_run: Any) -> None:
+    folder = make_run()
+    with (folder / "history.jsonl").open("a") as file:
+        over = {"event": "alarm", "step": 90, "name": "spike", "text": "over since step 90", "begins": False}
+        file.write(json.dumps(over) + "\n")
+    page = page_of(folder)
+    text = " ".join(Seen(page).text.split())
+    assert "1 alarm " in text
+    assert "step 90, spike is over since step 90" in text
+    assert [mark["step"] for mark in charts(page)["marks"] if mark["kind"] == "alarm"] == [60]
