@@ -355,7 +355,7 @@ def test_latest_names_a_checkpoint_that_is_there(tmp_path: Path, monkeypatch: py
     saver, engine = begin(tmp_path, keep_last=1), Engine()
     save_step(saver, engine)
     remove = folders._remove
-    monkeypatch.setattr(folders, "_remove", lambda path: (remove(path), os.stat("/no/such/file")))
+    monkeypatch.setattr(folders, "_remove", lambda path: (remove(path), Path("/no/such/file").stat()))
     save_step(saver, engine)
     assert (saver.folder.folder / "latest").read_text() == "step-00000002\n"
     monkeypatch.setattr(folders, "_remove", remove)
