@@ -82,10 +82,8 @@ class Saver:
         memory at most.
         """
         if self._save is not None:
-            self._say(
-                f"waiting for the checkpoint of step {self._save.state.step}, which is still being written: the disk "
-                "is slower than checkpoint.every_steps asks for"
-            )
+            slow = "" if wait else ": the disk is slower than checkpoint.every_steps asks for"
+            self._say(f"waiting for the checkpoint of step {self._save.state.step}, which is still being written{slow}")
             self.settle()
         self._copy.take(live.own_parts(engine), self.device)
         known = live.tensor_names(engine.module)
