@@ -115,6 +115,15 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process has the run for itself at this moment, as far as the locks of its file system tell."""
+    try:
+        with (folder / ".lock").open("a+", encoding="utf-8") as file:
+            return not lock(file)
+    except OSError:  # of a folder that can't be written to: nobody trains there
+        return False
+
+
 def _is_this_job(holder: str) -> bool:
     """Whether what is written in a lock is an earlier start of the job that this process belongs to."""
     try:

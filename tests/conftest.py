@@ -11,6 +11,13 @@ os.environ["WANDB_MODE"] = "offline"
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_", "SLURM_", "TORCHELASTIC_")
 
 
+@pytest.fixture
+def patient_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time for wandb on a machine with other work: what a training would go on without is here what is looked at."""
+    monkeypatch.setattr("pretrain.tracking.wandb_run.FINISH_SECONDS", 120.0)
+    monkeypatch.setattr("pretrain.tracking.wandb_run.INIT_SECONDS", 120)
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A suite that runs inside a batch job must not take itself for one of its ranks."""

@@ -100,16 +100,27 @@ class RunFacts:
 
 
 def find_runs(places: Iterable[Path]) -> list[Path]:
-    """The runs among these folders, and within those that are none; a folder that is not there is refused."""
+    """The runs that these folders are or hold, or whose sweep they are; a folder that is not there is refused."""
     found: list[Path] = []
     for place in map(resolve, places):
         if not place.is_dir():
             raise FileNotFoundError(f"there is no folder {place}; name a run, as in runs/NAME, or the folder of many")
         if is_run(place):
             found.append(place)
+        elif (swept := runs_of_sweep(place)) is not None:
+            found += swept
         else:
             found += sorted(Path(entry.path) for entry in os.scandir(place) if entry.is_dir() and is_run(entry.path))
     return list(dict.fromkeys(found))
+
+
+def runs_of_sweep(folder: Path) -> list[Path] | None:
+    """The runs of the sweep whose folder it is, as far as they are there; None where it is no sweep's."""
+    listed = (_json(folder / "sweep.json") or {}).get("runs")
+    if not isinstance(listed, list):
+        return None
+    names = [run["name"] for run in listed if isinstance(run, dict) and isinstance(run.get("name"), str)]
+    return [place for name in names if is_run(place := folder.parent / name)]
 
 
 def resolve(place: Path) -> Path:
@@ -142,15 +153,17 @@ def read_run(folder: Path) -> RunFacts:
 
 
 def overrides_of(places: Iterable[Path]) -> dict[Path, list[str]]:
-    """Of the runs of sweeps that lie in these folders, what each was given."""
+    """Of the runs of sweeps that lie in these folders, what each was given that not all of its sweep were."""
     found: dict[Path, list[str]] = {}
     for place in dict.fromkeys(places):
         for file in (place / "sweep.json", *place.glob("*/sweep.json")):
-            sweep = _json(file)
-            for run in (sweep or {}).get("runs") or ():
-                if isinstance(run, dict) and isinstance(run.get("name"), str):
-                    own = [str(word) for word in run.get("arguments") or () if "=" in str(word)]
-                    found[file.parent.parent / run["name"]] = own
+            listed = (_json(file) or {}).get("runs") or ()
+            runs = [run for run in listed if isinstance(run, dict) and isinstance(run.get("name"), str)]
+            words = [[str(word) for word in run.get("arguments") or () if "=" in str(word)] for run in runs]
+            of_all = set(words[0]).intersection(*words) if len(words) > 1 else set()
+            for run, given in zip(runs, words, strict=True):
+                hidden = of_all | {f"name={run['name']}"}
+                found[file.parent.parent / run["name"]] = [word for word in given if word not in hidden]
     return found
 
 

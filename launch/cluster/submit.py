@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipelines.files import check_writable, lock, write_text
+from data_pipelines.remote.urls import redact
 from launch.cluster.arithmetic import solve_accumulation
 from launch.cluster.probes import ProbeJob, ProbeOptions, check_probes, probe_jobs
 from launch.cluster.quoting import bash_words, log_pattern, sbatch_line
@@ -44,6 +45,11 @@ class Request:
     array_max: int | None = None
     probe: ProbeOptions = field(default_factory=ProbeOptions)
     variables: Mapping[str, str] = field(default_factory=dict)  # further settings of the job
+
+    @property
+    def told(self) -> list[str]:
+        """The command as it may be written down and shown: passwords and tokens in URLs are hidden."""
+        return [redact(word) for word in self.command]
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,8 @@ def plan_submission(request: Request, check_cluster: bool = True) -> Plan:
         most = array_limit() if check_cluster else None
         if most is not None and len(elements) > most:
             raise ConfigError(f"the sweep has {len(elements)} runs, and this cluster takes arrays of {most}; split it")
-    runs = []
+    runs: list[Run] = []
+    told: list[list[str]] = []
     for element in elements:
         check_not_queued(Path(base.runs).absolute() / element.name, ask_slurm=check_cluster)
         try:
@@ -112,7 +119,8 @@ def plan_submission(request: Request, check_cluster: bool = True) -> Plan:
         except ConfigError as error:
             raise ConfigError(f"{element.name}: {error}" if swept else str(error)) from None
         runs.append(run)
-        lines += [f"{element.name}: {line}" if swept and len(elements) > 1 else line for line in said]
+        told.append(said)
+    lines += _once(runs, told)
     check_probes(probe, base)
     folder = Path(base.runs).absolute() / base.name
     lines += local_lines(_places(request, base))
@@ -127,7 +135,7 @@ def plan_submission(request: Request, check_cluster: bool = True) -> Plan:
         folder=folder,
         array=_array(request, len(runs)),
         settings=settings_of(request.site, python, request.variables),
-        written_by=bash_words(request.command),
+        written_by=bash_words(request.told),
     )
     return Plan(request, base.name, folder, tuple(runs), script, tuple(probes), wrapper, tuple(lines))
 
@@ -192,6 +200,14 @@ def _check_element(request: Request, element: Element, sweep: str | None) -> tup
     return Run(config.name, folder, (preset, *overrides)), [*goes_on, *checked.chosen, *plan_of(checked, ranks)]
 
 
+def _once(runs: Sequence[Run], told: Sequence[Sequence[str]]) -> list[str]:
+    """What is told of every run, once, then what is told of each."""
+    of_all = [line for line in told[0] if all(line in said for said in told)]
+    return of_all + [
+        f"{run.name}: {line}" for run, said in zip(runs, told, strict=True) for line in said if line not in of_all
+    ]
+
+
 def _places(request: Request, config: Config) -> dict[str, Path]:
     """Paths that every node has to see."""
     places = {"this folder": Path.cwd(), "the run folder": Path(config.runs).absolute()}
@@ -222,7 +238,7 @@ def _script(request: Request, name: str, folder: Path, elements: Sequence[Sequen
         *request.resources.lines(),
     ]
     settings = [*settings_of(request.site, python, request.variables), *set_arguments(elements, array is not None)]
-    return render("pretrain", lines, settings, bash_words(request.command))
+    return render("pretrain", lines, settings, bash_words(request.told))
 
 
 def _sbatch(script: str, folder: Path, kind: str, options: Sequence[str]) -> tuple[str, Path]:
@@ -263,7 +279,7 @@ def _remember(plan: Plan, queued: Queued) -> None:
             "submitted",
             jobs=[f"{queued.job}{element}"],
             probes=probes,
-            command=list(plan.request.command),
+            command=plan.request.told,
             log=str(log),
             script=str(queued.script),
         )

@@ -7,19 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from launch.known_metrics import DIAGNOSTICS, HIDDEN, KNOWN, LOSS, SCHEDULES, SPEED, known_as
 from pretrain.config import load_config
 from pretrain.tracking.metrics_log import read_rows
 from pretrain.tracking.wandb_identity import stored_identity
 from pretrain.tracking.wandb_run import picture_key
 
-#: Metrics by the section they belong to; what is in none of them is a part of the loss.
-SCHEDULES = ("lr", "weight_decay", "grad_norm", "teacher_momentum", "teacher_temperature", "momentum", "temperature")
-THROUGHPUT = ("images_per_second", "data_wait", "memory_gb", "knn_seconds", "knn_share")
-DIAGNOSTICS = (
-    "alarms", "feature_std", "rankme", "rankme_share", "teacher_entropy", "codes_used", "weight_norm",
-    "teacher_distance", "bad_samples",
-)  # fmt: skip
-UNSHOWN = ("step", "epoch", "ids_digest", "teacher_sum", "knn_standard_error")
 MACHINES = {
     "CPU of every node, %": "cpu_percent",
     "Memory left, GB": "memory_available_gb",
@@ -96,21 +89,18 @@ def layout_of(runs: Sequence[Path], name: str | None = None) -> Layout:
 
 def sections(runs: Sequence[Path], several_methods: bool) -> tuple[Section, ...]:
     """What there is to show of runs, by the names of what they logged."""
-    logged = sorted({key for run in runs for key in _names(run / "metrics.jsonl")} - set(UNSHOWN))
-    placed = {*SCHEDULES, *THROUGHPUT, *DIAGNOSTICS, "knn_top1"}
-    losses = [
-        name for name in logged if name not in placed and not name.startswith(("alarm/", "fetch", "cache", "spikes"))
-    ]
-    losses.sort(key=lambda name: (name != "loss", name))
+    logged = sorted({key for run in runs for key in _names(run / "metrics.jsonl")} - HIDDEN, key=_place)
     by_method = (Panel("loss by method", metrics=("loss",), by_method=True),) if several_methods else ()
-    trouble = [name for name in logged if name.startswith(("spikes", "alarm/"))]
-    supply = [name for name in logged if name.startswith(("fetch", "cache"))]
     pictures = sorted({picture_key(path) for run in runs for path in (run / "pictures").glob("*-????????.png")})
-    online_knn = (Panel("k-NN while training", metrics=("knn_top1",)),) if "knn_top1" in logged else ()
+
+    def curves(*groups: str) -> tuple[Panel, ...]:
+        names = [name for group in groups for name in logged if known_as(name).group == group]
+        return tuple(Panel(name, metrics=(name,)) for name in names)
+
     found = (
-        Section("Loss and curves", by_method + _each(losses) + _each(name for name in SCHEDULES if name in logged)),
-        Section("Throughput and waiting for data", _each([n for n in THROUGHPUT if n in logged] + supply)),
-        Section("Diagnostics and collapse", online_knn + _each([n for n in DIAGNOSTICS if n in logged] + trouble)),
+        Section("Loss and schedules", by_method + curves(LOSS, SCHEDULES)),
+        Section("Speed and memory", curves(SPEED)),
+        Section("Diagnostics and collapse", curves(DIAGNOSTICS)),
         Section("Probes", _probes(several_methods)),
         Section(
             "Machines, node by node",
@@ -152,8 +142,10 @@ def _probes(by_method: bool) -> tuple[Panel, ...]:
     )
 
 
-def _each(names: Any) -> tuple[Panel, ...]:
-    return tuple(Panel(name, metrics=(name,)) for name in names)
+def _place(name: str) -> tuple[int, str]:
+    """Where a metric stands: those that are known in their order, the others by name."""
+    order = list(KNOWN)
+    return (order.index(name) if name in KNOWN else len(order)), name
 
 
 def _names(log: Path) -> set[str]:

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pretrain.config import load_config
-from pretrain.tracking.wandb_files import mend, read_wandb_file, wandb_files, what_wandb_has
+from pretrain.run_folder import is_held
+from pretrain.tracking.wandb_files import Had, mend, read_wandb_file, wandb_files, what_wandb_has
 from pretrain.tracking.wandb_identity import Identity, identity_of, stored_identity, wandb_mode
 from pretrain.tracking.wandb_run import WandbRun, missing_rows
 
@@ -29,7 +30,12 @@ def sync(runs: Sequence[Path], timeout_minutes: float) -> list[str]:
 
 
 def waiting(run: Path) -> tuple[list[Path], list[Path]]:
-    """The offline files of a run that are still to be sent, oldest first; and those that may still be written to."""
+    """The offline files of a run that are still to be sent, oldest first; and those that may still be written to.
+
+    Written to may be all that no life has ended, while the run is trained, and for a while after: a probe, or a run on
+    a file system without locks. wandb takes its time to write, so that the age of a file alone says little.
+    """
+    held = is_held(run)
     ready: list[Path] = []
     live: list[Path] = []
     for path in wandb_files(run):
@@ -37,25 +43,29 @@ def waiting(run: Path) -> tuple[list[Path], list[Path]]:
         if not file.offline or file.synced or not file.id:  # empty: killed before a byte was written
             continue
         fresh = time.time() - path.stat().st_mtime < LIVE_SECONDS
-        (live if fresh and not file.ended else ready).append(path)
+        (live if (held or fresh) and not file.ended else ready).append(path)
     return ready, live
 
 
-def complete(run: Path) -> int:
-    """Write what wandb lacks of a run's files into a further offline file; the number of rows.
+def complete(run: Path, timeout_minutes: float = 60.0) -> int:
+    """Give wandb what it lacks of a run's files; the number of rows.
 
-    For a run that has ended: whoever trains does the same at the next start.
+    For a run that has ended: whoever trains does the same at the next start. Of a run that was online only the server
+    knows what has come through, so it is asked; else the rows go into a further offline file.
     """
     stored = stored_identity(run)
     if "id" not in stored:
         return 0
-    identity = replace(identity_of_ended(run), mode="offline")
-    missing = missing_rows(run, what_wandb_has(run, identity.id, identity.project))
-    if missing:
-        last = max(row["step"] for row in missing)
-        tracked = WandbRun(identity, start_step=last)
-        tracked.finish()
-    return len(missing)
+    identity = identity_of_ended(run)
+    was_online = any(not path.parent.name.startswith("offline-") for path in wandb_files(run, identity.id))
+    missing = missing_rows(run, Had() if was_online else what_wandb_has(run, identity.id, identity.project))
+    if not missing:
+        return 0
+    tracked = WandbRun(
+        replace(identity, mode="online" if was_online else "offline"), start_step=max(row["step"] for row in missing)
+    )
+    tracked.finish(60 * timeout_minutes)
+    return tracked.num_caught_up
 
 
 def identity_of_ended(run: Path) -> Identity:
@@ -69,14 +79,19 @@ def _sync_run(run: Path, timeout_minutes: float) -> str:
     if not (run / "config.yaml").is_file():
         raise FileNotFoundError(f"{run} is no run folder (it has no config.yaml); give runs/NAME")
     ready, live = waiting(run)
-    added = 0 if live else complete(run)
+    later = ""
+    if live or is_held(run):
+        later = "; it goes on, so the rest is left for when it has ended"
+        if live:
+            later = f"; {len(live)} file(s) are still written to: again when the run has ended"
+    added = 0 if later else complete(run, timeout_minutes)
     if added:
         ready, _ = waiting(run)
-    later = f"; {len(live)} file(s) are still written to: again when the run has ended" if live else ""
+    lost = f", with {added} row(s) that wandb had lost" if added else ""
+    if not ready:
+        return f"{run}: {'sent' + lost.removeprefix(', with') if added else 'nothing to send'}{later}"
     for path in ready:
         mend(path)
-    if not ready:
-        return f"{run}: nothing to send{later}"
     command = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(path.parent) for path in ready)]
     try:
         done = subprocess.run(
@@ -91,5 +106,4 @@ def _sync_run(run: Path, timeout_minutes: float) -> str:
     if len(sent) < len(ready):
         said = "\n  ".join((done.stdout + done.stderr).strip().splitlines()[-5:])
         raise OSError(f"{run}: `wandb sync` sent {len(sent)} of {len(ready)} file(s); it said\n  {said}")
-    lost = f", with {added} row(s) that wandb had lost" if added else ""
     return f"{run}: sent {len(sent)} file(s){lost}{later}"

@@ -80,20 +80,28 @@ def starts_of(history: Sequence[Event]) -> Iterator[tuple[int, str]]:
 
 
 def alarms_of(history: Sequence[Event]) -> Iterator[tuple[int, str]]:
-    """(step, text) of every alarm, and of every checkpoint that could not be written."""
+    """(step, text) of every alarm as it begins, and of every checkpoint that could not be written."""
     for event in history:
         step = _whole(event.get("step"))
         if step is None:
             continue
         if event.get("event") == "alarm":
-            yield step, str(event.get("text") or event.get("name") or "alarm")
+            if not is_over(event):
+                yield step, _alarm(event)
         elif event.get("event") == "saved_not":
             yield step, f"no checkpoint: {event.get('reason', '')}"
+
+
+def is_over(event: Event) -> bool:
+    """Whether it tells of an alarm that has ended."""
+    return event.get("event") == "alarm" and event.get("begins") is False
 
 
 def told(event: Event) -> str:
     """An event's own words."""
     kind = event.get("event")
+    if kind == "alarm":
+        return ", ".join([*([] if event.get("step") is None else [f"step {event['step']}"]), _alarm(event)])
     if kind == "started":
         parts = [f"from step {event.get('step')}", f"{event.get('ranks')} ranks", _where(event)]
         stage = event.get("zero_stage")
@@ -161,6 +169,13 @@ def _close(job: Job, event: Event) -> None:
     job.outcome = f"{job.outcome or reason or 'ended'}; {what}" + (
         f": {reason}" if job.outcome and reason and reason not in job.outcome else ""
     )
+
+
+def _alarm(event: Event) -> str:
+    name, text = (str(event.get(key) or "") for key in ("name", "text"))
+    if is_over(event):
+        return f"{name or 'an alarm'} is {text or 'over'}"
+    return ": ".join(filter(None, (name, text))) or "alarm"
 
 
 def _job(event: Event) -> str:

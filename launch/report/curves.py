@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from eval.report import read_results
+from launch.known_metrics import GROUPS, HIDDEN, KNOWN, known_as
 from launch.report.chronicle import alarms_of, starts_of
 from launch.report.read import Run
 from launch.report.thinning import Thinned
@@ -15,68 +16,16 @@ from launch.report.thinning import Thinned
 MOST_POINTS = 60_000
 #: Nodes that have a line of their own; of more, one line for their mean and a band from the lowest to the highest.
 MOST_NODE_LINES = 8
-_HIDDEN = {"ids_digest", "step", "epoch", "knn_standard_error"}
-
-
-class Known(NamedTuple):
-    """What is known of a metric: its words, the group it is in, and whether it is a share shown in percent."""
-
-    title: str
-    group: str
-    percent: bool = False
-
-
-LOSS, DIAGNOSTICS, SCHEDULES, SPEED = "Loss", "Diagnostics", "Schedules", "Speed and memory"
-_KNOWN = {
-    "loss": Known("loss", LOSS),
-    "dino": Known("DINO loss", LOSS),
-    "ibot": Known("iBOT loss", LOSS),
-    "koleo": Known("KoLeo loss", LOSS),
-    "aggregation_loss": Known("loss of the aggregation", LOSS),
-    "likelihood": Known("negative log-likelihood", LOSS),
-    "divergence": Known("divergence to uniform", LOSS),
-    "distillation": Known("distillation loss", LOSS),
-    "commitment": Known("commitment loss", LOSS),
-    "accuracy": Known("accuracy at hidden units", LOSS, percent=True),
-    "grad_norm": Known("gradient norm", DIAGNOSTICS),
-    "teacher_entropy": Known("teacher entropy (nats)", DIAGNOSTICS),
-    "feature_std": Known("feature deviation (1 is spread evenly)", DIAGNOSTICS),
-    "knn_top1": Known("online k-NN, top-1", DIAGNOSTICS, percent=True),
-    "rankme": Known("RankMe (effective rank)", DIAGNOSTICS),
-    "rankme_share": Known("RankMe, share of the possible", DIAGNOSTICS, percent=True),
-    "codes_used": Known("codes used", DIAGNOSTICS, percent=True),
-    "codes_alive": Known("codes alive", DIAGNOSTICS, percent=True),
-    "code_perplexity": Known("code perplexity", DIAGNOSTICS),
-    "lr": Known("learning rate", SCHEDULES),
-    "weight_decay": Known("weight decay", SCHEDULES),
-    "momentum": Known("teacher momentum", SCHEDULES),
-    "teacher_temperature": Known("teacher temperature", SCHEDULES),
-    "temperature": Known("temperature", SCHEDULES),
-    "divergence_weight": Known("weight of the divergence", SCHEDULES),
-    "images_per_second": Known("images per second", SPEED),
-    "data_wait": Known("waiting for data", SPEED, percent=True),
-    "memory_gb": Known("memory (GB, peak of rank 0)", SPEED),
-    "knn_share": Known("time spent on online k-NN", SPEED, percent=True),
-    "knn_seconds": Known("seconds of an online k-NN", SPEED),
-    "bad_samples": Known("bad samples met", SPEED),
-}
-_GROUPS = (LOSS, DIAGNOSTICS, SCHEDULES, SPEED)
-#: Parts of names that tell where a metric belongs that has no words of its own here.
-_HINTS = (
-    (LOSS, ("loss",)),
-    (SPEED, ("second", "memory", "fetch/", "wait", "bytes", "throughput", "share_of_time")),
-    (SCHEDULES, ("schedule", "learning_rate")),
-)
 
 
 def charts_of(runs: Sequence[Run]) -> dict[str, Any]:
     """All that `report.js` draws, as plain JSON values: groups of charts, and the marks that they share."""
-    names = list(dict.fromkeys(name for run in runs for name in run.metrics.series if name not in _HIDDEN))
-    ranked = {name: place for place, name in enumerate(_KNOWN)}
-    grouped: dict[str, list[dict[str, Any]]] = {group: [] for group in _GROUPS}
-    constant: dict[str, list[str]] = {group: [] for group in _GROUPS}
+    names = list(dict.fromkeys(name for run in runs for name in run.metrics.series if name not in HIDDEN))
+    ranked = {name: place for place, name in enumerate(KNOWN)}
+    grouped: dict[str, list[dict[str, Any]]] = {group: [] for group in GROUPS}
+    constant: dict[str, list[str]] = {group: [] for group in GROUPS}
     for name in sorted(names, key=lambda name: ranked.get(name, len(ranked))):
-        known = _known(name)
+        known = known_as(name)
         present = [(number, run.metrics.series[name]) for number, run in enumerate(runs) if name in run.metrics.series]
         value = _constant([thinned for _, thinned in present])
         if value is not None:
@@ -96,7 +45,7 @@ def charts_of(runs: Sequence[Run]) -> dict[str, Any]:
             }
         )
     groups: list[dict[str, Any]] = [
-        {"title": group, "charts": grouped[group], "constant": constant[group]} for group in _GROUPS
+        {"title": group, "charts": grouped[group], "constant": constant[group]} for group in GROUPS
     ]
     groups.insert(1, {"title": "Probes over checkpoints", "charts": list(_probe_charts(runs)), "constant": []})
     if len(runs) == 1:
@@ -107,14 +56,6 @@ def charts_of(runs: Sequence[Run]) -> dict[str, Any]:
         "marks": list(_marks(runs[0])) if len(runs) == 1 else [],
         "runs": [run.name for run in runs],
     }
-
-
-def _known(name: str) -> Known:
-    if name in _KNOWN:
-        return _KNOWN[name]
-    group = next((group for group, parts in _HINTS if any(part in name for part in parts)), DIAGNOSTICS)
-    words = name.replace("/", ": ").replace("_", " ")
-    return Known(words, group, percent=name.endswith(("_share", "top1", "accuracy")))
 
 
 def _constant(present: list[Thinned]) -> float | None:

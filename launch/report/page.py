@@ -11,11 +11,16 @@ from typing import Any
 import yaml
 
 from data_pipelines.files import write_text
-from launch.report import sections
+from launch.cluster.run_facts import runs_of_sweep
 from launch.report.curves import charts_of
+from launch.report.facts import facts, metrics_table, state_of, tiles
+from launch.report.galleries import galleries
+from launch.report.history import chronicle_of
 from launch.report.markup import Html, data, element, joined, table
 from launch.report.pictures import BUDGET
+from launch.report.probes import probes, probes_compared
 from launch.report.read import Run, read_run
+from launch.report.settings import configuration
 
 #: The browser itself refuses whatever this page might load.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'"
@@ -25,23 +30,36 @@ _MOST_RUNS = 12
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     """Write the page of one run, or one that compares several; returns where it lies.
 
-    `out` is by default `report.html` in the run's folder; for several runs it must be named. The file is there whole
-    or not at all. Raises FileNotFoundError for a folder that holds no run, and ValueError for no or too many.
+    The folder of a sweep stands for those of its runs that have begun. `out` is by default `report.html` in the folder
+    of the run or sweep; for several it must be named. The file is there whole or not at all. Raises FileNotFoundError
+    for a folder that holds no run, and ValueError for no or too many.
     """
     if not folders:
         raise ValueError("which run? Name its folder, such as runs/NAME")
+    if out is None and len(folders) == 1:
+        out = folders[0] / "report.html"
+    folders = [run for folder in folders for run in _runs_of(folder)]
     if len(folders) > _MOST_RUNS:
         raise ValueError(f"{len(folders)} runs are more than a page can compare; name {_MOST_RUNS} at most")
     if out is None:
-        if len(folders) > 1:
-            raise ValueError("several runs make a page of their own; say where with --out FILE")
-        out = folders[0] / "report.html"
+        raise ValueError("several runs make a page of their own; say where with --out FILE")
     if out.is_dir():
         raise ValueError(f"{out} is a folder; name a file in it, such as {out / 'report.html'}")
     page = render([read_run(folder) for folder in folders])
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
     return out
+
+
+def _runs_of(folder: Path) -> list[Path]:
+    """The run of a folder, or of a sweep's all that have begun; they lie beside it."""
+    swept = None if _is_run(folder) else runs_of_sweep(folder)
+    if swept is None:
+        return [folder]
+    begun = [run for run in swept if _is_run(run)]
+    if not begun:
+        raise FileNotFoundError(f"no run of the sweep {folder} has begun; `selfsight status {folder}` shows them")
+    return begun
 
 
 def refresh(target: str | Path) -> Path | None:
@@ -70,19 +88,19 @@ def render(runs: Sequence[Run]) -> str:
     charts = charts_of(runs)
     body = [
         _header(runs, title),
-        _section("Curves", _curves(charts), [sections.metrics_table(run) for run in runs] if one else []),
+        _section("Curves", _curves(charts), [metrics_table(run) for run in runs] if one else []),
     ]
     if one:
         body += [
-            _section("Probes", sections.probes(one, problems)),
-            _section("Pictures over time", sections.galleries(runs, BUDGET, problems)),
-            _section("History", sections.chronicle_of(one)),
-            _section("Configuration", sections.configuration(one)),
+            _section("Probes", probes(one, problems)),
+            _section("Pictures over time", galleries(runs, BUDGET, problems)),
+            _section("History", chronicle_of(one)),
+            _section("Configuration", configuration(one)),
         ]
     else:
         body += [
             _section("Probes", _probes_compared(runs, problems)),
-            _section("Last pictures", sections.galleries(runs, BUDGET, problems)),
+            _section("Last pictures", galleries(runs, BUDGET, problems)),
             _section("Settings that differ", _settings_compared(runs)),
         ]
     if problems:
@@ -121,21 +139,26 @@ def _header(runs: Sequence[Run], title: str) -> Html:
     theme = element("button", "dark / light", type="button", id="theme", title="Switch between dark and light")
     if len(runs) == 1:
         run = runs[0]
-        listed = [joined([element("dt", name), element("dd", value)]) for name, value in sections.facts(run)]
+        listed = [joined([element("dt", name), element("dd", value)]) for name, value in facts(run)]
         description = run.setting("description", default="")
         parts = [
             element("p", description, class_="lead") if description else None,
-            sections.tiles(run),
+            tiles(run),
             element("dl", *listed),
         ]
     else:
-        names = list(dict.fromkeys(name for run in runs for name, _ in sections.facts(run)))
-        told = [dict(sections.facts(run)) for run in runs]
-        rows = [("state", *(sections.state_of(run)[1] for run in runs))]
-        rows += [(name, *(facts.get(name, "") for facts in told)) for name in names]
-        header = ["", *(element("span", run.name, class_=f"run c{number % 8}") for number, run in enumerate(runs))]
+        names = list(dict.fromkeys(name for run in runs for name, _ in facts(run)))
+        told = [dict(facts(run)) for run in runs]
+        rows = [("state", *(state_of(run)[1] for run in runs))]
+        rows += [(name, *(each.get(name, "") for each in told)) for name in names]
+        header = ["", *(element("span", run.name, class_=_kind(number)) for number, run in enumerate(runs))]
         parts = [table(header, rows, numbers=False)]
     return element("header", theme, element("h1", title), *parts)
+
+
+def _kind(number: int) -> str:
+    """The classes of a run's name: the colour and the dashes that `report.js` gives its curves."""
+    return f"run c{number % 8} d{number % 3}"
 
 
 def _curves(charts: dict[str, Any]) -> Html:
@@ -152,7 +175,11 @@ def _curves(charts: dict[str, Any]) -> Html:
         element("label", element("input", type="checkbox", id="logarithmic"), " logarithmic"),
         element("label", element("input", type="checkbox", id="clipped"), " cut off spikes"),
         element("button", "all steps", type="button", id="whole", disabled=True),
-        element("span", "drag over a curve to zoom, double click to go back", class_="note"),
+        element(
+            "span",
+            "drag over a curve to zoom, double click to go back; arrow keys read it point by point",
+            class_="note",
+        ),
         class_="controls",
         autocomplete="off",
     )
@@ -168,12 +195,12 @@ def _curves(charts: dict[str, Any]) -> Html:
 def _probes_compared(runs: Sequence[Run], problems: list[str]) -> Html | None:
     shown = []
     for number, run in enumerate(runs):
-        found = sections.probes(run, problems)
+        found = probes(run, problems)
         if found is not None:
-            shown.append(joined([element("h3", run.name, class_=f"run c{number % 8}"), found]))
+            shown.append(joined([element("h3", run.name, class_=_kind(number)), found]))
     if not shown:
         return None
-    return joined([sections.probes_compared(runs), element("details", element("summary", "every probe"), *shown)])
+    return joined([probes_compared(runs), element("details", element("summary", "every probe"), *shown)])
 
 
 def _settings_compared(runs: Sequence[Run]) -> Html | None:

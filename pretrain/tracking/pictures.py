@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from einops import rearrange
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def contact_sheet(pictures: Tensor, shown: Sequence[int] = (0,), scale_to: int = 64) -> np.ndarray[Any, Any]:

@@ -1,12 +1,13 @@
-"""The writing end of one run: files in its folder, and the same in wandb."""
+"""The writing end of one run: files in its folder, and the same in wandb (imports no torch)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
-from torch import Tensor
 
 from pretrain.schema import Config
 from pretrain.tracking.metrics_log import MetricsLog
@@ -14,6 +15,9 @@ from pretrain.tracking.pictures import contact_sheet
 from pretrain.tracking.say import say
 from pretrain.tracking.wandb_identity import identity_of
 from pretrain.tracking.wandb_run import WandbRun
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 METRICS = "metrics.jsonl"
 SYSTEM = "system.jsonl"
@@ -51,8 +55,9 @@ class Tracker:
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(contact_sheet(pictures, self.config.tracking.picture_channels)).save(path)
         except OSError as error:
-            self.say(f"{path} can't be written ({error.strerror}); training goes on without it")
-            path.unlink(missing_ok=True)
+            self.say(f"{path} can't be written ({error.strerror or error}); training goes on without it")
+            with suppress(OSError):
+                path.unlink()
             return path
         self.wandb.picture(step, path, caption.rstrip(")"))
         return path

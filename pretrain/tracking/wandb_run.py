@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,7 @@ class WandbRun:
     def __init__(self, identity: Identity, start_step: int = 0, catch_up: bool = True) -> None:
         """Begin or continue a run; with `catch_up`, send what it lacks of the folder's files up to `start_step`."""
         self.identity, self._sent_to, self._catch_up = identity, start_step, catch_up
+        self.num_caught_up = 0  # rows of the folder's files that wandb lacked
         self._interrupted: dict[str, Any] | None = None  # the row at which wandb's service died
         self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue(MOST_WAITING)
         self._lost = identity.mode == "disabled"
@@ -57,14 +58,15 @@ class WandbRun:
         """Tell those who watch the run, by wandb's own ways."""
         self._put({ALERT: (title, text)})
 
-    def finish(self) -> None:
-        """Wait until all is written or sent, but not for ever."""
+    def finish(self, seconds: float | None = None) -> None:
+        """Wait until all is written or sent, but not for ever: `seconds`, or else FINISH_SECONDS."""
         if not self._thread.is_alive():
             return
+        seconds = FINISH_SECONDS if seconds is None else seconds
         self._put(None)
-        self._thread.join(FINISH_SECONDS)
+        self._thread.join(seconds)
         if self._thread.is_alive():
-            say(f"wandb did not finish within {FINISH_SECONDS:g} s; {self._advice()}")
+            say(f"wandb did not finish within {seconds:g} s; {self._advice()}")
             self._lost = True
             _end_own_service()  # or wandb would wait for it when this process exits, for ever
             self._thread.join(5)
@@ -87,7 +89,9 @@ class WandbRun:
     def _work(self) -> None:
         """Of the thread: open the run, catch up, send rows; once more if wandb's service dies."""
         for _ in range(TRIES):
-            opened = open_wandb(self.identity)
+            opened = open_wandb(self.identity, given_up=lambda: self._lost)
+            if self._lost:  # nobody waits for it any more
+                return
             if opened is None:
                 break
             try:
@@ -120,6 +124,7 @@ class WandbRun:
         if self._catch_up:
             for row in missing_rows(identity.folder, had, self._sent_to):
                 _send(opened, row, had)
+                self.num_caught_up += 1
         if self._interrupted is not None:
             _send(opened, self._interrupted, had)
         return had
@@ -139,8 +144,8 @@ def picture_key(path: Path) -> str:
     return f"pictures/{path.stem.rpartition('-')[0]}"
 
 
-def open_wandb(identity: Identity) -> Any:
-    """A wandb run, offline if the server can't be reached in time; None when even that fails.
+def open_wandb(identity: Identity, given_up: Callable[[], bool] = lambda: False) -> Any:
+    """A wandb run, offline if the server can't be reached in time; None when even that fails, or nobody waits for it.
 
     Of the machine and the command line wandb is told nothing: paths and URLs there may hold secrets.
     """
@@ -151,6 +156,8 @@ def open_wandb(identity: Identity) -> Any:
         try:
             run = _init(identity, mode)
         except Exception as error:  # of many kinds; a broken dashboard is no reason not to train
+            if given_up():  # its service was killed: another would only be in the way of the end
+                return None
             say(f"wandb can't start {mode} ({type(error).__name__}: {error})")
             _forget_service()
         else:

@@ -19,10 +19,12 @@ from launch.dashboard.layout import as_text, layout_of
 from launch.dashboard.sync import LIVE_SECONDS, complete, sync
 from launch.dashboard.workspace import as_json
 from pretrain.config import parse_config
-from pretrain.run_folder import write_config
+from pretrain.run_folder import alone_in, write_config
 from pretrain.tracking.metrics_log import MetricsLog
 from pretrain.tracking.probes import Accuracy, log_probe
 from pretrain.tracking.tracker import Tracker
+
+pytestmark = pytest.mark.usefixtures("patient_wandb")
 
 
 @pytest.fixture
@@ -47,7 +49,8 @@ def trained(folder: Path, name: str = "small", method: str = "mae", wandb: str =
     for start, end in ((0, 4), (3, 6)):
         tracker = Tracker(run, config, start)
         for step in range(start + 1, end + 1):
-            tracker.metrics(step, {"loss": 1 / step, "lr": 0.1, "images_per_second": 9.0, "rankme": 3.0, "epoch": 0.1})
+            tracker.metrics(step, {"loss": 1 / step, "lr": 0.1, "images_per_second": 9.0, "rankme": 3.0, "epoch": 0.1,
+                                   "loss_spikes": 0.0, "teacher_sum": 1.0})  # fmt: skip
         tracker.system(end, {"system/node1/cpu_percent": 50.0})
         tracker.picture(end, "masked input", torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
         tracker.close()
@@ -107,6 +110,33 @@ def test_files_that_are_written_to_wait(tmp_path: Path, server: WandbServer) -> 
     assert "sent 1 file(s)" in sync([run], timeout_minutes=5)[0]
 
 
+def test_a_run_that_goes_on_is_left_alone_however_old_its_files_are(tmp_path: Path, server: WandbServer) -> None:
+    run = trained(tmp_path)
+    newest = sorted(run.glob("wandb/offline-run-*/*.wandb"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-20])
+    long_ago = time.time() - LIVE_SECONDS - 1  # wandb's service writes to the disk only now and then
+    os.utime(newest, (long_ago, long_ago))
+    MetricsLog(run / "metrics.jsonl", 6).write(7, {"loss": 0.1})  # of the present life
+    with alone_in(run):
+        assert "sent 2 file(s); 1 file(s) are still written to" in sync([run], timeout_minutes=5)[0]
+    assert "sent 2 file(s), with 1 row(s) that wandb had lost" in sync([run], timeout_minutes=5)[0]
+    ((_, served),) = server.runs.items()
+    assert 7 in steps(served.history)
+
+
+def test_what_a_server_never_got_of_a_run_online_is_sent_and_nothing_twice(tmp_path: Path, server: WandbServer) -> None:
+    run = trained(tmp_path, wandb="online")
+    ((_, served),) = server.runs.items()
+    with alone_in(run):
+        assert "nothing to send; it goes on" in sync([run], timeout_minutes=5)[0]
+    served.history = [row for row in served.history if row.get("step", 0) <= 4 and "probe/step" not in row]
+    served.summary |= {"step": 4}
+    assert "sent 2 row(s) that wandb had lost" in sync([run], timeout_minutes=5)[0]
+    assert steps(served.history) == [1, 2, 3, 4, 5, 6]
+    assert "nothing to send" in sync([run], timeout_minutes=5)[0]
+    assert steps(served.history) == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_dashboard_is_laid_out_and_then_brought_up_to_date(
     tmp_path: Path, server: WandbServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,8 +148,8 @@ def test_a_dashboard_is_laid_out_and_then_brought_up_to_date(
     spec = json.loads(view["spec"])
     sections = {section["name"]: section["panels"] for section in spec["section"]["panelBankConfig"]["sections"]}
     assert list(sections) == [
-        "Loss and curves",
-        "Throughput and waiting for data",
+        "Loss and schedules",
+        "Speed and memory",
         "Diagnostics and collapse",
         "Probes",
         "Machines, node by node",
@@ -162,6 +192,9 @@ def test_a_dry_run_asks_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert json.loads(capsys.readouterr().out)["section"]["panelBankConfig"]["sections"]
     layout = layout_of([one, two])
     assert "lines    rankme: rankme over step" in as_text(layout)
+    shown = {section.name: [panel.title for panel in section.panels] for section in layout.sections}
+    assert shown["Loss and schedules"] == ["loss by method", "loss", "lr"]
+    assert shown["Diagnostics and collapse"] == ["rankme", "loss_spikes"]
     assert json.loads((one / "wandb.json").read_text())["id"] in as_json(layout)
 
 

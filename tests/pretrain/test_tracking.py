@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +22,15 @@ from tracked import tracked_run
 from pretrain.config import parse_config
 from pretrain.run_folder import write_config
 from pretrain.schema import Config
-from pretrain.tracking import metrics_log
+from pretrain.tracking import metrics_log, wandb_run
 from pretrain.tracking.metrics_log import MetricsLog, read_rows
 from pretrain.tracking.probes import Accuracy, log_lone_probe, log_probe
 from pretrain.tracking.say import say
 from pretrain.tracking.tracker import Tracker
 from pretrain.tracking.wandb_identity import identity_of
+from pretrain.tracking.wandb_run import WandbRun
 
+pytestmark = pytest.mark.usefixtures("patient_wandb")
 ROOT = Path(__file__).parents[2]
 
 
@@ -57,6 +60,7 @@ from pathlib import Path
 from pretrain.config import load_config
 from pretrain.tracking import wandb_run
 from pretrain.tracking.tracker import Tracker
+wandb_run.FINISH_SECONDS, wandb_run.INIT_SECONDS = 120.0, 120  # the machine may have other work
 run = Path({str(Path(config.runs) / config.name)!r})
 def core():
     for _ in range(600):
@@ -158,6 +162,30 @@ print("CLOSED", time.monotonic() - start)
     closed = float(told.split("CLOSED ")[1].split()[0])
     assert closed < 60
     assert [row["step"] for row in read_rows(tmp_path / config.name / "metrics.jsonl")] == [1, 2, 3, 4, 5, 20_006]
+
+
+def test_a_run_that_nobody_waits_for_starts_no_other_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+    tries = []
+
+    def hangs(*_: object) -> None:
+        tries.append(1)
+        begun.set()
+        ended.wait(60)
+        raise ConnectionError("its service was killed")
+
+    monkeypatch.setattr(wandb_run, "_init", hangs)
+    monkeypatch.setattr(wandb_run, "_end_own_service", ended.set)
+    monkeypatch.setattr(wandb_run, "FINISH_SECONDS", 0.1)
+    config = offline(tmp_path)
+    run = WandbRun(identity_of(tmp_path / config.name, config))
+    assert begun.wait(60)
+    run.finish()
+    run._thread.join(60)
+    assert len(tries) == 1
+    assert "can't start" not in capsys.readouterr().out
 
 
 def test_a_dead_service_of_the_batch_script_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,11 @@ function html(name, className, text) {
   return made;
 }
 
+/** The classes of the series of a number: 8 colours and, for eyes that do not tell them apart, 3 dashes; 24 pairs. */
+function kind(number) {
+  return `c${number % 8} d${number % 3}`;
+}
+
 /** A value in few characters. */
 function told(value, percent) {
   if (value === null || !Number.isFinite(value)) return "–";
@@ -117,12 +122,14 @@ class Chart {
     this.button.type = "button";
     this.button.title = "Logarithmic scale for this curve";
     this.button.addEventListener("click", () => { this.ownLog = !this.ownLog; this.draw(); });
-    this.plot = this.figure.appendChild(svg("svg", { role: "img" }));
+    this.plot = this.figure.appendChild(svg("svg", { role: "img", tabindex: 0 }));
     this.plot.addEventListener("pointermove", (event) => this.moved(event));
     this.plot.addEventListener("pointerleave", () => { if (!this.from) charts.forEach((chart) => chart.point(null)); });
     this.plot.addEventListener("pointerdown", (event) => this.grabbed(event));
     this.plot.addEventListener("pointerup", (event) => this.released(event));
     this.plot.addEventListener("dblclick", () => look(null));
+    this.plot.addEventListener("keydown", (event) => this.typed(event));
+    this.plot.addEventListener("blur", () => charts.forEach((chart) => chart.point(null)));
     const parts = this.series.filter((each) => each.y.length).map((each) =>
       `${each.label} ends at ${told(each.y.at(-1), this.percent)} in step ${each.x.at(-1)}`);
     this.plot.setAttribute("aria-label", `${this.title}: ${parts.join("; ") || "no finite value"}`);
@@ -230,7 +237,7 @@ class Chart {
   }
 
   drawSeries(place, each) {
-    const group = place.appendChild(svg("g", { class: `c${each.color % 8}` }));
+    const group = place.appendChild(svg("g", { class: kind(each.color) }));
     const at = (values) => each.x.map((x, index) => `${this.px(x).toFixed(1)} ${this.py(values[index]).toFixed(1)}`);
     if (each.points) {
       group.append(svg("path", { class: "line", d: each.x.length ? `M${at(each.y).join("L")}` : "" }));
@@ -268,7 +275,7 @@ class Chart {
     const over = ends.length ? Math.max(0, ends.at(-1).y - (this.height - 8)) : 0;
     for (const end of ends) {
       const text = told(end.value, this.percent).replace(" %", "%");
-      this.plot.append(svg("text", { class: `end c${end.each.color % 8}`, x: this.width - this.right + 6, y: end.y - over }, text));
+      this.plot.append(svg("text", { class: `end ${kind(end.each.color)}`, x: this.width - this.right + 6, y: end.y - over }, text));
     }
   }
 
@@ -289,6 +296,19 @@ class Chart {
     charts.forEach((chart) => chart.point(step));
   }
 
+  /** Arrows walk over the points, with Shift ten at a time; Home and End go to the first and the last in sight. */
+  typed(event) {
+    const [first, last] = this.range;
+    const steps = (this.series.find((each) => each.x.length)?.x ?? []).filter((x) => x >= first && x <= last);
+    const far = event.shiftKey ? 10 : 1, at = this.at === null ? steps.length : nearest(steps, this.at);
+    const to = { ArrowLeft: at - far, ArrowRight: at + far, Home: 0, End: steps.length - 1 }[event.key];
+    if (event.key === "Escape") look(null);
+    if (to === undefined || !steps.length) return;
+    event.preventDefault();
+    const step = steps[Math.max(0, Math.min(steps.length - 1, to))];
+    charts.forEach((chart) => chart.point(step));
+  }
+
   grabbed(event) {
     if (event.pointerType !== "mouse" || event.button) return;
     this.from = this.stepAt(event);
@@ -304,6 +324,7 @@ class Chart {
 
   /** Tell the values at a step, or with null nothing. */
   point(step) {
+    this.at = step;
     this.cursor?.replaceChildren();
     if (step === null || !this.cursor) { this.readout.textContent = ""; return; }
     const parts = [];
@@ -316,7 +337,7 @@ class Chart {
       const spread = each.lo && each.hi[index] > each.lo[index]
         ? ` (${told(each.lo[index], this.percent)} … ${told(each.hi[index], this.percent)})` : "";
       if (parts.length < 4) parts.push(told(value, this.percent) + (this.series.length === 1 ? spread : ""));
-      this.cursor.append(svg("circle", { class: `point c${each.color % 8}`, cx: this.px(each.x[index]), cy: this.py(value), r: 3 }));
+      this.cursor.append(svg("circle", { class: `point ${kind(each.color)}`, cx: this.px(each.x[index]), cy: this.py(value), r: 3 }));
     }
     if (at === null) return;
     const x = this.px(at);
@@ -347,7 +368,7 @@ function drawAll() {
     const labels = new Map(group.charts.flatMap((chart) => chart.series.map((each) => [each.label, each.color])));
     if (labels.size > 1 && labels.size <= 24) {
       const legend = html("ul", "legend");
-      for (const [label, color] of labels) legend.append(html("li", `c${color % 8}`, label));
+      for (const [label, color] of labels) legend.append(html("li", kind(color), label));
       place.before(legend);
     }
     for (const chart of group.charts) charts.push(new Chart(chart, given.marks, whole, place));

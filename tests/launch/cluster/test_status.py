@@ -132,11 +132,16 @@ def test_a_local_run_is_alive_while_its_process_holds_it(run: Path) -> None:
 def test_sweeps_and_folders_of_runs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = run.parent
     (runs / "sweep").mkdir()
-    elements = [{"name": "photos", "arguments": ["preset.yaml", "optim.lr=1e-3"]}]
+    words = ["preset.yaml", "train.epochs=5"]
+    elements = [
+        {"name": "photos", "arguments": [*words, "optim.lr=1e-3", "name=photos"]},
+        {"name": "later", "arguments": [*words, "optim.lr=5e-4", "name=later"]},
+    ]
     (runs / "sweep" / "sweep.json").write_text(json.dumps({"job": "12", "runs": elements}))
     (runs / "not a run").mkdir()
     assert find_runs([runs]) == [run]
-    assert overrides_of([runs]) == {run: ["optim.lr=1e-3"]}
+    assert find_runs([runs / "sweep"]) == [run]
+    assert overrides_of([runs]) == {run: ["optim.lr=1e-3"], runs / "later": ["optim.lr=5e-4"]}
     show([runs])
     text = capsys.readouterr().out
     assert "photos  stopped  50/150  0.02" in text

@@ -70,6 +70,7 @@ def test_everything_is_drawn_and_moves(make_run: Any, tmp_path: Path) -> None:
     assert all(found[move] for move in ("smoothed", "restored", "logarithmic", "zoomed", "whole"))
     assert any("step 1" in told and "1." in told for told in found["told"])
     assert found["crosses"] >= len(found["titles"]) - 2
+    assert [told.partition(":")[0] for told in found["typed"]] == ["step 1", "step 2", "step 200"]
     assert found["single"] == [True, False, False]
     assert found["turned"] != found["paper"]
 
@@ -85,6 +86,7 @@ def test_runs_beside_each_other(make_run: Any, tmp_path: Path) -> None:
     found = opened(write_report(runs, tmp_path / "both.html"), tmp_path)
     assert found["titles"][0] == "loss"
     assert found["lines"][:2] == [200, 100]
+    assert found["dashes"][:2] == ["none", "7px, 3px"]  # told apart without their colours
     assert len(found["pictures"]) == 2
 
 

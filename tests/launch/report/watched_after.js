@@ -10,6 +10,7 @@ function seen() {
     broken: document.documentElement.dataset.broken ?? null,
     titles: all(".chart figcaption b").map((title) => title.textContent),
     lines: lines().map((line) => (line.match(/[ML]/g) ?? []).length),
+    dashes: all(".chart path.line").map((path) => getComputedStyle(path).strokeDasharray),
     nan: all("svg *").filter(isBad).length,
     outside: all(".chart svg").filter((plot) => plot.getBoundingClientRect().right > innerWidth + 1).length,
     labelled: all(".chart svg").filter((plot) => plot.getAttribute("aria-label")).length,
@@ -50,6 +51,11 @@ function moved() {
   found.zoomed = lines().join() !== before && !byId("whole").disabled;
   byId("whole").click();
   found.whole = lines().join() === before;
+  const type = (key) => plot.dispatchEvent(new KeyboardEvent("keydown", { key, cancelable: true }));
+  found.typed = ["Home", "ArrowRight", "End"].map((key) => {
+    type(key);
+    return document.querySelector(".chart output").textContent;
+  });
   return found;
 }
 

@@ -1,0 +1,48 @@
+"""How a run was configured: what differs from its preset, the versions, the whole of it."""
+
+from __future__ import annotations
+
+from launch.report import chronicle
+from launch.report.markup import Html, element, joined, table
+from launch.report.read import Run
+
+
+def configuration(run: Run) -> Html | None:
+    """What differs from the preset, the versions, and the whole configuration."""
+    parts: list[Html] = []
+    preset, lines = _differences(run)
+    if preset is not None:
+        shown = element("ul", *(element("li", element("code", line)) for line in lines)) if lines else "nothing"
+        parts.append(element("div", element("h3", f"Differs from the preset {preset} in"), shown))
+    versions = chronicle.versions_of(run.history) or _probe_versions(run)
+    if versions:
+        parts.append(element("div", element("h3", "Versions"), table(("package", "version"), sorted(versions.items()))))
+    if run.config_text:
+        parts.append(element("details", element("summary", "config.yaml"), element("pre", run.config_text[:200_000])))
+    return joined(parts) if parts else None
+
+
+def _differences(run: Run) -> tuple[str | None, list[str]]:
+    """The preset that a run was made from, or the one of its name, and where the two differ; None where unknown."""
+    from pretrain.config import ConfigError, differences, list_presets, load_config
+
+    names = {preset.name for preset in list_presets()}
+    said = [word for event in run.history if isinstance(event.get("command"), list) for word in event["command"]]
+    preset = next((word for word in [*said, run.name] if word in names), None)
+    if preset is None:
+        return None, []
+    try:
+        config = load_config(run.folder / "config.yaml")
+        lines = differences(load_config(preset, ["data.train=unknown"]), config)
+    except (ConfigError, OSError, ValueError):  # of another version
+        return None, []
+    own = ("name:", "description:", "runs:", "data.train:")
+    return preset, [line for line in lines if not line.startswith(own)]
+
+
+def _probe_versions(run: Run) -> dict[str, str]:
+    for _, results in run.probes:
+        versions = results.get("versions") if isinstance(results, dict) else None
+        if isinstance(versions, dict):
+            return {str(name): str(version) for name, version in versions.items()}
+    return {}
