@@ -4,8 +4,9 @@
     python -m launch.cluster.requeue CODE PRESET key=value ...       after it, with the exit code of srun
 
 The exit code is the answer: BACK (0: go on, or back into the queue), GIVEN_UP (4), ALREADY_BACK (5: SLURM itself has
-put the job back). Any other means that the question could not be asked. The reason is printed to stderr and recorded in
-the run's history, as `requeued` or `given_up`; printed to stdout are the nodes that the job should be kept from.
+put the job back), FINISHED (6: the run says so, whatever its processes died of afterwards). Any other means that the
+question could not be asked. The reason is printed to stderr and recorded in the run's history, as `requeued` or
+`given_up`; printed to stdout are the nodes that the job should be kept from.
 
 A job that was preempted, or stopped near its time limit, goes back; unless the time limit leaves it too little time to
 get anywhere: STANDSTILLS stops in a row without a newer checkpoint. What would go wrong again never does. Everything
@@ -33,7 +34,7 @@ from pretrain.config import load_config
 from pretrain.history import read_history, record
 from pretrain.stopping import EXIT_HUNG, EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, EXIT_USER_ERROR
 
-BACK, GIVEN_UP, ALREADY_BACK = 0, 4, 5
+BACK, GIVEN_UP, ALREADY_BACK, FINISHED = 0, 4, 5, 6
 EXIT_SICK = 3  # of launch.cluster.preflight: nodes that should not be used
 CEILING = 20  # times the failures in a row
 STANDSTILLS = 3  # stops in a row, other than by preemption, after the one that wrote the newest checkpoint
@@ -176,6 +177,9 @@ class Requeue:
     def at_end(self, highest: int, queued: Queued | None) -> int:
         """After it: `highest` is srun's code, `queued` what SLURM knows, None if it could not be asked."""
         code, said = self.ended(highest, self.restart)
+        if code == 0:
+            print(f"the run is finished; exit code {highest}, of what came after, does not count", file=sys.stderr)
+            return FINISHED
         if (by := cancelled_by(self.run, self.environ)) is not None:
             return self.answer(code, Verdict(False, False, f"cancelled by {by}", CONTINUES))
         if queued is not None and queued.is_back(self.restart):
@@ -205,7 +209,7 @@ class Requeue:
         for event in last:
             own = event.get("code")
             said = str(event.get("reason") or "") if own else ""
-            return own if code is None or own in (EXIT_STOPPED, EXIT_HUNG, *NEVER) else code, said
+            return own if code is None or own in (0, EXIT_STOPPED, EXIT_HUNG, *NEVER) else code, said
         return code, ""
 
     def of(self, event: str, restart: int) -> list[Event]:

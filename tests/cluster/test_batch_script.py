@@ -137,6 +137,15 @@ def test_where_sbatch_takes_no_environment_along_the_ranks_still_have_the_script
 
 
 @pytest.mark.cluster_full
+def test_what_a_process_dies_of_after_the_run_is_finished_does_not_count(workplace: Workplace) -> None:
+    ended = '{"event": "ended", "job": "\'$SLURM_JOB_ID\'", "restart": 0, "code": 0}'
+    training = f"((SLURM_PROCID)) && exit 0; echo '{ended}' >> '{workplace.runs}/run/history.jsonl'; kill -SEGV $$"
+    (workplace.runs / "run").mkdir()
+    job = workplace.pretrain(workplace.preset("run"), **fake(workplace, training))
+    assert workplace.cluster.wait(job, "COMPLETED")["Restarts"] == "0"
+
+
+@pytest.mark.cluster_full
 def test_submitted_by_hand_from_inside_an_array_it_requeues_itself_and_nobody_else(workplace: Workplace) -> None:
     env = fake(workplace, "[[ ${SLURM_RESTART_COUNT:-0} == 1 ]] && exit 0; exit 85")
     inherited = {"SLURM_ARRAY_JOB_ID": "999", "SLURM_ARRAY_TASK_ID": "1", "SLURM_RESTART_COUNT": "1"}

@@ -41,6 +41,7 @@ def test_two_nodes_of_two_tasks_are_four_ranks(workplace: Workplace) -> None:
     assert (ended["event"], ended["code"], ended["reason"], ended["step"]) == ("ended", 0, "finished", 4)
 
 
+@pytest.mark.cluster_full
 def test_unequal_numbers_of_tasks_and_a_step_in_a_larger_job(workplace: Workplace) -> None:
     """Three tasks on two nodes: the second has one. Of the job's three nodes the step has two."""
     uneven = workplace.preset("uneven", train={"steps": 4, "batch_size": 6})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+import pytest
 from tracked import tracked_run
 from workplace import ROOT, Workplace
 
@@ -18,6 +19,7 @@ def held_at(workplace: Workplace, job: str, step: int) -> None:
     assert workplace.metrics("run")[-1]["step"] < STEPS - 2, "it was too fast for this test"
 
 
+@pytest.mark.cluster_full
 def test_a_preempted_killed_and_probed_training_is_one_run_of_wandb_without_holes(workplace: Workplace) -> None:
     cluster = workplace.cluster
     preset = workplace.preset(

@@ -12,6 +12,7 @@ from launch.cluster.requeue import (
     BACK,
     CEILING,
     EXIT_SICK,
+    FINISHED,
     GIVEN_UP,
     STANDSTILLS,
     Queued,
@@ -137,6 +138,12 @@ def test_the_run_s_own_word_counts_more_than_the_highest_code_of_all_ranks(run: 
     record(run, "ended", step=9, code=EXIT_TROUBLE, reason="loss is nan")
     assert decision(run).at_end(143, MINE) == GIVEN_UP
     assert "loss is nan" in last(run)["reason"]
+
+
+def test_a_run_that_says_it_is_finished_is_whatever_its_processes_died_of_then(run: Path) -> None:
+    record(run, "ended", code=0, reason="finished", step=8)
+    assert decision(run).at_end(139, MINE) == FINISHED  # as drivers do when a process ends
+    assert [event["event"] for event in read_history(run)] == ["ended"]
 
 
 def test_a_start_that_left_no_word_counts_as_a_failure(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
