@@ -306,3 +306,22 @@ def test_an_alarm_that_is_over_is_named_and_counts_once(make_run: Any) -> None:
     assert "1 alarm " in text
     assert "step 90, spike is over since step 90" in text
     assert [mark["step"] for mark in charts(page)["marks"] if mark["kind"] == "alarm"] == [60]
+
+
+def test_a_long_history_with_secrets_makes_a_small_page_without_them(make_run: Any) -> None:
+    folder = make_run(steps=5)
+    secret = "https://me:hunter2@host/set?token=hunter3"
+    (folder / "jobs.out").write_text(f"reading {secret}\n")
+    events = [
+        {"event": "submitted", "command": ["selfsight", "submit", secret], "log": "jobs.out"},
+        {"event": "ended", "step": 4, "reason": f"{secret} is gone {'x' * 5_000_000}"},
+        *({"event": "alarm", "step": step, "name": "slow", "text": "slow " * 20} for step in range(20_000)),
+    ]
+    (folder / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    page = page_of(folder)
+    assert "hunter" not in page
+    assert "https://***@host/set?***" in page
+    assert len(page) < 2_000_000
+    alarms = [mark["step"] for mark in charts(page)["marks"]]
+    assert (len(alarms), alarms[0], alarms[-1]) == (200, 0, 19_999)
+    assert "20000 alarms" in " ".join(Seen(page).text.split())
