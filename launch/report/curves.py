@@ -10,7 +10,7 @@ from eval.report import read_results
 from launch.known_metrics import GROUPS, HIDDEN, KNOWN, known_as
 from launch.report.chronicle import alarms_of, starts_of
 from launch.report.pictures import spread
-from launch.report.read import Run
+from launch.report.read import NO_RESULTS, Run
 from launch.report.thinning import Thinned
 
 #: Of all series of a page together; the buckets of each are joined until they are no more.
@@ -145,7 +145,7 @@ def probed_steps(run: Run) -> dict[tuple[Any, ...], list[tuple[int, list[Any]]]]
             step = results["target"]["step"]
             data = (results["data"]["train"]["checksum"], results["data"]["val"]["checksum"])
             key = (tuple(told.columns), *data, results["target"]["image_size"])
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        except NO_RESULTS:
             continue
         if isinstance(step, int):
             found.setdefault(key, {})[step] = dict(told.rows)["pretrained"]

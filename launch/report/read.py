@@ -18,6 +18,8 @@ from data_pipelines.remote.urls import redact
 from launch.report.thinning import Thinned
 from pretrain.history import read_history
 
+#: What reading a file of `eval/` raises that is none of ours, or of another version.
+NO_RESULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 #: Of a series, its values or means of so many neighbours; of one node's, as there may be many nodes.
 BUCKETS, NODE_BUCKETS = 500, 120
 _MOST_NODES = 256  # whose values are kept apart

@@ -158,6 +158,10 @@ def test_what_is_missing_or_broken_is_told_and_the_rest_is_shown(make_run: Any) 
         file.write('{"step": "no", "loss": 2}\n{"step": 202, "loss": "text", "nested": {}, "flag": true}\n{"step": 20')
     (folder / "eval" / "broken.json").write_text("{")
     (folder / "eval" / "other.json").write_text("[1]")
+    huge = json.loads((folder / "eval" / "probe-200.json").read_text())
+    (folder / "eval" / "endless.json").write_text(json.dumps(huge | {"target": {"step": float("inf")}}))
+    huge["rows"]["pretrained"]["linear"]["top1"] = 10**400
+    (folder / "eval" / "huge.json").write_text(json.dumps(huge))
     (folder / "pictures" / "crops-00000300.png").write_bytes(b"\x89PNG half a")
     (folder / "history.jsonl").write_text('{"event": "started"}\n{"event": "ended"}\n{"event": "alarm", "step": "x"}\n')
     (folder / "system.jsonl").write_text('{"step": 1}\n{"system/a": 1}\n{"step": 2, "system/a": "x"}\n{')
@@ -167,6 +171,7 @@ def test_what_is_missing_or_broken_is_told_and_the_rest_is_shown(make_run: Any) 
         "5 lines are no rows",
         "eval/broken.json can't be read",
         "eval/other.json is not",
+        "eval/huge.json is not",
         "crops-00000300.png is left out",
     ):
         assert told in text, told
