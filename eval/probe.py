@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -141,6 +142,7 @@ class _Probe:
 
     def encoder(self, row: str, encoder: Encoder) -> dict[str, Any]:
         """Scores of an encoder."""
+        self._say(f"{row}: features of {self.train.num_samples:,} and {self.val.num_samples:,} samples")
         train, val = (self._features(encoder, split) for split in (self.train, self.val))
         encoder.cpu()  # a large one and the probe's batches need not share the device
         return self._score(row, train, val, self.target.headline or train.pooled_as)
@@ -151,6 +153,7 @@ class _Probe:
 
     def pixels(self, size: int) -> dict[str, Any]:
         """Scores of raw pixels, centred by train's mean."""
+        self._say("pixels: reading them")
         splits = (
             pixels(
                 split,
@@ -172,7 +175,13 @@ class _Probe:
             progress=not self.console.quiet,
         )  # fmt: skip
 
+    def _say(self, line: str) -> None:
+        """A line where no bar is shown, as in a job's log, which would stay empty for as long as the probe takes."""
+        if self.console.quiet:
+            print(line, file=sys.stderr, flush=True)
+
     def _score(self, row: str, train: FeatureSet, val: FeatureSet, headline: str) -> dict[str, Any]:
+        self._say(f"{row}: k-NN and linear probes")
         with self.console.status(row) as status:
 
             def tell(what: str) -> None:

@@ -248,14 +248,16 @@ def probe(
     "[bold]selfsight report runs/lr-1e-3 runs/lr-2e-3 --out sweep.html[/]"
 )
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run's folder; several are compared.")],
-    out: Annotated[Path | None, typer.Option(help="The HTML file; default: RUN/report.html.")] = None,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="A run's or a sweep's folder; compares several.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; default: report.html in that folder.")] = None,
 ) -> None:
     """Write a run's curves, pictures, probes and history as one HTML page that needs no network."""
     from launch.report.page import write_report
 
     path = write_report(runs, out)
-    typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB); open it in any browser")
+    typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB); open it in any browser")
 
 
 app.command(epilog=DASHBOARD_EXAMPLES)(dashboard)

@@ -98,16 +98,21 @@ def check_run(config: Config, world_size: int) -> Checked:
     """
     from pretrain.checkpoints.folder import check_continues
     from pretrain.config import check_batch
+    from pretrain.datasets import held_out_line, open_datasets, sampler_of
     from pretrain.scaling import resolve_auto
     from pretrain.schedules import Timeline, check_warmup
 
     check_batch(config, world_size)
     check_continues(Path(config.runs) / config.name, config.checkpoint)
+    datasets = open_datasets(config.data)
+    config, chosen = resolve_auto(config, sum(dataset.num_samples for dataset in datasets))
+    sampler = sampler_of(config, datasets)
+    check_warmup(config.optim, Timeline.of(config.train, sampler.steps_per_epoch))
+    # from here on torch is imported, which takes seconds, and a minute from a slow disk
     from data_pipelines.crops.any_channels import left_out_line
     from pretrain.data import resolve_executor
-    from pretrain.datasets import held_out_line, open_datasets, sampler_of
     from pretrain.diagnostics.knn import named_data
-    from pretrain.encoders.supported import check_encoder  # imports torch, so after all that is known without
+    from pretrain.encoders.supported import check_encoder
     from pretrain.initialise import check_init_from
     from pretrain.methods import check_sources
     from pretrain.normalisation import choose_normalisation, resolve_normalisation
@@ -116,14 +121,10 @@ def check_run(config: Config, world_size: int) -> Checked:
     named_data(config)
     check_encoder(config)
     check_init_from(config)
-    datasets = open_datasets(config.data)
-    config, chosen = resolve_auto(config, sum(dataset.num_samples for dataset in datasets))
     config, known = resolve_normalisation(config)
     config = resolve_executor(config)
     chosen += known + left_out_line(config.views, config.data.channels) + held_out_line(config.data, datasets)
     choose_normalisation(config, datasets)
-    sampler = sampler_of(config, datasets)
-    check_warmup(config.optim, Timeline.of(config.train, sampler.steps_per_epoch))
     return Checked(config, datasets, sampler, chosen)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -18,6 +18,8 @@ from pretrain.schema.encoders import expand_encoder
 
 PRESETS = Path(__file__).parent / "presets"
 MOST_VALUES = 100_000  # of one file
+#: What pydantic calls the branches of a union of plain types.
+_PLAIN_TYPES = {"int", "float", "constrained-int", "constrained-float"}
 
 
 class ConfigError(ValueError):
@@ -53,6 +55,7 @@ def load_config(preset: str | Path, overrides: Sequence[str] = ()) -> Config:
     data.setdefault("name", path.stem)
     for override in overrides:
         _apply(data, override)
+    _replace_length(data, {override.partition("=")[0] for override in overrides})
     return parse_config(data)
 
 
@@ -159,7 +162,20 @@ def _read_preset(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     except ConfigError as error:
         raise error if below else ConfigError(f"{path} extends {base}: {error}") from None
     inherited.pop("name", None)  # the name of the run is the extending file's
-    return _merged(inherited, data)
+    merged = _merged(inherited, data)
+    train = data.get("train")
+    _replace_length(merged, {f"train.{key}" for key in train} if isinstance(train, Mapping) else set())
+    return merged
+
+
+def _replace_length(data: dict[str, Any], given: Set[str]) -> None:
+    """How long a run is, in epochs or in steps, takes the place of the other where only that one is `given`."""
+    train = data.get("train")
+    if not isinstance(train, dict):
+        return
+    for key, other in (("epochs", "steps"), ("steps", "epochs")):
+        if f"train.{key}" in given and f"train.{other}" not in given and train.get(key) is not None:
+            train.pop(other, None)
 
 
 def _merged(base: Any, over: Any) -> Any:
@@ -342,6 +358,8 @@ def _explain(error: ValidationError) -> str:
                 continue  # of one path and of a list, only what was meant
             del parts[2:3]
         parts = [part for i, part in enumerate(parts) if not (i and parts[i - 1] in {"encoder", "method"} and i == 1)]
+        if len(parts) > 1 and (parts[-1] in _PLAIN_TYPES or parts[-1].startswith("literal[")):
+            del parts[-1]
         key = ".".join(parts)
         message = item["msg"].removeprefix("Value error, ")
         given = (
@@ -353,6 +371,12 @@ def _explain(error: ValidationError) -> str:
             message, given = "no training shards are named", "; add --data PATH (short for data.train=PATH)"
         elif item["type"] == "missing":
             given = f"; set it with {key}=..."
+        if lines and key and lines[-1].startswith(f"{key}: "):  # the value may have another type, too
+            if item["type"] == "literal_error":
+                also = message.removeprefix("Input should be ")
+                lines[-1] = f"{lines[-1].removesuffix(given)}, or {also}{given}"
+                continue
+            del lines[-1]  # integers, then numbers: these take more
         lines.append(f"{key}: {message}{given}" if key else f"{message}{given}")
     return "\n".join(lines)
 

@@ -86,7 +86,9 @@ def deepspeed_config(config: Config, world_size: int, num_parameters: int) -> di
     """
     engine = config.engine
     bucket = min(500_000_000, max(num_parameters, 1))
-    buckets = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket} if 0 < engine.zero_stage < 3 else {}
+    buckets = {"reduce_bucket_size": bucket} if engine.zero_stage > 0 else {}
+    if 0 < engine.zero_stage < 3:  # stage 3 has no such bucket
+        buckets["allgather_bucket_size"] = bucket
     ours: dict[str, Any] = {
         "train_batch_size": config.train.batch_size,
         "train_micro_batch_size_per_gpu": config.train.batch_size // (world_size * config.train.accumulation),

@@ -126,7 +126,7 @@ def check_warmup(optim: OptimConfig, timeline: Timeline) -> None:
     if warmup > timeline.total_steps:
         raise ConfigError(
             f"optim.warmup_epochs {optim.warmup_epochs:g} is {warmup} steps, more than the {timeline.total_steps} of "
-            "the run; the rate would never reach its peak"
+            "the run; the rate would never reach its peak. Set it along, such as optim.warmup_epochs=0"
         )
 
 

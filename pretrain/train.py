@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_pipelines.hiccups import patiently
 from data_pipelines.images.bad_samples import BadSampleLog
 from data_pipelines.loader import Batch
 from data_pipelines.sampler import Sampler
@@ -232,7 +233,7 @@ class Trainer:
         if last != self.checkpoints.path(self.step):
             raise NotSavedError(f"the last checkpoint could not be written; the same command continues from {last}")
         if self.rank == 0:
-            self.checkpoints.publish(last, self.folder / what)
+            patiently(self.folder / what, "writing", lambda: self.checkpoints.publish(last, self.folder / what))
         dist.barrier()
         self.say(f"finished {self.step} steps; the {what} is in {self.folder / what}")
 

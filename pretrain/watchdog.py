@@ -162,13 +162,9 @@ class Watchdog:
 
     def _watch(self) -> None:
         assert self.limits
-        tick, beaten, looked = self.limits.tick, float("-inf"), time.monotonic()
+        tick, beaten = self.limits.tick, float("-inf")
         warned, excused, excuses = -1, -1, 0
-        while not self._over.wait(tick):
-            now = time.monotonic()
-            if now - looked > 10 * tick + 1:  # nobody sleeps that long: we were suspended, with all that goes on here
-                self._lost += now - looked - tick
-            looked = now
+        while not self._rested(tick):
             doing, clock = self._doing, self._clock()
             taken = clock - doing.step_since
             if clock - beaten >= self.limits.beat:
@@ -188,6 +184,15 @@ class Watchdog:
             elif taken > doing.warned_at and warned != doing.step and self._rank == 0 and doing is self._doing:
                 warned = doing.step
                 self._warn(doing, taken)
+
+    def _rested(self, tick: float) -> bool:
+        """Wait for a tick; whether the watch is over."""
+        began = time.monotonic()
+        over = self._over.wait(tick)
+        slept = time.monotonic() - began  # a beat that a slow disk keeps is not in it: meanwhile the others go on
+        if slept > 10 * tick + 1:  # nobody sleeps that long: we were suspended, with all that goes on here
+            self._lost += slept - tick
+        return over
 
     def _beat(self, doing: _Doing) -> None:
         if self._heartbeat:

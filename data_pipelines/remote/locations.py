@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -21,7 +23,7 @@ from data_pipelines.remote.remote_files import RemoteFile, Shard
 from data_pipelines.remote.urls import folder_of, inside, is_http, is_url, name_of, redact, scheme_of, without_query
 from data_pipelines.shards.index_file import read_index
 from data_pipelines.shards.sections import DamageError
-from data_pipelines.shards.shard_index import INDEX_SUFFIX
+from data_pipelines.shards.shard_index import IMAGE_SUFFIXES, INDEX_SUFFIX
 
 Spec = str | Path | Sequence[str | Path]
 
@@ -168,6 +170,13 @@ def _expanded(spec: str) -> list[str]:
     return list(braceexpand(spec))
 
 
+def _holds_images(folder: Path) -> bool:
+    """Whether there are images in a folder, as far as a look at a few of its folders tells."""
+    endings = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
+    looked_at = islice(os.walk(folder), 20)
+    return any(name.lower().endswith(endings) for _, _, files in looked_at for name in files)
+
+
 def local_shards(spec: str | Path, split: str = "train") -> list[Path]:
     """What a local path names, in order; raises FileNotFoundError, saying what there is."""
     folder = Path(spec).expanduser()
@@ -177,7 +186,8 @@ def local_shards(spec: str | Path, split: str = "train") -> list[Path]:
             return shards
         others = sorted({path.name.rpartition("-")[0] or path.name for path in folder.glob("*.tar")})
         if not others:
-            raise FileNotFoundError(f"{folder} holds no .tar shards; make some with `selfsight pack IMAGES {folder}`")
+            given = f"{folder} SHARDS" if _holds_images(folder) else f"IMAGES {folder}"
+            raise FileNotFoundError(f"{folder} holds no .tar shards; make some with `selfsight pack {given}`")
         raise FileNotFoundError(
             f"{folder} holds no {split}-*.tar; its shards begin with {', '.join(others[:10])}. "
             f"Name the split, or the shards themselves: '{folder / others[0]}*.tar'"

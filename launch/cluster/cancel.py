@@ -6,7 +6,6 @@ script asks `launch.cluster.requeue` whether to go back into the queue, which an
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from data_pipelines.files import write_json
 from launch.cluster.queue import Job, ask_about, has_slurm, queued, user_name
-from launch.cluster.run_facts import CANCELLED, RunFacts, find_runs, is_run, read_run, resolve
+from launch.cluster.run_facts import CANCELLED, RunFacts, find_runs, is_run, read_run, resolve, runs_of_sweep
 from launch.cluster.status import is_finished, span, status
 from pretrain.history import record
 
@@ -68,10 +67,8 @@ def cancel(places: Sequence[Path], now: bool, wait: float, say: Callable[[str], 
 def runs_of(place: Path) -> list[Path]:
     """A run, or those of a sweep."""
     place = resolve(place)
-    sweep = place / "sweep.json"
-    if sweep.is_file():
-        names = [run["name"] for run in json.loads(sweep.read_text(encoding="utf-8"))["runs"]]
-        return [place.parent / name for name in names if is_run(place.parent / name)]
+    if (swept := runs_of_sweep(place)) is not None:
+        return swept
     if not place.is_dir():
         raise FileNotFoundError(
             f"there is no folder {place}; name a run as `selfsight status` shows it, as in runs/NAME"

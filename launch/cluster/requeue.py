@@ -7,9 +7,11 @@ The exit code is the answer: BACK (0: go on, or back into the queue), GIVEN_UP (
 put the job back). Any other means that the question could not be asked. The reason is printed to stderr and recorded in
 the run's history, as `requeued` or `given_up`; printed to stdout are the nodes that the job should be kept from.
 
-A job that stopped after a checkpoint always goes back. What would go wrong again never does. Everything else, a crash,
-a hang, a lost node, is a failure: back as long as there were fewer than SELFSIGHT_MAX_FAILURES (3) in a row without a
-newer checkpoint, and fewer than CEILING times as many in all. Only this job's ends count: who submits anew starts anew.
+A job that was preempted, or stopped near its time limit, goes back; unless the time limit leaves it too little time to
+get anywhere: STANDSTILLS stops in a row without a newer checkpoint. What would go wrong again never does. Everything
+else, a crash, a hang, a lost node, is a failure: back as long as there were fewer than SELFSIGHT_MAX_FAILURES (3) in a
+row without a newer checkpoint, and fewer than CEILING times as many in all. Only this job's ends count: whoever submits
+anew starts anew.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from pretrain.stopping import EXIT_HUNG, EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROU
 BACK, GIVEN_UP, ALREADY_BACK = 0, 4, 5
 EXIT_SICK = 3  # of launch.cluster.preflight: nodes that should not be used
 CEILING = 20  # times the failures in a row
+STANDSTILLS = 3  # stops in a row, other than by preemption, after the one that wrote the newest checkpoint
 CONTINUES = "the same command, submitted again, continues from the last checkpoint"
 
 Event = Mapping[str, Any]
@@ -66,6 +69,7 @@ class Queued:
     state: str = "RUNNING"
     reason: str = "None"
     excluded: str = ""  # nodes it is already kept from
+    preempted: bool = False  # since it has started
 
     def is_back(self, restart: int) -> bool:
         """Whether SLURM has put it back already: then its next start is counted before its nodes are free."""
@@ -103,13 +107,16 @@ class Failures:
     in_a_row: int
     in_all: int
     limit: int
+    stops: int = 0  # as asked, in a row without a newer checkpoint, preemptions left out
 
     @classmethod
     def of(cls, history: Iterable[Event], job: str | None, checkpoint: int, limit: int) -> Failures:
         """Count the failed ends in a run's history; `checkpoint` is the step of its newest one, -1 without."""
-        failed = [event for event in history if event["event"] == "requeued" and event.get("job") == job]
-        failed = [event for event in failed if event.get("failure")]
-        return cls(sum(event.get("checkpoint", -1) >= checkpoint for event in failed), len(failed), limit)
+        ends = [event for event in history if event["event"] == "requeued" and event.get("job") == job]
+        here = [event for event in ends if event.get("checkpoint", -1) >= checkpoint]
+        failed, failed_here = (sum(bool(event.get("failure")) for event in some) for some in (ends, here))
+        stops = sum(event.get("code") == EXIT_STOPPED and not event.get("preempted", True) for event in here)
+        return cls(failed_here, failed, limit, stops)
 
     def spent(self) -> str:
         """Why the job may not fail once more; empty if it may."""
@@ -181,10 +188,15 @@ class Requeue:
         sick = [node for event in self.of("preflight", self.restart)[-1:] for node in event.get("sick", ())]
         exclude = self.environ.get("SELFSIGHT_EXCLUDE_SICK") == "1"
         verdict = judge(code, said, self.failures, sick, exclude)
+        preempted = queued is None or queued.preempted  # where nobody knows, it is not held against the job
+        if code == EXIT_STOPPED and not preempted and self.failures.stops > STANDSTILLS:
+            times = f"asked to stop {self.failures.stops + 1} times in a row without a newer checkpoint"
+            advice = f"a start and its first steps have to fit: give it more --time; {CONTINUES}"
+            verdict = Verdict(False, True, f"{times}: too little time", advice)
         if verdict.back and code == EXIT_SICK and sick:
-            known = queued.excluded.split(",") if queued is not None and queued.excluded else []
-            print(",".join(dict.fromkeys([*known, *sick])))
-        return self.answer(code, verdict)
+            known = [queued.excluded] if queued is not None and queued.excluded else []  # n[1,3] is not to be cut
+            print(",".join([*known, *sick]))
+        return self.answer(code, verdict, preempted=preempted)
 
     def ended(self, code: int | None, restart: int) -> tuple[int | None, str]:
         """The code and reason of a start. srun's code is the highest of all ranks', killed ones too, so the run's own
@@ -220,12 +232,15 @@ class Requeue:
 
 
 def ask_queue(environ: Mapping[str, str]) -> Queued | None:
-    """What SLURM knows of this job; None if it does not answer."""
+    """What SLURM knows of this job; None if it does not answer.
+
+    In a container there may be no scontrol: then what it told the batch script counts, SELFSIGHT_JOB_FACTS.
+    """
     job = environ.get("SLURM_JOB_ID", "")
     if "SLURM_ARRAY_JOB_ID" in environ:  # of an array's last element, SLURM_JOB_ID names the whole array
         job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID')}"
-    text = _ask(["scontrol", "show", "job", "--oneliner", job])
-    if text is None or "JobState=" not in text:
+    text = _ask(["scontrol", "show", "job", "--oneliner", job]) or environ.get("SELFSIGHT_JOB_FACTS", "")
+    if "JobState=" not in text:
         return None
     fields = dict(re.findall(r"([\w:/]+)=(\S*)", text.splitlines()[0]))
     excluded = fields.get("ExcNodeList", "")
@@ -234,6 +249,8 @@ def ask_queue(environ: Mapping[str, str]) -> Queued | None:
         state=fields["JobState"],
         reason=fields.get("Reason", "None"),
         excluded="" if excluded == "(null)" else excluded,
+        # times are ISO 8601, and None or Unknown where there is none
+        preempted="0" < fields.get("StartTime", "") < fields.get("PreemptTime", "") < "A",
     )
 
 

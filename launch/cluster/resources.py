@@ -106,8 +106,8 @@ def _check(asked: Resources) -> list[str]:
         for name in asked.partition.split(","):
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
-                hint = f"did you mean {near[0]}? " if near else ""
-                raise ValueError(f"there is no partition {name!r}; {hint}Partitions here: {', '.join(names)}")
+                hint = f"did you mean {near[0]}? Partitions here" if near else "those here are"
+                raise ValueError(f"there is no partition {name!r}; {hint}: {', '.join(names)}")
             chosen.append(known[names.index(name)])
     problems = [(partition, _problem(asked, partition)) for partition in chosen]
     if all(problem is not None for _, problem in problems):  # of several, SLURM takes the first that can

@@ -11,6 +11,7 @@ import re
 import socket
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -99,16 +100,27 @@ class RunFacts:
 
 
 def find_runs(places: Iterable[Path]) -> list[Path]:
-    """The runs among these folders, and within those that are none; a folder that is not there is refused."""
+    """The runs that these folders are or hold, or whose sweep they are; a folder that is not there is refused."""
     found: list[Path] = []
     for place in map(resolve, places):
         if not place.is_dir():
             raise FileNotFoundError(f"there is no folder {place}; name a run, as in runs/NAME, or the folder of many")
         if is_run(place):
             found.append(place)
+        elif (swept := runs_of_sweep(place)) is not None:
+            found += swept
         else:
             found += sorted(Path(entry.path) for entry in os.scandir(place) if entry.is_dir() and is_run(entry.path))
     return list(dict.fromkeys(found))
+
+
+def runs_of_sweep(folder: Path) -> list[Path] | None:
+    """The runs of the sweep whose folder it is, as far as they are there; None where it is no sweep's."""
+    listed = (_json(folder / "sweep.json") or {}).get("runs")
+    if not isinstance(listed, list):
+        return None
+    names = [run["name"] for run in listed if isinstance(run, dict) and isinstance(run.get("name"), str)]
+    return [place for name in names if is_run(place := folder.parent / name)]
 
 
 def resolve(place: Path) -> Path:
@@ -125,7 +137,8 @@ def is_run(folder: Path | str) -> bool:
 def read_run(folder: Path) -> RunFacts:
     """Everything above, of one run."""
     facts = RunFacts(folder, config=_sections(folder / "config.yaml", ("name", "train", "tracking")))
-    facts.history = read_history(folder)
+    with suppress(OSError):  # somebody else's, and not for us to read
+        facts.history = read_history(folder)
     facts.row, facts.row_time = _last_row(folder / "metrics.jsonl")
     facts.total_steps = _total_steps(facts)
     facts.checkpoint = _last_checkpoint(folder / "checkpoints")
@@ -135,20 +148,22 @@ def read_run(folder: Path) -> RunFacts:
         card = _json(folder / what / "config.json")
         if card is not None and isinstance(card.get("step"), int):
             facts.published = card["step"]
-    facts.cancelled = _json(folder / CANCELLED)
+    facts.cancelled = _cancelled(facts)
     return facts
 
 
 def overrides_of(places: Iterable[Path]) -> dict[Path, list[str]]:
-    """Of the runs of sweeps that lie in these folders, what each was given."""
+    """Of the runs of sweeps that lie in these folders, what each was given that not all of its sweep were."""
     found: dict[Path, list[str]] = {}
     for place in dict.fromkeys(places):
         for file in (place / "sweep.json", *place.glob("*/sweep.json")):
-            sweep = _json(file)
-            for run in (sweep or {}).get("runs") or ():
-                if isinstance(run, dict) and isinstance(run.get("name"), str):
-                    own = [str(word) for word in run.get("arguments") or () if "=" in str(word)]
-                    found[file.parent.parent / run["name"]] = own
+            listed = (_json(file) or {}).get("runs") or ()
+            runs = [run for run in listed if isinstance(run, dict) and isinstance(run.get("name"), str)]
+            words = [[str(word) for word in run.get("arguments") or () if "=" in str(word)] for run in runs]
+            of_all = set(words[0]).intersection(*words) if len(words) > 1 else set()
+            for run, given in zip(runs, words, strict=True):
+                hidden = of_all | {f"name={run['name']}"}
+                found[file.parent.parent / run["name"]] = [word for word in given if word not in hidden]
     return found
 
 
@@ -199,6 +214,15 @@ def _total_steps(facts: RunFacts) -> int | None:
         return Timeline.of(train, row["step"] / row["epoch"] if row.get("epoch") else 1.0).total_steps
     except (ValueError, TypeError, KeyError):
         return None
+
+
+def _cancelled(facts: RunFacts) -> dict[str, Any] | None:
+    """The note of `selfsight cancel`, unless it is about earlier jobs than the last one: a command that was itself
+    interrupted leaves it behind."""
+    note, last = _json(facts.folder / CANCELLED), facts.last("submitted", "started", "requeued")
+    if note is None or last is None or not isinstance(note.get("jobs"), list):
+        return note
+    return note if {last.get("job"), *(last.get("jobs") or ())} & set(note["jobs"]) else None
 
 
 def _last_checkpoint(folder: Path) -> tuple[int, float] | None:

@@ -110,7 +110,8 @@ def plan_submission(request: Request, check_cluster: bool = True) -> Plan:
         most = array_limit() if check_cluster else None
         if most is not None and len(elements) > most:
             raise ConfigError(f"the sweep has {len(elements)} runs, and this cluster takes arrays of {most}; split it")
-    runs = []
+    runs: list[Run] = []
+    told: list[list[str]] = []
     for element in elements:
         check_not_queued(Path(base.runs).absolute() / element.name, ask_slurm=check_cluster)
         try:
@@ -118,7 +119,8 @@ def plan_submission(request: Request, check_cluster: bool = True) -> Plan:
         except ConfigError as error:
             raise ConfigError(f"{element.name}: {error}" if swept else str(error)) from None
         runs.append(run)
-        lines += [f"{element.name}: {line}" if swept and len(elements) > 1 else line for line in said]
+        told.append(said)
+    lines += _once(runs, told)
     check_probes(probe, base)
     folder = Path(base.runs).absolute() / base.name
     lines += local_lines(_places(request, base))
@@ -196,6 +198,14 @@ def _check_element(request: Request, element: Element, sweep: str | None) -> tup
     begun = newest_checkpoint(folder)
     goes_on = [f"continues {folder} from its checkpoint of step {begun:,}"] if begun >= 0 else []
     return Run(config.name, folder, (preset, *overrides)), [*goes_on, *checked.chosen, *plan_of(checked, ranks)]
+
+
+def _once(runs: Sequence[Run], told: Sequence[Sequence[str]]) -> list[str]:
+    """What is told of every run, once, then what is told of each."""
+    of_all = [line for line in told[0] if all(line in said for said in told)]
+    return of_all + [
+        f"{run.name}: {line}" for run, said in zip(runs, told, strict=True) for line in said if line not in of_all
+    ]
 
 
 def _places(request: Request, config: Config) -> dict[str, Path]:

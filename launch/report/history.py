@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from data_pipelines.remote.urls import redact
@@ -11,6 +13,10 @@ from launch.report.markup import Html, element, joined, table
 from launch.report.read import Run
 
 _TAIL_LINES, _TAIL_BYTES = 25, 8192
+
+
+def _count(items: Sequence[Any], noun: str) -> str:
+    return f"{len(items)} {noun}{'s' if len(items) > 1 else ''}"
 
 
 def chronicle_of(run: Run) -> Html | None:
@@ -36,7 +42,7 @@ def chronicle_of(run: Run) -> Html | None:
     if rows:
         lost = sum(job.waited or 0 for job in jobs)
         again = sum(job.repeated or 0 for job in jobs)
-        summary = f"{len(jobs)} start{'s' if len(jobs) > 1 else ''}"
+        summary = _count(jobs, "start")
         if len(jobs) > 1:
             summary += f"; {chronicle.duration(lost)} between them; {again:,} steps done again"
         parts.append(element("p", summary, class_="note"))
@@ -46,6 +52,7 @@ def chronicle_of(run: Run) -> Html | None:
             "nodes",
             "began (UTC)",
             "waited",
+            "start-up",
             "ran",
             "from step",
             "to step",
@@ -67,12 +74,12 @@ def chronicle_of(run: Run) -> Html | None:
             )
             for event in others[-200:]
         ]
-        summary = f"{len(others)} events" + (", the last 200 shown" if len(others) > 200 else "")
+        summary = _count(others, "event") + (", the last 200 shown" if len(others) > 200 else "")
         parts.append(element("details", element("summary", summary), element("ol", *listed), open=len(others) <= 12))
     logs = chronicle.logs_of(run.history)
     if logs:
         links = [element("li", _link(run, log)) for log in logs[:20]]
-        parts.append(element("details", element("summary", f"{len(logs)} log files"), element("ul", *links)))
+        parts.append(element("details", element("summary", _count(logs, "log file")), element("ul", *links)))
         tail = next((text for log in logs if (text := _tail(_log_path(run, log)))), None)
         if tail:
             parts.append(element("details", element("summary", "end of the newest log"), element("pre", tail)))

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from data_pipelines.files import write_text
+from launch.cluster.run_facts import runs_of_sweep
 from launch.report.curves import charts_of
 from launch.report.facts import facts, metrics_table, state_of, tiles
 from launch.report.galleries import galleries
@@ -29,23 +30,36 @@ _MOST_RUNS = 12
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     """Write the page of one run, or one that compares several; returns where it lies.
 
-    `out` is by default `report.html` in the run's folder; for several runs it must be named. The file is there whole
-    or not at all. Raises FileNotFoundError for a folder that holds no run, and ValueError for no or too many.
+    The folder of a sweep stands for those of its runs that have begun. `out` is by default `report.html` in the folder
+    of the run or sweep; for several it must be named. The file is there whole or not at all. Raises FileNotFoundError
+    for a folder that holds no run, and ValueError for no or too many.
     """
     if not folders:
         raise ValueError("which run? Name its folder, such as runs/NAME")
+    if out is None and len(folders) == 1:
+        out = folders[0] / "report.html"
+    folders = [run for folder in folders for run in _runs_of(folder)]
     if len(folders) > _MOST_RUNS:
         raise ValueError(f"{len(folders)} runs are more than a page can compare; name {_MOST_RUNS} at most")
     if out is None:
-        if len(folders) > 1:
-            raise ValueError("several runs make a page of their own; say where with --out FILE")
-        out = folders[0] / "report.html"
+        raise ValueError("several runs make a page of their own; say where with --out FILE")
     if out.is_dir():
         raise ValueError(f"{out} is a folder; name a file in it, such as {out / 'report.html'}")
     page = render([read_run(folder) for folder in folders])
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
     return out
+
+
+def _runs_of(folder: Path) -> list[Path]:
+    """The run of a folder, or of a sweep's all that have begun; they lie beside it."""
+    swept = None if _is_run(folder) else runs_of_sweep(folder)
+    if swept is None:
+        return [folder]
+    begun = [run for run in swept if _is_run(run)]
+    if not begun:
+        raise FileNotFoundError(f"no run of the sweep {folder} has begun; `selfsight status {folder}` shows them")
+    return begun
 
 
 def refresh(target: str | Path) -> Path | None:

@@ -13,11 +13,13 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.cores import cores_per_process
 from data_pipelines.files import sync, write_text
+from data_pipelines.hiccups import patiently
 from pretrain.config import ConfigError
 from pretrain.schema import CheckpointConfig
 
@@ -94,6 +96,9 @@ class CheckpointFolder:
         Raises OSError if it is not; once it is, what fails (pointing at it, removing those no longer kept) is printed.
         """
         temporary, final = self.temporary(step), self.path(step)
+        for path in temporary.rglob("*"):  # a rank of an earlier start, on a node that was lost, may write here yet
+            if path.is_file() and str(path.relative_to(temporary)) not in files:
+                path.unlink()
         listed = {name: asdict(written) for name, written in sorted(files.items())}
         described = json.dumps({"state": asdict(state), "files": listed}, indent=2) + "\n"
         (temporary / "state.json").write_text(described, encoding="utf-8")
@@ -104,8 +109,10 @@ class CheckpointFolder:
         temporary.rename(final)
         try:
             sync(self.folder)
-            self._prune(just_saved=final)  # first: it makes room
-            write_text(self.folder / "latest", final.name + "\n")
+            pointed = self._points_at(final)  # before others go: it never names one that is gone
+            self._prune(just_saved=final)
+            if not pointed:  # for want of room, which there may be now
+                write_text(self.folder / "latest", final.name + "\n")
         except OSError as error:
             print(f"{final} is saved; tidying up after it failed: {error}", flush=True)
         return final
@@ -114,9 +121,10 @@ class CheckpointFolder:
         """Copy a checkpoint's folder of that name to `target`, replacing what is there as a whole."""
         temporary = target.with_name(f".{target.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(path / target.name, temporary)
-        for file in temporary.iterdir():
-            sync(file)
+        temporary.mkdir()
+        for file in (path / target.name).iterdir():
+            shutil.copyfile(file, temporary / file.name)
+            sync(temporary / file.name)
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
@@ -125,12 +133,26 @@ class CheckpointFolder:
         sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
 
+    def _points_at(self, final: Path) -> bool:
+        try:
+            write_text(self.folder / "latest", final.name + "\n")
+        except OSError:
+            return False
+        return True
+
     def _prune(self, just_saved: Path) -> None:
-        """Remove what is no longer kept; damaged checkpoints do not count, and go."""
-        damaged = [path for path in self.all() if damage(path) is not None]
-        good = [path for path in self.all() if path not in damaged]
-        passing = [path for path in good[: -self.config.keep_last] if not read_state(path).milestone]
-        for path in [*damaged, *passing]:
+        """Remove what is no longer kept; damaged checkpoints do not count, and go.
+
+        One that can't be read does not count either, but stays: it may be as good as any when the disk is back.
+        """
+        good, going = [], []
+        for path in self.all():
+            try:
+                (good if _damage(path) is None else going).append(path)
+            except OSError as error:
+                print(f"checkpoint {path} can't be read now and is left as it is: {error}", flush=True)
+        going += [path for path in good[: -self.config.keep_last] if not read_state(path).milestone]
+        for path in going:
             if path != just_saved:
                 _remove(path)
 
@@ -145,32 +167,50 @@ def _remove(path: Path) -> None:
 
 def read_state(path: Path) -> ResumeState:
     """The state written beside a checkpoint."""
-    data = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return ResumeState(**data["state"])
+    return ResumeState(**json.loads(_described(path))["state"])
 
 
 def damage(path: Path, contents: bool = False) -> str | None:
-    """What is wrong with a checkpoint, or None: each file must have its size and, with `contents`, its checksum."""
+    """What is wrong with a checkpoint, or None: each file must have its size and, with `contents`, its checksum.
+
+    What the file system fails at for a moment is tried again.
+    """
     try:
-        files = json.loads((path / "state.json").read_text(encoding="utf-8"))["files"]
+        return _damage(path, contents)
+    except OSError as error:
+        return f"it can't be read: {error}"
+
+
+def _damage(path: Path, contents: bool = False) -> str | None:
+    """As `damage`; raises OSError where the file system does not let it tell."""
+    try:
+        files = json.loads(_described(path))["files"]
         expected = {name: Written(int(written["bytes"]), str(written["sha256"])) for name, written in files.items()}
         read_state(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"state.json: {type(error).__name__}: {error}"
     for name, written in expected.items():
-        file = path / name
-        if not file.is_file():
+        size = patiently(path / name, "reading", partial(_size, path / name))
+        if size is None:
             return f"{name} is missing"
-        if file.stat().st_size != written.bytes:
-            return f"{name} has {file.stat().st_size} bytes instead of {written.bytes}"
+        if size != written.bytes:
+            return f"{name} has {size} bytes instead of {written.bytes}"
     if not contents:
         return None
     with ThreadPoolExecutor(min(8, cores_per_process())) as readers:  # hashing lets other threads run
-        problems = readers.map(_changed, (path / name for name in expected), expected.values())
-        for name, problem in zip(expected, problems, strict=True):
-            if problem is not None:
-                return f"{name} {problem}"
+        found = readers.map(lambda name: patiently(path / name, "reading", lambda: Written.of(path / name)), expected)
+        for (name, written), now in zip(expected.items(), found, strict=True):
+            if now != written:
+                return f"{name} is not what was written: its checksum differs"
     return None
+
+
+def _described(path: Path) -> str:
+    return patiently(path / "state.json", "reading", lambda: (path / "state.json").read_text(encoding="utf-8"))
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def check_resume(path: Path, saved: ResumeState, order: dict[str, Any] | None = None) -> None:
@@ -201,10 +241,3 @@ def check_continues(run: Path, config: CheckpointConfig) -> None:
     for path in CheckpointFolder(run, config).all()[-1:]:
         if damage(path) is None:  # else training takes the one before it, and says so
             check_resume(path, read_state(path))
-
-
-def _changed(path: Path, expected: Written) -> str | None:
-    try:
-        return None if Written.of(path) == expected else "is not what was written: its checksum differs"
-    except OSError as error:
-        return f"can't be read: {error}"

@@ -33,6 +33,8 @@ from pretrain.history import record
 
 #: What a rank says of the save in flight.
 BUSY, WRITTEN, FINISHED, FAILED = 0.0, 1.0, 2.0, -1.0
+#: On a network's file system, another node's files may take a moment to be seen.
+_UNSEEN = PASSING | {errno.ENOENT}
 _MARGIN = 1.1  # of free disk, beyond the size of a checkpoint
 
 
@@ -66,7 +68,10 @@ class Saver:
 
     def restore(self, engine: Any, path: Path, state: ResumeState) -> None:
         """Bring a fresh engine to the state of a checkpoint."""
-        with Pieces(path.glob("piece-*.safetensors")) as pieces:
+        paths = [path / piece_name(rank, state.world_size) for rank in range(state.world_size)]
+        for piece in paths:
+            patiently(piece, "finding", piece.stat, None, _UNSEEN)
+        with Pieces(paths) as pieces:
             live.restore(engine, pieces, state.counters)
         self.last = path
 
@@ -153,9 +158,7 @@ class Saver:
             assert self._save is not None
             save, folder = self._save, self.folder.temporary(self._save.state.step)
             paths = [folder / piece_name(rank, self.world_size) for rank in range(self.world_size)]
-            # on a network's file system, another node's files may take a moment to be seen
-            unseen = PASSING | {errno.ENOENT}
-            files = {path.name: patiently(path, "finding", partial(_recorded, path), None, unseen) for path in paths}
+            files = {path.name: patiently(path, "finding", partial(_recorded, path), None, _UNSEEN) for path in paths}
 
             def export() -> dict[str, Written]:
                 exported = folder / save.export.folder
@@ -201,7 +204,11 @@ def piece_name(rank: int, world_size: int) -> str:
 
 
 def _recorded(path: Path) -> Written:
-    written = Written(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+    """What another rank wrote, once all of it can be seen here."""
+    try:
+        written = Written(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise OSError(errno.EIO, f"its record can't be read ({error})", str(path)) from error
     size = path.stat().st_size
     if size != written.bytes:
         raise OSError(errno.EIO, f"{size} bytes are seen of {written.bytes}", str(path))

@@ -67,8 +67,8 @@ def find_data(config: Config) -> tuple[str | None, str]:
 def _on(config: Config, spec: str) -> str:
     settings = config.diagnostics
     return (
-        f"online k-NN every {settings.knn_every_epochs:g} epochs: {settings.knn_queries} labelled samples of "
-        f"{redact(spec)} by the nearest of {settings.knn_bank} others"
+        f"online k-NN every {settings.knn_every_epochs:g} epochs: up to {settings.knn_queries} labelled samples "
+        f"of {redact(spec)} by the nearest of up to {settings.knn_bank} others"
     )
 
 

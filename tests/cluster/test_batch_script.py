@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from pathlib import Path
 
@@ -85,6 +87,62 @@ def test_a_cancelled_job_stays_cancelled(workplace: Workplace) -> None:
     cluster.until_idle()
     assert cluster.state(job) == "CANCELLED"
     assert workplace.requeued("run") == []
+
+
+@pytest.mark.cluster_full
+def test_a_cancelled_job_stays_cancelled_where_python_can_not_ask_slurm(workplace: Workplace) -> None:
+    env = fake(workplace, "trap 'exit 85' TERM USR1; echo training; while :; do sleep 0.1; done")
+    python = Path(env["SELFSIGHT_PYTHON"])
+    inside = "[[ $2 == launch.cluster.requeue ]] && export PATH=/nowhere\nexec "  # as in a container
+    python.write_text(python.read_text().replace("exec ", inside))
+    job, cluster = workplace.pretrain(workplace.preset("run"), **env), workplace.cluster
+    cluster.until(lambda: "training" in cluster.log(job), 60, "training to begin", lambda: cluster.log(job))
+    cluster.run("scancel", job)
+    cluster.until_idle()
+    assert cluster.state(job) == "CANCELLED"
+    assert workplace.requeued("run") == []
+
+
+def test_python_that_does_not_listen_yet_when_it_is_asked_to_stop_has_not_failed(workplace: Workplace) -> None:
+    training = "[[ ${SLURM_RESTART_COUNT:-0} == 1 ]] && exit 0; echo training; exec sleep 1000"
+    job, cluster = workplace.pretrain(workplace.preset("run"), **fake(workplace, training)), workplace.cluster
+    cluster.until(lambda: cluster.log(job).count("training") == 2, 60, "both ranks", lambda: cluster.log(job))
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    cluster.wait(job, "COMPLETED")
+    assert [(event["code"], event["failure"]) for event in workplace.requeued("run")] == [(85, False)]
+
+
+@pytest.mark.cluster_full
+def test_told_to_end_while_it_decides_it_decides_all_the_same(workplace: Workplace) -> None:
+    env = fake(workplace, "[[ ${SLURM_RESTART_COUNT:-0} == 1 ]] && exit 0; exit 85")
+    python, cluster = Path(env["SELFSIGHT_PYTHON"]), workplace.cluster
+    slow = "[[ $2 == launch.cluster.requeue && $3 == 85 ]] && { echo deciding; sleep 3; } >&2\nexec "
+    python.write_text(python.read_text().replace("exec ", slow))
+    job = workplace.pretrain(workplace.preset("run"), **env)
+    cluster.until(lambda: "deciding" in cluster.log(job), 60, "the decision", lambda: cluster.log(job))
+    for pid, comm, environ in cluster.processes():  # some clusters signal every process of a job
+        if environ.get("SLURM_JOB_ID") == job and not comm.startswith("slurmstepd"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+    assert cluster.wait(job, "COMPLETED")["Restarts"] == "1"
+
+
+@pytest.mark.cluster_full
+def test_where_sbatch_takes_no_environment_along_the_ranks_still_have_the_script_s(workplace: Workplace) -> None:
+    env = fake(workplace, "[[ -n ${MASTER_ADDR:-} && -d ${TMPDIR:-/nowhere} ]] && exit 0; exit 2")
+    given = {**workplace.cluster.extra, **env, "PATH": workplace.cluster.env["PATH"]}
+    export = ",".join(f"{name}={value}" for name, value in given.items() if name != "TMPDIR")
+    job = workplace.pretrain(workplace.preset("run"), f"--export={export}")
+    workplace.cluster.wait(job, "COMPLETED")
+
+
+@pytest.mark.cluster_full
+def test_submitted_by_hand_from_inside_an_array_it_requeues_itself_and_nobody_else(workplace: Workplace) -> None:
+    env = fake(workplace, "[[ ${SLURM_RESTART_COUNT:-0} == 1 ]] && exit 0; exit 85")
+    inherited = {"SLURM_ARRAY_JOB_ID": "999", "SLURM_ARRAY_TASK_ID": "1", "SLURM_RESTART_COUNT": "1"}
+    job = workplace.pretrain(workplace.preset("run"), **env, **inherited)
+    assert workplace.cluster.wait(job, "COMPLETED")["Restarts"] == "1"
+    assert [event["restart"] for event in workplace.requeued("run")] == [0]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,17 @@ def test_a_run_is_queued_once_and_its_probe_goes_with_it(workplace: Workplace, l
     workplace.cluster.wait(probe, "CANCELLED", timeout=60)
     other, _ = workplace.submit(preset)
     assert other not in (job, probe)
+
+
+@pytest.mark.cluster_full
+def test_of_two_who_submit_a_run_at_a_time_one_is_told_to_wait(workplace: Workplace) -> None:
+    preset = workplace.preset("tiny")
+    workplace.sbatch("--nodes=3", "--exclusive", "--wrap=sleep 600", "--output=/dev/null")
+    with ThreadPoolExecutor() as pool:
+        both = list(pool.map(lambda _: workplace.selfsight("submit", preset, "--time=10", check=False), range(2)))
+    assert sorted(done.returncode for done in both) == [0, 2], [done.stderr for done in both]
+    assert len(jobs_of(workplace)) == 2
+    assert len(workplace.history("tiny")) == 1
 
 
 def test_if_a_later_part_is_refused_nothing_stays_queued(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,14 @@ def test_probing_again_is_equal_and_does_not_redo_the_baselines(run, data, monke
     assert len(list((run / "eval").glob("probe-20-*.json"))) == 1
 
 
+def test_a_probe_without_bars_tells_what_it_is_at(run, data, capsys, cache):
+    """In a job's log nothing else is seen until the table is."""
+    quick(run, data)
+    said = capsys.readouterr().err
+    for line in ("pretrained: features of", "pretrained: k-NN and linear probes", "untrained, seed 0: ", "pixels: "):
+        assert line in said
+
+
 def test_a_probe_replaces_only_its_own_earlier_result(run, data):
     for size in (16, 8, 8):
         quick(run, data, image_size=size)

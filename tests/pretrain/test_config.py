@@ -53,6 +53,43 @@ def test_every_preset_says_how_to_run_it() -> None:
             assert word in head, f"{preset.path.name} lacks {word!r} in its head comment"
 
 
+@pytest.mark.parametrize(
+    ("preset", "given", "length"),
+    [
+        ("mae_vit_cifar_cpu", ["train.steps=200"], (None, 200)),
+        ("dinov2_vitl16_in1k", ["train.epochs=30"], (30, None)),
+        ("mae_vit_cifar_cpu", ["train.steps=null"], (12, None)),
+        ("mae_vit_cifar_cpu", ["train.epochs=null", "train.steps=200"], (None, 200)),
+    ],
+)
+def test_a_length_in_steps_takes_the_place_of_one_in_epochs(
+    preset: str, given: list[str], length: tuple[float | None, int | None]
+) -> None:
+    train = load_config(preset, ["data.train=x", *given]).train
+    assert (train.epochs, train.steps) == length
+
+
+def test_so_does_one_in_a_file_that_extends_another(tmp_path: Path) -> None:
+    path = tmp_path / "short.yaml"
+    path.write_text("extends: mae_vit_cifar_cpu\ndata: {train: x}\ntrain: {steps: 200}\n")
+    train = load_config(path).train
+    assert (train.epochs, train.steps, train.batch_size) == (None, 200, 128)
+    path.write_text(path.read_text().replace("200", "200, epochs: 3"))
+    with pytest.raises(ConfigError, match="set one of them"):
+        load_config(path)
+
+
+def test_a_value_of_two_types_is_refused_once() -> None:
+    for preset, given, told in (
+        ("demo", "train.steps=many", "train.steps: Input should be a valid number, unable"),
+        ("dino_vits16_own_data", "method.teacher_momentum=high", "string as a number, or 'auto' (given: 'high')"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            load_config(preset, ["data.train=x", given])
+        assert told in str(raised.value)
+        assert len(str(raised.value).splitlines()) == 1
+
+
 def test_overrides_reach_into_sections_and_lists() -> None:
     config = load_config(
         "mae_vit_cifar_cpu", ["data.train=x", "train.epochs=3", "views.global_crops.0.flip=0", "optim.lr=1e-4"]

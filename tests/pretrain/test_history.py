@@ -71,3 +71,12 @@ def test_a_folder_that_takes_no_event_stops_nobody(tmp_path: Path, capsys: pytes
     with recorded_end(tmp_path / "file", {"step": 1}):
         pass
     assert "'ended' could not be recorded" in capsys.readouterr().err
+
+
+def test_a_line_that_a_full_disk_cut_takes_no_other_along(tmp_path: Path) -> None:
+    record(tmp_path, "started", step=0)
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"time": "2026-11-21T00:00:00+00:00", "ev')
+    record(tmp_path, "requeued", code=85, reason="stopped")
+    record(tmp_path, "ended", code=0)
+    assert [event["event"] for event in read_history(tmp_path)] == ["started", "requeued", "ended"]

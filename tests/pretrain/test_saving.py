@@ -21,6 +21,7 @@ from test_train import OF_THIS_CHECKOUT
 from tiny import config_data
 
 from data_pipelines import hiccups
+from pretrain.checkpoints import folder as folders
 from pretrain.checkpoints.folder import CheckpointFolder, Written, damage, read_state
 from pretrain.checkpoints.pieces import HostCopy, Pieces
 from pretrain.checkpoints.saving import BUSY, FAILED, FINISHED, WRITTEN, NotSavedError
@@ -282,3 +283,90 @@ def test_what_no_checkpoint_can_be_taken_of_is_refused(
     mae_data["engine"]["deepspeed"] = deepspeed
     with pytest.raises(ValueError, match=told):
         parse_config(mae_data)
+
+
+def failing_once(monkeypatch: pytest.MonkeyPatch, name: str, number: int = errno.EIO, times: int = 1) -> None:
+    """The file system fails at reading the text of a file whose path ends so, this often."""
+    read_text, left = Path.read_text, [number] * times
+
+    def read(self: Path, *given: Any, **named: Any) -> str:
+        if str(self).endswith(name) and left:
+            raise OSError(left[0], os.strerror(left.pop()), str(self))
+        return read_text(self, *given, **named)
+
+    monkeypatch.setattr(hiccups.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(Path, "read_text", read)
+
+
+@pytest.mark.parametrize(("times", "kept"), [(1, 1), (5, 2)])
+def test_a_checkpoint_that_can_t_be_read_for_a_moment_is_no_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, kept: int
+) -> None:
+    """It is neither removed nor passed over; one that stays unreadable is left alone."""
+    saver, engine = begin(tmp_path, keep_last=2), Engine()
+    for _ in range(2):
+        save_step(saver, engine)
+    failing_once(monkeypatch, "step-00000002/state.json", times=times)
+    save_step(saver, engine)
+    assert [path.name for path in saver.folder.all()][-2:] == ["step-00000002", "step-00000003"]
+    assert len(saver.folder.all()) == 1 + kept  # one that does not count does not push another out
+    failing_once(monkeypatch, "step-00000003/state.json", errno.ESTALE)
+    assert saver.folder.last() == (saver.folder.path(3), [])
+
+
+def test_what_another_rank_wrote_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a network's file system it may be seen late, or in part: when it is saved, and when a run goes on from it."""
+    saver, engine = begin(tmp_path), Engine()
+    read_text, cut = Path.read_text, ["", '{"bytes": 1']
+
+    def late(self: Path, *given: Any, **named: Any) -> str:
+        return cut.pop() if self.name.startswith("piece-") and cut else read_text(self, *given, **named)
+
+    pauses: list[float] = []
+    monkeypatch.setattr(hiccups.time, "sleep", pauses.append)
+    monkeypatch.setattr(Path, "read_text", late)
+    save_step(saver, engine)
+    assert saver.last == saver.folder.path(1)
+    assert len(pauses) == 2
+    piece = next(saver.last.glob("piece-*"))
+    piece.rename(tmp_path / "unseen")
+    monkeypatch.setattr(hiccups.time, "sleep", lambda seconds: (tmp_path / "unseen").rename(piece))
+    other = Engine()
+    saver.restore(other, saver.last, read_state(saver.last))
+    assert torch.equal(other.module.weight, engine.module.weight)
+
+
+def test_a_piece_of_an_earlier_start_does_not_come_in(tmp_path: Path) -> None:
+    saver, engine = begin(tmp_path), Engine()
+    stale = saver.folder.temporary(1)
+    stale.mkdir(parents=True)
+    (stale / "piece-00000-of-00000.safetensors").write_bytes(b"another start's")
+    save_step(saver, engine)
+    assert saver.last is not None
+    assert {path.name for path in saver.last.iterdir()} == {
+        "state.json", "encoder", "piece-00000-of-00001.safetensors"
+    }  # fmt: skip
+    (saver.last / "piece-00000-of-00000.safetensors").write_bytes(b"another start's")
+    saver.restore(Engine(), saver.last, read_state(saver.last))
+
+
+def test_latest_names_a_checkpoint_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the old ones can't be removed, or there is no room for the name before they are."""
+    saver, engine = begin(tmp_path, keep_last=1), Engine()
+    save_step(saver, engine)
+    remove = folders._remove
+    monkeypatch.setattr(folders, "_remove", lambda path: (remove(path), Path("/no/such/file").stat()))
+    save_step(saver, engine)
+    assert (saver.folder.folder / "latest").read_text() == "step-00000002\n"
+    monkeypatch.setattr(folders, "_remove", remove)
+    write_text, full = folders.write_text, [errno.ENOSPC]
+
+    def write(path: Path, text: str) -> None:
+        if full:
+            raise OSError(full[0], os.strerror(full.pop()))
+        write_text(path, text)
+
+    monkeypatch.setattr(folders, "write_text", write)
+    save_step(saver, engine)
+    assert (saver.folder.folder / "latest").read_text() == "step-00000003\n"
+    assert [path.name for path in saver.folder.all()] == ["step-00000003"]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config import parse_config
+from pretrain.heartbeat import Heartbeat
 from pretrain.history import read_history
 from pretrain.stopping import EXIT_HUNG
 from pretrain.watchdog import FEW_STEPS, Limits, Watchdog
@@ -191,3 +192,19 @@ def test_what_a_configuration_says(mae_data: dict[str, object]) -> None:
     assert many is not None
     assert (many.beat, many.grace) == (50, 120)
     assert Limits.of(replace(engine, hang_seconds=None), 2) is None
+
+
+def test_time_that_a_slow_disk_takes_is_no_suspension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a hang beside a slow file system would take many times its limit to be seen."""
+    beats: list[float] = []
+
+    def beat(*_: object) -> None:
+        time.sleep(1.5)
+        beats.append(time.monotonic())
+
+    monkeypatch.setattr(Heartbeat, "beat", beat)
+    with Watchdog(Limits(tick=0.01, beat=0.0), tmp_path) as watchdog:
+        while len(beats) < 2:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert watchdog._lost < 1.5

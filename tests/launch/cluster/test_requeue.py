@@ -7,7 +7,18 @@ import pytest
 import yaml
 from tiny import config_data
 
-from launch.cluster.requeue import ALREADY_BACK, BACK, CEILING, EXIT_SICK, GIVEN_UP, Queued, Requeue, main
+from launch.cluster.requeue import (
+    ALREADY_BACK,
+    BACK,
+    CEILING,
+    EXIT_SICK,
+    GIVEN_UP,
+    STANDSTILLS,
+    Queued,
+    Requeue,
+    ask_queue,
+    main,
+)
 from pretrain.history import read_history, record
 from pretrain.stopping import EXIT_HUNG, EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, EXIT_USER_ERROR
 
@@ -40,13 +51,42 @@ def last(run: Path) -> dict[str, Any]:
     return read_history(run)[-1]
 
 
-def test_a_run_that_stopped_as_asked_always_goes_back(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("why", ["the time limit, with a step between", "preemption", "nobody knows"])
+def test_a_run_that_stopped_as_asked_always_goes_back(run: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for restart in range(CEILING * 5):
         at(monkeypatch, restart)
-        queued = Queued(restart)
+        queued = None if why == "nobody knows" else Queued(restart, preempted=why == "preemption")
+        if why.startswith("the time limit"):
+            checkpoint(run, restart)
         assert decision(run).at_end(EXIT_STOPPED, queued) == BACK
     assert last(run)["event"] == "requeued"
     assert not last(run)["failure"]
+
+
+def test_a_time_limit_in_which_nothing_gets_done_does_not_bring_a_job_back_for_ever(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(run, 5)
+    for restart in range(STANDSTILLS + 1):
+        at(monkeypatch, restart)
+        assert decision(run).at_start() == BACK
+        assert decision(run).at_end(EXIT_STOPPED, Queued(restart)) == BACK
+    at(monkeypatch, STANDSTILLS + 1)
+    assert decision(run).at_end(EXIT_STOPPED, Queued(STANDSTILLS + 1)) == GIVEN_UP
+    assert "asked to stop 5 times in a row without a newer checkpoint" in last(run)["reason"]
+    assert "--time" in capsys.readouterr().err
+
+
+def facts_of(start: str, preempted: str) -> str:
+    return f"JobId=7 JobName=x JobState=RUNNING Reason=None Restarts=2 StartTime={start} PreemptTime={preempted} Power="
+
+
+def test_without_scontrol_what_it_told_the_batch_script_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # as inside a container
+    for preempted, expected in (("None", False), ("2026-01-01T10:30:00", True), ("2026-01-01T09:30:00", False)):
+        facts = facts_of("2026-01-01T10:00:00", preempted)
+        assert ask_queue({"SLURM_JOB_ID": "7", "SELFSIGHT_JOB_FACTS": facts}) == Queued(2, preempted=expected)
+    assert ask_queue({"SLURM_JOB_ID": "7", "SELFSIGHT_JOB_FACTS": ""}) is None
 
 
 @pytest.mark.parametrize("code", [EXIT_USER_ERROR, EXIT_TROUBLE, EXIT_NOT_SAVED])
@@ -149,13 +189,13 @@ def test_a_job_that_somebody_has_ended_stays_so_but_not_one_that_met_its_time_li
 
 def test_sick_nodes_are_named_and_left_out_only_where_allowed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(run, "preflight", sick=["n2", "n5"], text="clock")
-    queued = Queued(excluded="n5,n9")
+    queued = Queued(excluded="n[5,9],m[1,9]")
     assert decision(run).at_end(EXIT_SICK, queued) == GIVEN_UP
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "--exclude=n2,n5" in captured.err
     assert decision(run, SELFSIGHT_EXCLUDE_SICK="1").at_end(EXIT_SICK, queued) == BACK
-    assert capsys.readouterr().out == "n5,n9,n2\n"
+    assert capsys.readouterr().out == "n[5,9],m[1,9],n2,n5\n", "a list of SLURM's is not to be taken apart"
 
 
 def test_the_command_finds_the_run_and_refuses_what_it_cannot_read(

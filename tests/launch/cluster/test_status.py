@@ -53,6 +53,11 @@ def test_a_folder_is_read_up_to_where_it_is_whole(run: Path) -> None:
     assert status([run])[0].step == 50
 
 
+def test_a_run_whose_history_can_not_be_read_does_not_hide_the_others(run: Path) -> None:
+    (run / "history.jsonl").mkdir()  # the tests may run as root, who can read everything else
+    assert [found.step for found in status([run.parent])] == [50]
+
+
 def test_states_beside_a_queue(run: Path) -> None:
     record(run, "submitted", jobs=["12"], probes=["13"], log="/logs/12.out")
     waiting = job(state="PENDING", reason="Resources", start="2026-01-01T10:00:00")
@@ -82,6 +87,14 @@ def test_states_beside_a_queue(run: Path) -> None:
     )
     record(run, "given_up", code=85, reason="cancelled by me")
     assert judge(read_run(run), [], {}, []).state == "cancelled"
+
+
+def test_a_note_that_an_interrupted_cancel_left_is_about_its_own_jobs_only(run: Path) -> None:
+    (run / "cancelled").write_text(json.dumps({"by": "me", "jobs": ["5"]}))
+    record(run, "submitted", jobs=["5"])
+    assert judge(read_run(run), [job("5", "RUNNING")], {}, []).state == "stopping"
+    record(run, "submitted", jobs=["6"])
+    assert judge(read_run(run), [job("6", "RUNNING")], {}, []).state != "stopping"
 
 
 def test_what_ended_and_what_is_finished(run: Path) -> None:
@@ -119,11 +132,16 @@ def test_a_local_run_is_alive_while_its_process_holds_it(run: Path) -> None:
 def test_sweeps_and_folders_of_runs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = run.parent
     (runs / "sweep").mkdir()
-    elements = [{"name": "photos", "arguments": ["preset.yaml", "optim.lr=1e-3"]}]
+    words = ["preset.yaml", "train.epochs=5"]
+    elements = [
+        {"name": "photos", "arguments": [*words, "optim.lr=1e-3", "name=photos"]},
+        {"name": "later", "arguments": [*words, "optim.lr=5e-4", "name=later"]},
+    ]
     (runs / "sweep" / "sweep.json").write_text(json.dumps({"job": "12", "runs": elements}))
     (runs / "not a run").mkdir()
     assert find_runs([runs]) == [run]
-    assert overrides_of([runs]) == {run: ["optim.lr=1e-3"]}
+    assert find_runs([runs / "sweep"]) == [run]
+    assert overrides_of([runs]) == {run: ["optim.lr=1e-3"], runs / "later": ["optim.lr=5e-4"]}
     show([runs])
     text = capsys.readouterr().out
     assert "photos  stopped  50/150  0.02" in text

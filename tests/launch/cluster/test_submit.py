@@ -81,6 +81,33 @@ def test_the_batch_is_solved_and_the_trainer_told(request_: Request) -> None:
         plan(request_, resources=three)
 
 
+def test_what_is_the_same_for_all_of_a_sweep_is_told_once(request_: Request) -> None:
+    told = plan(request_, arrays=("optim.lr=1e-3,5e-4",)).lines
+    assert [line.partition(" ")[0] for line in told if "global batch" in line] == ["global"]
+    assert [line.partition(" ")[0] for line in told if "learning rate" in line] == ["tiny-lr-1e-3:", "tiny-lr-5e-4:"]
+
+
+def test_what_settings_and_shards_tell_is_told_without_torch(tmp_path: Path, shards: Path) -> None:
+    """On a login node its import takes up to a minute."""
+    script = (
+        "import sys; from launch.training import check_run; from pretrain.config import load_config\n"
+        "try: check_run(load_config('mae_vit_cifar_cpu', sys.argv[1:]), 1)\n"
+        "except (ValueError, OSError) as error: print(error, 'torch' in sys.modules)"
+    )
+    photos = tmp_path / "photos"
+    (photos / "cat").mkdir(parents=True)
+    (photos / "cat" / "1.JPG").touch()
+    for data, given, told in (
+        (photos, "seed=1", f"holds no .tar shards; make some with `selfsight pack {photos} SHARDS`"),
+        (shards, "train.batch_size=4096", "samples; a batch holds different samples"),
+        (shards, "train.steps=1", "more than the 1 of the run"),
+    ):
+        command = [sys.executable, "-c", script, f"data.train={data}", "train.batch_size=8", given]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert told in done.stdout
+        assert done.stdout.strip().endswith("False")
+
+
 def test_a_folder_of_another_configuration_or_a_finished_run_is_refused(request_: Request, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "tiny"
     write_config(run, load_config("tiny.yaml", ["seed=7"]))
@@ -92,7 +119,7 @@ def test_a_folder_of_another_configuration_or_a_finished_run_is_refused(request_
     with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
         plan(request_)
     config = load_config(run.parent.parent / "tiny.yaml")
-    from pretrain.data import open_datasets
+    from pretrain.datasets import open_datasets
     from pretrain.run import resolve
 
     write_config(run, resolve(config, open_datasets(config.data))[0])

@@ -71,6 +71,8 @@ def test_a_page_has_all_that_a_run_left(make_run: Any) -> None:
         "a gradient spike", "2.14.1", "prototypes: 64", "7.out",
     ):  # fmt: skip
         assert told in seen.text, told
+    for rows in re.findall(r"<thead>(.*?)</tbody>", page, re.DOTALL):
+        assert len({len(re.findall(r"<t[hd][ >]", row)) for row in rows.split("</tr>")[:-1]}) == 1, rows
     assert len(seen.attributes("img")) == 6
     assert all(str(image["src"]).startswith("data:image/") for image in seen.attributes("img"))
     groups = {group["title"]: group for group in charts(page)["groups"]}
@@ -147,6 +149,20 @@ def test_several_runs_are_compared(make_run: Any, tmp_path: Path) -> None:
         write_report(runs)
     with pytest.raises(ValueError, match="13 runs are more"):
         write_report([runs[0]] * 13, tmp_path / "x.html")
+
+
+def test_the_folder_of_a_sweep_stands_for_those_of_its_runs_that_have_begun(make_run: Any) -> None:
+    runs = [make_run("one"), make_run("two", lr=2e-3)]
+    sweep = runs[0].parent / "sweep"
+    sweep.mkdir()
+    names = [{"name": name} for name in ("one", "two", "queued")]
+    (sweep / "sweep.json").write_text(json.dumps({"job": "1", "runs": names}))
+    page = write_report([sweep])
+    assert page == sweep / "report.html"
+    assert [series["label"] for series in chart(page.read_text(), "loss")["series"]] == ["one", "two"]
+    (sweep / "sweep.json").write_text(json.dumps({"job": "1", "runs": names[2:]}))
+    with pytest.raises(FileNotFoundError, match=r"no run of the sweep .* has begun"):
+        write_report([sweep])
 
 
 def test_what_is_missing_or_broken_is_told_and_the_rest_is_shown(make_run: Any) -> None:
