@@ -181,11 +181,11 @@ class _Probe:
             print(line, file=sys.stderr, flush=True)
 
     def _score(self, row: str, train: FeatureSet, val: FeatureSet, headline: str) -> dict[str, Any]:
-        self._say(f"{row}: k-NN and linear probes")
         with self.console.status(row) as status:
 
             def tell(what: str) -> None:
                 status.update(f"{row}: {what}")
+                self._say(f"{row}: {what}")
 
             return score(
                 train, val, self.protocol, num_classes=self.num_classes, headline=headline, device=self.device,

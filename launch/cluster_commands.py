@@ -145,6 +145,7 @@ def submit(
         variables=job_variables(preflight, exclude_sick, max_failures),
         probe=ProbeOptions(tuple(probe or ()), probe_every, probe_resources(options, profile, resources)),
     )
+    typer.echo("checking settings, data, cluster and run folder; nothing is queued before that", err=True)
     plan = plan_submission(request, check_cluster=not dry_run or shutil.which("sinfo") is not None)
     lines = "\n".join(f"# {line}" for line in plan.lines)
     if dry_run:

@@ -116,7 +116,13 @@ def test_a_probe_without_bars_tells_what_it_is_at(run, data, capsys, cache):
     """In a job's log nothing else is seen until the table is."""
     quick(run, data)
     said = capsys.readouterr().err
-    for line in ("pretrained: features of", "pretrained: k-NN and linear probes", "untrained, seed 0: ", "pixels: "):
+    for line in (
+        "pretrained: features of",
+        "pretrained: k-NN: ",
+        "pretrained: linear: ",
+        "untrained, seed 0: ",
+        "pixels: ",
+    ):
         assert line in said
 
 
