@@ -62,7 +62,8 @@ def complete(run: Path, timeout_minutes: float = 60.0) -> int:
     if not missing:
         return 0
     tracked = WandbRun(
-        replace(identity, mode="online" if was_online else "offline"), start_step=max(row["step"] for row in missing)
+        replace(identity, mode="online" if was_online else "offline"),
+        start_step=max(row.get("step", 0) for row in missing),
     )
     tracked.finish(60 * timeout_minutes)
     return tracked.num_caught_up

@@ -9,11 +9,14 @@ from typing import Any
 from eval.report import read_results
 from launch.known_metrics import GROUPS, HIDDEN, KNOWN, known_as
 from launch.report.chronicle import alarms_of, starts_of
-from launch.report.read import Run
+from launch.report.pictures import spread
+from launch.report.read import NO_RESULTS, Run
 from launch.report.thinning import Thinned
 
 #: Of all series of a page together; the buckets of each are joined until they are no more.
 MOST_POINTS = 60_000
+#: Of a kind, over every curve; of more, some that are evenly spread.
+MOST_MARKS = 200
 #: Nodes that have a line of their own; of more, one line for their mean and a band from the lowest to the highest.
 MOST_NODE_LINES = 8
 
@@ -103,10 +106,9 @@ def _references(name: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _marks(run: Run) -> Iterator[dict[str, Any]]:
-    for step, text in starts_of(run.history):
-        if step > 0:
-            yield {"step": step, "kind": "restart", "label": text}
-    for step, text in alarms_of(run.history):
+    for step, text in spread([start for start in starts_of(run.history) if start[0] > 0], MOST_MARKS):
+        yield {"step": step, "kind": "restart", "label": text}
+    for step, text in spread(list(alarms_of(run.history)), MOST_MARKS):
         yield {"step": step, "kind": "alarm", "label": text}
 
 
@@ -143,7 +145,7 @@ def probed_steps(run: Run) -> dict[tuple[Any, ...], list[tuple[int, list[Any]]]]
             step = results["target"]["step"]
             data = (results["data"]["train"]["checksum"], results["data"]["val"]["checksum"])
             key = (tuple(told.columns), *data, results["target"]["image_size"])
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        except NO_RESULTS:
             continue
         if isinstance(step, int):
             found.setdefault(key, {})[step] = dict(told.rows)["pretrained"]

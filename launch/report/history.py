@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from data_pipelines.remote.urls import redact
 from launch.report import chronicle
 from launch.report.markup import Html, element, joined, table
 from launch.report.read import Run
@@ -103,7 +104,7 @@ def _tail(path: Path) -> str:
         with path.open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - _TAIL_BYTES))
-            return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-_TAIL_LINES:])
+            return redact("\n".join(file.read().decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]))
     except OSError:
         return ""
 

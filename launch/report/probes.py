@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.report import Measured, Results, read_results
 from launch.report.markup import Html, element, joined, table
-from launch.report.read import Run
+from launch.report.read import NO_RESULTS, Run
 
 
 def probes(run: Run, problems: list[str]) -> Html | None:
@@ -16,7 +16,7 @@ def probes(run: Run, problems: list[str]) -> Html | None:
     for name, results in sorted(run.probes, key=lambda probe: _step_of(probe[1])):
         try:
             told = read_results(results)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except NO_RESULTS as error:
             problems.append(f"eval/{name} is not a result of `selfsight probe` as this version writes it ({error!r})")
             continue
         rows = [(row, *("-" if value is None else value for value in values)) for row, values in told.rows]
@@ -44,7 +44,7 @@ def probes_compared(runs: Sequence[Run]) -> Html | None:
         for name, results in sorted(run.probes, key=lambda probe: _step_of(probe[1]), reverse=True):
             try:
                 found.append((f"{run.name}, step {_step_of(results):,} ({name})", read_results(results)))
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            except NO_RESULTS:
                 continue
             break
     if len(found) < 2:
@@ -66,7 +66,7 @@ def headline(run: Run) -> Iterator[tuple[str, Measured, str]]:
     for _, results in sorted(run.probes, key=lambda probe: _step_of(probe[1]), reverse=True):
         try:
             told = read_results(results)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        except NO_RESULTS:
             continue
         rows = dict(told.rows)
         marked = [place for place, column in enumerate(told.columns) if column.endswith("*")] or [0]
@@ -125,5 +125,5 @@ def _plot(told: Results) -> Html:
 def _step_of(results: Any) -> int:
     try:
         return int(results["target"]["step"] or 0)
-    except (KeyError, TypeError, ValueError):
+    except NO_RESULTS:
         return 0

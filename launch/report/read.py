@@ -14,13 +14,17 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from data_pipelines.remote.urls import redact
 from launch.report.thinning import Thinned
 from pretrain.history import read_history
 
+#: What reading a file of `eval/` raises that is none of ours, or of another version.
+NO_RESULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 #: Of a series, its values or means of so many neighbours; of one node's, as there may be many nodes.
 BUCKETS, NODE_BUCKETS = 500, 120
 _MOST_NODES = 256  # whose values are kept apart
 _MOST_SERIES = 400  # names of metrics; a page of more is no page
+_MOST_LETTERS = 2000  # of a text in the history
 _PICTURE = re.compile(r"(?P<name>.+)-(?P<step>\d{8,})\.png")
 
 
@@ -216,10 +220,18 @@ def _text(path: Path, problems: list[str]) -> str:
 
 def _history(folder: Path, problems: list[str]) -> list[dict[str, Any]]:
     try:
-        return read_history(folder)
+        events = read_history(folder)
     except OSError as error:
         problems.append(f"history.jsonl can't be read: {error.strerror}")
         return []
+    return [{key: _as_text(value) for key, value in event.items()} for event in events]
+
+
+def _as_text(value: Any) -> Any:
+    """Text of an event as a page may show it: not without end, and without passwords in URLs."""
+    if isinstance(value, list):
+        return [_as_text(item) for item in value]
+    return redact(value[:_MOST_LETTERS]) if isinstance(value, str) else value
 
 
 def _probes(folder: Path, problems: list[str]) -> list[tuple[str, Any]]:

@@ -100,7 +100,16 @@ def read_rows(path: Path, up_to: float = float("inf")) -> Iterator[dict[str, Any
             yield row
 
 
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of one a line; none where there is no file, and without lines that a kill has cut."""
+    return (row for _, row in _lines(path))
+
+
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    return ((line, row) for line, row in _lines(path) if isinstance(row.get("step"), int | float))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -109,7 +118,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 row = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(row, dict) and "step" in row:
+            if isinstance(row, dict):
                 yield line, row
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 from pretrain.config import ConfigError, load_config
 from pretrain.tracking.say import say
 from pretrain.tracking.wandb_identity import Identity, identity_of, stored_identity, wandb_mode
-from pretrain.tracking.wandb_run import WandbRun
+from pretrain.tracking.wandb_run import PROBES, WandbRun
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Accuracy:
 def log_probe(run: Path, step: int | None, scores: Mapping[str, Accuracy]) -> None:
     """Add the scores of a checkpoint of `step` to a training's wandb run, if it has one, with error bars.
 
-    The row has `probe/NAME` with `_low`, `_high` and `_error`, at `probe/step`. Configuration and summary stay the
-    training's.
+    The row has `probe/NAME` with `_low`, `_high` and `_error`, at `probe/step`. It is kept in `probes.jsonl`, too, from
+    which wandb gets it later if it is lost on the way. Configuration and summary stay the training's.
     """
     stored = stored_identity(run)
     if "id" not in stored or "mode" not in stored:
@@ -39,8 +40,14 @@ def log_probe(run: Path, step: int | None, scores: Mapping[str, Accuracy]) -> No
         # a server takes rows of one process at a time, and the training may be under way
         identity = replace(identity, mode="offline")
         say("the training has not ended: `selfsight dashboard RUN --sync` sends its probe when it has")
+    row = probe_row(step, scores)
+    try:
+        with (run / PROBES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        say(f"{run / PROBES} can't be written ({error.strerror}); if wandb loses the probe, it is in eval/ only")
     tracked = WandbRun(identity, catch_up=False)
-    tracked.row(probe_row(step, scores))
+    tracked.row(row)
     tracked.finish()
 
 

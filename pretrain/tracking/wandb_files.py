@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,9 @@ class Had:
     def has(self, kind: str, step: int) -> bool:
         if (kind, step) in self.offline:
             return True
-        return (kind, step) in self.online if self.all_to is None else step <= self.all_to
+        if self.all_to is None or kind.startswith("probe"):  # which come when they like
+            return (kind, step) in self.online
+        return step <= self.all_to
 
     def add(self, kind: str, step: int) -> bool:
         """Count a row as sent; False if it was before."""
@@ -120,6 +122,17 @@ def kind_of(row: Iterable[str]) -> str:
         if section == "pictures":
             return key
     return "metrics"
+
+
+def key_of(row: Mapping[str, Any]) -> tuple[str, int] | None:
+    """By which a row is known: its kind and step; of probes, of which a checkpoint may have several, the numbers too.
+    None for a row of neither."""
+    if "step" in row:
+        return kind_of(row), int(row["step"])
+    if "probe/step" in row:
+        numbers = sorted((name, float(value)) for name, value in row.items() if name.startswith("probe/"))
+        return f"probe {numbers}", int(row["probe/step"])
+    return None
 
 
 def what_wandb_has(folder: Path, run_id: str, project: str) -> Had:
@@ -141,6 +154,9 @@ def what_wandb_has(folder: Path, run_id: str, project: str) -> Had:
                     texts = {_key(item): item.value_json for item in record.history.item}
                     if "step" in texts:
                         rows.add((kind_of(texts), int(json.loads(texts["step"]))))
+                    elif "probe/step" in texts:
+                        probe = {name: json.loads(text) for name, text in texts.items() if name.startswith("probe/")}
+                        rows.update(filter(None, [key_of(probe)]))
                     summary.update(texts)  # of its own rows only: the rest of a summary is copied from lives before it
         except Exception as error:
             say(f"{path} can't be read ({error}); what it holds is sent again")

@@ -16,11 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.tracking.metrics_log import read_rows
+from pretrain.tracking.metrics_log import read_lines, read_rows
 from pretrain.tracking.say import say
-from pretrain.tracking.wandb_files import Had, kind_of, what_wandb_has
+from pretrain.tracking.wandb_files import Had, key_of, kind_of, what_wandb_has
 from pretrain.tracking.wandb_identity import Identity, keep_identity, stored_identity
 
+PROBES = "probes.jsonl"  # rows of probes, as wandb gets them
 FINISH_SECONDS = 20.0
 INIT_SECONDS = 20
 MOST_WAITING = 10_000  # rows that wandb has not taken yet
@@ -131,12 +132,13 @@ class WandbRun:
 
 
 def missing_rows(folder: Path, had: Had, up_to: float = float("inf")) -> list[dict[str, Any]]:
-    """What of a run's files wandb lacks, up to a step: metrics, the machines, pictures."""
+    """What of a run's files wandb lacks, up to a step: metrics, the machines, pictures; and probes, of any step."""
     rows = [*read_rows(folder / "metrics.jsonl", up_to), *read_rows(folder / "system.jsonl", up_to)]
     for path in sorted((folder / "pictures").glob("*-????????.png")):
         if int(path.stem[-8:]) <= up_to:
             rows.append({"step": int(path.stem[-8:]), picture_key(path): path})
-    return [row for row in rows if not had.has(kind_of(row), row["step"])]
+    rows += read_lines(folder / PROBES)
+    return [row for row in rows if (key := key_of(row)) is not None and not had.has(*key)]
 
 
 def picture_key(path: Path) -> str:
@@ -210,7 +212,8 @@ def _send(run: Any, row: dict[str, Any], had: Had) -> None:
         run.alert(title=title, text=text, level="WARN", wait_duration=0)
         return
     kind = kind_of(row)
-    if "step" in row and not had.add(kind, row["step"]):
+    key = key_of(row)
+    if key is not None and not had.add(*key):
         return
     axis = "step" if "step" in row else "probe/step"
     for name in row.keys() - had.named - {axis, "caption"}:

@@ -18,11 +18,12 @@ from launch.cli import main
 from launch.dashboard.layout import as_text, layout_of
 from launch.dashboard.sync import LIVE_SECONDS, complete, sync
 from launch.dashboard.workspace import as_json
-from pretrain.config import parse_config
+from pretrain.config import load_config, parse_config
 from pretrain.run_folder import alone_in, write_config
 from pretrain.tracking.metrics_log import MetricsLog
 from pretrain.tracking.probes import Accuracy, log_probe
 from pretrain.tracking.tracker import Tracker
+from pretrain.tracking.wandb_identity import identity_of
 
 pytestmark = pytest.mark.usefixtures("patient_wandb")
 
@@ -39,23 +40,40 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbSer
         yield running
 
 
-def trained(folder: Path, name: str = "small", method: str = "mae", wandb: str = "offline", **tracking: Any) -> Path:
-    """A run as a training leaves it: two lives, and a probe."""
+ROW = {"lr": 0.1, "images_per_second": 9.0, "rankme": 3.0, "epoch": 0.1, "loss_spikes": 0.0, "teacher_sum": 1.0}
+
+
+def configured(folder: Path, name: str = "small", method: str = "mae", wandb: str = "offline", **tracking: Any) -> Path:
+    """A run that is known to wandb, and has no row yet."""
     data = config_data(method, "vit", Path("shards"), folder) | {"name": name}
     data["tracking"] |= {"wandb": wandb, "project": "photos", **tracking}
     config = parse_config(data)
-    run = folder / name
-    write_config(run, config)
+    write_config(folder / name, config)
+    identity_of(folder / name, config)
+    return folder / name
+
+
+def trained(folder: Path, wandb: str = "offline", **tracking: Any) -> Path:
+    """A run as a training leaves it: two lives, and a probe."""
+    run = configured(folder, wandb=wandb, **tracking)
     for start, end in ((0, 4), (3, 6)):
-        tracker = Tracker(run, config, start)
+        tracker = Tracker(run, load_config(run / "config.yaml"), start)
         for step in range(start + 1, end + 1):
-            tracker.metrics(step, {"loss": 1 / step, "lr": 0.1, "images_per_second": 9.0, "rankme": 3.0, "epoch": 0.1,
-                                   "loss_spikes": 0.0, "teacher_sum": 1.0})  # fmt: skip
+            tracker.metrics(step, {"loss": 1 / step, **ROW})
         tracker.system(end, {"system/node1/cpu_percent": 50.0})
         tracker.picture(end, "masked input", torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
         tracker.close()
     (run / "encoder").mkdir()
     log_probe(run, 6, {"linear": Accuracy(0.7, 0.1), "knn": Accuracy(0.5, 0.1)})
+    return run
+
+
+def written(folder: Path, name: str = "small", method: str = "mae", **tracking: Any) -> Path:
+    """The files of such a run, as much as a layout asks for, without wandb's own."""
+    run = configured(folder, name, method, **tracking)
+    MetricsLog(run / "metrics.jsonl", 0).write(1, {"loss": 1.0, **ROW})
+    (run / "pictures").mkdir()
+    (run / "pictures" / "masked-input-00000006.png").touch()
     return run
 
 
@@ -131,7 +149,7 @@ def test_what_a_server_never_got_of_a_run_online_is_sent_and_nothing_twice(tmp_p
         assert "nothing to send; it goes on" in sync([run], timeout_minutes=5)[0]
     served.history = [row for row in served.history if row.get("step", 0) <= 4 and "probe/step" not in row]
     served.summary |= {"step": 4}
-    assert "sent 2 row(s) that wandb had lost" in sync([run], timeout_minutes=5)[0]
+    assert "sent 4 row(s) that wandb had lost" in sync([run], timeout_minutes=5)[0]
     assert steps(served.history) == [1, 2, 3, 4, 5, 6]
     assert "nothing to send" in sync([run], timeout_minutes=5)[0]
     assert steps(served.history) == [1, 2, 3, 4, 5, 6]
@@ -140,7 +158,7 @@ def test_what_a_server_never_got_of_a_run_online_is_sent_and_nothing_twice(tmp_p
 def test_a_dashboard_is_laid_out_and_then_brought_up_to_date(
     tmp_path: Path, server: WandbServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = trained(tmp_path, group="sizes")
+    run = written(tmp_path, group="sizes")
     main_of("dashboard", str(run))
     (view,) = server.views
     assert (view["entityName"], view["projectName"], view["displayName"]) == ("lab", "photos", "sizes")
@@ -183,7 +201,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_a_dry_run_asks_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, two = trained(tmp_path, "one"), trained(tmp_path, "two", "dino")
+    one, two = written(tmp_path, "one"), written(tmp_path, "two", "dino")
     main_of("dashboard", str(one), str(two), "--dry-run")
     shown = capsys.readouterr().out
     assert "workspace 'one and 1 more' in (your entity)/photos" in shown
@@ -201,7 +219,7 @@ def test_a_dry_run_asks_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_what_is_missing_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = trained(tmp_path)
+    run = written(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_SERVICE", raising=False)
@@ -212,7 +230,7 @@ def test_what_is_missing_is_said(
     untracked.mkdir()
     (untracked / "config.yaml").write_text((run / "config.yaml").read_text())
     assert "has no wandb run" in refused(capsys, "dashboard", str(untracked))
-    elsewhere = trained(tmp_path, "elsewhere", entity="other")
+    elsewhere = written(tmp_path, "elsewhere", entity="other")
     assert "several projects" in refused(capsys, "dashboard", str(run), str(elsewhere))
     monkeypatch.setitem(__import__("sys").modules, "wandb_workspaces", None)
     monkeypatch.setitem(__import__("sys").modules, "wandb_workspaces.workspaces", None)
@@ -222,6 +240,6 @@ def test_what_is_missing_is_said(
 def test_a_server_that_refuses_or_is_away_is_said(
     tmp_path: Path, server: WandbServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = trained(tmp_path)
+    run = written(tmp_path)
     server.refuses = True
     assert "wandb did not take the workspace" in refused(capsys, "dashboard", str(run))

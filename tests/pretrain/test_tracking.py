@@ -241,6 +241,21 @@ def test_probes_go_into_the_run_while_it_trains(tmp_path: Path) -> None:
     assert tracked_run(folder).files[-1].summary["probe/linear"] == 0.7
 
 
+def test_a_probe_that_wandb_lost_comes_with_the_next_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = offline(tmp_path)
+    folder = tmp_path / config.name
+    live(config, 0, 2)
+    with monkeypatch.context() as lost:
+        lost.setattr(WandbRun, "row", lambda *_: None)
+        log_probe(folder, 2, SCORES)
+    log_probe(folder, 1, SCORES)
+    live(config, 2, 4)
+    live(config, 4, 5)
+    tracked = tracked_run(folder)
+    assert tracked.column("probe/linear") == {1: 0.6, 2: 0.6}
+    assert sorted(tracked.column("loss")) == [1, 2, 3, 4, 5]
+
+
 def test_the_probe_of_an_encoder_from_elsewhere_is_a_run_of_its_own(tmp_path: Path) -> None:
     log_lone_probe(tmp_path / "probes", "timm:vit", SCORES, {"data": "shards"}, "photos", "baselines")
     log_lone_probe(tmp_path / "probes", "timm:swin", SCORES, {"data": "shards"}, "photos", "baselines")
@@ -323,7 +338,7 @@ def test_lines_go_out_later_when_the_log_file_of_a_job_is_full(tmp_path: Path, m
 
 def test_a_cut_row_spoils_no_other(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": null}\n{"step": 3, "lo')
     assert [row["step"] for row in read_rows(path)] == [1, 2]
     log = MetricsLog(path, 1)
     log.write(2, {})

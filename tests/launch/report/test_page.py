@@ -174,6 +174,10 @@ def test_what_is_missing_or_broken_is_told_and_the_rest_is_shown(make_run: Any) 
         file.write('{"step": "no", "loss": 2}\n{"step": 202, "loss": "text", "nested": {}, "flag": true}\n{"step": 20')
     (folder / "eval" / "broken.json").write_text("{")
     (folder / "eval" / "other.json").write_text("[1]")
+    huge = json.loads((folder / "eval" / "probe-200.json").read_text())
+    (folder / "eval" / "endless.json").write_text(json.dumps(huge | {"target": {"step": float("inf")}}))
+    huge["rows"]["pretrained"]["linear"]["top1"] = 10**400
+    (folder / "eval" / "huge.json").write_text(json.dumps(huge))
     (folder / "pictures" / "crops-00000300.png").write_bytes(b"\x89PNG half a")
     (folder / "history.jsonl").write_text('{"event": "started"}\n{"event": "ended"}\n{"event": "alarm", "step": "x"}\n')
     (folder / "system.jsonl").write_text('{"step": 1}\n{"system/a": 1}\n{"step": 2, "system/a": "x"}\n{')
@@ -183,6 +187,7 @@ def test_what_is_missing_or_broken_is_told_and_the_rest_is_shown(make_run: Any) 
         "5 lines are no rows",
         "eval/broken.json can't be read",
         "eval/other.json is not",
+        "eval/huge.json is not",
         "crops-00000300.png is left out",
     ):
         assert told in text, told
@@ -322,3 +327,22 @@ def test_an_alarm_that_is_over_is_named_and_counts_once(make_run: Any) -> None:
     assert "1 alarm " in text
     assert "step 90, spike is over since step 90" in text
     assert [mark["step"] for mark in charts(page)["marks"] if mark["kind"] == "alarm"] == [60]
+
+
+def test_a_long_history_with_secrets_makes_a_small_page_without_them(make_run: Any) -> None:
+    folder = make_run(steps=5)
+    secret = "https://me:hunter2@host/set?token=hunter3"
+    (folder / "jobs.out").write_text(f"reading {secret}\n")
+    events = [
+        {"event": "submitted", "command": ["selfsight", "submit", secret], "log": "jobs.out"},
+        {"event": "ended", "step": 4, "reason": f"{secret} is gone {'x' * 5_000_000}"},
+        *({"event": "alarm", "step": step, "name": "slow", "text": "slow " * 20} for step in range(20_000)),
+    ]
+    (folder / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    page = page_of(folder)
+    assert "hunter" not in page
+    assert "https://***@host/set?***" in page
+    assert len(page) < 2_000_000
+    alarms = [mark["step"] for mark in charts(page)["marks"]]
+    assert (len(alarms), alarms[0], alarms[-1]) == (200, 0, 19_999)
+    assert "20000 alarms" in " ".join(Seen(page).text.split())
