@@ -33,11 +33,19 @@ class Agreed:
 
 def agree(values: Mapping[str, Tensor | float], device: torch.device) -> Agreed:
     """Gather each rank's `values`: scalars under the same names, in the same order, on all ranks. Collective."""
-    mine = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values.values()])
+    there = {name for name, value in values.items() if isinstance(value, Tensor) and value.device.type != "cpu"}
+    here = torch.tensor([float(values[name]) for name in values if name not in there], dtype=torch.float64)
+    parts = [here.to(device)]  # one copy for all that is not on the device yet
+    if there:
+        parts.append(
+            torch.stack([torch.as_tensor(values[name], dtype=torch.float64) for name in values if name in there])
+        )
+    mine = torch.cat(parts)
     gathered = mine.new_empty(dist.get_world_size() * len(mine))
     dist.all_gather_into_tensor(gathered, mine)
     columns = gathered.view(-1, len(mine)).T.tolist()
-    return Agreed(dict(zip(values, columns, strict=True)))
+    names = sorted(values, key=lambda name: name in there)
+    return Agreed(dict(zip(names, columns, strict=True)))
 
 
 def tell_all(value: Any, device: torch.device) -> list[Any]:

@@ -68,7 +68,9 @@ class Codebook(nn.Module):
         dead = torch.nonzero(self.shares < self.config.restart_below / len(self.shares)).flatten()
         if not len(dead) or not self._recent:
             return
-        own = torch.cat(self._recent)
+        own = torch.cat(
+            self._recent
+        ).nan_to_num()  # a step that was left out may have brought values that are not finite
         rank, world_size = _place()
         drawn = torch.randperm(len(own) * world_size, generator=torch.Generator().manual_seed(step))[: len(dead)]
         dead, drawn = dead[: len(drawn)], drawn.to(own.device)
