@@ -86,8 +86,11 @@ def feature_statistics(features: Tensor) -> dict[str, float]:
     """Of features (n, d) of the whole batch.
 
     rankme, rankme_share: the effective rank, and its share of min(n, d). feature_std: deviation of the features'
-    directions over the images, averaged over dimensions, times sqrt(d): 1 is spread evenly, 0 collapsed.
+    directions over the images, averaged over dimensions, times sqrt(d): 1 is spread evenly, 0 collapsed. Nothing where
+    not all of them are finite.
     """
+    if not torch.isfinite(features).all():  # the next loss says so, and is told of with the layer
+        return {}
     found = rankme(features)
     directions = F.normalize(features.double(), dim=-1)
     deviation = directions.std(dim=0, unbiased=False).mean() * features.shape[1] ** 0.5

@@ -39,8 +39,12 @@ def weight_statistics(method: Method, device: torch.device) -> dict[str, float]:
 
 
 def piece_of(parameter: nn.Parameter) -> Tensor:
-    """What this rank holds of a parameter: all of it, but under ZeRO 3."""
-    return parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter.detach()
+    """What this rank holds of a parameter: all of it, but under ZeRO 3, whose last pieces end in padding."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter.detach()
+    held = parameter.ds_tensor
+    left = parameter.ds_numel - dist.get_rank() * held.numel()
+    return held.flatten()[: max(left, 0)]
 
 
 def _squares(pieces: Iterable[Tensor]) -> Tensor:

@@ -22,6 +22,8 @@ from pretrain.diagnostics.features import feature_statistics, rankme
 from pretrain.diagnostics.learning import BadSamples, Growth, Slow, Stalled, learning_rules
 from pretrain.diagnostics.non_finite import find_in_backward, find_in_forward, find_in_weights, in_words
 from pretrain.diagnostics.spikes import gradient_spikes
+from pretrain.diagnostics.weights import piece_of
+from pretrain.engine import initialise_distributed
 from pretrain.run_folder import check_run_folder, write_config
 from pretrain.schedules import Timeline
 from pretrain.schema import ALARMS
@@ -237,6 +239,7 @@ def test_rankme_is_the_published_formula_and_tells_a_collapse() -> None:
     assert rankme(torch.eye(8)) == pytest.approx(8.0, rel=1e-3)
     assert feature_statistics(torch.randn(2000, 64, generator=generator))["feature_std"] == pytest.approx(1.0, abs=0.05)
     assert feature_statistics(torch.ones(50, 8))["feature_std"] == pytest.approx(0.0, abs=1e-6)
+    assert feature_statistics(torch.full((50, 8), torch.nan)) == {}
 
 
 class Net(nn.Module):
@@ -309,3 +312,14 @@ def test_diagnostics_may_change_between_two_starts(mae_data: dict[str, Any]) -> 
 def test_an_alarm_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"diagnostics\.stop_on\.0: .*'data_bound'"):
         load_config("mae_vit_cifar_cpu", ["data.train=x", "diagnostics.stop_on=[databound]"])
+
+
+def test_what_fills_up_the_last_piece_of_a_parameter_is_none_of_it() -> None:
+    """ZeRO 3 divides a parameter into equal pieces; what is left of the last one was never written."""
+    initialise_distributed(torch.device("cpu"))
+    parameter = nn.Parameter(torch.empty(0))
+    parameter.ds_tensor, parameter.ds_numel = torch.tensor([1.0, 2.0, 3.0, torch.nan]), 3
+    assert piece_of(parameter).tolist() == [1.0, 2.0, 3.0]
+    parameter.ds_numel = 9
+    assert len(piece_of(parameter)) == 4
+    assert piece_of(nn.Parameter(torch.ones(2))).tolist() == [1.0, 1.0]

@@ -176,7 +176,7 @@ def test_a_collapse_ends_the_run_with_87_where_asked(shards: Path, tmp_path: Pat
 
 
 def test_what_goes_wrong_is_named_by_its_alarm(shards: Path, tmp_path: Path) -> None:
-    """Blank images, a teacher that is the student, one that stands still, a rate that is none."""
+    """Blank images, a teacher that stands still, a rate that is none."""
     blank = tmp_path / "blank"
     blank.mkdir()
     with wds.TarWriter(str(blank / "train-000000.tar")) as writer:
@@ -190,18 +190,16 @@ def test_what_goes_wrong_is_named_by_its_alarm(shards: Path, tmp_path: Path) -> 
     constant |= {"name": "constant"}
     constant["method"] |= {"norm_pix_loss": True}
     runs = [constant]
-    for name, momentum in (("same", 0.0), ("still", 1.0)):
-        data = config_data("dino", "vit", shards, tmp_path, train=long, diagnostics=often) | {"name": name}
-        data["method"] |= {"teacher_momentum": momentum}
-        runs.append(data)
+    data = config_data("dino", "vit", shards, tmp_path, train=long, diagnostics=often) | {"name": "still"}
+    data["method"] |= {"teacher_momentum": 1.0}
+    runs.append(data)
     steps = {"schedule": "steps", "step_epochs": [1], "step_factor": 1e-12}
     runs.append(config_data("mae", "vit", shards, tmp_path, train=long, optim=steps) | {"name": "no-rate"})
     run_all(runs, 1, tmp_path)
     named = [{event["name"] for event in alarms_of(data)} for data in runs]
     assert {"loss_at_zero", "features_one_way"} <= named[0]
-    assert "teacher_is_student" in named[1]
-    assert "teacher_still" in named[2]
-    assert "rate_zero" in named[3]
+    assert "teacher_still" in named[1]
+    assert "rate_zero" in named[2]
 
 
 def test_a_rate_that_explodes_is_named(shards: Path, tmp_path: Path) -> None:
