@@ -7,12 +7,14 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
 FOLDER = "heartbeats"
+READINGS = 10  # of a file that is empty, or half written
 #: Code in which a rank waits for the others: the collectives themselves, and the place where results of those that a
 #: GPU runs on its own are first looked at.
 COLLECTIVES = ("torch/distributed/", "deepspeed/comm/", "pretrain/agreement.py")
@@ -77,12 +79,20 @@ def main_frame(ident: int) -> FrameType | None:
 
 def read_beats(run: Path) -> dict[int, Beat]:
     """The last beat of every rank that has a file."""
-    found = {}
-    for path in sorted((run / FOLDER).glob("rank-*.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            beat = Beat(**json.loads(path.read_text(encoding="utf-8")))
-            found[beat.rank] = beat
-    return found
+    beats = [_read(path) for path in sorted((run / FOLDER).glob("rank-*.json"))]
+    return {beat.rank: beat for beat in beats if beat}
+
+
+def _read(path: Path) -> Beat | None:
+    """A file's beat; one that is being written is read again, for a rank without a beat is taken for silent."""
+    for _ in range(READINGS):
+        try:
+            return Beat(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            time.sleep(0.02)
+        except OSError:
+            return None
+    return None
 
 
 def whom_all_wait_for(before: Mapping[int, Beat], now: Mapping[int, Beat], world_size: int) -> list[str]:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
-from pretrain.heartbeat import Beat, Heartbeat, read_beats, where, whom_all_wait_for
+from pretrain.heartbeat import FOLDER, Beat, Heartbeat, read_beats, where, whom_all_wait_for
 
 BEAT = Beat(0, "n1", 7, "step", 12.0, "torch/distributed/c10d.py:1 all_reduce", collective=True, left=0.0, count=3)
 
@@ -78,3 +79,18 @@ def test_a_stack_that_waits_for_other_ranks_is_told_from_one_that_does_not() -> 
     exec(compile("def all_reduce(): return sys._getframe()", "/x/torch/distributed/c10d.py", "exec"), names)
     at, collective = where(names["all_reduce"]())  # type: ignore[operator]
     assert (at, collective) == ("distributed/c10d.py:1 all_reduce", True)
+
+
+def test_a_beat_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
+    """Else its rank would be taken for silent, and blamed."""
+    heart = Heartbeat(tmp_path, 3)
+    heart.beat(7, "step", 0.1, 0.0, None)
+    path = tmp_path / FOLDER / "rank-00003.json"
+    whole = path.read_text()
+    path.write_text("")
+    later = threading.Timer(0.06, path.write_text, [whole])
+    later.start()
+    assert read_beats(tmp_path)[3].step == 7
+    later.join()
+    path.write_text(whole[:20])
+    assert read_beats(tmp_path) == {}
