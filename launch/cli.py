@@ -16,6 +16,14 @@ from typer.core import TyperGroup
 from launch.cluster_commands import SUBMIT_EXAMPLES, submit
 from launch.dashboard.command import DASHBOARD_EXAMPLES, dashboard
 from launch.data_commands import changes_of, data_app
+from launch.encoder_commands import (
+    ENCODERS_EXAMPLES,
+    EXPORT_EXAMPLES,
+    IMPORT_EXAMPLES,
+    encoders,
+    export,
+    import_,
+)
 from launch.pack_command import PACK_EXAMPLES, pack
 from launch.ranks import after_the_first, rank_of
 from launch.run_commands import CANCEL_EXAMPLES, PREFLIGHT_EXAMPLES, STATUS_EXAMPLES, cancel, preflight, status
@@ -263,72 +271,9 @@ def report(
 app.command(epilog=DASHBOARD_EXAMPLES)(dashboard)
 
 
-@app.command(
-    epilog="Examples:\n\n[bold]selfsight export runs/photos photos.safetensors --to timm[/]\n\n"
-    "[bold]selfsight export runs/photos photos-hub/ --to hf[/]\n\n"
-    "[bold]selfsight export runs/photos/checkpoints/step-00001000 photos.onnx --to onnx[/]"
-)
-def export(
-    target: Annotated[str, typer.Argument(help="A run, a checkpoint, an encoder folder or an exported .safetensors.")],
-    out: Annotated[Path, typer.Argument(help="The file to write; for hf a folder.")],
-    to: Annotated[str, typer.Option(help="timm, safetensors, hf (a Hugging Face Hub folder) or onnx.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an OUT that is an earlier export.")] = False,
-) -> None:
-    """Write an encoder for use elsewhere, open it again and compare its features."""
-    from launch.exporting import export as export_target
-
-    export_target(target, out, to, overwrite)
-
-
-@app.command(
-    name="import",
-    epilog="Examples:\n\n[bold]selfsight import mae_pretrain_vit_base.pth imported/mae_b --as mae[/]\n\n"
-    "[bold]selfsight import simmim_swin.pth imported/swin --as simmim --image-size 224[/]\n\n"
-    "[bold]selfsight import small.pth imported/small --as dino heads=6[/]",
-)
-def import_(
-    file: Annotated[Path, typer.Argument(help="A checkpoint: .pth, .pt or .bin of tensors, or .safetensors.")],
-    out: Annotated[Path, typer.Argument(help="A new folder; probe it, export it, or start runs with init_from=OUT.")],
-    layout: Annotated[str, typer.Option("--as", help="mae, dino, dinov2, beit, simmim, um_mae, pvt or timm.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What weights do not tell.")
-    ] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Fit positions to images of this side in px.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Of its pixels, a value a channel: 0.5,0.5,0.5.")] = None,
-    std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    which: Annotated[str, typer.Option(help="teacher or student, where a checkpoint holds both.")] = "teacher",
-) -> None:
-    """Read an official checkpoint, every key accounted for."""
-    from pretrain.interop.official import describe, import_checkpoint
-
-    imported = import_checkpoint(
-        file,
-        layout,
-        out,
-        overrides=overrides or (),
-        image_size=image_size,
-        mean=_numbers("--mean", mean),
-        std=_numbers("--std", std),
-        which=which,
-    )
-    typer.echo(describe(imported, out))
-
-
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{option} is {text!r}; write numbers with commas, such as 0.5,0.5,0.5") from None
-
-
-@app.command(epilog="Example:\n\n[bold]selfsight encoders[/]")
-def encoders() -> None:
-    """Show which method works with which encoder, as a markdown table."""
-    from pretrain.encoders.supported import table
-
-    typer.echo(table())
+app.command(epilog=EXPORT_EXAMPLES)(export)
+app.command(name="import", epilog=IMPORT_EXAMPLES)(import_)
+app.command(epilog=ENCODERS_EXAMPLES)(encoders)
 
 
 @app.command(name="demo-data")

@@ -143,7 +143,8 @@ def plan_submission(request: Request, check_cluster: bool = True) -> Plan:
 def queue(plan: Plan) -> Queued:
     """Hand a plan to SLURM: the training job, then its probes; all of them, or none.
 
-    The scripts are kept in `jobs/` of the run, and its history says what was submitted.
+    The scripts are kept in `jobs/` of the run, and its history says what was submitted; where that can't be written, as
+    on a full disk, nothing stays queued.
     """
     for folder in {plan.folder, *(run.folder for run in plan.runs)}:
         for part in ("jobs", "logs"):
@@ -163,14 +164,14 @@ def queue(plan: Plan) -> Queued:
             for probe in plan.probes:
                 number, _ = _sbatch(probe.script, plan.folder, "probe", probe.dependency(job))
                 jobs.append(number)
+            queued = Queued(jobs[0], tuple(jobs[1:]), script)
+            _remember(plan, queued)
         except OSError as error:
             raise OSError(f"{error}; {_take_back(jobs)}" if jobs else str(error)) from error
         except BaseException:  # Ctrl-C
             if jobs:
                 _take_back(jobs)
             raise
-        queued = Queued(jobs[0], tuple(jobs[1:]), script)
-        _remember(plan, queued)
     return queued
 
 
@@ -252,7 +253,10 @@ def _sbatch(script: str, folder: Path, kind: str, options: Sequence[str]) -> tup
         raise
     job = said.strip().splitlines()[-1].partition(";")[0]  # JOB, or JOB;CLUSTER
     kept = path.with_name(f"{kind}-{job}.sbatch")
-    path.rename(kept)
+    try:
+        path.rename(kept)
+    except OSError:  # the job is queued all the same, and must be known to be
+        kept = path
     return job, kept
 
 

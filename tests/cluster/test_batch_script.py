@@ -133,7 +133,7 @@ def test_where_sbatch_takes_no_environment_along_the_ranks_still_have_the_script
     given = {**workplace.cluster.extra, **env, "PATH": workplace.cluster.env["PATH"]}
     export = ",".join(f"{name}={value}" for name, value in given.items() if name != "TMPDIR")
     job = workplace.pretrain(workplace.preset("run"), f"--export={export}")
-    workplace.cluster.wait(job, "COMPLETED")
+    assert workplace.cluster.wait(job, "COMPLETED")["Restarts"] == "0"
 
 
 @pytest.mark.cluster_full

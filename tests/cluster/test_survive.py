@@ -65,11 +65,7 @@ def test_preempted_and_at_its_time_limit_a_run_goes_on_and_ends_as_an_uninterrup
     cluster = workplace.cluster
     job = workplace.pretrain(workplace.preset("run", **RUN), "--partition=scavenge", "--time=30", **NO_PREFLIGHT)
     stop_at(workplace, job, "run", 5)
-    urgent = workplace.sbatch("--partition=main", "--nodes=3", f"--cpus-per-task={cluster.cpus}", "--wrap=sleep 1")
-    cluster.until(lambda: cluster.job(job).get("PreemptTime", "None") != "None", 60, "the preemption")
-    cluster.signal_step(job, signal.SIGCONT)
-    cluster.wait(job, "PENDING", "COMPLETING", timeout=60)
-    cluster.wait(urgent, "COMPLETED", timeout=60)
+    workplace.preempt(job)
 
     cluster.wait(job, "RUNNING")
     at = workplace.requeued("run")[-1]["checkpoint"]

@@ -34,11 +34,7 @@ def test_a_preempted_killed_and_probed_training_is_one_run_of_wandb_without_hole
     )  # fmt: skip
     job = workplace.pretrain(preset, "--partition=scavenge", "--time=30", **OFFLINE)
     held_at(workplace, job, 4)
-    urgent = workplace.sbatch("--partition=main", "--nodes=3", f"--cpus-per-task={cluster.cpus}", "--wrap=sleep 1")
-    cluster.until(lambda: cluster.job(job).get("PreemptTime", "None") != "None", 60, "the preemption")
-    cluster.signal_step(job, signal.SIGCONT)
-    cluster.wait(job, "PENDING", "COMPLETING", timeout=60)
-    cluster.wait(urgent, "COMPLETED", timeout=60)
+    workplace.preempt(job)
     cluster.wait(job, "RUNNING")
     held_at(workplace, job, workplace.requeued("run")[-1]["checkpoint"] + 2)
     cluster.signal_rank(job, 0, signal.SIGKILL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,18 @@ class Workplace:
     def submit(self, preset: Path, *options: str, **env: str) -> tuple[str, list[str]]:
         """`selfsight submit` with time limits that the cluster allows: the training job, and its probes."""
         return queued(self.selfsight("submit", preset, "--time=10", "--probe-time=10", *options, **env).stdout)
+
+    def preempt(self, job: str) -> None:
+        """Have a job of the preemptable partition driven from its nodes, and out of the queue's way for a moment.
+
+        A rank that stands still is let go once its signal is on the way.
+        """
+        whole = ("--nodes=3", f"--cpus-per-task={self.cluster.cpus}")
+        urgent = self.sbatch("--partition=main", *whole, "--wrap=sleep 1")
+        self.cluster.until(lambda: self.cluster.job(job).get("PreemptTime", "None") != "None", 60, "the preemption")
+        self.cluster.signal_step(job, signal.SIGCONT)
+        self.cluster.wait(job, "PENDING", "COMPLETING", timeout=60)
+        self.cluster.wait(urgent, "COMPLETED", timeout=60)
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
         """The rows of a run's metrics.jsonl; none where it has not begun."""

@@ -71,6 +71,8 @@ def test_no_trouble_where_nothing_can_be_written(tmp_path: Path) -> None:
     mine = Heartbeat(tmp_path / "file", 0)
     mine.beat(1, "data", 0.0, 0.0, None)
     mine.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert read_beats(tmp_path / "file") == {}
 
 
 def test_a_stack_that_waits_for_other_ranks_is_told_from_one_that_does_not() -> None:
