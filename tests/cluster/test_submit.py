@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from workplace import Workplace
 
 from launch.cluster.resources import Resources
 from launch.cluster.site import Site
-from launch.cluster.submit import Request, plan_submission, queue
+from launch.cluster.submit import Plan, Request, plan_submission, queue
 from pretrain.tracking.wandb_files import read_wandb_file, wandb_files
 
 OFFLINE = {"WANDB_MODE": "offline"}
@@ -101,6 +103,7 @@ def test_of_two_who_submit_a_run_at_a_time_one_is_told_to_wait(workplace: Workpl
 
 
 def test_if_a_later_part_is_refused_nothing_stays_queued(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from launch.cluster import submit
     from launch.cluster.probes import ProbeJob
 
     preset = workplace.preset("tiny")
@@ -109,13 +112,22 @@ def test_if_a_later_part_is_refused_nothing_stays_queued(workplace: Workplace, m
         monkeypatch.setenv(name, value)
     request = Request(str(preset), (), Resources(time="10"), Site(), workplace.cluster.env["SELFSIGHT_PYTHON"], ("x",))
     plan = plan_submission(request)
-    object.__setattr__(plan, "probes", (ProbeJob("#!/bin/bash\n#SBATCH --partition=gone\ntrue\n"),))
-    with pytest.raises(OSError, match="partition") as refused:
-        queue(plan)
-    job = re.search(r"what had been queued, (\d+), was taken back", str(refused.value))
-    assert job is not None
-    workplace.cluster.wait(job[1], "CANCELLED", "CANCELLED+", "COMPLETING", timeout=30)
-    assert workplace.history("tiny") == []
+
+    def taken_back(plan: Plan, why: str) -> None:
+        with pytest.raises(OSError, match=why) as refused:
+            queue(plan)
+        job = re.search(r"what had been queued, (\d+), was taken back", str(refused.value))
+        assert job is not None
+        workplace.cluster.wait(job[1], "CANCELLED", "CANCELLED+", "COMPLETING", timeout=30)
+        assert workplace.history("tiny") == []
+
+    taken_back(replace(plan, probes=(ProbeJob("#!/bin/bash\n#SBATCH --partition=gone\ntrue\n"),)), "partition")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(submit, "record", full)
+    taken_back(plan, "No space left")
 
 
 @pytest.mark.cluster_full
