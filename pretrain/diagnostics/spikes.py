@@ -16,21 +16,28 @@ MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 class Spikes:
     """Counts a value's spikes: above its running median by `deviations` robust standard deviations, and `ratio` times.
 
-    The median and the median absolute deviation (MAD) are those of the last `window` values. The alarm stands until
-    `calm` steps have passed without another.
+    The median and the median absolute deviation (MAD) are those of the last `window` values. Healthy runs
+    have one now and then: the alarm is for one of `alone` times the median, or for `several` within `calm` steps, and
+    stands until `calm` steps have passed without either.
     """
 
     name: str
     what: str
     advice: str
     ratio: float
+    alone: float
+    several: int = 5
     deviations: float = 10.0
     window: int = 200
     calm: int = 100
     lines: int = 1
     count: int = 0
     _values: deque[float] = field(default_factory=deque)
+    _recent: deque[int] = field(init=False)  # steps of the last spikes
     _last: tuple[int, float, float] | None = None  # step, value, the median then
+
+    def __post_init__(self) -> None:
+        self._recent = deque(maxlen=self.several)
 
     def add(self, step: int, value: float | None) -> None:
         """The value of a finished step; those that are not finite are another alarm's."""
@@ -41,7 +48,10 @@ class Spikes:
             mad = median(abs(each - middle) for each in self._values)
             if value > self.ratio * abs(middle) and value > middle + self.deviations * MAD_TO_DEVIATION * mad:
                 self.count += 1
-                self._last = (step, value, middle)
+                self._recent.append(step)
+                together = len(self._recent) == self.several and step - self._recent[0] < self.calm
+                if together or value > self.alone * abs(middle):
+                    self._last = (step, value, middle)
         self._values.append(value)
         if len(self._values) > self.window:
             self._values.popleft()
@@ -61,10 +71,10 @@ class Spikes:
 
 def gradient_spikes() -> Spikes:
     """Of the gradients' global norm, before clipping."""
-    advice = "Set optim.clip_grad to some times the median, lower optim.lr, or lengthen optim.warmup_epochs"
-    return Spikes("gradient_spikes", "the gradient norm", advice, ratio=4.0)
+    advice = "Lower optim.lr, lengthen optim.warmup_epochs, or set optim.clip_grad to some times the median"
+    return Spikes("gradient_spikes", "the gradient norm", advice, ratio=4.0, alone=10.0)
 
 
 def loss_spikes() -> Spikes:
     """Of the loss."""
-    return Spikes("loss_spikes", "the loss", "Lower optim.lr, or set optim.clip_grad", ratio=1.25)
+    return Spikes("loss_spikes", "the loss", "Lower optim.lr, or set optim.clip_grad", ratio=1.25, alone=2.0)

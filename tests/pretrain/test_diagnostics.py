@@ -146,6 +146,17 @@ def test_spikes_are_told_from_noise_and_drift_and_counted() -> None:
     assert changes[2].text.count("3 such step(s)") == 1
 
 
+def test_a_spike_now_and_then_is_counted_and_no_alarm_but_several_at_a_time_are() -> None:
+    for steps in ((100, 250, 400), (100, 110, 120, 130, 140)):
+        spikes = gradient_spikes()
+        for step in range(500):
+            spikes.add(step, 6.0 if step in steps else 1.0 + 0.1 * (step % 3))
+            if begins := spikes.trouble(Moment(step, 0.0, {}), False) is not None:
+                break
+        assert begins is (len(steps) == 5)
+        assert spikes.count == len(steps)
+
+
 def test_a_loss_that_stalls_is_told_from_one_that_falls_slowly() -> None:
     generator = np.random.default_rng(0)
     slowly = [{"loss": 1.0 - 1e-4 * i + 0.02 * generator.normal()} for i in range(1000)]
