@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.crops.views import Views
+from data_pipelines.transforms.config import Views
 
 Shape = tuple[int, ...]
 
@@ -20,8 +20,8 @@ class Batch(TypedDict):
     global_crops: Tensor  # (b, v, c, H, W)
     local_crops: Tensor | None  # (b, u, c, h, w)
     target_crops: Tensor | None  # (b, c, h, w), the tokenizer's view
-    dropped: Tensor | None  # (b, gh, gw) bool
-    replaced: Tensor | None  # (b, gh, gw) bool
+    drop_mask: Tensor | None  # (b, gh, gw) bool
+    token_mask: Tensor | None  # (b, gh, gw) bool
     labels: Tensor | None  # (b,) int64, -1 where unknown
     ids: Tensor  # (b, 2) int64: data set, sample shown
     rows: Tensor  # (b,) int64, position in the global batch
@@ -70,8 +70,8 @@ class StepBuffer:
             global_crops=allocate((len(views.global_crops), channels, *views.global_size)),
             local_crops=None if local is None else allocate((local.count, channels, *local.size)),
             target_crops=None if target is None else allocate((channels, *target.size)),
-            dropped=None if dropped is None else allocate(dropped, torch.bool),
-            replaced=None if replaced is None else allocate(replaced, torch.bool),
+            drop_mask=None if dropped is None else allocate(dropped, torch.bool),
+            token_mask=None if replaced is None else allocate(replaced, torch.bool),
             labels=allocate((), torch.int64),
             ids=allocate((2,), torch.int64),
             rows=torch.arange(rows.start, rows.stop),

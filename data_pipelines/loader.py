@@ -15,18 +15,18 @@ import numpy as np
 
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
-from data_pipelines.crops.any_channels import fitting
-from data_pipelines.crops.device import NUM_COLOURS
-from data_pipelines.crops.executors import ExecutorName, on_cpu, resolve_executor
-from data_pipelines.crops.executors import executor as make_executor
-from data_pipelines.crops.showing import Recipe, Showing
-from data_pipelines.crops.views import Views
 from data_pipelines.images.bad_samples import BadSampleLog, Decoder
-from data_pipelines.remote.ahead import FETCH_AHEAD, FetchAhead, Need, naming
 from data_pipelines.remote.fetch import cancel_on
+from data_pipelines.remote.prefetch import FETCH_AHEAD, FetchAhead, Need, naming
+from data_pipelines.rng import Purpose, stream_key
 from data_pipelines.sampler import Row, Sampler
-from data_pipelines.shards.index import NO_LABEL, Dataset
-from data_pipelines.streams import Purpose, stream_key
+from data_pipelines.shards.dataset import NO_LABEL, Dataset
+from data_pipelines.transforms.backends.any_channels import fitting
+from data_pipelines.transforms.backends.device import NUM_COLOURS
+from data_pipelines.transforms.backends.select import BackendName, on_cpu, resolve_backend
+from data_pipelines.transforms.backends.select import backend as make_backend
+from data_pipelines.transforms.config import Views
+from data_pipelines.transforms.transform import Recipe, Showing
 
 #: Draws the masks of one image, given the step and its row in the global batch as well: bool (gh, gw) arrays, or with
 #: further axes in front, of the units dropped and of those replaced, or None.
@@ -56,7 +56,7 @@ class Loader:
         max_bad_share: See `Decoder`.
         channels: Of the crops: 3 are RGB, 1 is grey; with others `views` loses what needs colours (see `fitting`).
         bits: Of a channel: 8 give uint8, 16 uint16.
-        executor: Makes the crops: see `executors`. With `device`, `device.finish` completes the batches.
+        backend: Makes the crops: see `backends`. With `device`, `device.finish` completes the batches.
         partial_decode: Decode of a JPEG only what its crops touch, where `jpeg.has_regions`; the crops are the same.
         dct_scaling: Decode a large JPEG at a half, a quarter or an eighth where its crops have px to spare.
         bad_samples: Where bad samples are written down.
@@ -78,7 +78,7 @@ class Loader:
         max_bad_share: float = 0.01,
         channels: int = 3,
         bits: int = 8,
-        executor: ExecutorName = "auto",
+        backend: BackendName = "auto",
         partial_decode: bool = True,
         dct_scaling: bool = True,
         bad_samples: BadSampleLog | None = None,
@@ -96,14 +96,14 @@ class Loader:
         self.num_rows = batch_size // world_size
         self.first_row = rank * self.num_rows
         self.wait_seconds = 0.0
-        executor = resolve_executor(executor, channels, bits)
-        maker = on_cpu(executor)
+        backend = resolve_backend(backend, channels, bits)
+        maker = on_cpu(backend)
         #: Who makes the crops, in words.
-        self.executor = f"{maker}, colours by the device" if executor == "device" else maker
+        self.backend = f"{maker}, colours by the device" if backend == "device" else maker
         self.recipe = Recipe(
             fitting(views, channels)[0],
-            make_executor(maker),
-            colour_on_device=executor == "device",
+            make_backend(maker),
+            colour_on_device=backend == "device",
             partial_decode=partial_decode,
             dct_scaling=dct_scaling,
         )
@@ -241,7 +241,7 @@ class Loader:
             for place in range(first, first + len(rows)):
                 number = int(arrays["rows"][place])
                 masks = self.draw_mask(mask_generator(seed, step, number), step, number)
-                for name, mask in zip(("dropped", "replaced"), masks, strict=True):
+                for name, mask in zip(("drop_mask", "token_mask"), masks, strict=True):
                     if mask is not None:
                         arrays[name][place] = mask
 

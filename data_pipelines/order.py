@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from data_pipelines.streams import Purpose, random_bits, stream_key
+from data_pipelines.rng import Purpose, random_bits, stream_key
 
 MAX_LANES = 512
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.crops.base import CropJob
-from data_pipelines.crops.draws import CropParams
 from data_pipelines.images.bad_samples import Decoded, Decoder
 from data_pipelines.images.jpeg import read_header
 from data_pipelines.images.parts import Choose, Part
 from data_pipelines.loader import Loader
+from data_pipelines.transforms.backends.base import CropJob
+from data_pipelines.transforms.params import CropParams
 
 #: The stages of a sample, in their order; `waiting` is for the interpreter's lock, the disk or the end of a step.
 STAGES = ("read", "header and draw", "decode", "crops", "colour", "masks", "waiting")
@@ -30,7 +30,7 @@ _ROWS = 64  # of a step while profiling
 class Profile:
     """Rates are rows of a batch a second."""
 
-    executor: str
+    backend: str
     threads: int
     rate_of_one: float
     rate_of_all: float
@@ -47,7 +47,7 @@ class Profile:
 
 
 class Watch:
-    """Times the parts of a loader; what they do is theirs. Adds a second run of the executor for each sample.
+    """Times the parts of a loader; what they do is theirs. Adds a second run of the backend for each sample.
 
     Args:
         loader: To be watched from now on.
@@ -61,7 +61,7 @@ class Watch:
             loader.decoders[key] = _WatchedDecoder(decoder, self)  # type: ignore[assignment]
         if loader.draw_mask is not None:
             loader.draw_mask = self._timed("masks", loader.draw_mask)
-        self._executor, loader.recipe.executor = loader.recipe.executor, self._execute
+        self._backend, loader.recipe.backend = loader.recipe.backend, self._execute
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
@@ -106,9 +106,9 @@ class Watch:
     def _execute(self, image: np.ndarray, jobs: Sequence[CropJob]) -> None:
         plain = [job._replace(params=CropParams(job.params.box, job.params.flip)) for job in jobs]
         with self.time("geometry"):
-            self._executor(image, plain)
+            self._backend(image, plain)
         with self.time("crops"):
-            self._executor(image, jobs)
+            self._backend(image, jobs)
 
 
 class _WatchedDataset:
@@ -170,7 +170,7 @@ def profile(make: Callable[[int | None], Loader], seconds: float = 12.0) -> Prof
     spent["waiting"] = max(0.0, threads * wall - sum(spent.values()))
     one, all_of_them = (statistics.median(rates[number]) for number in (1, None))
     milliseconds = {stage: 1000 * spent[stage] / count for stage in STAGES}
-    return Profile(loader.executor, threads, one, all_of_them, milliseconds)
+    return Profile(loader.backend, threads, one, all_of_them, milliseconds)
 
 
 def _rate(loader: Loader, seconds: float) -> float:

@@ -13,8 +13,8 @@ import numpy as np
 
 from data_pipelines.mixture import Mixture
 from data_pipelines.order import MAX_LANES, Order, default_lanes
-from data_pipelines.shards.index import Dataset
-from data_pipelines.streams import Purpose
+from data_pipelines.rng import Purpose
+from data_pipelines.shards.dataset import Dataset
 
 
 class Row(NamedTuple):

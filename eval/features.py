@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from data_pipelines.shards.index import Dataset
+    from data_pipelines.shards.dataset import Dataset
     from pretrain.encoders import Encoder, Features
 
 
@@ -138,21 +138,21 @@ def _last_blocks(features: Features) -> list[Features]:
 
 def _summary(features: Features) -> Tensor:
     """(b, d) the class token, or the mean of the patch tokens where there is none."""
-    return features.tokens.mean(dim=1) if features.prefix is None else features.prefix[:, 0]
+    return features.tokens.mean(dim=1) if features.prefix_tokens is None else features.prefix_tokens[:, 0]
 
 
 def _layout(features: Features) -> tuple[dict[str, slice], str]:
     """Which columns of `_columns` each input takes, and which of them is the pooled feature."""
     width, count = features.tokens.shape[-1], len(_last_blocks(features))
     end, last = count * width, (count - 1) * width
-    if features.prefix is None:
+    if features.prefix_tokens is None:
         names, blocks = {"mean": slice(last, end)}, {f"mean of last {count}": slice(0, end)}
     else:
         names = {"class": slice(last, end), "mean": slice(end, end + width), "class + mean": slice(last, end + width)}
         blocks = {f"class of last {count}": slice(0, end), f"class of last {count} + mean": slice(0, end + width)}
         end += width
     names |= blocks if count > 1 else {}
-    for name, summary in (("class", features.prefix), ("mean", features.tokens)):
+    for name, summary in (("class", features.prefix_tokens), ("mean", features.tokens)):
         if name in names and summary is not None:
             value = summary[:, 0] if name == "class" else summary.mean(dim=1)
             if value.shape == features.pooled.shape and torch.allclose(value, features.pooled, rtol=1e-3, atol=1e-4):
@@ -162,7 +162,7 @@ def _layout(features: Features) -> tuple[dict[str, slice], str]:
 
 def _columns(features: Features, with_pooled: bool) -> Tensor:
     parts = [_summary(block) for block in _last_blocks(features)]
-    if features.prefix is not None:
+    if features.prefix_tokens is not None:
         parts.append(features.tokens.mean(dim=1))
     if with_pooled:
         parts.append(features.pooled)
@@ -180,7 +180,7 @@ def _labelled(
     world_size: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches (images, labels, ids) without the samples whose label is unknown. `kind`: channels and bits."""
-    from data_pipelines.center import center_crops
+    from data_pipelines.eval_loader import center_crops
 
     found = seen = 0
     channels, bits = kind

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
+from pretrain.config import EncoderConfig
 from pretrain.encoders import Encoder
 from pretrain.encoders.load import TIMM_PREFIX, find_encoder, load_any
-from pretrain.schema import EncoderConfig
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _side(wanted: int | None, trained: tuple[int, int], stride: int) -> int:
 
 
 def _open_timm(name: str, image_size: int | None) -> Target:
-    from pretrain.encoders.timm_model import TimmEncoder
+    from pretrain.encoders.timm.encoder import TimmEncoder
 
     size = None if image_size is None else (image_size, image_size)
     loaded = load_any(TIMM_PREFIX + name, size)

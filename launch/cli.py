@@ -27,7 +27,7 @@ from launch.encoder_commands import (
 from launch.pack_command import PACK_EXAMPLES, pack
 from launch.ranks import after_the_first, rank_of
 from launch.run_commands import CANCEL_EXAMPLES, PREFLIGHT_EXAMPLES, STATUS_EXAMPLES, cancel, preflight, status
-from pretrain.stopping import EXIT_USER_ERROR, is_user_error
+from pretrain.survival.stopping import EXIT_USER_ERROR, is_user_error
 
 
 class _Commands(TyperGroup):
@@ -117,7 +117,7 @@ def verify(
 ) -> None:
     """Find all that is wrong with a data set before a run does; exit code 1 for errors, 0 for notes only."""
     if cases:
-        from data_pipelines.images.cases import table
+        from data_pipelines.images.issues import table
 
         typer.echo(table())
         return
@@ -150,7 +150,7 @@ def pretrain(
 
     One process by itself, or one of many under srun, torchrun, the deepspeed launcher or `selfsight launch`.
     """
-    from launch.training import print_presets, show_plan, train
+    from launch.pretrain_command import print_presets, show_plan, train
 
     if list_:
         print_presets()
@@ -237,7 +237,7 @@ def probe(
     if follow:
         if out is not None:
             raise ValueError("--out names one file and --follow makes many; leave out one of them")
-        from launch.following import end_when_asked, follow_run
+        from launch.follow_command import end_when_asked, follow_run
 
         end_when_asked()
 

@@ -44,7 +44,7 @@ def submit(
     ] = None,
     micro_batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Images of a GPU at a time; chooses train.accumulation.", rich_help_panel=_JOB),
+        typer.Option(min=1, help="Images of a GPU at a time; chooses train.grad_accum_steps.", rich_help_panel=_JOB),
     ] = None,
     signal_seconds: Annotated[
         int | None,

@@ -11,17 +11,17 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from data_pipelines.checks.contact_sheet import Display, Tile, fitted, grid
-from data_pipelines.crops.any_channels import fitting
-from data_pipelines.crops.device import finish
-from data_pipelines.crops.draws import CropParams, draw
 from data_pipelines.images.decode import decode
 from data_pipelines.loader import Loader
+from data_pipelines.rng import Purpose
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.index import Dataset
-from data_pipelines.streams import Purpose
-from pretrain.datasets import sampler_of
-from pretrain.masking import draw_mask_for
-from pretrain.schema import Config
+from data_pipelines.shards.dataset import Dataset
+from data_pipelines.transforms.backends.any_channels import fitting
+from data_pipelines.transforms.backends.device import finish
+from data_pipelines.transforms.params import CropParams, draw
+from pretrain.config import Config
+from pretrain.stream.datasets import sampler_of
+from pretrain.stream.masking import draw_mask_for
 
 _SIDE = 144  # px of a crop's longer side
 _FRAME = 3
@@ -56,7 +56,7 @@ def crop_sheet(
         max_bad_share=1.0,
         channels=config.data.channels,
         bits=config.data.bits,
-        executor=config.data.executor,
+        backend=config.data.backend,
     ) as loader:
         (batch,) = next(loader.steps(step))
         if "global_colours" in batch:
@@ -89,7 +89,7 @@ def _row(
     tiles = [Tile(_with_boxes(display.rgb(image), drawn, colours), (key, f"{image.shape[1]}x{image.shape[0]}"))]
     for view in range(num_global):
         crop = display.rgb(rearrange(arrays["global_crops"][row, view], "c h w -> h w c"))
-        for name, cover in (("dropped", _DROPPED), ("replaced", _REPLACED)):
+        for name, cover in (("drop_mask", _DROPPED), ("token_mask", _REPLACED)):
             if name in arrays:
                 mask = arrays[name][row]
                 crop = _covered(crop, mask if mask.ndim == 2 else mask[view], *cover)
@@ -123,7 +123,7 @@ def _tile(crop: Image.Image, name: str, params: CropParams, colour: str) -> Tile
 def told(params: CropParams) -> tuple[str, str]:
     """What was drawn for a crop beside its box: colour jitter, then the rest."""
     jitter = " ".join(f"{_SHORT[name]}{factor:.2f}" for name, factor in params.jitter)
-    rest = [name for name in ("flip", "grey", "solarise") if getattr(params, name)]
+    rest = [name for name in ("flip", "grayscale", "solarise") if getattr(params, name)]
     if params.blur_radius is not None:
         rest.insert(-1 if params.solarise else len(rest), f"blur {params.blur_radius:.1f}")
     return jitter, " ".join(rest)

@@ -41,7 +41,7 @@ def trace(
 
     Of a run it is what was shown, or will be: with the data that were its own at that step.
     """
-    from launch.tracing import print_trace
+    from launch.trace_command import print_trace
 
     print_trace(target, changes_of(overrides, data), step, rank, world_size, crops, json)
 
@@ -72,7 +72,7 @@ def dedupe(
 
     What duplicates a val image leaves train, never the other way; within a split the larger image stays.
     """
-    from launch.cleaning import clean
+    from launch.dedupe_command import clean
 
     clean(
         shards, val, by=by, encoder=encoder, threshold=threshold, mirrored=mirrored, out=out, sheet=sheet,
@@ -100,7 +100,7 @@ def show(
     progress: Progress = True,
 ) -> None:
     """Draw samples, sizes, shapes and classes, and what a preset's crops look like."""
-    from launch.looking import show as show_data
+    from launch.show_command import show as show_data
 
     show_data(
         shards, out, split=split, preset=preset, overrides=overrides or (), count=count, rows=rows, seed=seed,
@@ -122,7 +122,7 @@ def profile(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure the loader of a run: where the time of an image goes, and how many cores feed a GPU."""
-    from launch.profiling import show_profile
+    from launch.profile_command import show_profile
 
     show_profile(preset, changes_of(overrides, data), gpu_rate, seconds, json)
 

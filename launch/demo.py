@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from data_pipelines.files import read_json, write_json
-from pretrain.config import PRESETS
-from pretrain.stopping import EXIT_STOPPED
+from pretrain.config.load import PRESETS
+from pretrain.survival.stopping import EXIT_STOPPED
 
 PRESET = "demo"
 

@@ -27,7 +27,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an OUT that is an earlier export.")] = False,
 ) -> None:
     """Write an encoder for use elsewhere, open it again and compare its features."""
-    from launch.exporting import export as export_target
+    from launch.export_command import export as export_target
 
     export_target(target, out, to, overwrite)
 

@@ -42,7 +42,7 @@ KNOWN = {
     "momentum": Known("teacher momentum", SCHEDULES),
     "teacher_temperature": Known("teacher temperature", SCHEDULES),
     "temperature": Known("temperature", SCHEDULES),
-    "divergence_weight": Known("weight of the divergence", SCHEDULES),
+    "kl_weight": Known("weight of the divergence", SCHEDULES),
     "images_per_second": Known("images per second", SPEED),
     "data_wait": Known("waiting for data", SPEED, percent=True),
     "memory_gb": Known("memory (GB, peak of rank 0)", SPEED),

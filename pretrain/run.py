@@ -13,31 +13,31 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines.cores import cores_per_process
-from data_pipelines.crops.any_channels import left_out_line
 from data_pipelines.files import read_json
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.index import Dataset
+from data_pipelines.shards.dataset import Dataset
+from data_pipelines.transforms.backends.any_channels import left_out_line
 from pretrain.checkpoints.folder import CheckpointFolder, damage, read_state
 from pretrain.checkpoints.saving import NotSavedError
-from pretrain.config import check_batch
-from pretrain.data import resolve_executor
-from pretrain.datasets import held_out_line, open_datasets, sampler_of
+from pretrain.config import Config
+from pretrain.config.auto_hparams import resolve_auto
+from pretrain.config.load import check_batch
 from pretrain.diagnostics import TroubleError, named_data
 from pretrain.encoders.supported import check_encoder
-from pretrain.engine import choose_device, import_deepspeed, initialise_distributed
-from pretrain.history import recorded_end
-from pretrain.initialise import check_init_from
+from pretrain.engines.engine import choose_device, import_deepspeed, initialise_distributed
+from pretrain.engines.schedules import Timeline
+from pretrain.interop.initialise import check_init_from
 from pretrain.methods import check_sources, export_folder
-from pretrain.nccl import dump_flight_recorder, set_defaults
-from pretrain.normalisation import choose_normalisation, keep_normalisation, resolve_normalisation
-from pretrain.run_folder import alone_in, begun_config, check_run_folder, write_config
-from pretrain.scaling import resolve_auto
-from pretrain.schedules import Timeline
-from pretrain.schema import Config
-from pretrain.startup import StartUp
-from pretrain.stopping import EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, StopRequest
+from pretrain.stream.datasets import held_out_line, open_datasets, sampler_of
+from pretrain.stream.loading import resolve_backend
+from pretrain.stream.normalisation import choose_normalisation, keep_normalisation, resolve_normalisation
+from pretrain.survival.history import recorded_end
+from pretrain.survival.nccl import dump_flight_recorder, set_defaults
+from pretrain.survival.run_folder import alone_in, begun_config, check_run_folder, write_config
+from pretrain.survival.startup import StartUp
+from pretrain.survival.stopping import EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, StopRequest
+from pretrain.survival.watchdog import STACKS, Limits, Watchdog
 from pretrain.train import Trainer
-from pretrain.watchdog import STACKS, Limits, Watchdog
 
 
 def pretrain(
@@ -124,7 +124,7 @@ def resolve(config: Config, datasets: Sequence[Dataset]) -> tuple[Config, list[s
     config, chosen = resolve_auto(config, num_samples, begun_config(config))
     config, known = resolve_normalisation(config)
     chosen += known + left_out_line(config.views, config.data.channels) + held_out_line(config.data, datasets)
-    return keep_normalisation(resolve_executor(config), datasets), chosen
+    return keep_normalisation(resolve_backend(config), datasets), chosen
 
 
 def is_finished(folder: Path, config: Config, sampler: Sampler) -> bool:

@@ -9,32 +9,32 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipelines.hiccups import patiently
 from data_pipelines.images.bad_samples import BadSampleLog
 from data_pipelines.loader import Batch
+from data_pipelines.retry import patiently
 from data_pipelines.sampler import Sampler
-from pretrain.agreement import Agreed, agree
-from pretrain.batches import DeviceSteps, seed_dropout, share_mask_counts
-from pretrain.checkpoints import live
+from pretrain.checkpoints.exports import Export, export_of
 from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState, check_resume
 from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
-from pretrain.data import check_ranks_agree, loader_of
+from pretrain.config import Config
 from pretrain.diagnostics import Diagnostics, knn_line
-from pretrain.drawing import Drawing
-from pretrain.engine import build_engine, gathered_for, gradient_norm, take_step
-from pretrain.exports import Export, export_of
-from pretrain.growth import continued, pin
-from pretrain.initialise import start_from
+from pretrain.engines import live_state
+from pretrain.engines.collectives import GatheredScalars, all_gather_scalars
+from pretrain.engines.engine import build_engine, gathered_for, gradient_norm, take_step
+from pretrain.engines.optim import set_rates
+from pretrain.engines.schedules import Timeline, check_warmup, learning_rate, weight_decay
+from pretrain.interop.initialise import start_from
 from pretrain.methods import Method, Normalisation, build_method, export_folder
-from pretrain.optim import set_rates
-from pretrain.progress import Window, memory_gb, progress_line
-from pretrain.schedules import Timeline, check_warmup, learning_rate, weight_decay
-from pretrain.schema import Config
-from pretrain.startup import StartUp
-from pretrain.stopping import StopRequest
+from pretrain.stream.batches import DeviceSteps, reduce_mask_counts, seed_dropout
+from pretrain.stream.growth import continued, pin
+from pretrain.stream.loading import check_ranks_agree, loader_of
+from pretrain.survival.startup import StartUp
+from pretrain.survival.stopping import StopRequest
+from pretrain.survival.watchdog import Watchdog
+from pretrain.tracking.drawing import Drawing
+from pretrain.tracking.progress import Window, memory_gb, progress_line
 from pretrain.tracking.system_metrics import SystemMetrics
 from pretrain.tracking.tracker import Tracker
-from pretrain.watchdog import Watchdog
 
 
 class Trainer:
@@ -68,7 +68,7 @@ class Trainer:
             sampler,
             rank=rank,
             world_size=world_size,
-            accumulation=config.train.accumulation,
+            accumulation=config.train.grad_accum_steps,
             pin_memory=device.type == "cuda",
             bad_samples=BadSampleLog(folder / "bad_samples" / f"rank-{rank:05d}.jsonl"),
         )
@@ -109,11 +109,11 @@ class Trainer:
             watchdog.step(self.step + 1)
             micro_batches, digest = next(steps)
             watchdog.phase("step")
-            share_mask_counts(micro_batches, self.world_size)
+            reduce_mask_counts(micro_batches, self.world_size)
             self.method.before_step(self.step, micro_batches, self.look)
             self.diagnostics.before_step()
             metrics, grad_norm = self.optimizer_step(micro_batches)
-            agreed = agree({**metrics, **self.signals(digest, stop)}, self.device)
+            agreed = all_gather_scalars({**metrics, **self.signals(digest, stop)}, self.device)
             stopping = agreed.any("stop")
             self.saver.hear(agreed.by_rank["saving"])
             if self.diagnostics.took(self.step, agreed, grad_norm, micro_batches):
@@ -166,7 +166,7 @@ class Trainer:
         own = {"stop": float(stop.requested), "bad_samples": float(self.loader.num_bad), "ids_digest": float(digest)}
         return own | {"saving": self.saver.status} | self.diagnostics.signals()
 
-    def summary(self, metrics: dict[str, Tensor], agreed: Agreed) -> dict[str, float]:
+    def summary(self, metrics: dict[str, Tensor], agreed: GatheredScalars) -> dict[str, float]:
         """The step in numbers that hold for all ranks."""
         values = {name: agreed.mean(name) for name in metrics}
         values["ids_digest"] = int(agreed.total("ids_digest")) % 2**32
@@ -217,7 +217,7 @@ class Trainer:
             order=self._pinned(),
             milestone=self._is_milestone(),
             form=FORM,
-            counters=live.counters(self.engine),
+            counters=live_state.counters(self.engine),
         )
         with self.window.paused():
             self.saver.save(self.engine, state, self.export(), wait)
@@ -253,7 +253,7 @@ class Trainer:
 
     def _pinned(self) -> dict[str, Any]:
         """What a resumed run must agree on."""
-        return {**self.loader.sampler.state(), "executor": self.loader.executor, **self.method.pinned()}
+        return {**self.loader.sampler.state(), "backend": self.loader.backend, **self.method.pinned()}
 
     def _is_milestone(self) -> bool:
         return self.timeline.is_due(self.step, self.config.checkpoint.milestone_every_epochs)
@@ -269,10 +269,10 @@ class Trainer:
         self.say(
             f"{config.name}: {config.method.name}{on} ({size / 1e6:.1f} M parameters), "
             f"{self.world_size} rank(s) on {self.device.type}, ZeRO {config.engine.zero_stage}, "
-            f"{config.engine.precision}, crops by {self.loader.executor}; "
+            f"{config.engine.precision}, crops by {self.loader.backend}; "
             f"global batch {config.train.batch_size} = {self.world_size} ranks x "
-            f"{config.train.batch_size // self.world_size // config.train.accumulation} x "
-            f"{config.train.accumulation} accumulated; {self.timeline.total_steps} steps "
+            f"{config.train.batch_size // self.world_size // config.train.grad_accum_steps} x "
+            f"{config.train.grad_accum_steps} accumulated; {self.timeline.total_steps} steps "
             f"({self.timeline.epoch(self.timeline.total_steps):.2f} epochs); writing to {self.folder}"
         )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import list_presets
+from pretrain.config.load import list_presets
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data_pipelines", "eval", "launch", "pretrain", "slurm")
@@ -22,7 +22,7 @@ PACKAGES = ("data_pipelines", "eval", "launch", "pretrain", "slurm")
 MAY_IMPORT = {
     "data_pipelines": (),
     "pretrain": ("data_pipelines", "eval.knn"),
-    "eval": ("data_pipelines", "pretrain.encoders", "pretrain.schema", "pretrain.tracking"),
+    "eval": ("data_pipelines", "pretrain.encoders", "pretrain.config", "pretrain.tracking"),
     "slurm": (),
 }
 HEAVY = ("torch", "torchvision", "timm", "deepspeed", "wandb", "matplotlib", "sklearn", "webdataset")
@@ -34,16 +34,16 @@ LIGHT_MODULES = (
     "launch.cluster.status",
     "launch.cluster.submit",
     "launch.demo",
-    "launch.following",
+    "launch.follow_command",
     "launch.local",
     "launch.ranks",
-    "launch.training",
+    "launch.pretrain_command",
     "pretrain.checkpoints.folder",
-    "pretrain.config",
-    "pretrain.schedules",
-    "pretrain.startup",
-    "pretrain.stopping",
-    "pretrain.watchdog",
+    "pretrain.config.load",
+    "pretrain.engines.schedules",
+    "pretrain.survival.startup",
+    "pretrain.survival.stopping",
+    "pretrain.survival.watchdog",
     "slurm",
 )
 

@@ -22,7 +22,7 @@ from data_pipelines.checks.fingerprint import (
 )
 from data_pipelines.checks.neighbours import Pairs, hamming_pairs
 from data_pipelines.files import atomic_write
-from data_pipelines.shards.index import Dataset
+from data_pipelines.shards.dataset import Dataset
 
 #: Splits that others are measured on: a duplicate leaves the split that is further down.
 HELD_OUT = ("test", "val")

@@ -20,7 +20,7 @@ from einops import rearrange, reduce
 
 from data_pipelines.images.decode import BadSampleError, decode
 from data_pipelines.loader import default_threads
-from data_pipelines.shards.index import Dataset
+from data_pipelines.shards.dataset import Dataset
 
 HASH_BITS = 128
 THUMBNAIL_SIDE = 16

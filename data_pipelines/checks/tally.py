@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from data_pipelines.images.cases import CASES, Severity, shown
+from data_pipelines.images.issues import CASES, Severity, shown
 
 _MAX_EXAMPLES = 20  # of a case
 

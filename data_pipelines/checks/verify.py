@@ -18,14 +18,14 @@ from data_pipelines.checks.check_shards import Census, Listed, ShardCheck, check
 from data_pipelines.checks.tally import Tally
 from data_pipelines.files import write_json
 from data_pipelines.images.bad_samples import MAX_TRIES
-from data_pipelines.images.cases import Severity, shown
-from data_pipelines.images.judge import Verdict, judge
+from data_pipelines.images.issues import Severity, shown
 from data_pipelines.images.pixels import MAX_FILE_BYTES
+from data_pipelines.images.validate import Verdict, judge
 from data_pipelines.remote.cache import Cache
 from data_pipelines.remote.fetch import cancel_on
 from data_pipelines.remote.local_view import LocalView
 from data_pipelines.remote.urls import inside, is_url, name_of
-from data_pipelines.shards.index import find_shards
+from data_pipelines.shards.dataset import find_shards
 from data_pipelines.shards.sample_index import Index
 from data_pipelines.shards.tar import BLOCK, suffix_in
 

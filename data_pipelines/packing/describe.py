@@ -13,7 +13,7 @@ from data_pipelines.checks.statistics import common_kind, draw_samples, headers_
 from data_pipelines.packing.pack_folder import read_receipt
 from data_pipelines.packing.reencode import REENCODED
 from data_pipelines.packing.scan import Catalogue
-from data_pipelines.shards.index import Dataset, open_dataset
+from data_pipelines.shards.dataset import Dataset, open_dataset
 
 FORMAT_VERSION = 2
 _MAX_MEASURED = 1000  # images whose pixels make the mean and the standard deviation

@@ -26,9 +26,9 @@ from data_pipelines.packing.scan import Catalogue, scan
 from data_pipelines.packing.shard_writer import Workshop, write_shard
 from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns
 from data_pipelines.packing.sources.opening import open_source
-from data_pipelines.shards.joint_index import write_index
-from data_pipelines.shards.shard_index import load_index
-from data_pipelines.streams import Purpose, random_bits, stream_key
+from data_pipelines.rng import Purpose, random_bits, stream_key
+from data_pipelines.shards.dataset_index import write_index
+from data_pipelines.shards.index import load_index
 
 CHECKS = ("header", "full")
 BAD = ("skip", "refuse")

@@ -21,7 +21,7 @@ from data_pipelines.cores import cores_per_process
 from data_pipelines.files import read_json, write_json
 from data_pipelines.remote.remote_files import Shard
 from data_pipelines.remote.urls import redact
-from data_pipelines.shards.index import open_dataset
+from data_pipelines.shards.dataset import open_dataset
 
 _MAX_HEADERS = 1000  # looked at to tell what the images are
 

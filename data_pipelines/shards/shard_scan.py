@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.checks.tally import Tally
-from data_pipelines.images.cases import Severity
+from data_pipelines.images.issues import Severity
 from data_pipelines.shards.sample_index import NO_LABEL, Findings, Index, one_shard
 from data_pipelines.shards.shard import Identity, identify, open_shard
 from data_pipelines.shards.tar import BLOCK, Member, Special, TarDamageError, Trailing, walk

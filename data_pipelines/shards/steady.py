@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from data_pipelines.hiccups import patiently
 from data_pipelines.remote.remote_files import Shard
+from data_pipelines.retry import patiently
 
 _Result = TypeVar("_Result")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from launch.ranks import Ranks
-from pretrain.schema import Config
+from pretrain.config import Config
 
 SIZES = {"gloo": (2**16, 2**20, 2**23), "nccl": (2**20, 2**24, 2**28)}  # bytes; the last is about a bucket of gradients
 LINK_BYTES = {"gloo": 2**22, "nccl": 2**26}
@@ -33,7 +33,7 @@ def add_up(config: Config, ranks: Ranks, nodes: list[str], limit: float, at: Cal
     import torch
     import torch.distributed as dist
 
-    from pretrain.gpus import gpu_of
+    from pretrain.engines.gpus import gpu_of
 
     imported = time.monotonic() - before
     if config.engine.device == "cuda" and not torch.cuda.is_available():

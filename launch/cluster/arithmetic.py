@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pretrain.config import ConfigError
-from pretrain.schema import Config
+from pretrain.config import Config
+from pretrain.config.load import ConfigError
 
 
 def solve_accumulation(config: Config, ranks: int, micro_batch: int | None = None, fixed: bool = False) -> int:
@@ -17,7 +17,7 @@ def solve_accumulation(config: Config, ranks: int, micro_batch: int | None = Non
 
     Raises ConfigError with the nearest choices where there is no answer.
     """
-    batch, accumulation = config.train.batch_size, config.train.accumulation
+    batch, accumulation = config.train.batch_size, config.train.grad_accum_steps
     if batch % ranks:
         raise ConfigError(
             f"train.batch_size {batch} (global) does not divide over {ranks} ranks. Nearest batch sizes: "
@@ -34,15 +34,15 @@ def solve_accumulation(config: Config, ranks: int, micro_batch: int | None = Non
             )
         if fixed and accumulation != share // micro_batch:
             raise ConfigError(
-                f"--micro-batch {micro_batch} over {ranks} ranks makes train.accumulation {share // micro_batch}, and "
-                f"train.accumulation={accumulation} was given as well; leave out one of them"
+                f"--micro-batch {micro_batch} over {ranks} ranks makes train.grad_accum_steps {share // micro_batch}, and "
+                f"train.grad_accum_steps={accumulation} was given as well; leave out one of them"
             )
         return share // micro_batch
     if share % accumulation == 0:
         return accumulation
     if fixed:
         raise ConfigError(
-            f"train.accumulation={accumulation}: each of {ranks} ranks has {share} of the {batch} images of a step, "
+            f"train.grad_accum_steps={accumulation}: each of {ranks} ranks has {share} of the {batch} images of a step, "
             f"which do not divide into so many. Nearest: {_divisors_near(share, accumulation)}; or "
             f"train.batch_size={_two(batch, ranks * accumulation)}; or leave it out, and it is chosen"
         )

@@ -28,11 +28,11 @@ from data_pipelines.files import check_writable
 from data_pipelines.remote.cache import Cache, default_folder
 from data_pipelines.remote.fetch import Patience
 from data_pipelines.remote.urls import redact
-from data_pipelines.shards.index import Dataset, open_dataset
+from data_pipelines.shards.dataset import Dataset, open_dataset
 from launch.cluster.gpus import Gpu, SmiError, driver_version, visible_gpus
-from launch.cluster.meeting import Report, free_bytes
+from launch.cluster.rendezvous import Report, free_bytes
 from launch.ranks import Ranks
-from pretrain.schema import Config
+from pretrain.config import Config
 
 OUR_PACKAGES = ("data_pipelines", "eval", "launch", "pretrain", "slurm")
 CODE = (".py", ".yaml", ".sbatch", ".c", ".h")

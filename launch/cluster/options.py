@@ -11,7 +11,7 @@ from pathlib import Path
 from launch.cluster.resources import Resources, lead_time
 from launch.cluster.site import Site
 from launch.cluster.slurm import gpus_of, seconds_of
-from pretrain.config import ConfigError
+from pretrain.config.load import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,14 +33,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launch.cluster.judge import Findings, judge_facts, judge_presence, judge_sums
-from launch.cluster.meeting import DONE, FAILED, REDUCED, Meeting, Report, names_of_start, wait_until
+from launch.cluster.diagnose import Findings, judge_facts, judge_presence, judge_sums
+from launch.cluster.rendezvous import DONE, FAILED, REDUCED, Meeting, Report, names_of_start, wait_until
 from launch.ranks import Ranks, rank_environment, tasks_of_nodes
-from pretrain.config import load_config
-from pretrain.history import record
-from pretrain.run_folder import begun_config, check_run_folder
-from pretrain.schema import Config
-from pretrain.stopping import EXIT_STOPPED, EXIT_USER_ERROR, StopRequest
+from pretrain.config import Config
+from pretrain.config.load import load_config
+from pretrain.survival.history import record
+from pretrain.survival.run_folder import begun_config, check_run_folder
+from pretrain.survival.stopping import EXIT_STOPPED, EXIT_USER_ERROR, StopRequest
 
 EXIT_SHARED, EXIT_SICK = 1, 3
 #: How long a task may take to come, Python's start from a cold file system included. SELFSIGHT_PREFLIGHT_SECONDS.
@@ -207,7 +207,7 @@ class Preflight:
 
     def finish(self, reports: Mapping[int, Report], found: Findings) -> int:
         """Say what came out, write it down, let the others go."""
-        from launch.cluster.verdict import verdict
+        from launch.cluster.preflight_report import verdict
 
         self.seconds["in all"] = time.monotonic() - self.began
         text = verdict(self.run_folder, reports, self.ranks.world_size, found, self.seconds)

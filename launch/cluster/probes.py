@@ -15,8 +15,8 @@ from pathlib import Path
 from launch.cluster.quoting import log_pattern, sbatch_line
 from launch.cluster.render import render, set_arguments
 from launch.cluster.resources import Resources
-from pretrain.config import ConfigError
-from pretrain.schema import Config
+from pretrain.config import Config
+from pretrain.config.load import ConfigError
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from typing import Any
 from data_pipelines.files import read_json
 from launch.cluster.queue import WAITING
 from launch.cluster.run_facts import CANCELLED
-from pretrain.config import load_config
-from pretrain.history import read_history, record
-from pretrain.stopping import EXIT_HUNG, EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, EXIT_USER_ERROR
+from pretrain.config.load import load_config
+from pretrain.survival.history import read_history, record
+from pretrain.survival.stopping import EXIT_HUNG, EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, EXIT_USER_ERROR
 
 BACK, GIVEN_UP, ALREADY_BACK, FINISHED = 0, 4, 5, 6
 EXIT_SICK = 3  # of launch.cluster.preflight: nodes that should not be used

@@ -19,9 +19,9 @@ from typing import Any
 
 import yaml
 
-from pretrain.history import read_history
-from pretrain.schedules import Timeline
-from pretrain.schema import TrainConfig
+from pretrain.config import TrainConfig
+from pretrain.engines.schedules import Timeline
+from pretrain.survival.history import read_history
 
 CANCELLED = "cancelled"  # JSON, written by `selfsight cancel`: the run is not to be put back into the queue
 _TAIL_BYTES = 1 << 14

@@ -9,10 +9,10 @@ from pathlib import Path
 from data_pipelines.files import lock
 from launch.cluster.queue import queued
 from launch.cluster.site import Site
-from launch.training import Checked, check_run
-from pretrain.config import ConfigError
-from pretrain.history import read_history
-from pretrain.schema import Config
+from launch.pretrain_command import Checked, check_run
+from pretrain.config import Config
+from pretrain.config.load import ConfigError
+from pretrain.survival.history import read_history
 
 _NEEDED = ("launch", "pretrain", "eval", "torch", "deepspeed", "timm", "wandb", "webdataset")
 _MISSING = "import importlib.util as u, sys; print(*[n for n in sys.argv[1:] if u.find_spec(n) is None])"
@@ -23,7 +23,7 @@ def check_run_to_submit(config: Config, ranks: int) -> Checked:
     checked = check_run(config, ranks)
     from pretrain.checkpoints.folder import CheckpointFolder, check_resume, damage, read_state
     from pretrain.run import is_finished, resolve
-    from pretrain.run_folder import check_run_folder
+    from pretrain.survival.run_folder import check_run_folder
 
     resolved, _ = resolve(config, checked.datasets)
     folder = check_run_folder(resolved)

@@ -21,8 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from data_pipelines.crops.views import section
-from pretrain.config import ConfigError, read_yaml
+from data_pipelines.transforms.config import section
+from pretrain.config.load import ConfigError, read_yaml
 
 #: Text that fits on a line of a script: no line breaks, no control characters.
 Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f]+$")]

@@ -14,7 +14,7 @@ from typing import Any
 
 from launch.cluster.queue import FAILED, Job, ended, has_slurm, queued
 from launch.cluster.run_facts import RunFacts, age, find_runs, overrides_of, read_run
-from pretrain.stopping import EXIT_STOPPED
+from pretrain.survival.stopping import EXIT_STOPPED
 
 #: A run that has reported nothing for so many of its usual intervals, and at least so many seconds, has stalled: saving
 #: a checkpoint and drawing pictures take their time, too. Before its first row a run imports, indexes and compiles.

@@ -21,10 +21,10 @@ from launch.cluster.shared import local_lines
 from launch.cluster.site import Site
 from launch.cluster.slurm import array_limit, ask
 from launch.cluster.sweep import Element, sweep_elements
-from launch.training import plan_of
-from pretrain.config import ConfigError, load_config
-from pretrain.history import record
-from pretrain.schema import Config
+from launch.pretrain_command import plan_of
+from pretrain.config import Config
+from pretrain.config.load import ConfigError, load_config
+from pretrain.survival.history import record
 
 PROBE_SECONDS = 4 * 3600  # of a probe job, where the user says nothing and the partition allows it
 
@@ -187,10 +187,10 @@ def _check_element(request: Request, element: Element, sweep: str | None) -> tup
         overrides += [f"checkpoint.milestone_every_epochs={request.probe.every:g}"]
     config = load_config(request.preset, overrides)
     ranks = request.resources.ranks
-    fixed = any(override.partition("=")[0] == "train.accumulation" for override in overrides)
+    fixed = any(override.partition("=")[0] == "train.grad_accum_steps" for override in overrides)
     accumulation = solve_accumulation(config, ranks, request.micro_batch, fixed)
-    if accumulation != config.train.accumulation:
-        overrides += [f"train.accumulation={accumulation}"]
+    if accumulation != config.train.grad_accum_steps:
+        overrides += [f"train.grad_accum_steps={accumulation}"]
         config = load_config(request.preset, overrides)
     folder = Path(config.runs).absolute() / config.name
     check_writable(folder)

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pretrain.config import ConfigError
+from pretrain.config.load import ConfigError
 
 _OWN = ("name", "runs", "tracking.group")  # what makes elements runs of one sweep
 _LONGEST_NAME = 120  # file systems allow 255, and a run's name becomes part of others

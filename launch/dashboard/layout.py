@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch.known_metrics import DIAGNOSTICS, HIDDEN, KNOWN, LOSS, SCHEDULES, SPEED, known_as
-from pretrain.config import load_config
+from pretrain.config.load import load_config
 from pretrain.tracking.metrics_log import read_rows
 from pretrain.tracking.wandb_identity import stored_identity
 from pretrain.tracking.wandb_run import picture_key

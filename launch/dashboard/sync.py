@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pretrain.config import load_config
-from pretrain.run_folder import is_held
+from pretrain.config.load import load_config
+from pretrain.survival.run_folder import is_held
 from pretrain.tracking.wandb_files import Had, mend, read_wandb_file, wandb_files, what_wandb_has
 from pretrain.tracking.wandb_identity import Identity, identity_of, stored_identity, wandb_mode
 from pretrain.tracking.wandb_run import WandbRun, missing_rows

@@ -67,7 +67,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     setting = run.setting
     encoder = setting("encoder", default=None)
     encoder = encoder if isinstance(encoder, dict) else {}
-    batch, accumulation = setting("train", "batch_size"), setting("train", "accumulation", default=1)
+    batch, accumulation = setting("train", "batch_size"), setting("train", "grad_accum_steps", default=1)
     ranks = next((event.get("ranks") for event in reversed(run.history) if event.get("event") == "started"), None)
     sources = setting("data", "train")
     if isinstance(sources, list):
@@ -79,7 +79,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     if isinstance(local, dict):
         views.append(f"{local.get('count')} x {_size(local)}")
     rows: list[tuple[str, Any]] = [
-        ("method", _named(setting("method"), "name", ("target", "prototypes", "codes", "vocabulary"))),
+        ("method", _named(setting("method"), "name", ("target", "prototypes", "vocab_size"))),
         (
             "encoder",
             encoder.get("model")

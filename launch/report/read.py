@@ -16,7 +16,7 @@ import yaml
 
 from data_pipelines.remote.urls import redact
 from launch.report.thinning import Thinned
-from pretrain.history import read_history
+from pretrain.survival.history import read_history
 
 #: What reading a file of `eval/` raises that is none of ours, or of another version.
 NO_RESULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)

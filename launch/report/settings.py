@@ -24,7 +24,7 @@ def configuration(run: Run) -> Html | None:
 
 def _differences(run: Run) -> tuple[str | None, list[str]]:
     """The preset that a run was made from, or the one of its name, and where the two differ; None where unknown."""
-    from pretrain.config import ConfigError, differences, list_presets, load_config
+    from pretrain.config.load import ConfigError, differences, list_presets, load_config
 
     names = {preset.name for preset in list_presets()}
     said = [word for event in run.history if isinstance(event.get("command"), list) for word in event["command"]]

@@ -19,9 +19,9 @@ from typing import Any
 
 from data_pipelines.cores import cores_per_process
 from data_pipelines.files import sync, write_text
-from data_pipelines.hiccups import patiently
-from pretrain.config import ConfigError
-from pretrain.schema import CheckpointConfig
+from data_pipelines.retry import patiently
+from pretrain.config import CheckpointConfig
+from pretrain.config.load import ConfigError
 
 #: Of the files of a checkpoint; 0 are DeepSpeed's own, which the first versions wrote.
 FORM = 1

@@ -23,13 +23,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipelines.files import sync
-from data_pipelines.hiccups import PASSING, patiently
-from pretrain.agreement import agree
-from pretrain.checkpoints import live
+from data_pipelines.retry import PASSING, patiently
+from pretrain.checkpoints.exports import Export
 from pretrain.checkpoints.folder import CheckpointFolder, ResumeState, Written, read_state
 from pretrain.checkpoints.pieces import HostCopy, Pieces
-from pretrain.exports import Export
-from pretrain.history import record
+from pretrain.engines import live_state
+from pretrain.engines.collectives import all_gather_scalars
+from pretrain.survival.history import record
 
 #: What a rank says of the save in flight.
 BUSY, WRITTEN, FINISHED, FAILED = 0.0, 1.0, 2.0, -1.0
@@ -72,7 +72,7 @@ class Saver:
         for piece in paths:
             patiently(piece, "finding", piece.stat, None, _UNSEEN)
         with Pieces(paths) as pieces:
-            live.restore(engine, pieces, state.counters)
+            live_state.restore(engine, pieces, state.counters)
         self.last = path
 
     def save(self, engine: Any, state: ResumeState, export: Export, wait: bool = False) -> None:
@@ -85,8 +85,8 @@ class Saver:
             slow = "" if wait else ": the disk is slower than checkpoint.every_steps asks for"
             self._say(f"waiting for the checkpoint of step {self._save.state.step}, which is still being written{slow}")
             self.settle()
-        self._copy.take(live.own_parts(engine), self.device)
-        known = live.tensor_names(engine.module)
+        self._copy.take(live_state.own_parts(engine), self.device)
+        known = live_state.tensor_names(engine.module)
         tensors = export.module.state_dict(keep_vars=True)
         names = {key: known[id(tensor)] for key, tensor in tensors.items() if id(tensor) in known}
         others = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items() if key not in names}
@@ -99,7 +99,7 @@ class Saver:
         """Wait until the save in flight has ended, well or not."""
         while self._save is not None:
             self._thread.join()
-            self.hear(agree({"saving": self.status}, self.device).by_rank["saving"])
+            self.hear(all_gather_scalars({"saving": self.status}, self.device).by_rank["saving"])
 
     def hear(self, statuses: Sequence[float]) -> None:
         """What all ranks said of the save in flight: when each has written, rank 0 finishes; after that it is there.
@@ -122,7 +122,7 @@ class Saver:
         if self.rank != 0:
             return
         self.folder.folder.mkdir(parents=True, exist_ok=True)
-        needed, free = live.num_bytes(engine), shutil.disk_usage(self.folder.folder).free
+        needed, free = live_state.num_bytes(engine), shutil.disk_usage(self.folder.folder).free
         if free < _MARGIN * needed:
             print(
                 f"WARNING: a checkpoint takes about {needed / 1e9:.2f} GB and {self.folder.folder} has "

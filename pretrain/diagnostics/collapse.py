@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from pretrain.config import Config, DinoConfig, DvaeConfig, MaeConfig, MimConfig, VqkdConfig
 from pretrain.diagnostics.alarms import Limit, Moment, Rule
-from pretrain.schedules import Timeline
-from pretrain.schema import Config, DinoConfig, DvaeConfig, MaeConfig, MimConfig, VqkdConfig
+from pretrain.engines.schedules import Timeline
 
 EARLY_STEPS = 50  # of which nothing can be told yet
 Since = Callable[[Moment], bool]
@@ -135,9 +135,9 @@ def _reconstruction_rules(method: MaeConfig | MimConfig, since: Since) -> list[R
 
 def _dead_codes(method: DvaeConfig | VqkdConfig, since: Since) -> Limit:
     advice = (
-        "Lower method.divergence_weight or method.vocabulary, or set method.start=spread"
+        "Lower method.kl_weight or method.vocab_size, or set method.start=spread"
         if isinstance(method, DvaeConfig)
-        else "Raise method.restart_below, or lower method.codes or optim.lr"
+        else "Raise method.restart_below, or lower method.vocab_size or optim.lr"
     )
     return Limit(
         "dead_codes",

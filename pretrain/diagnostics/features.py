@@ -10,9 +10,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.config import Config
 from pretrain.encoders import Encoder, Features, build_encoder
-from pretrain.engine import whole_state_dict
-from pretrain.schema import Config
+from pretrain.engines.engine import whole_state_dict
 
 MOST_ROWS = 4096  # of which the rank is taken
 
@@ -48,8 +48,8 @@ def whole_encoder(encoder: Encoder, config: Config, device: torch.device) -> Enc
 def headline(features: Features, name: str | None) -> Tensor:
     """(b, d) fp32, the feature that the probe's headline reads: `class`, `mean`, or None for the pooled one."""
     if name == "class":
-        assert features.prefix is not None
-        return features.prefix[:, 0].float()
+        assert features.prefix_tokens is not None
+        return features.prefix_tokens[:, 0].float()
     return (features.pooled if name is None else features.tokens.mean(dim=1)).float()
 
 

@@ -15,16 +15,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipelines.center import center_crops
+from data_pipelines.eval_loader import center_crops
 from data_pipelines.remote.urls import redact
-from data_pipelines.shards.index import Dataset, open_dataset
+from data_pipelines.shards.dataset import Dataset, open_dataset
 from eval.knn import knn_accuracy
-from pretrain.agreement import tell_all
-from pretrain.config import ConfigError
+from pretrain.config import Config
+from pretrain.config.load import ConfigError
 from pretrain.diagnostics.features import frozen_features
 from pretrain.encoders import Encoder
 from pretrain.encoders.saved import headline_feature
-from pretrain.schema import Config
+from pretrain.engines.collectives import all_gather_objects
 
 CHUNK = 64  # images of a forward pass: always the same ones together, so that their number of ranks changes no bit
 FEWEST = 30  # labelled samples of which an accuracy says anything
@@ -174,7 +174,7 @@ class OnlineKnn:
 
     def _fails(self, reason: str | None) -> bool:
         """Whether any rank has a reason not to go on: then k-NN is off, and training is not. Collective."""
-        reasons = [each for each in tell_all(reason, self.device) if each]
+        reasons = [each for each in all_gather_objects(reason, self.device) if each]
         if reasons:
             self.spec = None
             if dist.get_rank() == 0:

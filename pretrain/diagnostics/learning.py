@@ -7,10 +7,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
+from pretrain.config import Config, DinoConfig
 from pretrain.diagnostics.alarms import Limit, Moment, Rule
 from pretrain.diagnostics.collapse import EARLY_STEPS
-from pretrain.schedules import Timeline
-from pretrain.schema import Config, DinoConfig
+from pretrain.engines.schedules import Timeline
 
 MIN_STALLED_STEPS = 1000
 

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from data_pipelines.files import write_json
 from data_pipelines.loader import Batch, Loader
-from pretrain.agreement import Agreed, tell_all
-from pretrain.batches import seed_dropout
 from pretrain.checkpoints.folder import CheckpointFolder
+from pretrain.config import ALARMS, Config, MimConfig
 from pretrain.diagnostics.alarms import Alarms, Change, Moment
 from pretrain.diagnostics.clock import ForwardClock, SlowestRank
 from pretrain.diagnostics.collapse import collapse_rules, derived
@@ -45,10 +44,11 @@ from pretrain.diagnostics.spikes import gradient_spikes, loss_spikes
 from pretrain.diagnostics.weights import weight_statistics
 from pretrain.encoders import Encoder
 from pretrain.encoders.saved import headline_feature
-from pretrain.history import read_history, try_record
+from pretrain.engines.collectives import GatheredScalars, all_gather_objects
+from pretrain.engines.schedules import Cosine, Steps, Timeline
 from pretrain.methods import Method
-from pretrain.schedules import Cosine, Steps, Timeline
-from pretrain.schema import ALARMS, Config, MimConfig
+from pretrain.stream.batches import seed_dropout
+from pretrain.survival.history import read_history, try_record
 
 
 class Diagnostics:
@@ -93,7 +93,7 @@ class Diagnostics:
         host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         events = read_history(self.folder) if self.rank == 0 else []
         skipped = [event["step"] for event in events if event.get("skipped") and event["step"] <= step]
-        told = tell_all({"host": host, "skipped": skipped}, self.device)
+        told = all_gather_objects({"host": host, "skipped": skipped}, self.device)
         self.skipped: set[int] = set(told[0]["skipped"])
         self.slowest = SlowestRank([each["host"] for each in told])
         self.began = time.monotonic()
@@ -109,7 +109,7 @@ class Diagnostics:
         fatal = self.alarms.fatal() if self.rank == 0 else None
         return {"trouble": 0.0 if fatal is None else 1.0 + ALARMS.index(fatal), "forward_seconds": self.clock.read()}
 
-    def took(self, step: int, agreed: Agreed, grad_norm: float | None, micro_batches: list[Batch]) -> bool:
+    def took(self, step: int, agreed: GatheredScalars, grad_norm: float | None, micro_batches: list[Batch]) -> bool:
         """Whether optimizer step `step` (from 0) was taken, or left out for its gradients; the same on all ranks.
 
         Raises NonFiniteError where values are not finite and the step may not be left out, and TroubleError where an
@@ -221,10 +221,12 @@ class Diagnostics:
     def _find(self, step: int, micro_batches: list[Batch]) -> list[dict[str, Any] | None]:
         """What each rank finds by running its micro-batches once more, with the same seeds. Collective."""
         weights = find_in_weights(self.method)
-        findings = tell_all(self._first(find_in_forward, step, micro_batches, gradients=False), self.device)
+        findings = all_gather_objects(self._first(find_in_forward, step, micro_batches, gradients=False), self.device)
         if not any(findings) and weights is None:
-            findings = tell_all(self._first(find_in_backward, step, micro_batches, gradients=True), self.device)
-        every_weights = tell_all(weights, self.device)
+            findings = all_gather_objects(
+                self._first(find_in_backward, step, micro_batches, gradients=True), self.device
+            )
+        every_weights = all_gather_objects(weights, self.device)
         return [
             finding if own is None else {**own, **(finding or {}), "weights": own["parameters"]}
             for finding, own in zip(findings, every_weights, strict=True)

@@ -21,7 +21,7 @@ def weight_statistics(method: Method, device: torch.device) -> dict[str, float]:
     """
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     sums[0] = _squares(piece_of(p) for p in method.parameters() if p.requires_grad)
-    averages = method.averages()
+    averages = method.ema_pairs()
     for slow, fast in averages:
         followed = dict(fast.named_parameters())
         for name, parameter in slow.named_parameters():

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from pretrain.encoders.base import Encoder, Features, Mask
-from pretrain.encoders.beit import BeitEncoder
-from pretrain.encoders.pvt import PvtEncoder
-from pretrain.encoders.pvt_v2 import PvtV2Encoder
-from pretrain.encoders.swin import SwinEncoder
-from pretrain.encoders.timm_model import TimmEncoder
-from pretrain.encoders.twins import TwinsEncoder
-from pretrain.encoders.um_mae_swin import UmMaeSwinEncoder
-from pretrain.encoders.vit import VitEncoder
-from pretrain.schema import (
+from pretrain.config import (
     BeitConfig,
     EncoderConfig,
     PvtConfig,
@@ -22,6 +13,15 @@ from pretrain.schema import (
     UmMaeSwinConfig,
     VitConfig,
 )
+from pretrain.encoders.base import Encoder, Features, Mask
+from pretrain.encoders.beit.encoder import BeitEncoder
+from pretrain.encoders.pvt.encoder import PvtEncoder
+from pretrain.encoders.pvt_v2.encoder import PvtV2Encoder
+from pretrain.encoders.swin.encoder import SwinEncoder
+from pretrain.encoders.timm.encoder import TimmEncoder
+from pretrain.encoders.twins.encoder import TwinsEncoder
+from pretrain.encoders.um_mae_swin.encoder import UmMaeSwinEncoder
+from pretrain.encoders.vit.encoder import VitEncoder
 
 __all__ = ["Encoder", "Features", "Mask", "build_encoder"]
 

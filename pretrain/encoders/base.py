@@ -17,19 +17,19 @@ from torch import Tensor, nn
 class Mask:
     """What an encoder must not see, over a grid of mask units (a unit's side in px is image size / grid).
 
-    dropped: (b, gh, gw) bool, units removed before the encoder, equally many in every image.
-    replaced: (b, gh, gw) bool, units substituted by the learned mask token; their number may vary.
+    drop: (b, gh, gw) bool, units removed before the encoder, equally many in every image.
+    token: (b, gh, gw) bool, units substituted by the learned mask token; their number may vary.
     num_visible: units of an image that are not dropped, when the caller knows it (spares a wait for the device).
     """
 
-    dropped: Tensor | None = None
-    replaced: Tensor | None = None
+    drop: Tensor | None = None
+    token: Tensor | None = None
     num_visible: int | None = None
 
     def visible_ids(self) -> Tensor:
         """(b, n) raster indices of the units that are not dropped, ascending."""
-        assert self.dropped is not None
-        flat = rearrange(self.dropped, "b gh gw -> b (gh gw)")
+        assert self.drop is not None
+        flat = rearrange(self.drop, "b gh gw -> b (gh gw)")
         num_visible = self.num_visible if self.num_visible is not None else int((~flat[0]).sum())
         return torch.argsort(flat.to(torch.uint8), dim=1, stable=True)[:, :num_visible]
 
@@ -41,9 +41,9 @@ class Features(NamedTuple):
     looks into tuples only.
 
     tokens: (b, n, d) patch tokens after the final norm.
-    prefix: (b, p, d) class (first) and register tokens after the final norm.
+    prefix_tokens: (b, p, d) class (first) and register tokens after the final norm.
     grid: (h, w) with h * w = n, when the tokens form a map of the whole image.
-    units: (b, n, k) raster indices of the k mask units each token stands for, when units were dropped. They index the
+    ids_keep: (b, n, k) raster indices of the k mask units each token stands for, when units were dropped. They index the
         mask's grid, or the token grid where the mask's units are larger than a token.
     pooled: (b, d) what the DINO head and the headline probe read.
     layers: features of the blocks asked for, in the order asked, each through the final norm where widths allow.
@@ -51,9 +51,9 @@ class Features(NamedTuple):
     """
 
     tokens: Tensor
-    prefix: Tensor | None
+    prefix_tokens: Tensor | None
     grid: tuple[int, int] | None
-    units: Tensor | None
+    ids_keep: Tensor | None
     pooled: Tensor
     layers: tuple = ()  # of Features
     states: Tensor | None = None
@@ -63,7 +63,7 @@ class Encoder(nn.Module):
     """An image encoder. Subclasses set the attributes and implement `forward`.
 
     dim: width of the output tokens. stride: pixels per output token. patch: pixels per input token.
-    depth: number of blocks. has_class_token: whether `Features.prefix` starts with a class token.
+    depth: number of blocks. has_class_token: whether `Features.prefix_tokens` starts with a class token.
     drop_layout: which units may be dropped, `any`, `one_in_2x2` (the visible ones form a dense map) or `none`.
     mean, std: of the pixels (in 0 .. 1) that its weights were trained on, where it comes with weights; else None.
     """
@@ -133,13 +133,13 @@ def refine(grid_map: Tensor, grid: tuple[int, int]) -> Tensor:
 def on_token_grid(mask: Mask | None, grid: tuple[int, int]) -> tuple[Mask | None, Tensor | None]:
     """A mask brought to a finer `grid` of tokens: what is dropped, and the map (b, h, w) of what is replaced."""
     dropped = replaced = None
-    if mask is not None and mask.dropped is not None:
+    if mask is not None and mask.drop is not None:
         num_visible = mask.num_visible
         if num_visible is not None:
-            num_visible = num_visible * grid[0] * grid[1] // mask.dropped[0].numel()
-        dropped = Mask(refine(mask.dropped, grid), num_visible=num_visible)
-    if mask is not None and mask.replaced is not None:
-        replaced = refine(mask.replaced, grid)
+            num_visible = num_visible * grid[0] * grid[1] // mask.drop[0].numel()
+        dropped = Mask(refine(mask.drop, grid), num_visible=num_visible)
+    if mask is not None and mask.token is not None:
+        replaced = refine(mask.token, grid)
     return dropped, replaced
 
 

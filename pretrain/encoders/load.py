@@ -9,7 +9,7 @@ from pretrain.encoders.base import Encoder
 from pretrain.tokenizers.card import is_tokenizer
 
 if TYPE_CHECKING:
-    from pretrain.encoders.timm_model import TimmEncoder
+    from pretrain.encoders.timm.encoder import TimmEncoder
 
 ENCODER_FILES = ("config.json", "model.safetensors")
 TIMM_PREFIX = "timm:"
@@ -75,7 +75,7 @@ def find_encoder(folder: Path) -> Path:
 
 
 def _load_timm(name: str, image_size: tuple[int, int] | None = None) -> TimmEncoder:
-    from pretrain.encoders.timm_model import TimmEncoder
+    from pretrain.encoders.timm.encoder import TimmEncoder
 
     try:
         return TimmEncoder(name, pretrained=True, image_size=image_size)

@@ -47,8 +47,8 @@ class Pyramid(Encoder):
     def forward(self, images: Tensor, mask: Mask | None = None, layers: tuple[int, ...] = ()) -> Features:
         compact = units = replaced = None
         if mask is not None:
-            replaced = mask.replaced
-            if mask.dropped is not None:
+            replaced = mask.token
+            if mask.drop is not None:
                 compact = Compact(mask, (images.shape[2], images.shape[3]))
                 images, units, replaced = compact.images(images), compact.units(self.stride), compact.replaced
         if self.overlapping and replaced is not None:

@@ -13,9 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pretrain.encoders import Encoder, build_encoder, pvt_v2, timm_survey, twins
-from pretrain.encoders.base import xavier_initialise
-from pretrain.schema import (
+from pretrain.config import (
     BeitConfig,
     Config,
     EncoderConfig,
@@ -26,6 +24,11 @@ from pretrain.schema import (
     TwinsConfig,
     VitConfig,
 )
+from pretrain.encoders import Encoder, build_encoder
+from pretrain.encoders.base import xavier_initialise
+from pretrain.encoders.pvt_v2 import encoder as pvt_v2
+from pretrain.encoders.timm import survey as timm_survey
+from pretrain.encoders.twins import encoder as twins
 
 CARD_KEY = "selfsight"  # of the header of an exported .safetensors file, where the card has no file of its own
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from pretrain.combinations import check_units
-from pretrain.config import ConfigError
-from pretrain.encoders import FAMILIES
-from pretrain.encoders.timm_survey import survey, why_not_size
-from pretrain.schema import (
+from pretrain.config import (
     BeitConfig,
     Config,
     EncoderConfig,
@@ -18,6 +14,10 @@ from pretrain.schema import (
     UmMaeSwinConfig,
     VitConfig,
 )
+from pretrain.config.combinations import check_units
+from pretrain.config.load import ConfigError
+from pretrain.encoders import FAMILIES
+from pretrain.encoders.timm.survey import survey, why_not_size
 
 #: Columns of the table.
 METHODS = ("mae", "mim", "dino", "probe")
@@ -90,7 +90,7 @@ def why_not(
 def check_encoder(config: Config) -> None:
     """Raise ConfigError where the encoder can't do what the method, the crops or the engine ask of it.
 
-    What is known without building the encoder, `pretrain/combinations.py` has checked before.
+    What is known without building the encoder, `pretrain/config/combinations.py` has checked before.
     """
     encoder, method = config.encoder, config.method
     if encoder is None:

@@ -15,12 +15,12 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from data_pipelines.files import staged
+from pretrain.config import EncoderConfig
 from pretrain.encoders import Encoder
 from pretrain.encoders.saved import EncoderCard, encoder_bytes, load_encoder, read_card, timm_recipe
 from pretrain.interop.hub_folder import HUB_FILES, is_hub_folder, write_hub_folder
 from pretrain.interop.model_card import model_card
 from pretrain.interop.onnx_graph import WholeImages, check_packages, run_onnx, write_onnx
-from pretrain.schema import EncoderConfig
 
 Format = Literal["timm", "safetensors", "hf", "onnx"]
 SUFFIXES: dict[Format, str] = {"timm": ".safetensors", "safetensors": ".safetensors", "onnx": ".onnx"}  # hf: a folder

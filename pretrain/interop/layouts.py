@@ -17,10 +17,10 @@ from einops import rearrange
 from pydantic import ValidationError
 from torch import Tensor
 
-from pretrain.config import override_section
-from pretrain.patches import sincos_positions
-from pretrain.schema import BeitConfig, EncoderConfig, PvtConfig, SwinConfig, UmMaeSwinConfig, VitConfig
-from pretrain.schema.encoders import VIT_SIZES
+from pretrain.config import BeitConfig, EncoderConfig, PvtConfig, SwinConfig, UmMaeSwinConfig, VitConfig
+from pretrain.config.encoders import VIT_SIZES
+from pretrain.config.load import override_section
+from pretrain.encoders.patches import sincos_positions
 
 State = dict[str, Tensor]
 

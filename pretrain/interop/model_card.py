@@ -11,8 +11,8 @@ import yaml
 from pydantic import TypeAdapter
 
 from data_pipelines.files import read_json
+from pretrain.config import EncoderConfig
 from pretrain.encoders.saved import EncoderCard
-from pretrain.schema import EncoderConfig
 
 HIDDEN_SECTIONS = ("runs", "tracking", "checkpoint")  # of the configuration: they change nothing that is learned
 FREE_TEXT = ("name", "description")

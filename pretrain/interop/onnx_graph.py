@@ -37,13 +37,13 @@ class WholeImages(nn.Module):
         self.register_buffer("std", rearrange(torch.tensor(card.std), "c -> c 1 1"))
         with torch.no_grad():
             shown = encoder(torch.zeros(1, card.channels, *card.image_size))
-        has_class = encoder.has_class_token and shown.prefix is not None
+        has_class = encoder.has_class_token and shown.prefix_tokens is not None
         self.names = ("pooled", "tokens", "class") if has_class else ("pooled", "tokens")
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = self.encoder((images - self.mean) / self.std)
         outputs = (features.pooled, features.tokens)
-        return (*outputs, features.prefix[:, 0]) if "class" in self.names else outputs
+        return (*outputs, features.prefix_tokens[:, 0]) if "class" in self.names else outputs
 
 
 def check_packages() -> None:

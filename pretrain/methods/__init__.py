@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from pretrain.config import ConfigError
+from pretrain.config import Config, DinoConfig, DvaeConfig, MaeConfig, MethodConfig, MimConfig, TimmConfig, VqkdConfig
+from pretrain.config.load import ConfigError
 from pretrain.encoders import build_encoder
 from pretrain.encoders.load import TIMM_PREFIX, find_encoder, load_any
 from pretrain.encoders.saved import read_card
-from pretrain.encoders.timm_survey import survey, why_not_size
+from pretrain.encoders.timm.survey import survey, why_not_size
+from pretrain.engines.schedules import Timeline
 from pretrain.methods.base import Method, Normalisation
-from pretrain.methods.dino import Dino
-from pretrain.methods.dvae import Dvae
-from pretrain.methods.mae import MaskedAutoencoder
-from pretrain.methods.mim import MaskedImageModelling
-from pretrain.methods.vqkd import Vqkd
-from pretrain.schedules import Timeline
-from pretrain.schema import Config, DinoConfig, DvaeConfig, MaeConfig, MethodConfig, MimConfig, TimmConfig, VqkdConfig
+from pretrain.methods.dino.method import Dino
+from pretrain.methods.dvae.method import Dvae
+from pretrain.methods.mae.method import MaskedAutoencoder
+from pretrain.methods.mim.method import MaskedImageModelling
+from pretrain.methods.vqkd.method import Vqkd
 from pretrain.tokenizers import build_target
 from pretrain.tokenizers.card import check_codes
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_pipelines.loader import Batch
-from pretrain import pixels
-from pretrain.attention_maps import attention_pictures
 from pretrain.encoders import Encoder, Mask
-from pretrain.schedules import Timeline
+from pretrain.encoders.attention_maps import attention_pictures
+from pretrain.engines.schedules import Timeline
+from pretrain.stream import pixels
 
 #: `with gathered(parameters):` makes them whole and writable on every rank (ZeRO 3 keeps a piece on each; otherwise
 #: it does nothing). What is written must be equal on all ranks.
@@ -81,7 +81,7 @@ class Method(nn.Module):
         """The tokenizer that is exported, where there is no encoder to export; see `tokenizers/saved.py`."""
         return None
 
-    def averages(self) -> list[tuple[nn.Module, nn.Module]]:
+    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """The slow averages and what each follows: the parameters of the former have the names of the latter's."""
         return []
 
@@ -144,7 +144,7 @@ def share_running_statistics(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def follow(slow: nn.Module, fast: nn.Module, weight: float, gathered: Gathered) -> None:
+def update_ema(slow: nn.Module, fast: nn.Module, weight: float, gathered: Gathered) -> None:
     """Move each parameter of `slow` the share `weight` of the way to that of `fast`, of the same architecture."""
     for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
         with gathered([old, new]):
@@ -153,4 +153,4 @@ def follow(slow: nn.Module, fast: nn.Module, weight: float, gathered: Gathered) 
 
 def mask_of(batch: Batch, num_visible: int | None = None) -> Mask:
     """The masks that the loader drew for a batch."""
-    return Mask(dropped=batch["dropped"], replaced=batch["replaced"], num_visible=num_visible)
+    return Mask(drop=batch["drop_mask"], token=batch["token_mask"], num_visible=num_visible)

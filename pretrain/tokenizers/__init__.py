@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pretrain.schema import MimConfig
+    from pretrain.config import MimConfig
     from pretrain.tokenizers.base import Target
 
 
 def build_target(config: MimConfig, stride: int, channels: int) -> Target:
     """The target that `config` names, for an encoder with tokens of `stride` px."""
-    from pretrain.tokenizers.codes import Codes
-    from pretrain.tokenizers.hog import Hog
-    from pretrain.tokenizers.normalised_pixels import NormalisedPixels
-    from pretrain.tokenizers.pixels import Pixels
+    from pretrain.methods.mim.codes import Codes
+    from pretrain.methods.mim.hog import Hog
+    from pretrain.methods.mim.normalised_pixels import NormalisedPixels
+    from pretrain.methods.mim.pixels import Pixels
 
     if config.target == "pixels":
         return Pixels(stride, channels)

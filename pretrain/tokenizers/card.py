@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import TypeAdapter
 
 from data_pipelines.files import read_json
-from pretrain.config import ConfigError
-from pretrain.masking import mask_grid
-from pretrain.schema import DvaeConfig, EncoderConfig, MimConfig, VqkdConfig
+from pretrain.config import DvaeConfig, EncoderConfig, MimConfig, VqkdConfig
+from pretrain.config.load import ConfigError
+from pretrain.stream.masking import mask_grid
 
 if TYPE_CHECKING:
-    from pretrain.schema import Config
+    from pretrain.config import Config
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TokenizerCard:
     """What a saved tokenizer is, which images it was trained on, and how it came about."""
 
     kind: str  # the method that trained it: dvae or vqkd
-    vocabulary: int
+    vocab_size: int
     stride: int  # px of a code
     channels: int
     image_size: tuple[int, int]  # h, w in px

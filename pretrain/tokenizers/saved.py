@@ -10,11 +10,11 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from pretrain.config import DvaeConfig
 from pretrain.encoders import build_encoder
-from pretrain.schema import DvaeConfig
+from pretrain.methods.dvae.network import DvaeEncoder, DvaeTokenizer
+from pretrain.methods.vqkd.network import TaskHead, VqkdTokenizer
 from pretrain.tokenizers.card import TokenizerCard, read_card
-from pretrain.tokenizers.dvae import DvaeEncoder, DvaeTokenizer
-from pretrain.tokenizers.vqkd import TaskHead, VqkdTokenizer
 
 
 def save_tokenizer(folder: Path, weights: dict[str, Tensor], card: TokenizerCard) -> None:
@@ -40,7 +40,7 @@ def load_tokenizer(folder: Path) -> tuple[DvaeTokenizer | VqkdTokenizer, Tokeniz
         assert card.mean is not None
         assert card.std is not None
         encoder = build_encoder(card.encoder, card.image_size, card.channels)
-        codebook = torch.zeros(card.method.codes, card.method.code_dim)
+        codebook = torch.zeros(card.method.vocab_size, card.method.code_dim)
         head = TaskHead(encoder.dim, card.method.code_dim)
         tokenizer = VqkdTokenizer(encoder, head, codebook, card.mean, card.std)
     tokenizer.load_state_dict(load_file(folder / "model.safetensors"), strict=True)

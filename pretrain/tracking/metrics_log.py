@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.files import write_text
-from pretrain.tracking.say import say
+from pretrain.tracking.console import say
 
 MOST_HELD = 100_000  # rows in memory while nothing can be written
 PAUSES = (0.05, 0.5)  # seconds between the tries of one row; a file system that is gone longer gets it with the next

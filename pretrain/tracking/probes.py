@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.config import ConfigError, load_config
-from pretrain.tracking.say import say
+from pretrain.config.load import ConfigError, load_config
+from pretrain.tracking.console import say
 from pretrain.tracking.wandb_identity import Identity, identity_of, stored_identity, wandb_mode
 from pretrain.tracking.wandb_run import PROBES, WandbRun
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pretrain.schema import Config
+from pretrain.config import Config
 from pretrain.tracking.machine import NAMES, RANK, Machine, node_name
 
 NAME_BYTES = 48

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from pretrain.schema import Config
+from pretrain.config import Config
+from pretrain.tracking.console import say
 from pretrain.tracking.metrics_log import MetricsLog
 from pretrain.tracking.pictures import contact_sheet
-from pretrain.tracking.say import say
 from pretrain.tracking.wandb_identity import identity_of
 from pretrain.tracking.wandb_run import WandbRun
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pretrain.tracking.say import say
+from pretrain.tracking.console import say
 
 HEADER = b":W&B"
 MAGIC = 0xBEE1

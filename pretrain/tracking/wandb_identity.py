@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.files import write_text
-from pretrain.config import as_shown, dump_config
-from pretrain.schema import Config
-from pretrain.tracking.say import say
+from pretrain.config import Config
+from pretrain.config.load import as_shown, dump_config
+from pretrain.tracking.console import say
 
 FILE = "wandb.json"
 

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pretrain.tracking.console import say
 from pretrain.tracking.metrics_log import read_lines, read_rows
-from pretrain.tracking.say import say
 from pretrain.tracking.wandb_files import Had, key_of, kind_of, what_wandb_has
 from pretrain.tracking.wandb_identity import Identity, keep_identity, stored_identity
 

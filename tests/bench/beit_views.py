@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as tv
 
-from data_pipelines.crops.views import Crop, TargetCrop, Views
+from data_pipelines.transforms.config import Crop, TargetCrop, Views
 
 BEIT = Views(
     global_crops=(Crop(size=224, scale=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0)),), target_crop=TargetCrop(size=112)

@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from pretrain.checkpoints import live
+from pretrain.checkpoints.exports import export_of
 from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState
 from pretrain.checkpoints.saving import Saver
-from pretrain.config import parse_config
-from pretrain.engine import build_engine, initialise_distributed
-from pretrain.exports import export_of
+from pretrain.config.load import parse_config
+from pretrain.engines import live_state
+from pretrain.engines.engine import build_engine, initialise_distributed
+from pretrain.engines.schedules import Timeline
 from pretrain.methods import Normalisation, build_method
-from pretrain.schedules import Timeline
 
 SIZE, BATCH = 32, 4
 
@@ -64,12 +64,12 @@ def measure(folder: Path, rounds: int, dim: int) -> None:
     batch: Any = {
         "global_crops": torch.randint(0, 256, (BATCH, 1, 3, SIZE, SIZE), dtype=torch.uint8),
         "local_crops": None,
-        "dropped": None,
-        "replaced": torch.arange(BATCH * (SIZE // 8) ** 2).view(BATCH, SIZE // 8, SIZE // 8) % 2 == 0,
+        "drop_mask": None,
+        "token_mask": torch.arange(BATCH * (SIZE // 8) ** 2).view(BATCH, SIZE // 8, SIZE // 8) % 2 == 0,
     }
     step = 0
     saver = Saver(CheckpointFolder(folder / "run", config.checkpoint), torch.device("cpu"))
-    print(f"{live.num_bytes(engine) / 1e6:.0f} MB of state; {rounds} rounds; seconds")
+    print(f"{live_state.num_bytes(engine) / 1e6:.0f} MB of state; {rounds} rounds; seconds")
 
     def train() -> float:
         nonlocal step
@@ -80,7 +80,7 @@ def measure(folder: Path, rounds: int, dim: int) -> None:
 
     def save(wait: bool) -> float:
         began = time.perf_counter()
-        state = ResumeState(step, 1, 1, {}, form=FORM, counters=live.counters(engine))
+        state = ResumeState(step, 1, 1, {}, form=FORM, counters=live_state.counters(engine))
         saver.save(engine, state, export_of(method, config, normalisation, step, 0.0), wait)
         return time.perf_counter() - began
 

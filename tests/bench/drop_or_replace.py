@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from _compare import compare
 
-from pretrain.config import parse_config
-from pretrain.masking import draw_mask_for
+from pretrain.config.load import parse_config
+from pretrain.engines.schedules import Timeline
 from pretrain.methods import Normalisation, build_method
-from pretrain.schedules import Timeline
+from pretrain.stream.masking import draw_mask_for
 
 SIZE = 256
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -68,7 +68,7 @@ def training_step(encoder: str, method: str, batch_size: int, device: torch.devi
         None if maps[0] is None else torch.from_numpy(np.stack(maps)).to(device) for maps in zip(*masks, strict=True)
     )
     crops = torch.randint(0, 256, (batch_size, 1, 3, SIZE, SIZE), dtype=torch.uint8, device=device)
-    batch: Any = {"global_crops": crops, "local_crops": None, "dropped": dropped, "replaced": replaced}
+    batch: Any = {"global_crops": crops, "local_crops": None, "drop_mask": dropped, "token_mask": replaced}
 
     def step() -> None:
         loss = module(batch, 0)["loss"]

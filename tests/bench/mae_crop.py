@@ -1,6 +1,6 @@
 """MAE's crop on one core: JPEG bytes to 224 px, against PIL and torchvision's v1 transforms to float tensors.
 
-Also four views of each decoded image (`data.repeats=4`). `--data SHARDS` takes other photos than the built-in ones.
+Also four views of each decoded image (`data.repeated_augmentation=4`). `--data SHARDS` takes other photos than the built-in ones.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from _compare import compare
 from _pipelines import bench_shards, loader_rows, one_by_one
 from torchvision import transforms
 
-from data_pipelines.crops.views import Crop, Views
+from data_pipelines.transforms.config import Crop, Views
 
 MAE = Views(global_crops=(Crop(size=224, scale=(0.2, 1.0)),))
 RECIPE = transforms.Compose(  # facebookresearch/mae: main_pretrain.py

@@ -1,6 +1,6 @@
 """DINO's ten crops (2 x 224 and 8 x 96 px) on one core, decoding included, against the recipe as its authors run it.
 
-Theirs: PIL, torchvision's v1 transforms, float tensors out. Ours: the executors on exactly decoded JPEG, uint8 out, and
+Theirs: PIL, torchvision's v1 transforms, float tensors out. Ours: the backends on exactly decoded JPEG, uint8 out, and
 the CPU's part where the device does the colours. Beside the pace stands how faithful the same configuration is: PSNR
 against PIL and torchvision with the same parameters, median and 5th percentile over crops.
 
@@ -25,15 +25,15 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
 from torchvision.transforms import functional as tv
 
-from data_pipelines.crops import native
-from data_pipelines.crops.base import CropJob, Executor
-from data_pipelines.crops.draws import CropParams, draw
-from data_pipelines.crops.executors import executor
-from data_pipelines.crops.views import Crop, LocalCrops, Views
 from data_pipelines.images.jpeg import decode_jpeg
-from data_pipelines.shards.index import open_dataset
+from data_pipelines.shards.dataset import open_dataset
+from data_pipelines.transforms.backends import native
+from data_pipelines.transforms.backends.base import Backend, CropJob
+from data_pipelines.transforms.backends.select import backend
+from data_pipelines.transforms.config import Crop, LocalCrops, Views
+from data_pipelines.transforms.params import CropParams, draw
 
-COLOURS = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grey": 0.2}
+COLOURS = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grayscale": 0.2}
 VIEWS = Views(
     global_crops=(
         Crop(size=224, scale=(0.4, 1), blur=1.0, **COLOURS),
@@ -97,17 +97,17 @@ class Side(NamedTuple):
     """One of our ways."""
 
     name: str
-    executor: Executor
+    backend: Backend
     padded: bool  # how the JPEG is decoded for it
     colours: bool
     target: float
 
 
 def sides() -> list[Side]:
-    made = [Side("wheels only", executor("wheels"), False, True, 4.5)]
+    made = [Side("wheels only", backend("opencv"), False, True, 4.5)]
     if native.BUILT:
-        made.append(Side("native", executor("native"), True, True, 8))
-        made.append(Side("native, colours left to the device", executor("native"), True, False, 10))
+        made.append(Side("native", backend("native"), True, True, 8))
+        made.append(Side("native, colours left to the device", backend("native"), True, False, 10))
     return made
 
 
@@ -124,7 +124,7 @@ def make(side: Side, content: bytes, number: int, outs: list[np.ndarray]) -> tup
     if not side.colours:
         params = tuple(CropParams(crop.box, crop.flip) for crop in params)
     jobs = [CropJob(crop, "bicubic", out) for crop, out in zip(params, outs, strict=True)]
-    side.executor(picture.pixels, jobs)
+    side.backend(picture.pixels, jobs)
     return picture.pixels, jobs
 
 
@@ -150,7 +150,7 @@ def authors_crop(image: Image.Image, params: CropParams, size: tuple[int, ...]) 
     image = tv.hflip(image) if params.flip else image
     for name, factor in params.jitter:
         image = getattr(tv, f"adjust_{name}")(image, factor)
-    image = tv.to_grayscale(image, 3) if params.grey else image
+    image = tv.to_grayscale(image, 3) if params.grayscale else image
     if params.blur_radius is not None:
         image = image.filter(ImageFilter.GaussianBlur(params.blur_radius))
     return ImageOps.solarize(image) if params.solarise else image

@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from data_pipelines.crops.views import Crop, LocalCrops, Views
-from data_pipelines.shards.index import Dataset
+from data_pipelines.shards.dataset import Dataset
+from data_pipelines.transforms.config import Crop, LocalCrops, Views
 
 ROWS, BATCH, WORKERS = 512, 64, 2
-COLOUR = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grey": 0.2}
+COLOUR = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grayscale": 0.2}
 DINO = Views(
     global_crops=(
         Crop(size=224, scale=(0.4, 1.0), blur=1.0, **COLOUR),

@@ -72,7 +72,7 @@ def main() -> None:
     given = parser.parse_args()
     from tiny import write_shards
 
-    from pretrain.history import read_history
+    from pretrain.survival.history import read_history
 
     sides = {"here": HERE} | ({"against": given.against.resolve()} if given.against else {})
     runs: dict[str, list[Start]] = {side: [] for side in sides}

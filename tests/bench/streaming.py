@@ -28,9 +28,9 @@ from sklearn.datasets import load_sample_images
 
 from data_pipelines.loader import Loader
 from data_pipelines.packing.write import pack
-from pretrain.config import load_config
-from pretrain.datasets import open_datasets, sampler_of
-from pretrain.masking import draw_mask_for
+from pretrain.config.load import load_config
+from pretrain.stream.datasets import open_datasets, sampler_of
+from pretrain.stream.masking import draw_mask_for
 
 WARM_UP = 0.2  # of the time
 MOST_GROWTH = 20.0  # MB/h
@@ -94,7 +94,7 @@ def stream(shards: str, preset: str, batch_size: int, minutes: float, interval: 
         steps = loader.steps()
         next(steps)
         began, images, told = time.monotonic(), 0, 0.0
-        print(f"{sampler.summary()}; {preset}, crops by {loader.executor}")
+        print(f"{sampler.summary()}; {preset}, crops by {loader.backend}")
         while (elapsed := time.monotonic() - began) < 60 * minutes:
             if not states or elapsed - states[-1].seconds >= interval:
                 states.append(state(elapsed, images))

@@ -13,11 +13,11 @@ from _compare import compare
 from einops import rearrange
 from timm.layers import set_fused_attn
 
-from pretrain.config import parse_config
-from pretrain.engine import build_engine, initialise_distributed
+from pretrain.config.load import parse_config
+from pretrain.encoders.patches import patchify
+from pretrain.engines.engine import build_engine, initialise_distributed
+from pretrain.engines.schedules import Timeline
 from pretrain.methods import Normalisation, build_method
-from pretrain.patches import patchify
-from pretrain.schedules import Timeline
 
 BATCH = 64
 CONFIG = {
@@ -77,7 +77,7 @@ def main() -> None:
     crops = torch.randint(0, 256, (BATCH, 1, 3, 32, 32), dtype=torch.uint8)
     dropped = torch.ones(BATCH, 64, dtype=torch.bool)
     dropped[:, :16] = False
-    batch = {"global_crops": crops, "dropped": dropped.view(BATCH, 8, 8), "replaced": None, "local_crops": None}
+    batch = {"global_crops": crops, "drop_mask": dropped.view(BATCH, 8, 8), "token_mask": None, "local_crops": None}
     images = plain.normalise(crops[:, 0])
 
     def ours() -> None:

@@ -205,7 +205,9 @@ def test_a_sick_node_is_left_out_and_the_job_starts_again_without_it(workplace: 
     env = fake(workplace, "exit 0")
     python = Path(env["SELFSIGHT_PYTHON"])
     run = workplace.runs / "run"
-    record = f"from pathlib import Path; from pretrain.history import record; record(Path('{run}'), 'preflight', "
+    record = (
+        f"from pathlib import Path; from pretrain.survival.history import record; record(Path('{run}'), 'preflight', "
+    )
     preflight = f"""\
 if [[ $2 == launch.cluster.preflight && ${{SLURM_RESTART_COUNT:-0}} == 0 ]]; then
   if [[ $3 == --result ]]; then {workplace.cluster.extra["SELFSIGHT_PYTHON"]} -c "{record} sick=['n2'], text='')"; fi

@@ -7,7 +7,7 @@ import json
 import pytest
 from workplace import ROOT, Workplace
 
-from pretrain.history import record
+from pretrain.survival.history import record
 
 SCRIPT = ROOT / "slurm" / "pretrain.sbatch"
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 from workplace import Workplace
 
-from pretrain.stopping import EXIT_HUNG
+from pretrain.survival.stopping import EXIT_HUNG
 
 
 @pytest.mark.cluster_full

@@ -12,7 +12,7 @@ from minicluster import MiniCluster
 from workplace import Workplace
 
 from pretrain.checkpoints.folder import CheckpointFolder, read_state
-from pretrain.schema import CheckpointConfig
+from pretrain.config import CheckpointConfig
 
 STEPS = 12
 RUN: dict[str, Any] = {

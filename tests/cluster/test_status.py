@@ -7,7 +7,7 @@ from typing import Any
 
 from workplace import ROOT, Workplace
 
-from pretrain.history import record
+from pretrain.survival.history import record
 
 
 def status(workplace: Workplace, *arguments: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The authors' chain of transforms on PIL images, with given parameters: what every executor is measured against."""
+"""The authors' chain of transforms on PIL images, with given parameters: what every backend is measured against."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torchvision.transforms.functional as tv
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import InterpolationMode
 
-from data_pipelines.crops.base import CropJob
-from data_pipelines.crops.draws import CropParams
-from data_pipelines.crops.views import Interpolation
+from data_pipelines.transforms.backends.base import CropJob
+from data_pipelines.transforms.config import Interpolation
+from data_pipelines.transforms.params import CropParams
 
 JITTER: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "brightness": tv.adjust_brightness,
@@ -22,7 +22,7 @@ JITTER: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 
 
 def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
-    """An `Executor` over PIL and torchvision v1; boxes are whole pixels."""
+    """An `Backend` over PIL and torchvision v1; boxes are whole pixels."""
     whole = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else np.ascontiguousarray(image))
     for job in jobs:
         pixels = np.asarray(crop_of(whole, job.params, (job.out.shape[1], job.out.shape[2]), job.interpolation))
@@ -36,7 +36,7 @@ def crop_of(image: Image.Image, params: CropParams, size: tuple[int, int], inter
     image = tv.hflip(image) if params.flip else image
     for name, factor in params.jitter:
         image = JITTER[name](image, factor)
-    if params.grey:
+    if params.grayscale:
         image = tv.to_grayscale(image, len(image.getbands()))
     if params.blur_radius is not None:
         image = image.filter(ImageFilter.GaussianBlur(params.blur_radius))

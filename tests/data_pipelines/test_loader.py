@@ -16,16 +16,16 @@ import torch
 from making import encode, picture, sample_files, write_tar
 
 from data_pipelines.buffers import map_batch
-from data_pipelines.crops import native
-from data_pipelines.crops.device import finish
-from data_pipelines.crops.executors import ExecutorName
-from data_pipelines.crops.views import Crop, LocalCrops, TargetCrop, Views
 from data_pipelines.images.bad_samples import Decoder, TooManyBadSamplesError
 from data_pipelines.loader import Batch, Loader
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.index import Dataset, open_dataset
+from data_pipelines.shards.dataset import Dataset, open_dataset
+from data_pipelines.transforms.backends import native
+from data_pipelines.transforms.backends.device import finish
+from data_pipelines.transforms.backends.select import BackendName
+from data_pipelines.transforms.config import Crop, LocalCrops, TargetCrop, Views
 
-COLOUR = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grey": 0.2}
+COLOUR = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grayscale": 0.2}
 DINO = Views(
     global_crops=(Crop(size=16, blur=1.0, **COLOUR), Crop(size=16, blur=0.1, solarise=0.2, **COLOUR)),
     local_crops=LocalCrops(size=8, count=3, scale=(0.05, 0.4), blur=0.5, **COLOUR),
@@ -42,7 +42,7 @@ def draw_mask(rng: np.random.Generator, step: int, row: int) -> tuple[np.ndarray
 def digest(parts: list[Batch]) -> str:
     """A hash of what the model sees of a step; `parts` are its micro-batches in the order of rows."""
     hashed = hashlib.sha256()
-    names = ("rows", "ids", "labels", "global_crops", "local_crops", "target_crops", "dropped")
+    names = ("rows", "ids", "labels", "global_crops", "local_crops", "target_crops", "drop_mask")
     for name in (*names, *(name for name in ("global_colours", "local_colours") if name in parts[0])):
         hashed.update(torch.cat([part[name] for part in parts]).numpy().tobytes())
     return hashed.hexdigest()
@@ -99,7 +99,7 @@ def reference(shards: Path) -> list[str]:
         return digests(dataset)
 
 
-@pytest.mark.parametrize(("ranks", "threads", "accumulation"), [(2, 3, 1), (4, 2, 1), (1, 2, 3), (2, 1, 2)])
+@pytest.mark.parametrize(("ranks", "threads", "grad_accum_steps"), [(2, 3, 1), (4, 2, 1), (1, 2, 3), (2, 1, 2)])
 def test_batches_do_not_depend_on_who_makes_them(
     dataset: Dataset, reference: list[str], ranks: int, threads: int, accumulation: int
 ) -> None:
@@ -115,10 +115,10 @@ def test_resumed_on_other_ranks_the_batches_go_on(dataset: Dataset, reference: l
 @pytest.mark.parametrize(
     "options",
     [
-        {"executor": "wheels"},
-        {"executor": "device"},
+        {"backend": "opencv"},
+        {"backend": "device"},
         {"repeats": 3},
-        {"repeats": 2, "executor": "device", "partial_decode": False},
+        {"repeats": 2, "backend": "device", "partial_decode": False},
         {"dct_scaling": False},
     ],
 )
@@ -129,10 +129,10 @@ def test_every_way_of_making_them_gives_each_rank_its_own(photos: Dataset, optio
     assert digests(photos, threads=2, accumulation=3, start=5, stop=9, **options) == expected[5:]
 
 
-@pytest.mark.parametrize("executor", ["auto", "wheels", "device"])
-def test_a_part_decoded_gives_the_crops_of_the_whole(photos: Dataset, executor: ExecutorName) -> None:
+@pytest.mark.parametrize("backend", ["auto", "opencv", "device"])
+def test_a_part_decoded_gives_the_crops_of_the_whole(photos: Dataset, backend: BackendName) -> None:
     for dct_scaling in (True, False):
-        options: dict[str, Any] = {"executor": executor, "dct_scaling": dct_scaling, "stop": 8}
+        options: dict[str, Any] = {"backend": backend, "dct_scaling": dct_scaling, "stop": 8}
         assert digests(photos, **options) == digests(photos, **options, partial_decode=False)
 
 
@@ -191,12 +191,12 @@ def test_a_repeated_sample_is_decoded_once(photos: Dataset, monkeypatch: pytest.
 
 def test_colours_left_to_the_device_come_out_alike(photos: Dataset) -> None:
     views = Views(global_crops=(Crop(size=32, blur=0.5, solarise=0.3, **COLOUR),), local_crops=DINO.local_crops)
-    for executor in ("wheels", "native") if native.BUILT else ("wheels",):
+    for backend in ("opencv", "native") if native.BUILT else ("opencv",):
         batches: list[Batch] = []
-        for name in (executor, "device"):
-            if executor == "wheels" and native.BUILT and name == "device":
-                continue  # it would cut with the native executor
-            with Loader(Sampler((photos,), seed=3, batch_size=24), views, executor=name) as loader:
+        for name in (backend, "device"):
+            if backend == "opencv" and native.BUILT and name == "device":
+                continue  # it would cut with the native backend
+            with Loader(Sampler((photos,), seed=3, batch_size=24), views, backend=name) as loader:
                 (batch,) = next(loader.steps())
                 batches.append(map_batch(batch, torch.clone))
         if len(batches) == 2:
@@ -269,9 +269,9 @@ def test_shapes_types_and_values(dataset: Dataset) -> None:
     assert first["local_crops"].shape == (2, 3, 3, 8, 8)
     assert first["target_crops"].shape == (2, 3, 8, 8)
     assert first["global_crops"].dtype == first["local_crops"].dtype == torch.uint8
-    assert first["dropped"].shape == (2, 4, 4)
-    assert first["dropped"].dtype == torch.bool
-    assert first["replaced"] is None
+    assert first["drop_mask"].shape == (2, 4, 4)
+    assert first["drop_mask"].dtype == torch.bool
+    assert first["token_mask"] is None
     assert first["rows"].tolist() + second["rows"].tolist() == [4, 5, 6, 7]
     assert first["labels"].tolist() == [sample % 10 for _, sample in first["ids"].tolist()]
     assert sampler.steps_per_epoch == 50 // 8
@@ -293,7 +293,7 @@ def test_an_item_holds_until_the_next_and_buffers_are_reused(dataset: Dataset) -
 def test_crops_differ_between_passes_and_masks_between_rows(dataset: Dataset) -> None:
     with Loader(Sampler((dataset,), seed=0, batch_size=50), FLIP, draw_mask=draw_mask) as loader:
         passes = [
-            (batch["ids"][:, 1].clone(), batch["global_crops"].clone(), batch["dropped"].clone())
+            (batch["ids"][:, 1].clone(), batch["global_crops"].clone(), batch["drop_mask"].clone())
             for (batch,) in itertools.islice(loader.steps(), 2)
         ]
     (ids, crops, masks), (next_ids, next_crops, next_masks) = passes

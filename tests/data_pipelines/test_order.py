@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.order import Order, default_lanes
-from data_pipelines.streams import Stream, mix, random_bits, stream_key
+from data_pipelines.rng import Stream, mix, random_bits, stream_key
 
 RAGGED = (700, 1, 0, 333, 1024, 5, 90)
 

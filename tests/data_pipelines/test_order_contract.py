@@ -1,7 +1,7 @@
 """The order contract: what the model sees of 200 steps depends on seed, data, weights, batch size and step alone.
 
 Ids, labels, crops and masks are hashed step by step and compared with one rank of one thread. A new way to get at the
-same samples (another kind of source, another executor of equal bytes) is one more entry of `CASES` or `sources`.
+same samples (another kind of source, another backend of equal bytes) is one more entry of `CASES` or `sources`.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import torch
 from making import sample_files, write_tar
 from serving import serve
 
-from data_pipelines.crops.views import Crop, LocalCrops, TargetCrop, Views
 from data_pipelines.loader import Batch, Loader
 from data_pipelines.remote.cache import Cache
 from data_pipelines.remote.fetch import Patience
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.index import Dataset, open_dataset
+from data_pipelines.shards.dataset import Dataset, open_dataset
+from data_pipelines.transforms.config import Crop, LocalCrops, TargetCrop, Views
 
-COLOUR = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grey": 0.2}
+COLOUR = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grayscale": 0.2}
 VIEWS = Views(
     global_crops=(Crop(size=16, blur=1.0, **COLOUR), Crop(size=16, blur=0.1, solarise=0.2, **COLOUR)),
     local_crops=LocalCrops(size=8, count=2, scale=(0.05, 0.4), blur=0.5, **COLOUR),
     target_crop=TargetCrop(size=8),
 )
 STEPS, BATCH, WEIGHTS = 200, 12, (2, 1)
-HASHED = ("rows", "ids", "labels", "global_crops", "local_crops", "target_crops", "dropped", "replaced")
+HASHED = ("rows", "ids", "labels", "global_crops", "local_crops", "target_crops", "drop_mask", "token_mask")
 
 
 @dataclass(frozen=True)

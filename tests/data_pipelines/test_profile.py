@@ -11,11 +11,11 @@ import pytest
 import torch
 from making import encode, picture, write_tar
 
-from data_pipelines.crops.views import Crop, LocalCrops, Views
 from data_pipelines.loader import Loader
 from data_pipelines.profile import STAGES, Profile, Watch, profile, ranks_for_profiling
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.index import Dataset, open_dataset
+from data_pipelines.shards.dataset import Dataset, open_dataset
+from data_pipelines.transforms.config import Crop, LocalCrops, Views
 
 VIEWS = Views(
     global_crops=(Crop(size=32, jitter=(0.4, 0.4, 0.2, 0.1), blur=1.0),), local_crops=LocalCrops(size=16, count=2)

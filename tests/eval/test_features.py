@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines.shards.index import open_dataset
+from data_pipelines.shards.dataset import open_dataset
 from eval.features import FeatureSet, centred, extract, pixels
+from pretrain.config import SwinConfig, VitConfig
 from pretrain.encoders import build_encoder
-from pretrain.schema import SwinConfig, VitConfig
 
 NORM = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "progress": False}
 
@@ -42,7 +42,7 @@ def test_class_token_encoder(dataset):
     assert features.ids.tolist() == [0, 1, 3, 4, 5, 7]
     with torch.no_grad():
         expected = encoder(normalised(dataset, [0, 1, 3, 4, 5, 7]), layers=(1, 2, 3, 4))
-    mean, tokens = expected.tokens.mean(dim=1), [layer.prefix[:, 0] for layer in expected.layers]
+    mean, tokens = expected.tokens.mean(dim=1), [layer.prefix_tokens[:, 0] for layer in expected.layers]
     close = {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(features.inputs["class"], tokens[-1], **close)
     torch.testing.assert_close(features.inputs["mean"], mean, **close)

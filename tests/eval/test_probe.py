@@ -13,11 +13,11 @@ from eval.probe import run_probe
 from eval.report import markdown_table, probe_table
 from eval.splits import open_splits
 from eval.target import open_target, run_of
+from pretrain.config import VitConfig
 from pretrain.encoders import build_encoder
 from pretrain.encoders.load import find_encoder
 from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.interop.export import export_encoder
-from pretrain.schema import VitConfig
 from pretrain.tracking.probes import Accuracy
 
 pytestmark = pytest.mark.filterwarnings("ignore:k = ")  # 200 neighbours of 60 samples

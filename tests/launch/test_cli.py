@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import launch.demo
 import launch.local
-import launch.training
+import launch.pretrain_command
 from launch.cli import app, is_user_error, main, told
 
 SUBCOMMANDS = ["demo", "pack", "verify", "pretrain", "launch", "probe", "export", "demo-data"]
@@ -80,7 +80,7 @@ def test_shards_without_their_option_are_asked_for_it(capsys: pytest.CaptureFixt
 
 def test_pretrain_passes_preset_and_overrides(run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(launch.training, "train", lambda preset, overrides: seen.append((preset, overrides)))
+    monkeypatch.setattr(launch.pretrain_command, "train", lambda preset, overrides: seen.append((preset, overrides)))
     # the deepspeed launcher puts --local_rank before all
     result = run("pretrain", "--local_rank=1", "mine.yaml", "train.epochs=3", "name=x", "--data", "shards/")
     assert result.exit_code == 0, result.output

@@ -18,8 +18,8 @@ from launch.cli import main
 from launch.dashboard.layout import as_text, layout_of
 from launch.dashboard.sync import LIVE_SECONDS, complete, sync
 from launch.dashboard.workspace import as_json
-from pretrain.config import load_config, parse_config
-from pretrain.run_folder import alone_in, write_config
+from pretrain.config.load import load_config, parse_config
+from pretrain.survival.run_folder import alone_in, write_config
 from pretrain.tracking.metrics_log import MetricsLog
 from pretrain.tracking.probes import Accuracy, log_probe
 from pretrain.tracking.tracker import Tracker

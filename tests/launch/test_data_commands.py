@@ -11,11 +11,11 @@ from making import npy, tiff, write_tar
 from PIL import Image
 from typer.testing import CliRunner
 
-import data_pipelines.crops.showing
+import data_pipelines.transforms.transform
 import launch.crop_sheet
-from launch.cleaning import whitened
 from launch.cli import app, main
 from launch.crop_sheet import told
+from launch.dedupe_command import whitened
 
 
 @pytest.fixture(autouse=True)
@@ -157,8 +157,10 @@ def test_show_draws_the_crops_that_the_loader_makes(
     shards: Path, tmp_path: Path, preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The parameters below the crops are those that the loader drew."""
-    draw, loaded, shown = data_pipelines.crops.showing.draw, [], []
-    monkeypatch.setattr(data_pipelines.crops.showing, "draw", lambda *args: loaded.append(draw(*args)) or loaded[-1])
+    draw, loaded, shown = data_pipelines.transforms.transform.draw, [], []
+    monkeypatch.setattr(
+        data_pipelines.transforms.transform, "draw", lambda *args: loaded.append(draw(*args)) or loaded[-1]
+    )
     monkeypatch.setattr(launch.crop_sheet, "told", lambda params: shown.append(params) or told(params))
     args = ["train.batch_size=32", "method.tokenizer=x"] if "beit" in preset else ["train.batch_size=32"]
     run("show", shards, "--preset", preset, *args, "--out", tmp_path, "--rows", 3, "--step", 1, "--no-progress")

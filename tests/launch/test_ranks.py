@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from launch.ranks import Ranks, check_gpus, rank_environment, rank_of
-from pretrain.config import ConfigError
-from pretrain.gpus import gpu_of
+from pretrain.config.load import ConfigError
+from pretrain.engines.gpus import gpu_of
 
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "node7", "MASTER_PORT": "29500"}
 SRUN = {

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from pretrain.stopping import EXIT_STOPPED
+from pretrain.survival.stopping import EXIT_STOPPED
 from slurm import template
 
 

@@ -15,19 +15,19 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn import functional as F
 
+from pretrain.config import DinoConfig, MaeConfig, MaskConfig, MimConfig, VitConfig
 from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Encoder, Mask
 from pretrain.encoders.saved import load_encoder
+from pretrain.engines.optim import set_rates
+from pretrain.engines.schedules import Cosine, Timeline
 from pretrain.interop.layouts import Imported
 from pretrain.interop.official import import_checkpoint
 from pretrain.methods import Method, Normalisation
-from pretrain.methods.dino import Dino
-from pretrain.methods.mae import MaskedAutoencoder
-from pretrain.methods.mim import MaskedImageModelling
-from pretrain.optim import set_rates
-from pretrain.schedules import Cosine, Timeline
-from pretrain.schema import DinoConfig, MaeConfig, MaskConfig, MimConfig, VitConfig
-from pretrain.tokenizers.pixels import Pixels
+from pretrain.methods.dino.method import Dino
+from pretrain.methods.mae.method import MaskedAutoencoder
+from pretrain.methods.mim.method import MaskedImageModelling
+from pretrain.methods.mim.pixels import Pixels
 
 #: Inputs of the recorded runs are normalised already.
 AS_IT_IS = Normalisation((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
@@ -139,8 +139,8 @@ def test_simmim_on_vit(tmp_path: Path) -> None:
     encoder, found = imported(record["state_dict"], "simmim", tmp_path, "norm_eps=1e-5", mask_token=True)
     method = MaskedImageModelling(MimConfig(mask=MaskConfig(unit=8)), encoder, Pixels(8, 3), AS_IT_IS, TIMELINE)
     load_method(method, found)
-    batch: Any = {"global_crops": record["x"][:, None], "dropped": None, "replaced": record["mask"].bool()}
-    features = encoder(record["x"], Mask(replaced=batch["replaced"]))
+    batch: Any = {"global_crops": record["x"][:, None], "drop_mask": None, "token_mask": record["mask"].bool()}
+    features = encoder(record["x"], Mask(token=batch["token_mask"]))
     torch.testing.assert_close(rearrange(features.tokens, "b (h w) d -> b d h w", h=8), record["z"], atol=1e-4, rtol=0)
     loss = method(batch, 0)["loss"]
     assert float(loss) == pytest.approx(record["loss"], rel=1e-5)
@@ -159,7 +159,7 @@ def test_beit(tmp_path: Path) -> None:
     head.load_state_dict({name: found.method[f"head.{name}"] for name in ("weight", "bias")})
     with torch.no_grad():
         encoder.mask_token.copy_(found.method["encoder.mask_token"])
-    features = encoder(record["x"], Mask(replaced=rearrange(record["mask"], "b (h w) -> b h w", h=8)))
+    features = encoder(record["x"], Mask(token=rearrange(record["mask"], "b (h w) -> b h w", h=8)))
     logits = head(features.tokens[record["mask"]])
     torch.testing.assert_close(logits, record["logits"], atol=1e-4, rtol=0)
     loss = F.cross_entropy(logits, record["labels"])
@@ -183,8 +183,8 @@ def test_dino() -> None:
     vit = VitConfig(dim=48, depth=2, heads=3, patch=8)
     config = DinoConfig(
         prototypes=128,
-        head_hidden=64,
-        head_bottleneck=32,
+        head_hidden_dim=64,
+        head_bottleneck_dim=32,
         teacher_temperature=0.07,
         warmup_teacher_temperature=0.04,
         warmup_teacher_temperature_epochs=2,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tiny import config_data, write_shards, write_sources
 
-from pretrain.config import parse_config
-from pretrain.schema import Config
+from pretrain.config import Config
+from pretrain.config.load import parse_config
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from worker import run
 
 import pretrain.train
-from pretrain.engine import initialise_distributed
+from pretrain.engines.engine import initialise_distributed
 from pretrain.methods import Method, build_method
 
 

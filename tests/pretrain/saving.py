@@ -16,11 +16,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pretrain.checkpoints import folder as folders
-from pretrain.checkpoints import live, pieces
+from pretrain.checkpoints import pieces
+from pretrain.checkpoints.exports import Export
 from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState
 from pretrain.checkpoints.saving import Saver
-from pretrain.exports import Export
-from pretrain.schema import CheckpointConfig
+from pretrain.config import CheckpointConfig
+from pretrain.engines import live_state
 
 POINTS = (
     "in the piece",
@@ -70,7 +71,7 @@ def write_export(folder: Path, weights: dict[str, Tensor]) -> None:
 def save_step(saver: Saver, engine: Engine, wait: bool = True) -> None:
     """One more step, and its checkpoint."""
     engine.step()
-    state = ResumeState(engine.global_steps, 1, 0, {}, form=FORM, counters=live.counters(engine))
+    state = ResumeState(engine.global_steps, 1, 0, {}, form=FORM, counters=live_state.counters(engine))
     saver.save(engine, state, Export("encoder", engine.module, write_export), wait)
 
 

@@ -17,12 +17,12 @@ from tiny import COLOURS, config_data
 from data_pipelines.packing.write import pack
 from data_pipelines.shards.dataset_info import data_stats
 from eval.probe import run_probe
-from pretrain import pixels
-from pretrain.config import ConfigError, load_config, parse_config
+from pretrain.config import Config
+from pretrain.config.load import ConfigError, load_config, parse_config
 from pretrain.encoders.saved import load_encoder
 from pretrain.interop.export import export_encoder
 from pretrain.run import pretrain
-from pretrain.schema import Config
+from pretrain.stream import pixels
 from pretrain.tracking.pictures import contact_sheet
 
 TINY = [
@@ -52,7 +52,7 @@ def grey_tree(folder: Path, split: str, count: int) -> None:
 @pytest.fixture(scope="module")
 def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Packed."""
-    folder = tmp_path_factory.mktemp("grey")
+    folder = tmp_path_factory.mktemp("grayscale")
     grey_tree(folder / "images", "train", 24)
     grey_tree(folder / "images", "val", 8)
     pack(folder / "images", folder / "shards", progress=False)
@@ -90,7 +90,7 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 def test_a_preset_trains_resumes_is_shown_exported_and_probed(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    channels, shards = (1, "grey") if name == "mae_vit_16bit_grey" else (13, "multispectral")
+    channels, shards = (1, "grayscale") if name == "mae_vit_16bit_grey" else (13, "multispectral")
     data = request.getfixturevalue(shards)
     run = pretrain(preset(name, data, tmp_path / "runs"))
     rows = rows_of(run)

@@ -8,9 +8,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from pretrain.attention_maps import attention_pictures, class_token_attention, main_directions
+from pretrain.config import BeitConfig, EncoderConfig, PvtConfig, SwinConfig, TimmConfig, VitConfig
 from pretrain.encoders import Encoder, build_encoder
-from pretrain.schema import BeitConfig, EncoderConfig, PvtConfig, SwinConfig, TimmConfig, VitConfig
+from pretrain.encoders.attention_maps import attention_pictures, class_token_attention, main_directions
 
 VIT = VitConfig(dim=32, depth=2, heads=2, patch=4, registers=1)
 BEIT = {"dim": 32, "depth": 2, "heads": 2, "patch": 4}
@@ -36,8 +36,8 @@ def test_attention_is_a_distribution_over_prefix_and_patches(config: EncoderConf
     encoder = make(config)
     features, attention = class_token_attention(encoder, images())
     assert attention is not None
-    assert features.prefix is not None
-    assert attention.shape == (3, 2, features.prefix.shape[1] + 4 * 6)
+    assert features.prefix_tokens is not None
+    assert attention.shape == (3, 2, features.prefix_tokens.shape[1] + 4 * 6)
     torch.testing.assert_close(attention.sum(dim=-1), torch.ones(3, 2))
     with torch.no_grad():
         assert torch.equal(features.tokens, encoder(images()).tokens)

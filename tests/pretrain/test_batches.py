@@ -10,11 +10,11 @@ import torch
 from tiny import config_data, write_shards
 
 from data_pipelines.loader import Batch, Loader
-from data_pipelines.shards.index import open_dataset
-from pretrain.batches import DeviceSteps, ids_digest
-from pretrain.config import ConfigError, dump_config, parse_config
-from pretrain.data import resolve_executor
-from pretrain.datasets import sampler_of
+from data_pipelines.shards.dataset import open_dataset
+from pretrain.config.load import ConfigError, dump_config, parse_config
+from pretrain.stream.batches import DeviceSteps, ids_digest
+from pretrain.stream.datasets import sampler_of
+from pretrain.stream.loading import resolve_backend
 
 CPU = torch.device("cpu")
 
@@ -54,7 +54,7 @@ class FakeStream:
 def device_steps(events: list[str], ready: bool, monkeypatch: pytest.MonkeyPatch) -> DeviceSteps:
     """As on a GPU, whose copies are clones here."""
     monkeypatch.setattr(
-        "pretrain.batches.to_device",
+        "pretrain.stream.batches.to_device",
         lambda batch, device: {name: tensor.clone() for name, tensor in batch.items()},
     )
     return DeviceSteps(FakeLoader(events, ready), 5, CPU, side=FakeStream(events))  # type: ignore[arg-type]
@@ -83,20 +83,20 @@ def test_a_step_that_is_not_ready_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     assert events[5:10] == ["aside", "load 6", "back", "hand over 6", "compute 6"]
 
 
-@pytest.mark.parametrize("executor", ["wheels", "device"])
-def test_on_the_cpu_batches_pass_through(tmp_path: Path, executor: str) -> None:
+@pytest.mark.parametrize("backend", ["opencv", "device"])
+def test_on_the_cpu_batches_pass_through(tmp_path: Path, backend: str) -> None:
     write_shards(tmp_path, 40)
-    data = config_data("dino", "vit", tmp_path, tmp_path / "runs", data={"executor": executor})
+    data = config_data("dino", "vit", tmp_path, tmp_path / "runs", data={"backend": backend})
     config = parse_config(data)
     with open_dataset(tmp_path) as dataset:
-        loaders = [Loader(sampler_of(config, (dataset,)), config.views, executor=executor) for _ in range(2)]
+        loaders = [Loader(sampler_of(config, (dataset,)), config.views, backend=backend) for _ in range(2)]
         loaded, steps = loaders[0].steps(3), DeviceSteps(loaders[1], 3, CPU)
         for _ in range(3):
             (plain,), ((batch,), digest) = next(loaded), next(steps)
             assert digest == ids_digest(plain)
             assert set(batch) == set(plain) - {"global_colours", "local_colours"}
             same = torch.equal(batch["global_crops"], plain["global_crops"])
-            assert same == (executor == "wheels")  # else they are coloured on the way
+            assert same == (backend == "opencv")  # else they are coloured on the way
         for loader in loaders:
             loader.close()
 
@@ -105,21 +105,21 @@ def test_a_run_keeps_its_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     config = parse_config(config_data("mae", "vit", tmp_path, tmp_path / "runs"))
     folder = tmp_path / "runs" / config.name
     folder.mkdir(parents=True)
-    monkeypatch.setattr("data_pipelines.crops.native.BUILT", True)
-    begun = resolve_executor(config)
-    assert begun.data.executor == "native"
+    monkeypatch.setattr("data_pipelines.transforms.backends.native.BUILT", True)
+    begun = resolve_backend(config)
+    assert begun.data.backend == "native"
     (folder / "config.yaml").write_text(dump_config(begun))
-    assert resolve_executor(config) == begun
-    monkeypatch.setattr("data_pipelines.crops.native.BUILT", False)
+    assert resolve_backend(config) == begun
+    monkeypatch.setattr("data_pipelines.transforms.backends.native.BUILT", False)
     with pytest.raises(ConfigError, match=r"makes its crops by native, which is missing here.*build_ext"):
-        resolve_executor(config)
+        resolve_backend(config)
     other = config_data("mae", "vit", tmp_path, tmp_path / "elsewhere")
-    assert resolve_executor(parse_config(other)).data.executor == "wheels"
-    asked = config_data("mae", "vit", tmp_path, tmp_path / "elsewhere", data={"executor": "native"})
-    with pytest.raises(ConfigError, match=r"data\.executor: .*not built"):
-        resolve_executor(parse_config(asked))
+    assert resolve_backend(parse_config(other)).data.backend == "opencv"
+    asked = config_data("mae", "vit", tmp_path, tmp_path / "elsewhere", data={"backend": "native"})
+    with pytest.raises(ConfigError, match=r"data\.backend: .*not built"):
+        resolve_backend(parse_config(asked))
 
 
 def test_repeats_must_fit_the_batch(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"batch_size 8 is no multiple of data\.repeats = 3"):
-        parse_config(config_data("mae", "vit", tmp_path, tmp_path, data={"repeats": 3}))
+    with pytest.raises(ConfigError, match=r"batch_size 8 is no multiple of data\.repeated_augmentation = 3"):
+        parse_config(config_data("mae", "vit", tmp_path, tmp_path, data={"repeated_augmentation": 3}))

@@ -9,12 +9,12 @@ from timm.layers import resize_rel_pos_bias_table
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
+from pretrain.config import BeitConfig, VitConfig
 from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Mask
-from pretrain.encoders.beit import BeitEncoder, relative_bias
+from pretrain.encoders.beit.encoder import BeitEncoder, relative_bias
 from pretrain.encoders.positions import resize_relative_table
 from pretrain.encoders.transfer import fit
-from pretrain.schema import BeitConfig, VitConfig
 
 
 def make(relative_positions: str = "shared", size: tuple[int, int] = (32, 32), **settings: object) -> BeitEncoder:
@@ -38,7 +38,7 @@ def test_whole_images_are_timms(relative_positions: str, size: tuple[int, int]) 
     encoder = make(relative_positions, size)
     expected = Beit.forward_features(_as_timm(encoder, relative_positions, size), images(size))
     features = encoder(images(size))
-    torch.testing.assert_close(torch.cat([features.prefix, features.tokens], dim=1), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat([features.prefix_tokens, features.tokens], dim=1), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(features.pooled, features.tokens.mean(dim=1))
 
 
@@ -71,7 +71,7 @@ def test_hidden_pixels_change_nothing(relative_positions: str) -> None:
     hidden = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)).argsort(dim=-1) < 2
     pixels = hidden.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)[:, None]
     other = torch.where(pixels, torch.randn_like(images()), images())
-    for mask in (Mask(dropped=hidden), Mask(replaced=hidden)):
+    for mask in (Mask(drop=hidden), Mask(token=hidden)):
         assert torch.equal(encoder(images(), mask).tokens, encoder(other, mask).tokens)
 
 

@@ -12,7 +12,7 @@ import torch
 from test_supported import SMALL, small
 from tiny import config_data
 
-from pretrain.config import parse_config
+from pretrain.config.load import parse_config
 from pretrain.encoders.saved import read_card, timm_recipe
 from pretrain.encoders.supported import METHODS
 from pretrain.interop.export import export_encoder

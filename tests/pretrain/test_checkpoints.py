@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pretrain.checkpoints.folder import FORM, ResumeState, check_continues, check_resume, damage, read_state
 from pretrain.checkpoints.pieces import MOMENTS, VALUE, HostCopy, Part, Pieces
-from pretrain.config import ConfigError
-from pretrain.schema import CheckpointConfig
+from pretrain.config import CheckpointConfig
+from pretrain.config.load import ConfigError
 
 STAGES = (0, 1, 2, 3)
 
@@ -51,10 +51,10 @@ def killed_at_2(run: Path, runs: Path, data: dict[str, Any]) -> dict[str, Any]:
 def dino(shards: Path, runs: Path, stage: int, precision: str = "fp32", **engine: Any) -> dict[str, Any]:
     """Several groups of parameters, some frozen at first, a teacher and a centre; sizes that no number divides."""
     data = config_data("dino", "vit", shards, runs, engine={"zero_stage": stage, "precision": precision, **engine})
-    data |= {"name": f"{precision}-{stage}", "train": {"steps": 4, "batch_size": 12, "accumulation": 2}}
+    data |= {"name": f"{precision}-{stage}", "train": {"steps": 4, "batch_size": 12, "grad_accum_steps": 2}}
     data["checkpoint"] = {"every_steps": 2}
     data["optim"] |= {"layer_decay": 0.9, "weight_decay": 0.1}
-    data["method"] |= {"prototypes": 61, "head_hidden": 31, "freeze_last_layer_epochs": 0.3}
+    data["method"] |= {"prototypes": 61, "head_hidden_dim": 31, "freeze_last_layer_epochs": 0.3}
     return data
 
 
@@ -79,7 +79,7 @@ def test_any_stage_and_number_of_ranks_continues_from_any_other(
             run = Path(data["runs"]) / data["name"]
             copied = killed_at_2(run, tmp_path / f"{data['name']}-to-{stage}", data)
             again.append({**copied, "engine": {**data["engine"], "zero_stage": stage}, "save_at_start": True})
-            again[-1]["train"] = {**data["train"], "accumulation": 2 if ranks == 1 else 1}
+            again[-1]["train"] = {**data["train"], "grad_accum_steps": 2 if ranks == 1 else 1}
     run_all(again, ranks, tmp_path)
     for data in again:
         source = next(run for run in of_two_ranks if run["name"] == data["name"])

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pretrain.config import ConfigError, differences, dump_config, list_presets, load_config, parse_config
-from pretrain.schema import TimmConfig
+from pretrain.config import TimmConfig
+from pretrain.config.load import ConfigError, differences, dump_config, list_presets, load_config, parse_config
 
 
 def test_what_is_wrong_with_the_data_is_told_once() -> None:
@@ -109,7 +109,7 @@ def test_overrides_reach_into_sections_and_lists() -> None:
         ("method.name", "maee", "'mae', 'mim', 'dino'"),
         ("encoder.patch", 5, "multiple of it, such as 30 or 35"),
         ("encoder.positions", "sinus", "'learned' or 'sincos'"),
-        ("train.accumulation", 3, "does not divide into 3"),
+        ("train.grad_accum_steps", 3, "does not divide into 3"),
         ("train.epochs", 5, "set one of them"),
         ("engine.deepspeed", {"bf16": {"enabled": True}}, "engine.precision"),
         ("engine.deepspeed", {"zero_optimization": {"stage": 2}}, "engine.zero_stage"),
@@ -236,8 +236,8 @@ def test_what_cannot_be_extended_is_named(tmp_path: Path, text: str, says: str) 
 
 def test_an_override_of_one_crop_leaves_the_other() -> None:
     """The two are one object in the file, by a YAML alias."""
-    crops = load_config("demo", ["data.train=x", "views.global_crops.0.grey=0.1"]).views.global_crops
-    assert (crops[0].grey, crops[1].grey) == (0.1, 0.3)
+    crops = load_config("demo", ["data.train=x", "views.global_crops.0.grayscale=0.1"]).views.global_crops
+    assert (crops[0].grayscale, crops[1].grayscale) == (0.1, 0.3)
 
 
 def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_differences_name_full_keys(mae_data: dict[str, Any]) -> None:
 
 
 def test_importing_the_configuration_imports_no_torch() -> None:
-    code = "import sys, pretrain.config, pretrain.schedules, pretrain.masking; sys.exit('torch' in sys.modules)"
+    code = "import sys, pretrain.config.load, pretrain.engines.schedules, pretrain.stream.masking; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -14,7 +14,8 @@ import torch
 from tiny import config_data
 from torch import Tensor, nn
 
-from pretrain.config import ConfigError, load_config, parse_config
+from pretrain.config import ALARMS
+from pretrain.config.load import ConfigError, load_config, parse_config
 from pretrain.diagnostics.alarms import CALM_LINES, Alarms, Change, Limit, Moment, Rule
 from pretrain.diagnostics.clock import ForwardClock, SlowestRank
 from pretrain.diagnostics.collapse import collapse_rules, derived
@@ -23,10 +24,9 @@ from pretrain.diagnostics.learning import BadSamples, Growth, Slow, Stalled, lea
 from pretrain.diagnostics.non_finite import find_in_backward, find_in_forward, find_in_weights, in_words
 from pretrain.diagnostics.spikes import gradient_spikes
 from pretrain.diagnostics.weights import piece_of
-from pretrain.engine import initialise_distributed
-from pretrain.run_folder import check_run_folder, write_config
-from pretrain.schedules import Timeline
-from pretrain.schema import ALARMS
+from pretrain.engines.engine import initialise_distributed
+from pretrain.engines.schedules import Timeline
+from pretrain.survival.run_folder import check_run_folder, write_config
 
 
 def feed(rules: Sequence[Rule], lines: Sequence[dict[str, float]], every: int = 10, start: int = 0) -> list[Change]:
@@ -117,7 +117,7 @@ def test_what_is_predicted_when_nothing_is_learned(
     shards: Path, tmp_path: Path, method: str, loss: float, expected: list[str]
 ) -> None:
     config = parse_config(config_data(method, "vit", shards, tmp_path))
-    rules = collapse_rules(config, Timeline(10_000, 1000.0), vocabulary=16 if method == "codes" else None)
+    rules = collapse_rules(config, Timeline(10_000, 1000.0), vocab_size=16 if method == "codes" else None)
     assert begun(feed(rules, [{"loss": loss}] * 3, start=1000)) == expected
 
 

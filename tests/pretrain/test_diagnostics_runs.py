@@ -17,8 +17,8 @@ from PIL import Image
 from test_train import OF_THIS_CHECKOUT, column, rows, run_all
 from tiny import config_data
 
-from pretrain.history import read_history
-from pretrain.stopping import EXIT_TROUBLE
+from pretrain.survival.history import read_history
+from pretrain.survival.stopping import EXIT_TROUBLE
 
 HERE = Path(__file__).parent
 LAYER = "encoder.vit.blocks.1.mlp.fc1"
@@ -61,7 +61,7 @@ def test_the_layer_and_the_samples_of_a_value_that_is_not_finite_are_named(shard
         for kind in ("forward", "gradient"):
             engine = {"zero_stage": stage, "precision": precision}
             data = config_data("mae", "vit", shards, tmp_path, engine=engine, diagnostics=QUIET)
-            data |= {"name": f"{kind}-{stage}", "train": {"steps": 8, "batch_size": 8, "accumulation": 2}}
+            data |= {"name": f"{kind}-{stage}", "train": {"steps": 8, "batch_size": 8, "grad_accum_steps": 2}}
             runs.append(faulty(data, [5], kind))
     output = run_all(runs, 2, tmp_path, worker="faulty_worker.py")
     assert output.count("NonFiniteError") == 2 * len(runs)  # on two ranks
@@ -85,7 +85,7 @@ def test_the_layer_and_the_samples_of_a_value_that_is_not_finite_are_named(shard
 def test_a_step_left_out_changes_nothing_but_the_count(shards: Path, tmp_path: Path, method: str) -> None:
     """Every later step has its own batch, and weights, moments and centre as if the bad step had not been."""
     settings = {"diagnostics": {**QUIET, "skip_non_finite": 2}, "train": {"steps": 8, "batch_size": 8}}
-    settings["train"]["accumulation"] = 2
+    settings["train"]["grad_accum_steps"] = 2
     runs: dict[tuple[int, str], dict[str, Any]] = {}
     for stage in (0, 1, 2, 3):
         data = config_data(method, "vit", shards, tmp_path, engine={"zero_stage": stage}) | settings
@@ -224,7 +224,7 @@ def test_tiny_healthy_runs_raise_no_alarm(labelled: Path, tmp_path: Path) -> Non
     dino["views"] = {
         name: [{"size": 32, "scale": [0.5, 1.0]}] * 2
         if name == "global_crops"
-        else {**crops, "jitter_prob": 0, "grey": 0}
+        else {**crops, "jitter_prob": 0, "grayscale": 0}
         for name, crops in dino["views"].items()
     }
     run_all(runs, 1, tmp_path)

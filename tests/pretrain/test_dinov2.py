@@ -13,12 +13,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from tiny import build, config_data, random_batch
 
-from pretrain.config import ConfigError, check_batch, parse_config
-from pretrain.masking import draw_mask_for
-from pretrain.methods.dino import Dino
-from pretrain.methods.dino_losses import ibot_loss, koleo_loss, sinkhorn_knopp
-from pretrain.scaling import resolve_auto
-from pretrain.schema import DinoConfig, IbotConfig
+from pretrain.config import DinoConfig, IbotConfig
+from pretrain.config.auto_hparams import resolve_auto
+from pretrain.config.load import ConfigError, check_batch, parse_config
+from pretrain.methods.dino.losses import ibot_loss, koleo_loss, sinkhorn_knopp
+from pretrain.methods.dino.method import Dino
+from pretrain.stream.masking import draw_mask_for
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -150,7 +150,7 @@ def test_the_student_does_not_see_what_is_hidden(dinov2_data: dict[str, Any]) ->
     config = parse_config(dinov2_data)
     method = build(config).eval()
     first, second = random_batch(config), random_batch(config)
-    hidden = first["replaced"]
+    hidden = first["token_mask"]
     assert hidden is not None
     pixels = hidden.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)[:, :, None]
     second["global_crops"] = torch.where(pixels, random_batch(config, seed=9)["global_crops"], first["global_crops"])
@@ -159,7 +159,7 @@ def test_the_student_does_not_see_what_is_hidden(dinov2_data: dict[str, Any]) ->
         images = method.normalise(batch["global_crops"].flatten(0, 1))
         from pretrain.encoders import Mask
 
-        seen.append(method.encoder(images, Mask(replaced=hidden.flatten(0, 1))).tokens)
+        seen.append(method.encoder(images, Mask(token=hidden.flatten(0, 1))).tokens)
     assert torch.equal(seen[0], seen[1])
 
 

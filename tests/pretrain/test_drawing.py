@@ -13,7 +13,7 @@ from PIL import Image
 from test_train import run_all
 from tiny import config_data
 
-from pretrain.config import parse_config
+from pretrain.config.load import parse_config
 from pretrain.run import pretrain
 
 
@@ -93,7 +93,7 @@ def test_images_that_are_gone_do_not_end_a_run(
     def gone(*_: Any, **__: Any) -> None:
         raise OSError("the shard is gone")
 
-    monkeypatch.setattr("pretrain.drawing.loader_of", gone)
+    monkeypatch.setattr("pretrain.tracking.drawing.loader_of", gone)
     data = config_data("mae", "vit", shards, tmp_path, train={"steps": 2})
     data["tracking"]["pictures_every_steps"] = 1
     pretrain(parse_config(data))

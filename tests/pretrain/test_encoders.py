@@ -9,11 +9,11 @@ from einops import rearrange
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
+from pretrain.config import SwinConfig, VitConfig
 from pretrain.encoders import Encoder, build_encoder
 from pretrain.encoders.base import Mask, refine
-from pretrain.encoders.swin import window_mask
-from pretrain.masking import one_in_2x2, random_units
-from pretrain.schema import SwinConfig, VitConfig
+from pretrain.encoders.swin.encoder import window_mask
+from pretrain.stream.masking import one_in_2x2, random_units
 
 VIT = VitConfig(dim=32, depth=2, heads=2, patch=4)
 SWIN = SwinConfig(dim=16, depths=(2, 2), heads=(1, 2), patch=2, window=4)
@@ -65,8 +65,8 @@ def test_replaced_pixels_change_nothing(config: Any) -> None:
     encoder = make(config)
     replaced = masks("random", (8, 8))
     hidden = rearrange(refine(replaced, (32, 32)), "b h w -> b 1 h w")
-    first = encoder(images(), Mask(replaced=replaced))
-    second = encoder(torch.where(hidden, images(seed=1), images()), Mask(replaced=replaced))
+    first = encoder(images(), Mask(token=replaced))
+    second = encoder(torch.where(hidden, images(seed=1), images()), Mask(token=replaced))
     assert torch.equal(first.tokens, second.tokens)
     assert first.grid == (32 // encoder.stride, 32 // encoder.stride)
 
@@ -83,7 +83,7 @@ def test_each_token_names_the_units_it_stands_for(config: Any, kind: str, unit: 
     dropped = masks(kind, (32 // unit, 32 // unit))
     fine = min(unit, encoder.stride)
     visible = ~refine(dropped, (32 // fine, 32 // fine))
-    units = encoder(images(), Mask(dropped)).units
+    units = encoder(images(), Mask(dropped)).ids_keep
     assert units is not None
     for row, seen in zip(units, visible, strict=True):
         assert sorted(row.flatten().tolist()) == seen.flatten().nonzero().flatten().tolist()
@@ -108,8 +108,8 @@ def test_positions_belong_to_their_patches() -> None:
         block.attn.proj.weight.data.zero_()
     dropped = masks("random", (8, 8))
     whole, few = encoder(images()), encoder(images(), Mask(dropped))
-    assert few.units is not None
-    chosen = whole.tokens.gather(1, few.units.expand(-1, -1, encoder.dim))
+    assert few.ids_keep is not None
+    chosen = whole.tokens.gather(1, few.ids_keep.expand(-1, -1, encoder.dim))
     torch.testing.assert_close(few.tokens, chosen)
 
 
@@ -127,7 +127,7 @@ def test_simple_vit_has_no_prefix_and_pools_the_mean() -> None:
     config = VitConfig(dim=32, depth=2, heads=2, patch=4, class_token=False, pool="mean", positions="sincos")
     encoder = make(config)
     features = encoder(images())
-    assert features.prefix is None
+    assert features.prefix_tokens is None
     torch.testing.assert_close(features.pooled, features.tokens.mean(dim=1))
     assert not encoder.vit.pos_embed.requires_grad
 

@@ -23,11 +23,8 @@ import pretrain.interop.export as module
 import pretrain.interop.onnx_graph as onnx_graph
 from eval.target import open_target
 from launch.cli import app, is_user_error
-from launch.exporting import probe_tables
-from pretrain.encoders import build_encoder
-from pretrain.encoders.saved import EncoderCard, load_encoder, save_encoder
-from pretrain.interop.export import check_export, export_encoder
-from pretrain.schema import (
+from launch.export_command import probe_tables
+from pretrain.config import (
     BeitConfig,
     EncoderConfig,
     PvtConfig,
@@ -38,6 +35,9 @@ from pretrain.schema import (
     UmMaeSwinConfig,
     VitConfig,
 )
+from pretrain.encoders import build_encoder
+from pretrain.encoders.saved import EncoderCard, load_encoder, save_encoder
+from pretrain.interop.export import check_export, export_encoder
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 SMALL = {"dim": 32, "depth": 2, "heads": 2, "patch": 8}
@@ -215,7 +215,7 @@ def test_onnx_takes_raw_images_and_any_number_of_them(tmp_path: Path, config: En
         np.testing.assert_allclose(found["pooled"], features.pooled, atol=1e-4)
         np.testing.assert_allclose(found["tokens"], features.tokens, atol=1e-4)
         if encoder.has_class_token:
-            np.testing.assert_allclose(found["class"], features.prefix[:, 0], atol=1e-4)
+            np.testing.assert_allclose(found["class"], features.prefix_tokens[:, 0], atol=1e-4)
     graph = onnx.load(out).graph
     assert not any(str(Path(__file__).parents[2]) in str(node) for node in graph.node)  # no paths of this machine
 

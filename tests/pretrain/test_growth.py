@@ -13,16 +13,16 @@ from test_train import column, run_all
 from tiny import config_data, write_shards
 
 from data_pipelines.sampler import Row, Sampler
-from data_pipelines.shards.index import open_dataset
-from pretrain.batches import ids_digest
-from pretrain.config import ConfigError, parse_config
-from pretrain.data import check_ranks_agree, loader_of
-from pretrain.datasets import open_datasets, sampler_of, sources, weights_of
-from pretrain.growth import continued, opened_at, pin
+from data_pipelines.shards.dataset import open_dataset
+from pretrain.config.auto_hparams import resolve_auto
+from pretrain.config.load import ConfigError, parse_config
 from pretrain.methods import Normalisation
-from pretrain.normalisation import keep_normalisation, pooled
-from pretrain.run_folder import check_run_folder, write_config
-from pretrain.scaling import resolve_auto
+from pretrain.stream.batches import ids_digest
+from pretrain.stream.datasets import open_datasets, sampler_of, sources, weights_of
+from pretrain.stream.growth import continued, opened_at, pin
+from pretrain.stream.loading import check_ranks_agree, loader_of
+from pretrain.stream.normalisation import keep_normalisation, pooled
+from pretrain.survival.run_folder import check_run_folder, write_config
 
 
 def add_shard(folder: Path, number: int, num_images: int) -> Path:

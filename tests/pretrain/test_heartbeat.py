@@ -5,7 +5,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from pretrain.heartbeat import FOLDER, Beat, Heartbeat, read_beats, where, whom_all_wait_for
+from pretrain.survival.heartbeat import FOLDER, Beat, Heartbeat, read_beats, where, whom_all_wait_for
 
 BEAT = Beat(0, "n1", 7, "step", 12.0, "torch/distributed/c10d.py:1 all_reduce", collective=True, left=0.0, count=3)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.history import FILE, read_history, record, recorded_end
+from pretrain.survival.history import FILE, read_history, record, recorded_end
 
 
 def test_events_come_back_in_order_and_know_their_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,15 +20,15 @@ from timm.models.vision_transformer import VisionTransformer
 from tiny import build, config_data
 from torch import Tensor
 
-from pretrain.config import ConfigError, parse_config
+from pretrain.config import BeitConfig, PvtConfig, SwinConfig, TimmConfig, UmMaeSwinConfig, VitConfig
+from pretrain.config.load import ConfigError, parse_config
 from pretrain.encoders import build_encoder
 from pretrain.encoders.saved import load_encoder
-from pretrain.initialise import check_init_from, start_from
+from pretrain.interop.initialise import check_init_from, start_from
 from pretrain.interop.layouts import LAYOUTS
 from pretrain.interop.official import describe, import_checkpoint
-from pretrain.normalisation import resolve_normalisation
-from pretrain.run_folder import check_run_folder, write_config
-from pretrain.schema import BeitConfig, PvtConfig, SwinConfig, TimmConfig, UmMaeSwinConfig, VitConfig
+from pretrain.stream.normalisation import resolve_normalisation
+from pretrain.survival.run_folder import check_run_folder, write_config
 
 State = dict[str, Tensor]
 
@@ -85,7 +85,11 @@ def same_features(folder: Path, model: torch.nn.Module, size: int = 32, pool: bo
     with torch.no_grad():
         theirs = model.forward_features(images)
         features = encoder(images)
-    ours = features.tokens if features.prefix is None else torch.cat([features.prefix, features.tokens], dim=1)
+    ours = (
+        features.tokens
+        if features.prefix_tokens is None
+        else torch.cat([features.prefix_tokens, features.tokens], dim=1)
+    )
     torch.testing.assert_close(ours, theirs.reshape(ours.shape), rtol=0, atol=1e-5)
 
 
@@ -464,12 +468,12 @@ def test_other_widths_and_unknown_names_are_refused_before_a_run(
 
 def test_heads_of_a_timm_model_must_be_the_runs(monkeypatch: pytest.MonkeyPatch, shards: Path, tmp_path: Path) -> None:
     from pretrain.encoders.load import LoadedEncoder
-    from pretrain.encoders.timm_model import TimmEncoder
+    from pretrain.encoders.timm.encoder import TimmEncoder
 
     args = {"embed_dim": 64, "depth": 2, "num_heads": 2, "patch_size": 8}
     model = TimmEncoder(TimmConfig(model="vit_tiny_patch16_224", args=args), (32, 32))
     loaded = LoadedEncoder(model, model.mean, model.std, (32, 32), 3)
-    monkeypatch.setattr("pretrain.initialise.load_any", lambda *_: loaded)
+    monkeypatch.setattr("pretrain.interop.initialise.load_any", lambda *_: loaded)
     with pytest.raises(ValueError, match=r"heads 2, 2, and the run's encoder 1, 1"):
         start_from(build(parse_config(run_data("dino", shards, tmp_path))), "timm:vit_tiny_patch16_224", "dino")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from einops import rearrange
 
-from pretrain.masking import blockwise, draw_mask_for, mask_grid, num_hidden, one_in_2x2, random_units
-from pretrain.schema import DinoConfig, MaeConfig, MaskConfig, MimConfig
+from pretrain.config import DinoConfig, MaeConfig, MaskConfig, MimConfig
+from pretrain.stream.masking import blockwise, draw_mask_for, mask_grid, num_hidden, one_in_2x2, random_units
 
 
 @pytest.mark.parametrize("side", [4, 6, 7, 8, 14, 16, 20])

@@ -11,16 +11,16 @@ import pytest
 import torch
 from tiny import build, config_data, random_batch
 
-from pretrain.config import parse_config
+from pretrain.config import Config, DinoConfig, MaeConfig, MimConfig
+from pretrain.config.load import parse_config
 from pretrain.encoders.base import refine
-from pretrain.methods.dino import Dino
-from pretrain.methods.dino_head import DinoHead, WeightNormLinear
-from pretrain.methods.dino_losses import dino_loss
-from pretrain.methods.mae import MaskedAutoencoder
-from pretrain.optim import build_optimizer, set_rates
-from pretrain.patches import patchify, sincos_positions, unpatchify
-from pretrain.schedules import Cosine
-from pretrain.schema import Config, DinoConfig, MaeConfig, MimConfig
+from pretrain.encoders.patches import patchify, sincos_positions, unpatchify
+from pretrain.engines.optim import build_optimizer, set_rates
+from pretrain.engines.schedules import Cosine
+from pretrain.methods.dino.head import DinoHead, WeightNormLinear
+from pretrain.methods.dino.losses import dino_loss
+from pretrain.methods.dino.method import Dino
+from pretrain.methods.mae.method import MaskedAutoencoder
 
 
 def test_gradients_reach_every_trainable_parameter(cell: Config) -> None:
@@ -60,12 +60,12 @@ def test_pictures_are_uint8_rows_of_the_batch(cell: Config) -> None:
 
 def test_hidden_pixels_do_not_reach_the_prediction(cell: Config) -> None:
     if not isinstance(cell.method, MaeConfig | MimConfig):
-        assert random_batch(cell)["dropped"] is None
-        assert random_batch(cell)["replaced"] is None
+        assert random_batch(cell)["drop_mask"] is None
+        assert random_batch(cell)["token_mask"] is None
         return
     method: Any = build(cell).eval()
     first, second = random_batch(cell), random_batch(cell)
-    hidden = first["dropped"] if first["dropped"] is not None else first["replaced"]
+    hidden = first["drop_mask"] if first["drop_mask"] is not None else first["token_mask"]
     assert hidden is not None
     pixels = refine(hidden, (32, 32))[:, None, None]
     other = random_batch(cell, seed=9)["global_crops"]
@@ -100,7 +100,7 @@ def test_mae_loss_is_the_papers(norm_pix_loss: bool, mae_data: dict[str, Any]) -
     for image in range(4):
         for row in range(8):
             for column in range(8):
-                if not batch["dropped"][image, row, column]:
+                if not batch["drop_mask"][image, row, column]:
                     continue
                 patch = images[image, :, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4]
                 values = [float(patch[c, y, x]) for y in range(4) for x in range(4) for c in range(3)]
@@ -139,8 +139,8 @@ def test_mae_decodes_each_token_at_its_own_position(shards: Any, tmp_path: Any) 
         batch = random_batch(config)
         features = method.encoder(method.normalise(batch["global_crops"][:, 0]), _mask(batch))
         order = torch.randperm(features.tokens.shape[1], generator=torch.Generator().manual_seed(0))
-        assert features.units is not None
-        shuffled = features._replace(tokens=features.tokens[:, order], units=features.units[:, order])
+        assert features.ids_keep is not None
+        shuffled = features._replace(tokens=features.tokens[:, order], ids_keep=features.ids_keep[:, order])
         torch.testing.assert_close(method.decode(shuffled), method.decode(features))
 
 
@@ -169,7 +169,7 @@ def test_simmim_loss_is_the_papers(shards: Any, tmp_path: Any) -> None:
     for image in range(4):
         for y in range(32):
             for x in range(32):
-                if batch["replaced"][image, y // 4, x // 4]:
+                if batch["token_mask"][image, y // 4, x // 4]:
                     hidden_pixels += 1
                     total += float((guess[image, :, y, x] - images[image, :, y, x]).abs().sum())
     expected = total / (hidden_pixels + 1e-5) / 3
@@ -178,7 +178,7 @@ def test_simmim_loss_is_the_papers(shards: Any, tmp_path: Any) -> None:
 
 def test_mim_loss_over_micro_batches_is_the_loss_of_the_batch(shards: Any, tmp_path: Any) -> None:
     """Blockwise masks differ in size, so a mean of local means would be another number."""
-    from pretrain.batches import share_mask_counts
+    from pretrain.stream.batches import reduce_mask_counts
 
     config = parse_config(config_data("mim", "vit", shards, tmp_path))
     method = build(config).eval()
@@ -187,9 +187,9 @@ def test_mim_loss_over_micro_batches_is_the_loss_of_the_batch(shards: Any, tmp_p
         {key: value[rows] if value is not None else None for key, value in whole.items()}
         for rows in (slice(0, 4), slice(4, 8))
     ]
-    counts = [int(half["replaced"].sum()) for half in halves]
+    counts = [int(half["token_mask"].sum()) for half in halves]
     assert counts[0] != counts[1]
-    share_mask_counts(halves, world_size=1)
+    reduce_mask_counts(halves, world_size=1)
     mean = sum(float(method(half, 0)["loss"].detach()) for half in halves) / 2
     assert mean == pytest.approx(float(method(whole, 0)["loss"].detach()), rel=1e-5)
 
@@ -285,7 +285,7 @@ def test_teacher_has_no_drop_path(shards: Any, tmp_path: Any) -> None:
 
 def test_head_normalises_and_keeps_its_prototypes_unit() -> None:
     torch.manual_seed(0)
-    head = DinoHead(16, DinoConfig(prototypes=10, head_hidden=8, head_bottleneck=4))
+    head = DinoHead(16, DinoConfig(prototypes=10, head_hidden_dim=8, head_bottleneck_dim=4))
     scores = head(torch.randn(5, 16))
     assert scores.abs().max() <= 1 + 1e-6  # cosines
     free = WeightNormLinear(4, 10, fixed_norm=False)

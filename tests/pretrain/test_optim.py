@@ -8,11 +8,11 @@ from test_supported import SMALL, small
 from tiny import NORMALISATION, config_data
 from torch import nn
 
-from pretrain.config import parse_config
-from pretrain.engine import deepspeed_config
+from pretrain.config.load import parse_config
+from pretrain.engines.engine import deepspeed_config
+from pretrain.engines.optim import build_optimizer, parameter_groups
+from pretrain.engines.schedules import Timeline
 from pretrain.methods import Method, build_method
-from pretrain.optim import build_optimizer, parameter_groups
-from pretrain.schedules import Timeline
 
 
 def tiny_method(family: str, tmp_path: Path) -> Method:

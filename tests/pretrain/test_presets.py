@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.crops.views import Crop
-from pretrain.config import list_presets, load_config
-from pretrain.masking import mask_grid, num_hidden
-from pretrain.schedules import Timeline, learning_rate, weight_decay
-from pretrain.schema import Config
+from data_pipelines.transforms.config import Crop
+from pretrain.config import Config
+from pretrain.config.load import list_presets, load_config
+from pretrain.engines.schedules import Timeline, learning_rate, weight_decay
+from pretrain.stream.masking import mask_grid, num_hidden
 
 IMAGES = 1_281_167  # ImageNet-1k's training set
 
@@ -137,8 +137,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "beit_vitb16_in1k_800": BEIT,
     "beit_vitl16_in1k_800": BEIT | {"encoder": "beit large/16 shared positions, layer scale .00001, drop path .1"},
-    "beit2_vitb16_in1k_1600": BEIT_2,
-    "beit2_vitb16_in1k_300": BEIT_2
+    "beitv2_vitb16_in1k_1600": BEIT_2,
+    "beitv2_vitb16_in1k_300": BEIT_2
     | {"epochs": 300, "betas": (0.9, 0.98), "encoder": "beit base/16 shared positions, layer scale .1"},
     "vqkd_vitb16_in1k_100": {
         "lr": 2e-4,
@@ -229,7 +229,9 @@ def crop(view: Crop) -> str:
     if any(view.jitter):
         probability = "" if view.jitter_prob == 1 else f" p {short(view.jitter_prob)}"
         colours.append(f"jitter {' '.join(map(short, view.jitter))}{probability}")
-    colours += [f"{name} {short(share)}" for name in ("grey", "blur", "solarise") if (share := getattr(view, name))]
+    colours += [
+        f"{name} {short(share)}" for name in ("grayscale", "blur", "solarise") if (share := getattr(view, name))
+    ]
     where = f"{view.size[0]} px {'-'.join(map(short, view.scale))} {view.interpolation}"
     return (f"{count} x " if count else "") + f"{where}: {', '.join(colours)}"
 
@@ -309,19 +311,21 @@ def of_method(config: Config) -> dict[str, Any]:
             return found | ({"aggregation": f"{head.depth} blocks on layer {head.layer}"} if head else {})
         case "vqkd":
             decoder = f"{method.decoder_dim} wide, {method.decoder_depth} deep, {method.decoder_heads} heads"
-            codes = f"{method.codes} of {method.code_dim}, average {method.momentum}, commitment {method.commitment}"
+            codes = (
+                f"{method.vocab_size} of {method.code_dim}, average {method.momentum}, commitment {method.commitment}"
+            )
             return {"codes": codes, "decoder": decoder}
         case "dvae":
             return {
-                "codes": f"{method.vocabulary}, {method.hidden} wide, "
+                "codes": f"{method.vocab_size}, {method.hidden} wide, "
                 f"{method.groups} groups of {method.blocks_per_group}",
                 "temperature": f"{method.temperature} to {method.temperature_end} "
                 f"in {round(method.temperature_share * updates)}",
-                "divergence": f"{method.divergence_weight} in {round(method.divergence_share * updates)}",
+                "divergence": f"{method.kl_weight} in {round(method.kl_share * updates)}",
                 "average": method.average_momentum,
             }
     found = {
-        "head": f"{method.prototypes} prototypes, {method.head_hidden}, {method.head_bottleneck}, "
+        "head": f"{method.prototypes} prototypes, {method.head_hidden_dim}, {method.head_bottleneck_dim}, "
         f"norm fixed {method.norm_last_layer}, frozen for {method.freeze_last_layer_epochs:g}",
         "student temperature": method.student_temperature,
         "teacher temperature": f"{method.warmup_teacher_temperature} to {method.teacher_temperature} "

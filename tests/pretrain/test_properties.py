@@ -11,10 +11,10 @@ from test_cells import cell_data
 from test_supported import SMALL
 from tiny import build, random_batch
 
-from pretrain.config import parse_config
+from pretrain.config import Config
+from pretrain.config.load import parse_config
 from pretrain.methods import Method
 from pretrain.methods.base import mask_of
-from pretrain.schema import Config
 
 ROWS = [row for row in SMALL if not row.startswith("timm:")]
 
@@ -49,8 +49,8 @@ def test_changed_hidden_pixels_change_nothing(name: str, row: str, size: tuple[i
     config, method = cell(name, row, size)
     spread(method.eval())
     first, second = random_batch(config), random_batch(config)
-    unseen = torch.zeros_like(first["dropped"] if first["dropped"] is not None else first["replaced"])
-    for part in (first["dropped"], first["replaced"]):
+    unseen = torch.zeros_like(first["drop_mask"] if first["drop_mask"] is not None else first["token_mask"])
+    for part in (first["drop_mask"], first["token_mask"]):
         unseen |= part if part is not None else False
     unit = size[0] // unseen.shape[1]
     pixels = unseen.repeat_interleave(unit, dim=1).repeat_interleave(unit, dim=2)[:, None, None]
@@ -70,16 +70,16 @@ def test_decoded_positions_belong_to_their_tokens(row: str, size: tuple[int, int
     spread(method.eval())
     batch = random_batch(config)
     features = method.encoder(method.normalise(batch["global_crops"][:, 0]), mask_of(batch))
-    assert features.units is not None
-    shown = ~batch["dropped"].flatten(1)  # type: ignore[union-attr]
+    assert features.ids_keep is not None
+    shown = ~batch["drop_mask"].flatten(1)  # type: ignore[union-attr]
     assert all(
         sorted(units.tolist()) == visible.nonzero().flatten().tolist()
-        for units, visible in zip(features.units.flatten(1), shown, strict=True)
+        for units, visible in zip(features.ids_keep.flatten(1), shown, strict=True)
     )
     if features.tokens.shape[1] == 1:
         return
     order = torch.arange(features.tokens.shape[1]).flip(0)
-    together = features._replace(tokens=features.tokens[:, order], units=features.units[:, order])
+    together = features._replace(tokens=features.tokens[:, order], ids_keep=features.ids_keep[:, order])
     torch.testing.assert_close(method.decode(together), method.decode(features))
     apart = features._replace(tokens=features.tokens[:, order])
     assert not torch.allclose(method.decode(apart), method.decode(features))

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pretrain.config import PvtConfig, UmMaeSwinConfig
 from pretrain.encoders import Encoder, build_encoder
 from pretrain.encoders.base import Mask
 from pretrain.encoders.compact import Compact
-from pretrain.encoders.pvt import PvtEncoder, ReducedAttention
-from pretrain.encoders.um_mae_swin import CoordinateAttention
-from pretrain.masking import one_in_2x2
-from pretrain.schema import PvtConfig, UmMaeSwinConfig
+from pretrain.encoders.pvt.encoder import PvtEncoder, ReducedAttention
+from pretrain.encoders.um_mae_swin.encoder import CoordinateAttention
+from pretrain.stream.masking import one_in_2x2
 
 STAGES: dict[str, Any] = {"dims": (8, 16, 24), "depths": (1, 2, 1), "heads": (1, 2, 4), "mlp_ratios": (2, 2, 2)}
 CONFIGS = {
@@ -96,9 +96,9 @@ def test_hidden_pixels_change_nothing(config: Any, size: tuple[int, int]) -> Non
     hidden = dropped(grid)
     replaced = ~hidden & (torch.rand(hidden.shape, generator=torch.Generator().manual_seed(3)) < 0.3)
     for mask, unseen in (
-        (Mask(dropped=hidden), hidden),
-        (Mask(dropped=hidden, replaced=replaced), hidden | replaced),
-        (Mask(replaced=hidden), hidden),
+        (Mask(drop=hidden), hidden),
+        (Mask(drop=hidden, token=replaced), hidden | replaced),
+        (Mask(token=hidden), hidden),
     ):
         pixels = unseen.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)[:, None]
         other = torch.where(pixels, images(size, seed=9), images(size))
@@ -108,10 +108,10 @@ def test_hidden_pixels_change_nothing(config: Any, size: tuple[int, int]) -> Non
 def test_every_token_carries_its_units(config: Any) -> None:
     """A pixel of a visible unit moves its own token most directly: cut everything between tokens and look."""
     hidden = dropped((8, 8))
-    compact = Compact(Mask(dropped=hidden), (64, 64))
+    compact = Compact(Mask(drop=hidden), (64, 64))
     raster = torch.arange(64.0).view(1, 8, 8, 1).repeat_interleave(8, 1).repeat_interleave(8, 2)  # a pixel's unit
     moved = compact.move(raster)[..., 0]
-    units = make(config)(images(), Mask(dropped=hidden)).units
+    units = make(config)(images(), Mask(drop=hidden)).ids_keep
     assert units is not None
     assert units.shape == (2, 4, 4)  # 32 px of compact image, 16-px tokens: 4 units each
     for image in range(2):
@@ -124,7 +124,7 @@ def test_every_token_carries_its_units(config: Any) -> None:
 
 def test_positions_go_where_their_units_go() -> None:
     hidden = dropped((4, 4))
-    compact = Compact(Mask(dropped=hidden), (64, 64))
+    compact = Compact(Mask(drop=hidden), (64, 64))
     fine = torch.arange(64.0).view(1, 8, 8, 1)  # tokens of 8 px, units of 16
     moved = compact.positions(fine)
     for image in range(2):
@@ -145,7 +145,7 @@ def test_pool_halves_its_cells_on_a_compact_map() -> None:
     first = encoder.blocks()[0]
     first.attn.norm.register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape[1:])))
     encoder(images())
-    encoder(images(), Mask(dropped=dropped((8, 8))))
+    encoder(images(), Mask(drop=dropped((8, 8))))
     assert seen == [(16, 8), (16, 8)]  # 16x16 tokens by 4x4 cells; 8x8 tokens by 2x2
 
 
@@ -155,7 +155,7 @@ def test_other_sizes_and_earlier_layers(config: Any) -> None:
     assert features.grid == (2, 3)
     torch.testing.assert_close(features.layers[0].tokens, features.tokens)
     if config is CONFIGS["conv"]:
-        torch.testing.assert_close(features.pooled, features.prefix[:, 0])
+        torch.testing.assert_close(features.pooled, features.prefix_tokens[:, 0])
 
 
 def test_coordinates_bias_the_attention_by_log_offsets() -> None:

@@ -12,11 +12,11 @@ from einops import rearrange
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
-from pretrain.attention_maps import class_token_attention
+from pretrain.config import PvtV2Config, SwinConfig, TwinsConfig, VitConfig
 from pretrain.encoders import Encoder, build_encoder
+from pretrain.encoders.attention_maps import class_token_attention
 from pretrain.encoders.base import Mask, refine
-from pretrain.masking import one_in_2x2, random_units
-from pretrain.schema import PvtV2Config, SwinConfig, TwinsConfig, VitConfig
+from pretrain.stream.masking import one_in_2x2, random_units
 
 STAGES: dict[str, Any] = {"dims": (8, 16, 24, 32), "depths": (1, 2, 1, 2), "heads": (1, 2, 2, 4)}
 CONFIGS = {
@@ -92,9 +92,9 @@ def test_hidden_pixels_change_nothing(config: Any, unit: int, size: tuple[int, i
     few = random_units(np.random.default_rng(5), grid, max(1, grid[0] * grid[1] // 3))
     hidden, both = masks(quads=True, grid=grid), torch.from_numpy(np.stack([few, few]))
     for mask, unseen in (
-        (Mask(dropped=hidden), hidden),
-        (Mask(replaced=both), both),
-        (Mask(dropped=hidden, replaced=both), hidden | both),
+        (Mask(drop=hidden), hidden),
+        (Mask(token=both), both),
+        (Mask(drop=hidden, token=both), hidden | both),
     ):
         pixels = rearrange(refine(unseen, size), "b h w -> b 1 h w")
         first = encoder(images(size), mask)
@@ -131,11 +131,11 @@ def test_each_token_names_its_units(config: Any, unit: int) -> None:
     fine = min(unit, encoder.stride)
     visible = ~refine(dropped, (size[0] // fine, size[1] // fine))
     features = encoder(images(size), Mask(dropped))
-    assert features.units is not None
+    assert features.ids_keep is not None
     assert features.grid is None
-    for row, seen in zip(features.units, visible, strict=True):
+    for row, seen in zip(features.ids_keep, visible, strict=True):
         assert sorted(row.flatten().tolist()) == seen.flatten().nonzero().flatten().tolist()
-    for token, units in enumerate(features.units[0].tolist()):
+    for token, units in enumerate(features.ids_keep[0].tolist()):
         for index in units:
             top, left = (side * fine for side in divmod(index, size[1] // fine))
             changed = images(size)
@@ -156,7 +156,7 @@ def test_local_crops_run(config: Any) -> None:
 
 def test_gradients_reach_every_parameter(config: Any) -> None:
     encoder = make(config).train()
-    features = encoder(images(), Mask(replaced=masks(quads=False, grid=(4, 4))))
+    features = encoder(images(), Mask(token=masks(quads=False, grid=(4, 4))))
     weights = torch.randn(features.tokens.shape, generator=torch.Generator().manual_seed(3))
     (features.tokens * weights).sum().backward()
     missing = [
@@ -263,16 +263,16 @@ def test_distillation_token_is_deits(pool: Any) -> None:
     theirs.load_state_dict(encoder.inner().state_dict())
     assert "dist_token" in theirs.state_dict()
     features = encoder(images((32, 48)))
-    assert features.prefix is not None
+    assert features.prefix_tokens is not None
     torch.testing.assert_close(
-        torch.cat([features.prefix, features.tokens], dim=1), theirs.forward_features(images((32, 48)))
+        torch.cat([features.prefix_tokens, features.tokens], dim=1), theirs.forward_features(images((32, 48)))
     )
-    assert features.prefix.shape == (2, 2, 32)
+    assert features.prefix_tokens.shape == (2, 2, 32)
     expected = theirs(images((32, 48))) if pool == "class" else features.tokens.mean(dim=1)
     torch.testing.assert_close(features.pooled, expected)
     few = encoder(images((32, 48)), Mask(masks(quads=False, grid=(4, 6))))
-    assert few.prefix is not None
-    assert (few.prefix.shape[1], few.tokens.shape[1]) == (2, 12)
+    assert few.prefix_tokens is not None
+    assert (few.prefix_tokens.shape[1], few.tokens.shape[1]) == (2, 12)
     _, attention = class_token_attention(encoder, images((32, 48)))
     assert attention is not None
     assert attention.shape == (2, 2, 2 + 4 * 6)

@@ -20,15 +20,15 @@ from saving import POINTS, Engine, begin, save_step
 from test_train import OF_THIS_CHECKOUT
 from tiny import config_data
 
-from data_pipelines import hiccups
+from data_pipelines import retry
 from pretrain.checkpoints import folder as folders
 from pretrain.checkpoints.folder import CheckpointFolder, Written, damage, read_state
 from pretrain.checkpoints.pieces import HostCopy, Pieces
 from pretrain.checkpoints.saving import BUSY, FAILED, FINISHED, WRITTEN, NotSavedError
-from pretrain.config import parse_config
-from pretrain.history import read_history
-from pretrain.schema import CheckpointConfig
-from pretrain.stopping import EXIT_NOT_SAVED
+from pretrain.config import CheckpointConfig
+from pretrain.config.load import parse_config
+from pretrain.survival.history import read_history
+from pretrain.survival.stopping import EXIT_NOT_SAVED
 
 HERE = Path(__file__).parent
 
@@ -192,7 +192,7 @@ def test_a_rank_that_fails_is_heard_by_all(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_file_system_that_fails_for_a_moment_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(hiccups.time, "sleep", pauses.append)
+    monkeypatch.setattr(retry.time, "sleep", pauses.append)
     fsync, failures = os.fsync, [errno.EIO, errno.ESTALE]
 
     def failing(descriptor: int) -> None:
@@ -294,7 +294,7 @@ def failing_once(monkeypatch: pytest.MonkeyPatch, name: str, number: int = errno
             raise OSError(left[0], os.strerror(left.pop()), str(self))
         return read_text(self, *given, **named)
 
-    monkeypatch.setattr(hiccups.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(Path, "read_text", read)
 
 
@@ -323,14 +323,14 @@ def test_what_another_rank_wrote_is_waited_for(tmp_path: Path, monkeypatch: pyte
         return cut.pop() if self.name.startswith("piece-") and cut else read_text(self, *given, **named)
 
     pauses: list[float] = []
-    monkeypatch.setattr(hiccups.time, "sleep", pauses.append)
+    monkeypatch.setattr(retry.time, "sleep", pauses.append)
     monkeypatch.setattr(Path, "read_text", late)
     save_step(saver, engine)
     assert saver.last == saver.folder.path(1)
     assert len(pauses) == 2
     piece = next(saver.last.glob("piece-*"))
     piece.rename(tmp_path / "unseen")
-    monkeypatch.setattr(hiccups.time, "sleep", lambda seconds: (tmp_path / "unseen").rename(piece))
+    monkeypatch.setattr(retry.time, "sleep", lambda seconds: (tmp_path / "unseen").rename(piece))
     other = Engine()
     saver.restore(other, saver.last, read_state(saver.last))
     assert torch.equal(other.module.weight, engine.module.weight)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretrain.schedules import Cosine, Staircase, Steps, Timeline, learning_rate, weight_decay
-from pretrain.schema import OptimConfig, TrainConfig
+from pretrain.config import OptimConfig, TrainConfig
+from pretrain.engines.schedules import Cosine, Staircase, Steps, Timeline, learning_rate, weight_decay
 
 
 def test_inclusive_warmup_is_dinos_schedule() -> None:

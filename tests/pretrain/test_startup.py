@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import startup
-from pretrain.history import read_history
-from pretrain.startup import StartUp, num_nodes, process_age, uncompiled
+from pretrain.survival import startup
+from pretrain.survival.history import read_history
+from pretrain.survival.startup import StartUp, num_nodes, process_age, uncompiled
 
 
 def test_phases_are_counted_from_the_start_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +29,7 @@ def test_phases_are_counted_from_the_start_of_the_process(monkeypatch: pytest.Mo
 
 
 def test_a_process_knows_its_age() -> None:
-    code = "import time; time.sleep(0.5)\nfrom pretrain.startup import process_age\nprint(process_age())"
+    code = "import time; time.sleep(0.5)\nfrom pretrain.survival.startup import process_age\nprint(process_age())"
     root = Path(__file__).parents[2]
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny import build, config_data, random_batch
 
-from pretrain.config import ConfigError, parse_config
+from pretrain.config import Config, TimmConfig
+from pretrain.config.load import ConfigError, parse_config
 from pretrain.encoders import FAMILIES
 from pretrain.encoders.supported import EXAMPLES, METHODS, cell, check_encoder, table, why_not
-from pretrain.schema import Config, TimmConfig
 
 README = Path(__file__).parents[2] / "README.md"
 PYRAMID = {"dims": [8, 16, 16, 32], "depths": [1, 1, 1, 2], "heads": [1, 2, 2, 4]}

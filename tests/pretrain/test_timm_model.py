@@ -9,15 +9,15 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from pretrain.config import DinoConfig, TimmConfig
 from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Mask, refine
-from pretrain.encoders.timm_model import TimmEncoder
-from pretrain.encoders.timm_survey import map_of, survey
+from pretrain.encoders.timm.encoder import TimmEncoder
+from pretrain.encoders.timm.survey import map_of, survey
+from pretrain.engines.schedules import Timeline
 from pretrain.methods import Normalisation
 from pretrain.methods.base import running_statistics
-from pretrain.methods.dino import Dino
-from pretrain.schedules import Timeline
-from pretrain.schema import DinoConfig, TimmConfig
+from pretrain.methods.dino.method import Dino
 
 MASKABLE: dict[str, dict[str, Any]] = {
     "vit_tiny_patch16_224": {"depth": 2, "embed_dim": 32, "num_heads": 2},  # (b, h, w, d)
@@ -47,16 +47,16 @@ def test_hidden_pixels_change_nothing(name: str) -> None:
     encoder = make(name, size)
     replaced = torch.rand(2, size[0] // 16, size[1] // 16, generator=torch.Generator().manual_seed(0)) < 0.5
     pixels = refine(replaced, size)[:, None]
-    first = encoder(images(size), Mask(replaced=replaced))
-    second = encoder(torch.where(pixels, images(size, 1), images(size)), Mask(replaced=replaced))
+    first = encoder(images(size), Mask(token=replaced))
+    second = encoder(torch.where(pixels, images(size, 1), images(size)), Mask(token=replaced))
     assert torch.equal(first.tokens, second.tokens)
     assert torch.equal(first.pooled, second.pooled)
-    shown = encoder(torch.where(pixels, images(size), images(size, 1)), Mask(replaced=replaced))
+    shown = encoder(torch.where(pixels, images(size), images(size, 1)), Mask(token=replaced))
     assert not torch.allclose(first.tokens, shown.tokens)
     assert encoder.mask_token is not None
     encoder.mask_token.data += 1.0
-    assert not torch.allclose(first.tokens, encoder(images(size), Mask(replaced=replaced)).tokens)
-    encoder.train()(images(size), Mask(replaced=replaced)).tokens.square().sum().backward()
+    assert not torch.allclose(first.tokens, encoder(images(size), Mask(token=replaced)).tokens)
+    encoder.train()(images(size), Mask(token=replaced)).tokens.square().sum().backward()
     assert encoder.mask_token.grad is not None
     assert encoder.mask_token.grad.abs().sum() > 0
 
@@ -113,7 +113,7 @@ def test_maps_of_tokens() -> None:
 
 def test_units_are_never_dropped() -> None:
     with pytest.raises(ValueError, match="replaced, not dropped"):
-        make("convnext_tiny")(images(), Mask(dropped=torch.ones(2, 2, 2, dtype=torch.bool)))
+        make("convnext_tiny")(images(), Mask(drop=torch.ones(2, 2, 2, dtype=torch.bool)))
     with pytest.raises(ValueError, match="no single patch embedding"):
         make("resnet18")
 
@@ -123,7 +123,7 @@ def test_layers_of_equal_blocks() -> None:
     assert len(encoder.blocks()) == encoder.depth == 2
     features = encoder(images((32, 96)), layers=(-1, 0))
     torch.testing.assert_close(features.layers[0].tokens, features.tokens)
-    assert features.layers[1].prefix is not None
+    assert features.layers[1].prefix_tokens is not None
     assert not torch.allclose(features.layers[1].pooled, features.pooled)
     numbers = {name: encoder.layer_of(name) for name, _ in encoder.named_parameters()}
     assert numbers["model.blocks.0.attn.qkv.weight"] == 1
@@ -161,7 +161,7 @@ def test_drop_path_and_channels() -> None:
 
 def test_the_teachers_running_statistics_follow_the_students() -> None:
     """A teacher is never in training mode: without this its batch normalisation would keep the start's values."""
-    config = DinoConfig(prototypes=8, head_hidden=8, head_bottleneck=4, teacher_momentum=0.5)
+    config = DinoConfig(prototypes=8, head_hidden_dim=8, head_bottleneck_dim=4, teacher_momentum=0.5)
     size = (32, 32)
     encoders = [build_encoder(TimmConfig(model="resnet18", args={"layers": [1, 1, 1, 1]}), size, 3) for _ in range(2)]
     normalisation = Normalisation((0.5,) * 3, (0.2,) * 3)

@@ -15,22 +15,22 @@ from safetensors.torch import load_file, save_file
 from test_train import column, run_all
 from tiny import build, config_data, random_batch
 
-from pretrain.batches import share_mask_counts
 from pretrain.checkpoints.folder import FORM, ResumeState, check_resume, read_state
-from pretrain.config import ConfigError, parse_config
+from pretrain.config import VqkdConfig
+from pretrain.config.load import ConfigError, parse_config
 from pretrain.diagnostics.alarms import Alarms, Moment
 from pretrain.diagnostics.collapse import collapse_rules
 from pretrain.encoders.load import find_encoder, load_any
+from pretrain.encoders.patches import patchify
+from pretrain.engines.schedules import Timeline
 from pretrain.methods import check_sources
-from pretrain.methods.dvae import gumbel_noise
-from pretrain.patches import patchify
-from pretrain.schedules import Timeline
-from pretrain.schema import VqkdConfig
-from pretrain.tokenizers import codebook
+from pretrain.methods.dvae.method import gumbel_noise
+from pretrain.methods.dvae.network import divergence_to_uniform, logit_laplace, map_pixels, unmap_pixels
+from pretrain.methods.mim.hog import oriented_gradients
+from pretrain.methods.vqkd import codebook
+from pretrain.methods.vqkd.codebook import Codebook, nearest, spherical_kmeans
+from pretrain.stream.batches import reduce_mask_counts
 from pretrain.tokenizers.card import find_tokenizer, read_card
-from pretrain.tokenizers.codebook import Codebook, nearest, spherical_kmeans
-from pretrain.tokenizers.dvae import divergence_to_uniform, logit_laplace, map_pixels, unmap_pixels
-from pretrain.tokenizers.hog import oriented_gradients
 from pretrain.tokenizers.saved import load_tokenizer
 
 
@@ -245,7 +245,7 @@ def test_vqkd_runs_resume_to_the_last_bit_and_their_codes_can_be_learned(shards:
         find_encoder(tmp_path / "whole")
 
     tokenizer, card = load_tokenizer(tmp_path / "whole" / "tokenizer")
-    assert (card.kind, card.vocabulary, card.stride, card.step) == ("vqkd", 16, 4, 12)
+    assert (card.kind, card.vocab_size, card.stride, card.step) == ("vqkd", 16, 4, 12)
     config = parse_config(data)
     codes = tokenizer(random_batch(config)["target_crops"])
     assert codes.shape == (4, 8, 8)
@@ -271,7 +271,7 @@ def test_two_ranks_agree_on_codes_and_learn_what_one_does(shards: Path, tmp_path
                 "vit",
                 shards,
                 tmp_path / str(ranks),
-                train={"steps": 8, "batch_size": 8, "accumulation": ranks},
+                train={"steps": 8, "batch_size": 8, "grad_accum_steps": ranks},
                 engine={"zero_stage": stage},
                 checkpoint={"every_steps": 100},
             )
@@ -315,9 +315,7 @@ def test_pixels_map_to_a_tenth_from_both_ends_and_back() -> None:
 
 def test_dvae_loss_is_the_papers(shards: Path, tmp_path: Path) -> None:
     """Both terms summed over an image and divided by its pixel values (Ramesh et al. 2021, A.2)."""
-    method, config = method_of(
-        "dvae", shards, tmp_path, divergence_weight=6.6, divergence_share=0.1, temperature_share=0.5
-    )
+    method, config = method_of("dvae", shards, tmp_path, kl_weight=6.6, kl_share=0.1, temperature_share=0.5)
     batch, step = random_batch(config), 5
     values = method(batch, step)
     mapped = map_pixels(batch["global_crops"][:, 0])
@@ -338,7 +336,7 @@ def test_dvae_loss_is_the_papers(shards: Path, tmp_path: Path) -> None:
     assert float(values["divergence"]) == pytest.approx(divergence / 256, rel=1e-4)
     assert float(divergence_to_uniform(torch.zeros(1, 32, 2, 2))) == pytest.approx(0, abs=1e-6)
     later = method.schedules(50)
-    assert (later["temperature"], later["divergence_weight"]) == (0.0625, 6.6)
+    assert (later["temperature"], later["kl_weight"]) == (0.0625, 6.6)
 
 
 def test_dvae_noise_belongs_to_the_row_and_not_to_the_micro_batch() -> None:
@@ -405,7 +403,7 @@ def test_codes_loss_is_the_papers_over_all_micro_batches(shards: Path, tmp_path:
     for image in range(4):
         for row in range(8):
             for place in range(8):
-                if batch["replaced"][image, row, place]:
+                if batch["token_mask"][image, row, place]:
                     exponents = [math.exp(score) for score in scores[image, row, place].tolist()]
                     code = int(codes[image, row, place])
                     total -= math.log(exponents[code] / sum(exponents))
@@ -418,7 +416,7 @@ def test_codes_loss_is_the_papers_over_all_micro_batches(shards: Path, tmp_path:
     ones: list[Any] = [
         {key: value[row : row + 1] if value is not None else None for key, value in batch.items()} for row in range(4)
     ]
-    share_mask_counts(ones, world_size=1)
+    reduce_mask_counts(ones, world_size=1)
     for name, whole in values.items():
         mean = sum(float(method(one, 0)[name].detach()) for one in ones) / 4
         assert mean == pytest.approx(float(whole.detach()), rel=1e-5)
@@ -442,9 +440,9 @@ def test_aggregation_joins_the_last_class_token_with_earlier_patches(shards: Pat
     torch.testing.assert_close(main.flatten(1, 2), vit.norm(last)[:, 1:])
     values = method(batch, 0)
     wanted = method.target.wanted(images, batch)
-    second = F.cross_entropy(method.head(aggregated[batch["replaced"]]), wanted)
+    second = F.cross_entropy(method.head(aggregated[batch["token_mask"]]), wanted)
     assert float(values["aggregation_loss"]) == pytest.approx(float(second.detach()), rel=1e-5)
-    own = F.cross_entropy(method.head(main[batch["replaced"]]), wanted)
+    own = F.cross_entropy(method.head(main[batch["token_mask"]]), wanted)
     assert float(values["loss"].detach()) == pytest.approx(float((own + second).detach()), rel=1e-5)
 
 
@@ -499,7 +497,7 @@ def test_squared_errors_are_over_the_hidden_units_only(name: str, shards: Path, 
     for image in range(4):
         for row in range(32 // cell):
             for place in range(32 // cell):
-                if not batch["replaced"][image, row, place]:
+                if not batch["token_mask"][image, row, place]:
                     continue
                 if name == "hog":
                     values = histograms[image, :, row, place].flatten()
@@ -509,7 +507,7 @@ def test_squared_errors_are_over_the_hidden_units_only(name: str, shards: Path, 
                     values = (values - values.mean()) / (values.var() + 1e-6).sqrt()
                 total += float((predicted[image, row, place] - values).square().mean().detach())
                 count += 1
-    assert count < batch["replaced"].numel()
+    assert count < batch["token_mask"].numel()
     assert float(method(batch, 0)["loss"].detach()) == pytest.approx(total / count, rel=1e-5)
 
 
@@ -589,7 +587,7 @@ def test_other_runs_are_looked_at_before_anything_starts(
 def test_a_folder_without_a_tokenizer_says_what_it_holds(shards: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no tokenizer in .*config.json, model.safetensors"):
         find_tokenizer(shards / "teacher")
-    assert read_card(shards / "tokenizer").vocabulary == 16
+    assert read_card(shards / "tokenizer").vocab_size == 16
 
 
 @pytest.mark.parametrize("method", ["dvae", "vqkd"])

@@ -19,13 +19,13 @@ import torch
 from tiny import config_data
 from tracked import tracked_run
 
-from pretrain.config import parse_config
-from pretrain.run_folder import write_config
-from pretrain.schema import Config
+from pretrain.config import Config
+from pretrain.config.load import parse_config
+from pretrain.survival.run_folder import write_config
 from pretrain.tracking import metrics_log, wandb_run
+from pretrain.tracking.console import say
 from pretrain.tracking.metrics_log import MetricsLog, read_rows
 from pretrain.tracking.probes import Accuracy, log_lone_probe, log_probe
-from pretrain.tracking.say import say
 from pretrain.tracking.tracker import Tracker
 from pretrain.tracking.wandb_identity import identity_of
 from pretrain.tracking.wandb_run import WandbRun
@@ -57,7 +57,7 @@ def script(config: Config, body: str) -> str:
     return f"""
 import os, signal, sys, time, psutil
 from pathlib import Path
-from pretrain.config import load_config
+from pretrain.config.load import load_config
 from pretrain.tracking import wandb_run
 from pretrain.tracking.tracker import Tracker
 wandb_run.FINISH_SECONDS, wandb_run.INIT_SECONDS = 120.0, 120  # the machine may have other work

@@ -17,14 +17,14 @@ import pytest
 import torch
 from tiny import config_data, write_shards
 
-from data_pipelines.shards.shard_index import build_index
+from data_pipelines.shards.index import build_index
 from pretrain.checkpoints.folder import CheckpointFolder, damage, read_state
-from pretrain.config import ConfigError, parse_config
+from pretrain.config.load import ConfigError, parse_config
 from pretrain.diagnostics import NonFiniteError, check_finite
 from pretrain.encoders.saved import load_encoder
 from pretrain.run import pretrain
-from pretrain.run_folder import alone_in, check_run_folder, write_config
-from pretrain.stopping import StopRequest
+from pretrain.survival.run_folder import alone_in, check_run_folder, write_config
+from pretrain.survival.stopping import StopRequest
 
 HERE = Path(__file__).parent
 
@@ -89,7 +89,7 @@ def one_and_two_ranks(tmp_path_factory: pytest.TempPathFactory, shards: Path) ->
                 "vit" if method != "mim" else "swin",
                 shards,
                 folder,
-                train={"steps": 20, "batch_size": 8, "accumulation": accumulation},
+                train={"steps": 20, "batch_size": 8, "grad_accum_steps": accumulation},
                 engine={"zero_stage": stage},
                 checkpoint={"every_steps": 100},
             )
@@ -101,7 +101,7 @@ def one_and_two_ranks(tmp_path_factory: pytest.TempPathFactory, shards: Path) ->
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("stage", "accumulation"), itertools.product((0, 1, 2, 3), (1, 2)))
+@pytest.mark.parametrize(("stage", "grad_accum_steps"), itertools.product((0, 1, 2, 3), (1, 2)))
 def test_two_ranks_learn_what_one_does(
     one_and_two_ranks: dict[tuple[Any, ...], dict[str, Any]], method: str, stage: int, accumulation: int
 ) -> None:
@@ -118,7 +118,7 @@ def test_two_ranks_learn_the_patch_loss_as_one_does(shards: Path, tmp_path: Path
     """Masks are stratified over the global batch, and masked tokens differ in number from rank to rank."""
     cells = []
     for name, stage, accumulation in (("alone", 0, 1), ("together", 3, 2)):
-        data = config_data("dino", "vit", shards, tmp_path, train={"steps": 10, "accumulation": accumulation})
+        data = config_data("dino", "vit", shards, tmp_path, train={"steps": 10, "grad_accum_steps": accumulation})
         data |= {"name": name, "engine": {**data["engine"], "zero_stage": stage}}
         data["method"] |= {"ibot": {"separate_head": True}}
         cells.append(data)

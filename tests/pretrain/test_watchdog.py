@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import parse_config
-from pretrain.heartbeat import Heartbeat
-from pretrain.history import read_history
-from pretrain.stopping import EXIT_HUNG
-from pretrain.watchdog import FEW_STEPS, Limits, Watchdog
+from pretrain.config.load import parse_config
+from pretrain.survival.heartbeat import Heartbeat
+from pretrain.survival.history import read_history
+from pretrain.survival.stopping import EXIT_HUNG
+from pretrain.survival.watchdog import FEW_STEPS, Limits, Watchdog
 
 #: `RUN RANK WORLD HOW`: twenty-four quick steps, in the twentieth of which HOW happens on rank 0.
 PROGRAM = """
 import ctypes, os, signal, sys, threading, time
 from pathlib import Path
-from pretrain.watchdog import Limits, Watchdog
+from pretrain.survival.watchdog import Limits, Watchdog
 
 run, rank, world, how = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 limits = Limits(longest=20, factor=2, floor=1.0, grace=3.0, tick=0.05, beat=0.2)

@@ -12,17 +12,17 @@ import webdataset as wds
 from PIL import Image
 
 from data_pipelines.loader import Batch
+from pretrain.config import Config, DvaeConfig, VitConfig
 from pretrain.encoders import build_encoder
 from pretrain.encoders.saved import EncoderCard, save_encoder
-from pretrain.masking import draw_mask_for
+from pretrain.engines.schedules import Timeline
 from pretrain.methods import Method, Normalisation, build_method
-from pretrain.schedules import Timeline
-from pretrain.schema import Config, DvaeConfig, VitConfig
+from pretrain.methods.dvae.network import DvaeEncoder, DvaeTokenizer
+from pretrain.stream.masking import draw_mask_for
 from pretrain.tokenizers.card import TokenizerCard
-from pretrain.tokenizers.dvae import DvaeEncoder, DvaeTokenizer
 from pretrain.tokenizers.saved import save_tokenizer
 
-COLOURS = {"jitter": [0.4, 0.4, 0.2, 0.1], "jitter_prob": 0.8, "grey": 0.2}
+COLOURS = {"jitter": [0.4, 0.4, 0.2, 0.1], "jitter_prob": 0.8, "grayscale": 0.2}
 ENCODERS: dict[str, dict[str, Any]] = {
     "vit": {"family": "vit", "dim": 32, "depth": 2, "heads": 2, "patch": 4},
     "swin": {"family": "swin", "dim": 16, "depths": [2, 2], "heads": [1, 2], "patch": 2, "window": 4},
@@ -44,7 +44,7 @@ def write_shards(folder: Path, num_images: int = 120, shards: int = 2) -> None:
 
 def write_sources(folder: Path) -> None:
     """What the methods that learn from other runs need: a `tokenizer` of 16 codes of 4 px, a `teacher`, untrained."""
-    dvae = DvaeConfig(vocabulary=16, hidden=8, blocks_per_group=1, groups=3)
+    dvae = DvaeConfig(vocab_size=16, hidden=8, blocks_per_group=1, groups=3)
     torch.manual_seed(1)
     tokenizer = DvaeTokenizer(DvaeEncoder(dvae, 3))
     card = TokenizerCard("dvae", 16, 4, 3, (32, 32), None, None, dvae, None, step=1, epoch=1.0, run="tokenizer")
@@ -72,18 +72,18 @@ def config_data(method: str, family: str, shards: Path, runs: Path, **sections: 
         "mim": {"mask": {"kind": "blockwise", "ratio": 0.5, "unit": 4, "min_block": 4}},
         "dino": {
             "prototypes": 64,
-            "head_hidden": 32,
-            "head_bottleneck": 16,
+            "head_hidden_dim": 32,
+            "head_bottleneck_dim": 16,
             "teacher_momentum": 0.9,
             "freeze_last_layer_epochs": 0.1,
         },
         "dvae": {
-            "vocabulary": 32,
+            "vocab_size": 32,
             "hidden": 8,
             "blocks_per_group": 1,
             "groups": 3,
             "average_momentum": 0.5,
-            "divergence_weight": 0.05,
+            "kl_weight": 0.05,
             "start": "spread",
         },
         "vqkd": {
@@ -157,8 +157,8 @@ def random_batch(config: Config, size: int = 4, seed: int = 0) -> Batch:
         "global_crops": crops(len(views.global_crops), views.global_size),
         "local_crops": None if local is None else crops(local.count, local.size),
         "target_crops": None if views.target_crop is None else crops(1, views.target_crop.size)[:, 0],
-        "dropped": dropped,
-        "replaced": replaced,
+        "drop_mask": dropped,
+        "token_mask": replaced,
         "labels": None,
         "ids": torch.stack([torch.zeros(size, dtype=torch.int64), torch.arange(size)], dim=1),
         "rows": torch.arange(size),

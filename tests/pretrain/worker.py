@@ -12,15 +12,15 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 
 import torch
 
-from pretrain.config import parse_config
-from pretrain.datasets import open_datasets, sampler_of
-from pretrain.engine import choose_device, initialise_distributed
-from pretrain.normalisation import choose_normalisation
+from pretrain.config.load import parse_config
+from pretrain.engines.engine import choose_device, initialise_distributed
 from pretrain.run import resolve
-from pretrain.run_folder import check_run_folder, write_config
-from pretrain.stopping import StopRequest
+from pretrain.stream.datasets import open_datasets, sampler_of
+from pretrain.stream.normalisation import choose_normalisation
+from pretrain.survival.run_folder import check_run_folder, write_config
+from pretrain.survival.stopping import StopRequest
+from pretrain.survival.watchdog import Watchdog
 from pretrain.train import Trainer
-from pretrain.watchdog import Watchdog
 
 
 def run(data: dict[str, Any], rank: int, world_size: int) -> None:

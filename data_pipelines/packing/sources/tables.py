@@ -17,7 +17,7 @@ from data_pipelines.packing.listing import Entry, Group, Listing, Skipped, key_t
 from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Content, splits_of_files
 from data_pipelines.packing.sources.path_list import LABEL_COLUMNS, find_column
 from data_pipelines.packing.sources.table_files import TableFile, features_of, is_binary, open_table, plain
-from data_pipelines.streams import Purpose, random_bits, stream_key
+from data_pipelines.rng import Purpose, random_bits, stream_key
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content")
 _WINDOW_BYTES = 64 << 20  # of images that a worker holds at a time

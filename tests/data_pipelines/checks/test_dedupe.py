@@ -20,7 +20,7 @@ from data_pipelines.checks.fingerprint import (
 )
 from data_pipelines.checks.neighbours import Pairs
 from data_pipelines.images.decode import decode
-from data_pipelines.shards.index import Dataset
+from data_pipelines.shards.dataset import Dataset
 
 
 def scene(seed: int, side: int = 96) -> np.ndarray:

@@ -15,8 +15,8 @@ from making import encode, picture, sample_files, write_tar
 from data_pipelines.checks.verify import verify
 from data_pipelines.images.bad_samples import Decoder, TooManyBadSamplesError
 from data_pipelines.packing.write import pack
-from data_pipelines.shards.index import open_dataset
-from data_pipelines.shards.shard_index import load_index
+from data_pipelines.shards.dataset import open_dataset
+from data_pipelines.shards.index import load_index
 from launch.cli import main
 
 PIXELS = picture(0)

@@ -26,15 +26,15 @@ from making import bands, deep_png, encode, npy, picture, sample_files, tiff, wr
 from PIL import Image
 
 from data_pipelines.checks.verify import verify
-from data_pipelines.crops.views import Crop, Views
 from data_pipelines.images.bad_samples import BadSampleLog
-from data_pipelines.images.cases import CASES, Severity
 from data_pipelines.images.decode import BadSampleError, decode
-from data_pipelines.images.judge import judge
+from data_pipelines.images.issues import CASES, Severity
+from data_pipelines.images.validate import judge
 from data_pipelines.loader import Loader
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.index import Dataset, Sample, open_dataset
-from data_pipelines.shards.shard_index import build_index
+from data_pipelines.shards.dataset import Dataset, Sample, open_dataset
+from data_pipelines.shards.index import build_index
+from data_pipelines.transforms.config import Crop, Views
 
 PIXELS = picture(1)
 GREY = np.asarray(Image.fromarray(PIXELS).convert("L"))

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from making import encode, picture, write_tar
 
-from data_pipelines import hiccups
+from data_pipelines import retry
 from data_pipelines.images import bad_samples
 from data_pipelines.images.bad_samples import BadSampleLog, Decoder, TooManyBadSamplesError, check_losses
-from data_pipelines.shards.index import Dataset, open_dataset
+from data_pipelines.shards.dataset import Dataset, open_dataset
 from data_pipelines.shards.shard import ShardChangedError
 
 GOOD = encode(picture(0))
@@ -138,7 +138,7 @@ class FailingReads:
         self.real, self.number, self.times, self.descriptors = os.pread, number, times, set[int]()
         self.pauses: list[float] = []
         monkeypatch.setattr(os, "pread", self)
-        monkeypatch.setattr(hiccups.time, "sleep", self.pauses.append)
+        monkeypatch.setattr(retry.time, "sleep", self.pauses.append)
 
     def __call__(self, descriptor: int, size: int, offset: int) -> bytes:
         if self.times:

@@ -15,10 +15,10 @@ from making import encode, picture, sample_files, write_tar
 from PIL import Image
 
 from data_pipelines.images.bad_samples import Decoder, TooManyBadSamplesError
-from data_pipelines.images.cases import CASES, Severity
-from data_pipelines.images.judge import judge
-from data_pipelines.shards.index import open_dataset
-from data_pipelines.shards.shard_index import build_index
+from data_pipelines.images.issues import CASES, Severity
+from data_pipelines.images.validate import judge
+from data_pipelines.shards.dataset import open_dataset
+from data_pipelines.shards.index import build_index
 from data_pipelines.shards.shard_scan import scan_shard
 from data_pipelines.shards.tar import BLOCK
 

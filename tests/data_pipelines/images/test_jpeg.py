@@ -16,10 +16,10 @@ from data_pipelines.images import jpeg
 from data_pipelines.images.decode import BadSampleError, decode, decode_part
 from data_pipelines.images.jpeg import decode_jpeg, has_regions, read_header
 from data_pipelines.images.parts import Part, Picture, needed, whole
-from data_pipelines.shards.index import Sample
+from data_pipelines.shards.dataset import Sample
 
 needs_regions = pytest.mark.skipif(not has_regions(), reason="the extension _jpeg_region is not built")
-KINDS = ("444", "422", "420", "440", "411", "grey", "progressive")
+KINDS = ("444", "422", "420", "440", "411", "grayscale", "progressive")
 
 
 def sample(content: bytes) -> Sample:
@@ -35,7 +35,7 @@ def jpeg_of(seed: int, height: int, width: int, kind: str = "420", orientation: 
     if orientation != 1:
         options["exif"] = Image.Exif()
         options["exif"][0x0112] = orientation
-    if kind == "grey":
+    if kind == "grayscale":
         return encode(pixels[:, :, 0], "JPEG", **options)
     if kind == "progressive":
         return encode(pixels, "JPEG", progressive=True, **options)
@@ -69,7 +69,7 @@ def test_grey_is_luma(kind: str) -> None:
     luma = np.asarray(Image.open(io.BytesIO(content)).convert("L"), dtype=int)
     assert found.pixels.shape == (40, 50, 1)
     # Pillow's colours are cut off at 0 and 255 before they become grey
-    assert np.abs(found.pixels[:, :, 0] - luma).max() <= (0 if kind == "grey" else 16)
+    assert np.abs(found.pixels[:, :, 0] - luma).max() <= (0 if kind == "grayscale" else 16)
     assert np.abs(found.pixels[:, :, 0] - luma).mean() < 0.5
 
 
@@ -142,7 +142,7 @@ def test_only_what_is_asked_for_is_decoded() -> None:
     assert found.within((110, 60, 120, 70)) == ((10, 10, 20, 20) if has_regions() else (110, 60, 120, 70))
 
 
-@pytest.mark.parametrize("kind", ["420", "grey", "progressive"])
+@pytest.mark.parametrize("kind", ["420", "grayscale", "progressive"])
 def test_a_truncated_jpeg_is_found_whatever_part_is_asked_for(kind: str) -> None:
     content = jpeg_of(2, 120, 120, kind)
     for length in (*range(0, len(content) - 2, 97), len(content) - 2):
@@ -159,7 +159,7 @@ def test_a_jpeg_with_bytes_behind_it_is_good() -> None:
 
 
 @needs_regions
-@pytest.mark.parametrize("kind", ["420", "444", "grey"])
+@pytest.mark.parametrize("kind", ["420", "444", "grayscale"])
 def test_damage_is_judged_alike_in_part_and_whole(kind: str) -> None:
     """Whatever is flipped: both are refused, or both show the same pixels."""
     rng = np.random.default_rng(5)

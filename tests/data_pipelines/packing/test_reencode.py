@@ -15,7 +15,7 @@ from PIL import Image
 from data_pipelines.images.decode import decode
 from data_pipelines.packing.reencode import REENCODED, Reencoding, prepare
 from data_pipelines.packing.write import pack
-from data_pipelines.shards.index import Sample, open_dataset
+from data_pipelines.shards.dataset import Sample, open_dataset
 
 TO_64 = Reencoding(64, quality=95, subsampling="4:4:4")
 

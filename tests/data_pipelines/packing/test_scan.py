@@ -15,7 +15,7 @@ from data_pipelines.packing import describe as describe_module
 from data_pipelines.packing import write as write_module
 from data_pipelines.packing.listing import Entry, Group, Listing
 from data_pipelines.packing.write import pack
-from data_pipelines.shards.index import open_dataset
+from data_pipelines.shards.dataset import open_dataset
 
 
 def write_lines(path: Path, *lines: object) -> Path:

@@ -23,8 +23,8 @@ from data_pipelines.packing import write as write_module
 from data_pipelines.packing.pack_folder import alone_in
 from data_pipelines.packing.sources import folder as folder_module
 from data_pipelines.packing.write import pack
-from data_pipelines.shards.index import open_dataset
-from data_pipelines.shards.shard_index import INDEX_SUFFIX
+from data_pipelines.shards.dataset import open_dataset
+from data_pipelines.shards.index import INDEX_SUFFIX
 
 CLASSES = ("ant", "bee", "cat")
 EVERY_KIND = (("jpg", "JPEG"), ("JPEG", "JPEG"), ("png", "PNG"), ("webp", "WEBP"))

@@ -5,17 +5,17 @@ from typing import Any
 import pytest
 
 from launch.cluster.arithmetic import solve_accumulation
-from pretrain.config import ConfigError, load_config
-from pretrain.schema import Config
+from pretrain.config import Config
+from pretrain.config.load import ConfigError, load_config
 
 
 def config(batch: int, accumulation: int = 1) -> Config:
-    changes = [f"train.batch_size={batch}", f"train.accumulation={accumulation}", "data.train=x"]
+    changes = [f"train.batch_size={batch}", f"train.grad_accum_steps={accumulation}", "data.train=x"]
     return load_config("mae_vit_cifar_cpu", changes)
 
 
 @pytest.mark.parametrize(
-    ("batch", "ranks", "accumulation", "micro", "expected"),
+    ("batch", "ranks", "grad_accum_steps", "micro", "expected"),
     [
         (4096, 32, 1, 64, 2),
         (4096, 8, 1, 64, 8),
@@ -42,12 +42,12 @@ def test_it_is_solved(batch: int, ranks: int, accumulation: int, micro: int | No
         (4, 8, {}, r"batch sizes: 8; nearest numbers of ranks for 4: 4 "),
         (4096, 8, {"micro_batch": 96}, r"has 512 of the 4096 .*Nearest micro-batches: 64 or 128; .*=3840 or 4608"),
         (4096, 64, {"micro_batch": 128}, r"has 64 .*Nearest micro-batches: 64"),
-        (64, 4, {"accumulation": 3, "fixed": True}, r"each of 4 ranks has 16 .*Nearest: 2 or 4; .*60 or 72"),
-        (64, 4, {"accumulation": 2, "fixed": True, "micro_batch": 4}, r"makes train.accumulation 4, .*=2 was given"),
+        (64, 4, {"grad_accum_steps": 3, "fixed": True}, r"each of 4 ranks has 16 .*Nearest: 2 or 4; .*60 or 72"),
+        (64, 4, {"grad_accum_steps": 2, "fixed": True, "micro_batch": 4}, r"makes train.grad_accum_steps 4, .*=2 was given"),
     ],
 )  # fmt: skip
 def test_it_is_refused_with_the_nearest_choices(batch: int, ranks: int, options: dict[str, Any], message: str) -> None:
-    accumulation = options.pop("accumulation", 1)
+    accumulation = options.pop("grad_accum_steps", 1)
     given = config(batch * accumulation, accumulation) if batch % accumulation else config(batch, accumulation)
     object.__setattr__(given.train, "batch_size", batch)
     with pytest.raises(ConfigError, match=message):

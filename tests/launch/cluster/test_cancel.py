@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch.cluster.cancel import NotCancelledError, cancel, runs_of
-from pretrain.history import record
+from pretrain.survival.history import record
 
 RUN = """
 import json, os, pathlib, signal, socket, sys, time

@@ -13,10 +13,10 @@ from tiny import config_data, write_shards
 
 from launch.cluster import checks
 from launch.cluster.checks import checksum_of, code_checksum, look, spread, versions
-from launch.cluster.meeting import Report
 from launch.cluster.preflight import main
+from launch.cluster.rendezvous import Report
 from launch.ranks import Ranks, tasks_of_nodes
-from pretrain.config import load_config
+from pretrain.config.load import load_config
 
 ROOT = Path(__file__).parents[3]
 

@@ -20,8 +20,8 @@ from launch.cluster.requeue import (
     ask_queue,
     main,
 )
-from pretrain.history import read_history, record
-from pretrain.stopping import EXIT_HUNG, EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, EXIT_USER_ERROR
+from pretrain.survival.history import read_history, record
+from pretrain.survival.stopping import EXIT_HUNG, EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, EXIT_USER_ERROR
 
 MINE = Queued()
 

@@ -9,7 +9,7 @@ import yaml
 from launch.cluster.options import JobOptions, probe_resources, training_resources
 from launch.cluster.render import container_python, render, settings_of
 from launch.cluster.site import ContainerSite, Site, find_site, load_site, site_example
-from pretrain.config import ConfigError
+from pretrain.config.load import ConfigError
 
 
 def profile(folder: Path, text: str) -> Path:

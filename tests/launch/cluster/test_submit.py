@@ -16,8 +16,8 @@ from launch.cluster.options import JobOptions, training_resources
 from launch.cluster.probes import ProbeOptions
 from launch.cluster.site import ContainerSite, Site
 from launch.cluster.submit import Plan, Request, plan_submission
-from pretrain.config import ConfigError, load_config
-from pretrain.run_folder import check_run_folder, write_config
+from pretrain.config.load import ConfigError, load_config
+from pretrain.survival.run_folder import check_run_folder, write_config
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_the_command_is_written_down_without_its_passwords(request_: Request) ->
 
 
 def test_the_batch_is_solved_and_the_trainer_told(request_: Request) -> None:
-    assert "set -- tiny.yaml train.accumulation=2\n" in plan(request_, micro_batch=2).script
+    assert "set -- tiny.yaml train.grad_accum_steps=2\n" in plan(request_, micro_batch=2).script
     three = replace(request_.resources, nodes=3)
     with pytest.raises(ConfigError, match="does not divide over 3 ranks"):
         plan(request_, resources=three)
@@ -90,7 +90,7 @@ def test_what_is_the_same_for_all_of_a_sweep_is_told_once(request_: Request) -> 
 def test_what_settings_and_shards_tell_is_told_without_torch(tmp_path: Path, shards: Path) -> None:
     """On a login node its import takes up to a minute."""
     script = (
-        "import sys; from launch.training import check_run; from pretrain.config import load_config\n"
+        "import sys; from launch.pretrain_command import check_run; from pretrain.config.load import load_config\n"
         "try: check_run(load_config('mae_vit_cifar_cpu', sys.argv[1:]), 1)\n"
         "except (ValueError, OSError) as error: print(error, 'torch' in sys.modules)"
     )
@@ -119,8 +119,8 @@ def test_a_folder_of_another_configuration_or_a_finished_run_is_refused(request_
     with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
         plan(request_)
     config = load_config(run.parent.parent / "tiny.yaml")
-    from pretrain.datasets import open_datasets
     from pretrain.run import resolve
+    from pretrain.stream.datasets import open_datasets
 
     write_config(run, resolve(config, open_datasets(config.data))[0])
     with pytest.raises(ConfigError, match=r"is finished; .*another --name"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch.cluster.sweep import sweep_elements
-from pretrain.config import ConfigError
+from pretrain.config.load import ConfigError
 
 
 def test_the_product_of_all_axes() -> None:

@@ -1,0 +1,134 @@
+"""Every image once, whole or cropped at its centre, in order: what the probes look at."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data_pipelines.images.decode import BadSampleError, decode
+from data_pipelines.loader import default_threads
+from data_pipelines.remote.fetch import cancel_on
+from data_pipelines.remote.prefetch import FetchAhead, in_batches, in_order
+from data_pipelines.shards.dataset import Dataset
+from data_pipelines.transforms.backends import any_channels
+from data_pipelines.transforms.backends.base import to_pillow, write_channels
+
+_AHEAD = 2  # batches being made while one is used
+_log = logging.getLogger(__name__)
+
+
+def center_crops(
+    dataset: Dataset,
+    size: int,
+    *,
+    resize: int | None = None,
+    batch_size: int = 256,
+    threads: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    channels: int = 3,
+    bits: int = 8,
+    samples: Sequence[int] | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield (images, labels, samples) in the order of the samples; the tensors are new each time.
+
+    Bad samples are left out, logged: a probe must not count a neighbour in their place.
+
+    Args:
+        dataset: Where to read.
+        size: Side of the square crop in px.
+        resize: Short side in px before the crop; default `round(size * 256 / 224)`, the protocol of the
+            k-NN probe (Caron et al. 2021). An image of exactly `size` x `size` is taken whole when
+            `resize` is not given: small data sets are not enlarged only to be cut.
+        batch_size: Images at a time; the last batch and those with bad samples have fewer.
+        threads: See `loader.default_threads`.
+        rank: Of `world_size`; each takes an equal run of samples (to one), so that ranks in order make the whole.
+        world_size: Ranks that share the work.
+        channels: Of the images, as `decode` gives them.
+        bits: Of a channel, 8 or 16.
+        samples: Only these, in this order; default: all.
+
+    Yields:
+        images (b, c, size, size) uint8, or uint16 for 16 bits; labels (b,) int64 with -1 where unknown; sample
+        numbers (b,) int64.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size}; ranks count from 0 to world_size - 1")
+    wanted: Sequence[int] = range(dataset.num_samples) if samples is None else samples
+    first, last = (len(wanted) * part // world_size for part in (rank, rank + 1))
+    load = partial(_load, dataset, size=size, resize=resize, channels=channels, bits=bits)
+    starts = iter(range(first, last, batch_size))
+    pending: deque[list[Future[np.ndarray | None]]] = deque()
+    begins: deque[Sequence[int]] = deque()
+    stop = threading.Event()
+    in_turn = in_order(dataset, first, last, batch_size)
+    ahead = FetchAhead((dataset,), in_turn if samples is None else in_batches(dataset, samples[first:last], batch_size))
+    pool = ThreadPoolExecutor(threads or default_threads((dataset,)), "center", cancel_on, (stop,))
+    try:
+        while True:
+            while len(pending) <= _AHEAD and (start := next(starts, None)) is not None:
+                batch = wanted[start : min(start + batch_size, last)]
+                begins.append(batch)
+                pending.append([pool.submit(load, sample) for sample in batch])
+            if not pending:
+                return
+            batch, images = begins.popleft(), [future.result() for future in pending.popleft()]
+            found = [(sample, image) for sample, image in zip(batch, images, strict=True) if image is not None]
+            if found:
+                numbers = np.array([sample for sample, _ in found])
+                labels = torch.from_numpy(dataset.labels[numbers].astype(np.int64))
+                yield torch.from_numpy(np.stack([image for _, image in found])), labels, torch.from_numpy(numbers)
+            ahead.advance()
+    finally:
+        stop.set()
+        ahead.close()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _load(dataset: Dataset, sample: int, size: int, resize: int | None, channels: int, bits: int) -> np.ndarray | None:
+    """One crop, (c, size, size); None for a bad sample."""
+    try:
+        image = decode(dataset.read(sample), channels, bits)
+    except BadSampleError as error:
+        _log.warning("%s; it is left out", error)
+        return None
+    out = np.empty((channels, size, size), dtype=image.dtype)
+    if any_channels.is_plain(image):
+        write_channels(center_crop(to_pillow(image), size, resize), out)
+    else:
+        height, width, _ = image.shape
+        (new_width, new_height), (left, top) = _geometry(width, height, size, resize)
+        planes = any_channels.resized(image, (0, 0, width, height), (new_height, new_width), "bicubic")
+        any_channels.store(planes[:, top : top + size, left : left + size], out)
+    return out
+
+
+def center_crop(image: Image.Image, size: int, resize: int | None = None) -> Image.Image:
+    """Resize the short side (bicubic), then cut a square of `size` px from the middle; see `center_crops`."""
+    resized_to, (left, top) = _geometry(*image.size, size, resize)
+    if resized_to != image.size:
+        image = image.resize(resized_to, Image.Resampling.BICUBIC)
+    return image if image.size == (size, size) else image.crop((left, top, left + size, top + size))
+
+
+def _geometry(width: int, height: int, size: int, resize: int | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Width and height to resize to, then left and top of the crop."""
+    if resize is None:
+        resize = size if (width, height) == (size, size) else round(size * 256 / 224)
+    if resize < size:
+        raise ValueError(
+            f"the short side is resized to {resize} px and the crop is {size} px; it must be as large at least"
+        )
+    short = min(width, height)
+    if short != resize:
+        width, height = int(resize * width / short), int(resize * height / short)  # torchvision's rounding
+    return (width, height), (round((width - size) / 2), round((height - size) / 2))

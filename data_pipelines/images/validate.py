@@ -1,0 +1,87 @@
+"""One image judged as a run would: whether it can be used, and what is worth knowing about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from data_pipelines.images import rasters
+from data_pipelines.images.decode import DAMAGE, BadSampleError, decode, open_image, orientation_of
+from data_pipelines.images.pixels import Header, check_file_size
+from data_pipelines.shards.dataset import Sample
+
+#: The suffixes that name a format; a phone's JPEG with several pictures is an MPO to Pillow.
+_SUFFIXES = {
+    "JPEG": ("jpg", "jpeg"),
+    "MPO": ("jpg", "jpeg"),
+    "PNG": ("png",),
+    "WEBP": ("webp",),
+    "TIFF": ("tif", "tiff"),
+    "NPY": ("npy",),
+}
+_TINY = 8  # px
+
+
+class Verdict(NamedTuple):
+    """What was found; `reason` and `case` are None for an image that can be used."""
+
+    reason: str | None  # in words
+    case: str | None  # in `CASES`, an error
+    notes: tuple[str, ...] = ()  # in `CASES`
+    width: int = 0  # px as stored, before EXIF turns it; 0 where the header cannot be read
+    height: int = 0
+    mode: str = ""  # as in `Header`
+
+
+def judge(content: bytes, suffix: str = "", *, channels: int | None = None, headers_only: bool = False) -> Verdict:
+    """Decode an image file as a run would, and say what was found; never raises for what the bytes hold.
+
+    Args:
+        content: The file.
+        suffix: What its name ends with, without the dot; empty if unknown.
+        channels: Of the run; None: as they are stored, which says nothing of what a run can use.
+        headers_only: Do not decode the pixels: much faster, and blind to damage in them.
+    """
+    sample = Sample("", Path(), content, None)
+    verdict = Verdict(None, None)
+    try:
+        check_file_size(len(content))
+        header = rasters.look(content)
+        if header is not None:
+            notes = _notes_of_raster(header, suffix.lower())
+            verdict = Verdict(None, None, notes, header.width, header.height, header.mode)
+        else:
+            with open_image(content) as image:
+                verdict = Verdict(None, None, _notes(image, suffix.lower()), *image.size, image.mode)
+        if not headers_only:
+            decode(sample, channels, None)
+    except DAMAGE as error:
+        bad = error if isinstance(error, BadSampleError) else BadSampleError.of(sample, error)
+        return verdict._replace(reason=bad.reason, case=bad.case, notes=())
+    return verdict
+
+
+def _notes_of_raster(header: Header, suffix: str) -> tuple[str, ...]:
+    found = {
+        "wrong_suffix": bool(suffix) and suffix not in _SUFFIXES[header.format],
+        "transparent": header.mode.endswith("with opacity") or header.mode in ("LA;16", "RGBA;16"),
+        "palette": header.mode == "palette",
+        "deep": header.bits > 8,
+        "tiny": min(header.width, header.height) < _TINY,
+    }
+    return tuple(name for name, is_so in found.items() if is_so)
+
+
+def _notes(image: Image.Image, suffix: str) -> tuple[str, ...]:
+    found = {
+        "wrong_suffix": bool(suffix) and suffix not in _SUFFIXES[image.format or ""],
+        "animated": getattr(image, "n_frames", 1) > 1,
+        "transparent": image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
+        "palette": image.mode in ("P", "PA"),
+        "cmyk": image.mode == "CMYK",
+        "turned": orientation_of(image) != 1,
+        "tiny": min(image.size) < _TINY,
+    }
+    return tuple(name for name, is_so in found.items() if is_so)

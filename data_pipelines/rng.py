@@ -1,0 +1,82 @@
+"""Counter-based random numbers: a stream for every purpose, found from integers and never stored.
+
+SplitMix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators"): number i of stream k
+is `mix(k + i * gamma)`. Written out here because a run must give the same batches under every version of
+NumPy, whose `Generator` promises no such thing, and because a stream of it costs next to nothing to start.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data_pipelines.transforms.backends import native
+
+
+class Purpose(IntEnum):
+    """The second word of a stream's key, after the seed: no two uses of one seed share a stream."""
+
+    PASS = 1
+    WINDOW = 2
+    CROPS = 3
+    MASKS = 4
+    HOLD_BACK = 5
+    SHUFFLE = 6
+    STATISTICS = 7
+
+
+_GAMMA, _MIX1, _MIX2, _64_BITS = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, (1 << 64) - 1
+
+
+def mix(word: int) -> int:
+    """SplitMix64's finaliser: a bijection of 64-bit words in which every input bit moves every output bit."""
+    word = ((word ^ (word >> 30)) * _MIX1) & _64_BITS
+    word = ((word ^ (word >> 27)) * _MIX2) & _64_BITS
+    return word ^ (word >> 31)
+
+
+def stream_key(*words: int) -> int:
+    """A 64-bit key for the stream of random numbers that belongs to these integers, in this order."""
+    key = len(words)
+    for word in words:
+        key = mix((key * _MIX1 + word + _GAMMA) & _64_BITS)
+    return key
+
+
+def random_bits(key: int, count: int) -> np.ndarray:
+    """The first `count` numbers of a stream: (count,) uint64."""
+    with np.errstate(over="ignore"):
+        word = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GAMMA)
+        word = (word ^ (word >> np.uint64(30))) * np.uint64(_MIX1)
+        word = (word ^ (word >> np.uint64(27))) * np.uint64(_MIX2)
+        return word ^ (word >> np.uint64(31))
+
+
+class PythonStream:
+    """The same stream one number at a time, for draws too few to be worth an array."""
+
+    def __init__(self, *words: int) -> None:
+        self._state = stream_key(*words)
+
+    def bits(self) -> int:
+        """The next 64 random bits."""
+        self._state = (self._state + _GAMMA) & _64_BITS
+        return mix(self._state)
+
+    def random(self) -> float:
+        """The next number, uniform in [0, 1)."""
+        return (self.bits() >> 11) * 2.0**-53
+
+    def uniform(self, low: float, high: float) -> float:
+        """The next number, uniform in [low, high)."""
+        return low + (high - low) * self.random()
+
+    def integer(self, count: int) -> int:
+        """The next integer of 0 .. count - 1."""
+        return int(self.random() * count)
+
+
+#: `PythonStream`, or the same in C where it is built: drawing holds the interpreter's lock, so its pace limits threads.
+Stream = PythonStream if TYPE_CHECKING or not native.BUILT else native.Stream

@@ -1,0 +1,73 @@
+"""Who makes the crops: the names that `data.backend` takes, and what each stands for on this machine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from typing import Literal
+
+import numpy as np
+
+from data_pipelines.transforms.backends import native
+from data_pipelines.transforms.backends.base import Backend, CropJob
+
+#: `native`: the kernel in C. `opencv`: libraries that need no compiler. `device`: one of those cuts and resizes, the
+#: GPU does the colours. `auto`: native where it is built, else opencv.
+BackendName = Literal["auto", "native", "opencv", "device"]
+CpuBackendName = Literal["auto", "native", "opencv"]
+_log = logging.getLogger(__name__)
+
+
+def resolve_backend(name: BackendName, channels: int = 3, bits: int = 8) -> BackendName:
+    """The backend that `auto` stands for here; the others as they are.
+
+    Raises:
+        ValueError: `native` where the kernel is not built; the message says how to build it. An backend that does not
+            know images of these channels and bits.
+    """
+    if channels not in (1, 3) or bits != 8:
+        if name not in ("auto", "opencv"):
+            raise ValueError(
+                f"backend {name!r} makes crops of 8-bit grey and RGB images; for {channels} channels of {bits} bits "
+                "choose auto or opencv"
+            )
+        return "opencv"
+    backend("auto" if name == "device" else name)  # says so where the kernel is missing
+    return on_cpu(name) if name == "auto" else name
+
+
+def on_cpu(name: BackendName) -> CpuBackendName:
+    """Who does the CPU's part of an backend's work: native or opencv."""
+    if name in ("native", "opencv"):
+        return name
+    return "native" if native.BUILT else "opencv"
+
+
+def backend(name: CpuBackendName = "auto") -> Backend:
+    """The backend of that name; all show the same pictures within the bounds that tests/ state.
+
+    It takes images of any channels and 8 or 16 bits: those that are not 8-bit grey or RGB go to `any_channels`.
+
+    Raises:
+        ValueError: No such backend, or `native` where the kernel is not built.
+    """
+    from data_pipelines.transforms.backends import any_channels, opencv  # they import torch
+
+    if name not in ("auto", "native", "opencv"):
+        raise ValueError(f"backend {name!r} is not known; choose auto, native or opencv")
+    if name == "native" and not native.BUILT:
+        raise ValueError(f"backend native: the crop kernel is not built; {native.HOW_TO_BUILD}, or choose opencv")
+    if name == "auto" and not native.BUILT:
+        _tell_once()
+    plain = native.render if name != "opencv" and native.BUILT else opencv.render
+
+    def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
+        (plain if any_channels.is_plain(image) else any_channels.render)(image, jobs)
+
+    return render
+
+
+@cache
+def _tell_once() -> None:
+    _log.warning("the crop kernel is not built, so crops take about twice as long; %s", native.HOW_TO_BUILD)

@@ -1,0 +1,105 @@
+"""One sample shown in one row or several: parameters drawn, the part that they need decoded, crops made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_pipelines.images.parts import Part, Picture, needed
+from data_pipelines.transforms.backends.base import Backend, CropJob
+from data_pipelines.transforms.backends.device import write_colours
+from data_pipelines.transforms.config import Views
+from data_pipelines.transforms.params import CropParams, draw
+
+
+class Recipe:
+    """How every sample becomes crops.
+
+    Args:
+        views: The crops.
+        backend: Makes them.
+        colour_on_device: The backend only cuts, resizes and flips; colours are written down for the device.
+        partial_decode: Leave out what no crop touches.
+        dct_scaling: Decode large images smaller where their crops have px to spare.
+    """
+
+    def __init__(
+        self,
+        views: Views,
+        backend: Backend,
+        *,
+        colour_on_device: bool = False,
+        partial_decode: bool = True,
+        dct_scaling: bool = True,
+    ) -> None:
+        self.views, self.backend, self.colour_on_device = views, backend, colour_on_device
+        self.partial_decode, self.dct_scaling = partial_decode, dct_scaling
+        local, target = views.local_crops, views.target_crop
+        self.num_global = len(views.global_crops)
+        sizes = [views.global_size] * self.num_global + ([local.size] * local.count if local else [])
+        self._targets = [(view, size) for view, size in enumerate(sizes)]
+        if target is not None:
+            self._targets.append((0, target.size))
+
+    def part(self, size: tuple[int, int], drawn: Sequence[tuple[CropParams, ...]]) -> Part:
+        """What rows with these parameters need of an image of (height, width) `size`."""
+        crops = [(params[view].box, target) for params in drawn for view, target in self._targets]
+        return needed(size, crops, self.partial_decode, self.dct_scaling)
+
+    def jobs(
+        self, picture: Picture, params: tuple[CropParams, ...], arrays: dict[str, np.ndarray], place: int
+    ) -> list[CropJob]:
+        """The crops of one row, which lies at `place` of the buffer."""
+        views, num_global = self.views, self.num_global
+        if self.colour_on_device:
+            for view, crop in enumerate(params):
+                name, number = ("global_colours", view) if view < num_global else ("local_colours", view - num_global)
+                write_colours(crop, arrays[name][place, number])
+        if self.colour_on_device or picture.is_part:
+            params = tuple(self._within(picture, crop) for crop in params)
+        jobs = [
+            CropJob(params[view], crop.interpolation, out)
+            for view, (crop, out) in enumerate(zip(views.global_crops, arrays["global_crops"][place], strict=True))
+        ]
+        if views.local_crops is not None:
+            interpolation = views.local_crops.interpolation
+            jobs += [
+                CropJob(crop, interpolation, out)
+                for crop, out in zip(params[num_global:], arrays["local_crops"][place], strict=True)
+            ]
+        if views.target_crop is not None:
+            jobs.append(CropJob(params[0], views.target_crop.interpolation, arrays["target_crops"][place]))
+        return jobs
+
+    def _within(self, picture: Picture, params: CropParams) -> CropParams:
+        box = picture.within(params.box)
+        return CropParams(box, params.flip) if self.colour_on_device else params._replace(box=box)
+
+
+class Showing:
+    """The rows that show one sample; told its size by the decoder (`Choose`), then its pixels.
+
+    Args:
+        recipe: What to make.
+        identities: What the draws of each repeat of the sample depend on, see `draw`: of all of them, so that what is
+            decoded does not depend on which of its rows are made here.
+    """
+
+    def __init__(self, recipe: Recipe, identities: Sequence[tuple[int, ...]]) -> None:
+        self._recipe, self._identities = recipe, identities
+        self._drawn: list[tuple[CropParams, ...]] = []
+
+    def __call__(self, size: tuple[int, int]) -> Part:
+        """Draw for an image of (height, width) `size`, and say what of it is needed."""
+        self._drawn = [draw(self._recipe.views, identity, size) for identity in self._identities]
+        return self._recipe.part(size, self._drawn)
+
+    def make(self, picture: Picture, arrays: dict[str, np.ndarray], places: dict[int, int]) -> None:
+        """Write the rows' crops into the buffer: `places` has the place of each repeat that is made here."""
+        jobs = [
+            job
+            for repeat, place in places.items()
+            for job in self._recipe.jobs(picture, self._drawn[repeat], arrays, place)
+        ]
+        self._recipe.backend(picture.pixels, jobs)

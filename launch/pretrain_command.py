@@ -1,0 +1,167 @@
+"""What `selfsight pretrain` does besides training: the list of presets, the plan of a run, and a safe start."""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.ranks import check_gpus, rank_environment
+
+if TYPE_CHECKING:
+    from data_pipelines.sampler import Sampler
+    from data_pipelines.shards.dataset import Dataset
+    from pretrain.config import Config
+
+
+def print_presets() -> None:
+    """A table of the shipped presets."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pretrain.config.load import list_presets
+
+    table = Table("preset", "what it is", box=None, pad_edge=False)
+    for preset in list_presets():
+        table.add_row(preset.name, preset.description)
+    Console().print(table)
+
+
+def train(preset: str, overrides: Sequence[str]) -> None:
+    """Train on every rank that was started; see `pretrain.run.pretrain` for the errors and exit codes."""
+    from pretrain.config.load import check_batch, load_config
+    from pretrain.stream.datasets import open_datasets
+    from pretrain.survival.startup import StartUp
+    from pretrain.survival.stopping import EXIT_TROUBLE, StopRequest
+
+    early = StopRequest.install()  # importing torch takes seconds, and a signal then must not kill the job
+    startup = StartUp()
+    startup.mark("command")
+    # millions of objects are made that stay: looking for garbage among them would take a quarter of the imports' time
+    gc.disable()
+    ranks = rank_environment(os.environ)
+    config = load_config(preset, overrides)
+    if config.engine.device != "cpu":
+        check_gpus(os.environ, ranks)
+    ranks.export(os.environ)
+    check_batch(config, ranks.world_size)
+    startup.mark("config")
+    datasets = open_datasets(config.data)  # so that data which are missing are told of at once
+    startup.mark("data")
+    # a reader of the progress lines can't act on torch's notes about its own future names
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    for package in ("torch", "timm"):  # apart from the rest, for the record of what takes how long
+        import_module(package)
+        startup.mark(f"import {package}")
+    from pretrain.run import pretrain
+
+    startup.mark("import selfsight")
+    folder = Path(config.runs) / config.name
+    try:
+        pretrain(config, early, startup, datasets)  # a stop requested by now is agreed on by all in the first step
+    except SystemExit as end:
+        if end.code == EXIT_TROUBLE:  # not where it was asked to stop: its time may be short
+            _report(folder)
+        raise
+    _report(folder)
+
+
+def _report(folder: Path) -> None:
+    """The page of a run that has come to its end, by one rank."""
+    if os.environ.get("RANK", "0") == "0":
+        from launch.report.page import refresh
+
+        page = refresh(folder)
+        if page is not None:
+            print(f"its curves, pictures and history are in {page}", flush=True)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A run of which all that can be known without starting it is known, and allowed."""
+
+    config: Config  # with what it left open decided
+    datasets: Sequence[Dataset]
+    sampler: Sampler
+    chosen: list[str]  # a line for each such decision
+
+
+def check_run(config: Config, world_size: int) -> Checked:
+    """Everything about a run on so many ranks that can be refused before it starts; opens the data, writes nothing.
+
+    Raises ValueError (ConfigError for settings) and OSError with what is wrong, what is allowed and what to do.
+    """
+    from pretrain.checkpoints.folder import check_continues
+    from pretrain.config.auto_hparams import resolve_auto
+    from pretrain.config.load import check_batch
+    from pretrain.engines.schedules import Timeline, check_warmup
+    from pretrain.stream.datasets import held_out_line, open_datasets, sampler_of
+
+    check_batch(config, world_size)
+    check_continues(Path(config.runs) / config.name, config.checkpoint)
+    datasets = open_datasets(config.data)
+    config, chosen = resolve_auto(config, sum(dataset.num_samples for dataset in datasets))
+    sampler = sampler_of(config, datasets)
+    check_warmup(config.optim, Timeline.of(config.train, sampler.steps_per_epoch))
+    # from here on torch is imported, which takes seconds, and a minute from a slow disk
+    from data_pipelines.transforms.backends.any_channels import left_out_line
+    from pretrain.diagnostics.knn import named_data
+    from pretrain.encoders.supported import check_encoder
+    from pretrain.interop.initialise import check_init_from
+    from pretrain.methods import check_sources
+    from pretrain.stream.loading import resolve_backend
+    from pretrain.stream.normalisation import choose_normalisation, resolve_normalisation
+
+    check_sources(config)
+    named_data(config)
+    check_encoder(config)
+    check_init_from(config)
+    config, known = resolve_normalisation(config)
+    config = resolve_backend(config)
+    chosen += known + left_out_line(config.views, config.data.channels) + held_out_line(config.data, datasets)
+    choose_normalisation(config, datasets)
+    return Checked(config, datasets, sampler, chosen)
+
+
+def show_plan(preset: str, overrides: Sequence[str]) -> None:
+    """Print the resolved configuration and what follows from it; starts and writes nothing."""
+    from pretrain.config.load import dump_config, load_config
+
+    world_size = rank_environment(os.environ).world_size
+    checked = check_run(load_config(preset, overrides), world_size)
+    print(dump_config(checked.config))
+    print("\n".join(f"# {line}" for line in checked.chosen + plan_of(checked, world_size)))
+
+
+def plan_of(checked: Checked, world_size: int) -> list[str]:
+    """The arithmetic of a checked run, in words."""
+    sampler = checked.sampler
+    return plan(checked.config, sampler.summary(), sampler.steps_per_epoch, world_size)
+
+
+def plan(config: Config, data: str, steps_per_epoch: float, world_size: int) -> list[str]:
+    """The arithmetic of a run on so many ranks, in words; `data` says what it is shown."""
+    from pretrain.engines.schedules import Timeline, learning_rate
+
+    batch, accumulation = config.train.batch_size, config.train.grad_accum_steps
+    micro_batch = batch // (world_size * accumulation)
+    timeline = Timeline.of(config.train, steps_per_epoch)
+    rate = learning_rate(config.optim, batch, timeline)
+    every = config.checkpoint.every_epochs
+    also = "" if every is None else f" and every {every:g} epochs"
+    share = f"{batch} / {config.optim.lr_reference_batch}"
+    share = f"sqrt({share})" if config.optim.lr_scaling == "sqrt" else share
+    return [
+        f"data: {data}",
+        f"global batch: {batch} = {world_size} ranks x {micro_batch} x {accumulation} accumulated",
+        f"steps: {timeline.total_steps:,}, {steps_per_epoch:,.10g} an epoch, "
+        f"{timeline.epoch(timeline.total_steps):.1f} epochs; {timeline.total_steps * batch:,} samples seen",
+        f"learning rate: {rate.peak:.3g} at its peak (optim.lr x {share}), "
+        f"after {rate.warmup_steps:,} steps of warm-up",
+        f"checkpoints: every {config.checkpoint.every_steps:,} steps{also}, in {config.runs}/{config.name}",
+    ]

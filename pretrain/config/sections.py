@@ -1,0 +1,277 @@
+"""The typed sections of a run's configuration that are neither encoder nor method (imports no torch)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    ByteSize,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    model_validator,
+)
+
+from data_pipelines.transforms.backends.select import BackendName
+from data_pipelines.transforms.config import Share, Views, section
+from pretrain.config.combinations import check_combinations
+from pretrain.config.diagnostics import DiagnosticsConfig
+from pretrain.config.encoders import EncoderConfig
+from pretrain.config.methods import MethodConfig
+
+
+@section
+class CacheConfig:
+    """Where shards from elsewhere are kept on this machine, for all its processes and jobs."""
+
+    dir: str | None = None  # default: SELFSIGHT_CACHE, else ~/.cache/selfsight; to stage: SLURM_TMPDIR, else TMPDIR
+    max_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(200 * 10**9)  # a number, or such as 500GB; the oldest go
+    ahead: NonNegativeInt = 1000  # steps of which the shards are fetched before they are read
+    tries: PositiveInt = 8  # of a source that fails, with growing waits between them
+    timeout_seconds: PositiveFloat = 60.0  # without a byte, after which a connection has failed
+
+
+@section
+class SourceConfig:
+    """One of several data sets that are mixed."""
+
+    path: str  # as `data.train`
+    weight: PositiveFloat | None = None  # its share of the rows, by ratio; default for all: their numbers of samples
+    name: str | None = None  # in messages; default: the last part of the path
+
+
+@section
+class DataConfig:
+    """Which shards, and how they are read."""
+
+    train: str | tuple[SourceConfig, ...]
+    """A folder holding train-*.tar, or a path with {000..009} or * in it, here or at a URL; or several of these:
+    [{path: a, weight: 2}, ...]."""
+    adopt: Literal["next_epoch"] | None = None
+    """Of data that changed since the run began: `next_epoch` goes over to them at the present epoch's end."""
+    stage: bool = False  # copy local shards through the cache: their file system is slow
+    cache: CacheConfig = Field(default_factory=CacheConfig)
+    channels: PositiveInt = 3  # of the crops: 3 is RGB, 1 grey; other files are made so where they can be
+    bits: Literal[8, 16] = 8  # of a channel
+    mean: tuple[float, ...] | None = None  # per channel, of pixels in 0 .. 1; default: dataset.json's, else ImageNet's
+    std: tuple[PositiveFloat, ...] | None = None
+    lanes: PositiveInt | None = None  # streams a batch draws from; default: the batch's largest divisor up to 512
+    shuffle_window: PositiveInt = 1024  # samples shuffled together within a lane
+    threads: PositiveInt | None = None  # default: the cores this process may use
+    prefetch: PositiveInt = 2  # batches made ahead
+    repeated_augmentation: PositiveInt = (
+        1  # rows of a batch that show the same sample, decoded once; an epoch stays as many rows
+    )
+    backend: BackendName = "auto"  # who makes the crops; auto: native where it is built, else opencv
+    partial_decode: bool = True  # of a JPEG only what its crops touch; the crops are the same
+    dct_scaling: bool = True  # a large JPEG at 1/2, 1/4 or 1/8 where its crops have px to spare
+    max_bad_share: Share = 0.01  # unreadable samples are replaced and counted; beyond this share the run stops
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if not self.train:
+            raise ValueError("train names no data; give a folder of shards, or a list of several")
+        if not isinstance(self.train, str):
+            weighted = [source.weight is not None for source in self.train]
+            if any(weighted) and not all(weighted):
+                raise ValueError(
+                    "train gives some data sets a weight and others none; give it to all of them or to none"
+                )
+            names = [source.name for source in self.train if source.name is not None]
+            if len(set(names)) < len(names):
+                raise ValueError(f"train names its data sets {', '.join(names)}; give each a name of its own")
+        return self
+
+
+@section
+class OptimConfig:
+    """AdamW and its schedules."""
+
+    lr: PositiveFloat  # at `lr_reference_batch`, scaled with the global batch
+    lr_reference_batch: PositiveInt = 256
+    lr_scaling: Literal["linear", "sqrt"] = "linear"  # how the rate follows the batch; sqrt: DINOv2's rule
+    lr_end: NonNegativeFloat = 0.0  # absolute, not scaled
+    schedule: Literal["cosine", "steps"] = "cosine"  # steps: times `step_factor` at each of `step_epochs`
+    step_epochs: tuple[PositiveFloat, ...] = ()
+    step_factor: PositiveFloat = 0.1
+    warmup_epochs: NonNegativeFloat = 0.0
+    warmup_start: NonNegativeFloat = 0.0  # absolute, not scaled
+    warmup: Literal["linear", "linear_inclusive"] = "linear"
+    """`linear`: step s of w has s / w of the rate (MAE). `linear_inclusive`: s / (w - 1), as linspace (DINO, BEiT)."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.05
+    weight_decay_end: NonNegativeFloat | None = None  # default: constant
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # rate of a layer relative to the one above it
+    patch_embed_lr_scale: Annotated[float, Field(gt=0)] = 1.0  # on top of layer_decay; DINOv2: .2
+    clip_grad: NonNegativeFloat = 0.0  # global norm; 0 is off
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimConfig:
+        if (self.schedule == "steps") != bool(self.step_epochs):
+            raise ValueError(f"schedule is {self.schedule} and step_epochs {self.step_epochs}; they go together")
+        if list(self.step_epochs) != sorted(set(self.step_epochs)):
+            raise ValueError(f"step_epochs {self.step_epochs} must rise")
+        if self.schedule == "steps" and self.lr_end:
+            raise ValueError(f"lr_end is {self.lr_end:g}, which belongs to schedule cosine; remove it")
+        if self.step_epochs and self.warmup_epochs > self.step_epochs[0]:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} go beyond the first of step_epochs {self.step_epochs}"
+            )
+        return self
+
+
+@section
+class TrainConfig:
+    """How long, and with what batch; `schedules.Timeline` says how lengths become whole steps."""
+
+    epochs: PositiveFloat | None = None
+    steps: PositiveInt | PositiveFloat | None = None  # instead of epochs; 1.5e3 is a number, too
+    batch_size: PositiveInt = 256  # global: ranks x micro-batch x accumulation
+    grad_accum_steps: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"epochs is {self.epochs} and steps is {self.steps}; set one of them (the other to null)")
+        if self.batch_size % self.grad_accum_steps:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide into {self.grad_accum_steps} accumulation steps"
+            )
+        return self
+
+
+#: DeepSpeed keys that the sections of this file already decide.
+OWNED_DEEPSPEED_KEYS = {
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.batch_size and train.grad_accum_steps",
+    "gradient_accumulation_steps": "train.grad_accum_steps",
+    "gradient_clipping": "optim.clip_grad",
+    "optimizer": "optim",
+    "scheduler": "optim",
+    "torch_autocast": "engine.precision",
+    "bf16": "engine.precision (DeepSpeed's bf16 section also rounds the teacher, whose slow average then stands still)",
+    "fp16": "engine.precision (DeepSpeed's fp16 section also rounds the teacher, whose slow average then stands still)",
+    "zero_allow_untested_optimizer": "optim",
+}
+
+
+@section
+class EngineConfig:
+    """How DeepSpeed runs the model."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the arithmetic; parameters, teacher and average stay fp32
+    activation_checkpointing: bool = False
+    compile: bool = False  # the encoder's blocks
+    threads: PositiveInt | None = None  # torch's, per process; default: the cores this process may use
+    hang_seconds: PositiveFloat | None = 1800.0  # what takes longer ends the job, with stacks; null: nothing does
+    hang_factor: Annotated[float, Field(gt=1)] = 20.0  # and so does a step of so many times the median
+    hang_floor_seconds: PositiveFloat = 180.0  # but not before
+    deepspeed: dict[str, Any] = Field(default_factory=dict)  # further DeepSpeed keys, passed through
+
+    @model_validator(mode="after")
+    def _check(self) -> EngineConfig:
+        for key, owner in OWNED_DEEPSPEED_KEYS.items():
+            if key in self.deepspeed:
+                raise ValueError(f"engine.deepspeed.{key} is decided by {owner}; set that instead")
+        for key in ("zero_optimization", "elasticity"):
+            if not isinstance(self.deepspeed.get(key, {}), dict):
+                raise ValueError(f"engine.deepspeed.{key} is {self.deepspeed[key]!r}; DeepSpeed takes a mapping here")
+        if self.precision == "fp16":
+            raise ValueError(
+                "engine.precision fp16 is refused: DeepSpeed leaves autocast's loss scale out of its checkpoints, so a "
+                "resumed run would differ; use bf16, which needs no scale, or fp32"
+            )
+        if "stage" in self.deepspeed.get("zero_optimization", {}):
+            raise ValueError(
+                "engine.deepspeed.zero_optimization.stage is decided by engine.zero_stage; set that instead"
+            )
+        self._check_offload(self.deepspeed.get("zero_optimization", {}))
+        if self.deepspeed.get("elasticity", {}).get("enabled"):
+            raise ValueError(
+                "engine.deepspeed.elasticity changes the batch size with the ranks; the order of data forbids it"
+            )
+        return self
+
+    def _check_offload(self, zero: dict[str, Any]) -> None:
+        """Refuse what a checkpoint could not be taken of, or what DeepSpeed refuses after the start."""
+        where = "engine.deepspeed.zero_optimization"
+        for name in ("offload_optimizer", "offload_param"):
+            device = (zero.get(name) or {}).get("device", "cpu")
+            if device not in ("cpu", "none"):
+                raise ValueError(
+                    f"{where}.{name}.device is {device!r}; checkpoints are taken of what lies in memory: cpu or none"
+                )
+        for name, most in (("mics_shard_size", 0), ("zero_hpz_partition_size", 1), ("zenflow", None)):
+            value = zero.get(name)
+            if value is not None and (most is None or value > most):
+                raise ValueError(
+                    f"{where}.{name} divides parameters in a way that checkpoints do not know; leave it out"
+                )
+        offloads = (zero.get("offload_optimizer") or {}).get("device") == "cpu"
+        if offloads and self.deepspeed.get("zero_force_ds_cpu_optimizer", True):
+            raise ValueError(
+                f"{where}.offload_optimizer makes DeepSpeed ask for an optimizer of its own; optim is torch's AdamW, "
+                "which it takes with engine.deepspeed.zero_force_ds_cpu_optimizer=false beside it"
+            )
+
+
+@section
+class CheckpointConfig:
+    """When to save, and what to keep."""
+
+    every_steps: PositiveInt = 1000
+    every_epochs: PositiveFloat | None = None  # and at the end of each so many epochs
+    keep_last: PositiveInt = 2
+    milestone_every_epochs: PositiveFloat | None = None  # these are kept for good
+    asynchronous: bool = True  # written while training goes on, from a copy in host memory; else training waits
+    on_failure: Literal["continue", "stop"] = "continue"  # when none can be written, as on a full disk
+
+
+@section
+class TrackingConfig:
+    """What is written down while training."""
+
+    log_every_steps: PositiveInt = 10
+    pictures_every_steps: NonNegativeInt = 1000  # 0 is never
+    picture_channels: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    """Of images that are neither grey nor RGB, the channels that pictures show: one, or red, green and blue."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online when logged in, else offline
+    project: str = "selfsight"
+    entity: str | None = None  # wandb's user or team; default: that of who is logged in
+    group: str | None = None
+    job_type: str = "pretrain"  # in wandb; a sweep's runs are of another
+    tags: tuple[str, ...] = ()
+    notes: str | None = None  # in wandb; default: the description
+    system_every_seconds: NonNegativeFloat = 15.0  # how the machines of all nodes do; 0 is never
+
+
+@section
+class Config:
+    """Everything a run depends on."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    runs: str = "runs"  # the run folder is runs/name
+    seed: NonNegativeInt = 0
+    data: DataConfig
+    views: Views
+    encoder: EncoderConfig | None = None  # all methods but dvae, which is a convolutional net of its own
+    init_from: str | None = None  # start from these weights: a run, a checkpoint, an imported folder, or timm:NAME
+    method: MethodConfig
+    optim: OptimConfig
+    train: TrainConfig
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        check_combinations(self)
+        return self

@@ -1,0 +1,211 @@
+"""BEiT's vision transformer (Bao et al. 2022; Peng et al. 2022) over timm: relative positions, layer scale."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from timm.layers import gen_relative_position_index
+from timm.models.beit import Attention, Beit, Block, RelativePositionBias
+from torch import Tensor, nn
+
+from pretrain.config import BeitConfig
+from pretrain.encoders.base import Encoder, Features, Mask, drop_path_rates, on_token_grid
+from pretrain.encoders.positions import resize_positions, resize_relative_table
+
+
+class BeitEncoder(Encoder):
+    """A timm Beit (`self.beit`, whose weights load in timm as they are) behind the Encoder seam.
+
+    Tables of relative positions are interpolated for images of another size than `image_size`, and read at the visible
+    tokens' own offsets when units are dropped.
+    """
+
+    drop_layout = "any"
+    has_class_token = True
+
+    def __init__(
+        self, config: BeitConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.dim, self.depth, heads = config.shape
+        self.stride = self.patch = config.patch
+        self.grid = (image_size[0] // config.patch, image_size[1] // config.patch)
+        shared = config.relative_positions == "shared"
+        self.beit = Beit(
+            img_size=image_size,
+            patch_size=config.patch,
+            in_chans=channels,
+            num_classes=0,
+            global_pool="token" if config.pool == "class" else "avg",
+            embed_dim=self.dim,
+            depth=self.depth,
+            num_heads=heads,
+            drop_path_rate=config.drop_path,
+            init_values=config.layer_scale,
+            use_abs_pos_emb=config.absolute_positions,
+            use_rel_pos_bias=not shared,
+            use_shared_rel_pos_bias=shared,
+            use_fc_norm=config.pooled_norm,
+            norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
+        )
+        nn.init.trunc_normal_(self.beit.patch_embed.proj.weight, std=0.02)
+        nn.init.zeros_(self.beit.patch_embed.proj.bias)
+        if shared:
+            self.beit.rel_pos_bias.__class__ = SharedBias
+        for block in self.beit.blocks:
+            _teach(block)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.dim)) if mask_token else None
+        if self.mask_token is not None:
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, images: Tensor, mask: Mask | None = None, layers: tuple[int, ...] = ()) -> Features:
+        grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
+        dropped, replaced = on_token_grid(mask, grid)
+        tokens = rearrange(self.beit.patch_embed.proj(images), "b d h w -> b (h w) d")
+        if replaced is not None:
+            assert self.mask_token is not None, "built without mask_token, so no unit can be replaced"
+            tokens = torch.where(rearrange(replaced, "b h w -> b (h w) 1"), self.mask_token.to(tokens.dtype), tokens)
+        prefix = self.beit.cls_token
+        if self.beit.pos_embed is not None:
+            tokens = tokens + resize_positions(self.beit.pos_embed[:, 1:], self.grid, grid)
+            prefix = prefix + self.beit.pos_embed[:, :1]
+        units = None
+        if dropped is not None:
+            units = dropped.visible_ids()
+            tokens = tokens.gather(1, repeat(units, "b n -> b n d", d=self.dim))
+        states = torch.cat([prefix.expand(images.shape[0], -1, -1), tokens], dim=1)
+        shared = None if self.beit.rel_pos_bias is None else self.beit.rel_pos_bias(grid, units)
+        wanted = {index % self.depth for index in layers}
+        kept = {}
+        for index, block in enumerate(self.beit.blocks):
+            states = block(states, grid, units, shared)
+            if index in wanted:
+                kept[index] = states
+        earlier = tuple(self._features(kept[index % self.depth], grid, units) for index in layers)
+        return self._features(states, grid, units)._replace(layers=earlier)
+
+    def _features(self, states: Tensor, grid: tuple[int, int], units: Tensor | None) -> Features:
+        normed = self.beit.norm(states)
+        prefix, tokens = normed[:, :1], normed[:, 1:]
+        return Features(
+            tokens=tokens,
+            prefix_tokens=prefix,
+            grid=grid if units is None else None,
+            ids_keep=None if units is None else rearrange(units, "b n -> b n 1"),
+            pooled=self.beit.fc_norm(prefix[:, 0] if self.config.pool == "class" else tokens.mean(dim=1)),
+            states=states,
+        )
+
+    def inner(self) -> nn.Module:
+        return self.beit
+
+    def position_grid(self, key: str) -> tuple[int, int]:
+        return self.grid
+
+    def final_norm(self, states: Tensor) -> Tensor:
+        return self.beit.norm(states)
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.beit.blocks)
+
+    def further_blocks(self, count: int, after: int) -> nn.Module:
+        return FurtherBeitBlocks(self, count, after)
+
+    def layer_of(self, parameter_name: str) -> int:
+        parts = parameter_name.split(".")
+        if "blocks" in parts:
+            return int(parts[parts.index("blocks") + 1]) + 1
+        return self.depth + 1 if "norm" in parts or "fc_norm" in parts else 0
+
+
+class FurtherBeitBlocks(nn.Module):
+    """Blocks that go on from a BeitEncoder's states, with its shared relative positions or tables of their own.
+
+    Drop path and the shrunk start are those of blocks that follow the first `after` (BEiT v2's code).
+    """
+
+    def __init__(self, encoder: BeitEncoder, count: int, after: int) -> None:
+        super().__init__()
+        dim, depth, heads = encoder.config.shape
+        window = None if encoder.beit.rel_pos_bias is not None else encoder.grid
+        self._shared = (encoder.beit.rel_pos_bias,)  # in a tuple: the encoder's own, not a second copy of it
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                heads,
+                qkv_bias=True,
+                init_values=encoder.config.layer_scale,
+                window_size=window,
+                drop_path=rate,
+                norm_layer=partial(nn.LayerNorm, eps=encoder.config.norm_eps),
+            )
+            for rate in drop_path_rates(encoder.config.drop_path, depth, after, count)
+        )
+        for position, block in enumerate(self.blocks):
+            _teach(block)
+            for module in block.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+            for layer in (block.attn.proj, block.mlp.fc2):
+                layer.weight.data.div_((2.0 * (after + position + 1)) ** 0.5)
+
+    def forward(self, states: Tensor, grid: tuple[int, int]) -> Tensor:
+        """States (b, 1 + h * w, d) of a map of `grid` to states."""
+        shared = None if self._shared[0] is None else self._shared[0](grid, None)
+        for block in self.blocks:
+            states = block(states, grid, None, shared)
+        return states
+
+
+def relative_bias(table: Tensor, built: tuple[int, int], grid: tuple[int, int], units: Tensor | None) -> Tensor:
+    """The bias (1 or b, heads, 1 + n, 1 + n) between class token and tokens of a `grid`, or of its `units` (b, n)."""
+    table = resize_relative_table(table, built, grid, num_extra=3)
+    index = gen_relative_position_index(grid, class_token=True).to(table.device)
+    if units is None:
+        return rearrange(table[index], "i j heads -> 1 heads i j")
+    tokens = F.pad(units + 1, (1, 0))
+    chosen = index[rearrange(tokens, "b i -> b i 1"), rearrange(tokens, "b j -> b 1 j")]
+    return rearrange(table[chosen], "b i j heads -> b heads i j")
+
+
+class SharedBias(RelativePositionBias):
+    """timm's shared table, for any grid and for visible tokens alone."""
+
+    def forward(self, grid: tuple[int, int], units: Tensor | None) -> Tensor:
+        return relative_bias(self.relative_position_bias_table, self.window_size, grid, units)
+
+
+class AnyGridAttention(Attention):
+    """timm's attention, whose own table serves any grid and visible tokens alone."""
+
+    def forward(self, x: Tensor, grid: tuple[int, int], units: Tensor | None, shared: Tensor | None) -> Tensor:
+        bias = shared
+        if self.relative_position_bias_table is not None:
+            bias = relative_bias(self.relative_position_bias_table, self.window_size, grid, units)
+        qkv = F.linear(x, self.qkv.weight, torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]))
+        query, key, value = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        mask = None if bias is None else bias.to(query.dtype)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
+
+
+class AnyGridBlock(Block):
+    """timm's block, which hands the grid on to its attention."""
+
+    def forward(self, x: Tensor, grid: tuple[int, int], units: Tensor | None, shared: Tensor | None) -> Tensor:
+        attended, scale = self.attn(self.norm1(x), grid, units, shared), self.gamma_1
+        x = x + self.drop_path1(attended if scale is None else scale * attended)
+        mixed, scale = self.mlp(self.norm2(x)), self.gamma_2
+        return x + self.drop_path2(mixed if scale is None else scale * mixed)
+
+
+def _teach(block: Block) -> None:
+    """Make a block that timm built one of ours: they differ in `forward`, not in state."""
+    block.__class__ = AnyGridBlock
+    block.attn.__class__ = AnyGridAttention

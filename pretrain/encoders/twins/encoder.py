@@ -1,0 +1,88 @@
+"""Twins-SVT (Chu et al. 2021) over timm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from einops import rearrange
+from torch import Tensor, nn
+
+from pretrain.config import TwinsConfig
+from pretrain.encoders.compact import Compact
+from pretrain.encoders.pyramid import Pyramid
+
+
+class TwinsEncoder(Pyramid):
+    """A timm Twins (`self.twins`, whose weights load in timm as they are) for images of any size.
+
+    Blocks attend within windows (the last ones filled up with zeros, which are attended to, as published) and to a
+    sub-sampled map in turn. Positions come from a depth-wise convolution after the first block of every stage.
+    """
+
+    def __init__(
+        self, config: TwinsConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False
+    ) -> None:
+        super().__init__()
+        dims, depths, _ = config.shape
+        self.patch, self.stride = config.patch, config.stride
+        self.depth, self.dim = sum(depths), dims[-1]
+        recipe = timm_arguments(config) | {"img_size": image_size, "in_chans": channels, "num_classes": 0}
+        self.twins = timm.create_model(**recipe, drop_path_rate=config.drop_path)
+        self.make_mask_token(dims[0], mask_token)
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self._embed(0, images)
+
+    def _embed(self, stage: int, cells: Tensor) -> Tensor:
+        """(b, c, h, w) to the tokens (b, h, w, d) that `stage` starts with."""
+        tokens, (height, _) = self.twins.patch_embeds[stage](cells)
+        return rearrange(tokens, "b (h w) d -> b h w d", h=height)
+
+    def run(self, tokens: Tensor, compact: Compact | None, wanted: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        kept: dict[int, Tensor] = {}
+        index = 0
+        for stage, blocks in enumerate(self.twins.blocks):
+            if stage:
+                tokens = self._embed(stage, rearrange(tokens, "b h w d -> b d h w").contiguous())
+            grid = (tokens.shape[1], tokens.shape[2])
+            sequence = rearrange(tokens, "b h w d -> b (h w) d")
+            for position, block in enumerate(blocks):
+                sequence = block(sequence, grid)
+                if position == 0:
+                    sequence = self.twins.pos_block[stage](sequence, grid)
+                if index in wanted:
+                    kept[index] = rearrange(sequence, "b (h w) d -> b h w d", h=grid[0])
+                index += 1
+            tokens = rearrange(sequence, "b (h w) d -> b h w d", h=grid[0])
+        return tokens, kept
+
+    def final_norm(self, states: Tensor) -> Tensor:
+        return self.twins.norm(states)
+
+    def inner(self) -> nn.Module:
+        return self.twins
+
+    def blocks(self) -> list[nn.Module]:
+        return [block for blocks in self.twins.blocks for block in blocks]
+
+    def layer_of(self, parameter_name: str) -> int:
+        parts = parameter_name.split(".")
+        found = next((name for name in ("blocks", "patch_embeds", "pos_block") if name in parts), None)
+        if found is None:
+            return self.depth + 1 if "norm" in parts else 0
+        stage = int(parts[parts.index(found) + 1])
+        if found == "patch_embeds" and stage == 0:
+            return 0
+        before = sum(len(blocks) for blocks in self.twins.blocks[:stage])
+        return before + 1 + (int(parts[parts.index(found) + 2]) if found == "blocks" else 0)
+
+    def no_decay(self, parameter_name: str) -> bool:
+        return "pos_block" in parameter_name  # positions, as in the authors' code
+
+
+def timm_arguments(config: TwinsConfig) -> dict[str, Any]:
+    """What `timm.create_model` makes this architecture of."""
+    dims, depths, heads = config.shape
+    shape = {"embed_dims": list(dims), "depths": list(depths), "num_heads": list(heads)}
+    return {"model_name": f"twins_svt_{config.size}", "wss": [config.window] * 4, **shape}

@@ -1,0 +1,212 @@
+"""The vision transformer (Dosovitskiy et al. 2021) over timm, with tokens dropped or replaced before the blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from timm.layers import PatchEmbed
+from timm.models import named_apply
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer, init_weights_vit_timm
+from torch import Tensor, nn
+
+from pretrain.config import VitConfig
+from pretrain.encoders.base import Encoder, Features, Mask, drop_path_rates, on_token_grid, zero_hidden_pixels
+from pretrain.encoders.patches import sincos_positions
+from pretrain.encoders.positions import resize_positions
+
+
+class VitEncoder(Encoder):
+    """A timm VisionTransformer (`self.vit`, whose weights load in timm as they are) behind the Encoder seam.
+
+    Positions are interpolated when the image has another size than `image_size`, as DINO does it. With DeiT's
+    distillation token it is timm's VisionTransformerDistilled; the token follows the class token in the prefix, and
+    `pool: class` is the mean of the two, as timm reads them (Touvron et al. 2021, section 4).
+    """
+
+    drop_layout = "any"
+
+    def __init__(
+        self, config: VitConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.dim, self.depth, heads = config.shape
+        self.stride = self.patch = config.patch
+        self.has_class_token = config.class_token
+        self.pool = config.pool
+        self.grid = (image_size[0] // config.patch, image_size[1] // config.patch)
+        self.num_pooled = 2 if config.distillation_token else 1
+        model = VisionTransformerDistilled if config.distillation_token else VisionTransformer
+        pooled_token = config.pool == "class" or config.distillation_token  # the distilled model knows no other pool
+        self.vit = model(
+            img_size=image_size,
+            patch_size=config.patch,
+            in_chans=channels,
+            num_classes=0,
+            global_pool="token" if pooled_token else "avg",
+            fc_norm=False,
+            embed_dim=self.dim,
+            depth=self.depth,
+            num_heads=heads,
+            init_values=config.layer_scale,
+            class_token=config.class_token,
+            reg_tokens=config.registers,
+            dynamic_img_size=True,
+            drop_path_rate=config.drop_path,
+            embed_layer=ConvStem if config.stem == "conv" else PatchEmbed,
+            norm_layer=_norm,
+        )
+        self.overlapping = config.stem == "conv"
+        for token in self._prefix_tokens():
+            nn.init.normal_(token, std=0.02)
+        if config.positions == "sincos":
+            self.vit.pos_embed.requires_grad_(False)
+            self.vit.pos_embed.zero_()
+            self.vit.pos_embed[:, self.vit.num_prefix_tokens :] = sincos_positions(self.dim, self.grid)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.dim)) if mask_token else None
+        if self.mask_token is not None:
+            nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, images: Tensor, mask: Mask | None = None, layers: tuple[int, ...] = ()) -> Features:
+        grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
+        dropped, replaced = on_token_grid(mask, grid)
+        if self.overlapping:
+            images = zero_hidden_pixels(images, None if dropped is None else dropped.drop, replaced)
+        tokens = rearrange(self.vit.patch_embed(images), "b h w d -> b (h w) d")
+        if replaced is not None:
+            assert self.mask_token is not None, "built without mask_token, so no unit can be replaced"
+            hidden = rearrange(replaced, "b h w -> b (h w) 1")
+            tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
+        prefix_positions, positions = self._positions(grid)
+        tokens = tokens + positions
+        units = None
+        if dropped is not None:
+            units = dropped.visible_ids()
+            tokens = tokens.gather(1, repeat(units, "b n -> b n d", d=self.dim))
+        tokens = torch.cat([self._prefix(images.shape[0], prefix_positions), tokens], dim=1)
+        wanted = {index % self.depth for index in layers}
+        kept = {}
+        for index, block in enumerate(self.vit.blocks):
+            tokens = block(tokens)
+            if index in wanted:
+                kept[index] = tokens
+        earlier = tuple(self._features(kept[index % self.depth], grid, units) for index in layers)
+        return self._features(tokens, grid, units)._replace(layers=earlier)
+
+    def _features(self, states: Tensor, grid: tuple[int, int], units: Tensor | None) -> Features:
+        tokens = self.vit.norm(states)
+        num_prefix = self.vit.num_prefix_tokens
+        prefix, tokens = tokens[:, :num_prefix], tokens[:, num_prefix:]
+        return Features(
+            tokens=tokens,
+            prefix_tokens=prefix if num_prefix else None,
+            grid=grid if units is None else None,
+            ids_keep=None if units is None else rearrange(units, "b n -> b n 1"),
+            pooled=prefix[:, : self.num_pooled].mean(dim=1) if self.pool == "class" else tokens.mean(dim=1),
+            states=states,
+        )
+
+    def _prefix_tokens(self) -> list[nn.Parameter]:
+        tokens = (self.vit.cls_token, getattr(self.vit, "dist_token", None), self.vit.reg_token)
+        return [token for token in tokens if token is not None]
+
+    def _prefix(self, batch: int, positions: Tensor) -> Tensor:
+        tokens = self._prefix_tokens()
+        if not tokens:
+            return positions.expand(batch, -1, -1)
+        return (torch.cat(tokens, dim=1) + positions).expand(batch, -1, -1)
+
+    def _positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Positions of the prefix tokens (1, p, d) and of a `grid` of patches (1, n, d)."""
+        num_prefix = self.vit.num_prefix_tokens
+        prefix, positions = self.vit.pos_embed[:, :num_prefix], self.vit.pos_embed[:, num_prefix:]
+        return prefix, resize_positions(positions, self.grid, grid)
+
+    def inner(self) -> nn.Module:
+        return self.vit
+
+    def position_grid(self, key: str) -> tuple[int, int]:
+        return self.grid
+
+    def final_norm(self, states: Tensor) -> Tensor:
+        return self.vit.norm(states)
+
+    def further_blocks(self, count: int, after: int) -> nn.Module:
+        return FurtherBlocks(self.config, count, after)
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.vit.blocks)
+
+    def layer_of(self, parameter_name: str) -> int:
+        parts = parameter_name.split(".")
+        if "blocks" in parts:
+            return int(parts[parts.index("blocks") + 1]) + 1
+        return self.depth + 1 if "norm" in parts else 0
+
+
+class FurtherBlocks(nn.Module):
+    """Fresh blocks like those after the first `after` of a `VitEncoder`, initialised as timm does it."""
+
+    def __init__(self, config: VitConfig, count: int, after: int) -> None:
+        super().__init__()
+        dim, depth, heads = config.shape
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                heads,
+                qkv_bias=True,
+                init_values=config.layer_scale,
+                drop_path=rate,
+                norm_layer=_norm,
+            )
+            for rate in drop_path_rates(config.drop_path, depth, after, count)
+        )
+        named_apply(init_weights_vit_timm, self.blocks)
+
+    def forward(self, states: Tensor, grid: tuple[int, int]) -> Tensor:
+        """States (b, p + n, d) on a map of `grid` patches to states."""
+        for block in self.blocks:
+            states = block(states)
+        return states
+
+
+class ConvStem(nn.Module):
+    """Stride-2 3x3 convolutions instead of one large patch projection (Early Convolutions, Xiao et al. 2021).
+
+    The paper normalises over the batch; here it is over each image, so that the result does not depend on which
+    images share a rank. Over the channels of each pixel it would give flat regions the weight of strokes.
+    """
+
+    def __init__(
+        self,
+        img_size: tuple[int, int],
+        patch_size: int,
+        in_chans: int,
+        embed_dim: int,
+        bias: bool = True,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        layers: list[nn.Module] = []
+        num_halvings = patch_size.bit_length() - 1
+        width = in_chans
+        for halving in range(num_halvings):
+            out = max(8, embed_dim // 2 ** (num_halvings - halving))
+            layers += [nn.Conv2d(width, out, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, out), nn.ReLU()]
+            width = out
+        self.convs = nn.Sequential(*layers)
+        self.proj = nn.Conv2d(width, embed_dim, 1, bias=bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, h / patch, w / patch, d)."""
+        return rearrange(self.proj(self.convs(images)), "b d h w -> b h w d")
+
+
+def _norm(dim: int, **kwargs: Any) -> nn.LayerNorm:
+    return nn.LayerNorm(dim, eps=1e-6, **kwargs)

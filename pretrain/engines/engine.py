@@ -1,0 +1,214 @@
+"""From a Config to a DeepSpeed engine, on one CPU process or many GPUs."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pretrain.config import Config
+from pretrain.config.load import ConfigError
+from pretrain.encoders import Encoder
+from pretrain.engines.gpus import gpu_of
+from pretrain.engines.optim import build_optimizer
+from pretrain.methods import Method
+from pretrain.methods.base import Gathered, already_whole
+
+
+def choose_device(config: Config) -> torch.device:
+    """The device that `engine.device` names; checks that it is there and can do what is asked. Starts nothing."""
+    wanted = config.engine.device
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ConfigError(
+            "engine.device is cuda, but torch sees no GPU on this machine "
+            f"(torch {torch.__version__}, built for CUDA {torch.version.cuda}); set engine.device=cpu or auto"
+        )
+    if not available or wanted == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", gpu_of(int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()))
+
+
+def import_deepspeed(device: torch.device) -> None:
+    """Import DeepSpeed for a device, without what it would compile for it."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="deepspeed")
+    import deepspeed.ops
+
+    # On the CPU, DeepSpeed would compile a shared-memory transport at start (24 s, and fails without a compiler).
+    compatible = getattr(deepspeed.ops, "__compatible_ops__", {})
+    if "deepspeed_shm_comm" in compatible:
+        compatible["deepspeed_shm_comm"] = False
+
+
+def initialise_distributed(device: torch.device) -> tuple[int, int]:
+    """Join the process group (gloo on CPU, nccl on GPU) that RANK, WORLD_SIZE and so on describe; (rank, world size).
+
+    Without those variables this process is a group of its own.
+    """
+    import_deepspeed(device)
+    import deepspeed
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(name, value)
+    store = None
+    if "MASTER_PORT" not in os.environ:
+        store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)  # a port that is free now and stays ours
+        os.environ["MASTER_PORT"] = str(store.port)
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=datetime.timedelta(minutes=30),
+            device_id=device if device.type == "cuda" else None,
+        )
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    return dist.get_rank(), dist.get_world_size()
+
+
+def deepspeed_config(config: Config, world_size: int, num_parameters: int) -> dict[str, Any]:
+    """The DeepSpeed dictionary: ours, with `engine.deepspeed` merged in below it.
+
+    ZeRO's buckets are no larger than the model: DeepSpeed fills its default of 5e8 elements (2 GB) every step.
+    """
+    engine = config.engine
+    bucket = min(500_000_000, max(num_parameters, 1))
+    buckets = {"reduce_bucket_size": bucket} if engine.zero_stage > 0 else {}
+    if 0 < engine.zero_stage < 3:  # stage 3 has no such bucket
+        buckets["allgather_bucket_size"] = bucket
+    ours: dict[str, Any] = {
+        "train_batch_size": config.train.batch_size,
+        "train_micro_batch_size_per_gpu": config.train.batch_size // (world_size * config.train.grad_accum_steps),
+        "gradient_accumulation_steps": config.train.grad_accum_steps,
+        "gradient_clipping": config.optim.clip_grad,
+        "zero_allow_untested_optimizer": True,  # torch's AdamW
+        "zero_optimization": {"stage": engine.zero_stage, **buckets},
+        "steps_per_print": 10**12,
+    }
+    if engine.precision != "fp32":
+        # torch_autocast, not the bf16 and fp16 sections: those cast the parameters, the teacher and its average too
+        ours["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return _merge(engine.deepspeed, ours)
+
+
+def _merge(given: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(given)
+    for key, value in ours.items():
+        merged[key] = _merge(merged.get(key, {}), value) if isinstance(value, dict) else value
+    return merged
+
+
+def build_engine(config: Config, method: Method, device: torch.device, world_size: int) -> Any:
+    """Wrap a Method in a DeepSpeed engine with its optimizer. The process group must exist."""
+    import deepspeed
+
+    if method.encoder and config.engine.activation_checkpointing:
+        checkpoint_blocks(method.encoder)
+    if method.encoder and config.engine.compile:
+        for block in method.encoder.blocks():
+            block.compile(dynamic=True)
+    method.to(device)
+    with _local_rank(device):
+        engine, *_ = deepspeed.initialize(
+            model=method,
+            optimizer=build_optimizer(method, config.optim, fused=device.type == "cuda"),
+            config=deepspeed_config(config, world_size, sum(p.numel() for p in method.parameters())),
+            dist_init_required=False,
+        )
+    return engine
+
+
+@contextmanager
+def _local_rank(device: torch.device) -> Iterator[None]:
+    """DeepSpeed takes LOCAL_RANK for the number of its GPU, which it is not for a task that sees a single one."""
+    before = os.environ.get("LOCAL_RANK")
+    if device.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(device.index)
+    yield
+    if before is not None:
+        os.environ["LOCAL_RANK"] = before
+
+
+def checkpoint_blocks(encoder: Encoder) -> None:
+    """Recompute each block's activations in the backward pass instead of keeping them.
+
+    Only the encoder's blocks: recomputing a whole Method would count DINO's centre statistics twice.
+    """
+    for block in encoder.blocks():
+        block.forward = _checkpointed(block.forward)
+
+
+def _checkpointed(forward: Any) -> Any:
+    def run(*inputs: Any, **named: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return forward(*inputs, **named)
+        return checkpoint(forward, *inputs, use_reentrant=False, **named)
+
+    return run
+
+
+def gathered_for(zero_stage: int) -> Gathered:
+    """How whole, writable parameters are had under a ZeRO stage: only stage 3 partitions them."""
+    if zero_stage < 3:
+        return already_whole
+    import deepspeed
+
+    @contextmanager
+    def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        # with a modifier rank, what rank 0 wrote is sent to all when the context ends
+        with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
+            yield
+
+    return gathered
+
+
+def gradient_norm(engine: Any) -> float | None:
+    """The global norm of the last step's gradients before clipping; None where it is not known.
+
+    Call between the last `backward` and `step`: fp32 ZeRO 0 does not keep it, so it is computed here from the
+    all-reduced gradients; the other stages know it after `step`.
+    """
+    if engine.zero_optimization_stage() > 0:
+        return None
+    norms = [p.grad.norm() for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.stack(norms).norm()) if norms else None
+
+
+def take_step(engine: Any, norm: float | None) -> None:
+    """Count a micro-batch and, with the last of a step, update the weights; `norm` is then that of the gradients.
+
+    Gradients that are not finite are dropped, and neither weights nor moments change. DeepSpeed's ZeRO 1 to 3 do so by
+    themselves; in stage 0 it takes such a step, so here it is told that the step has not come to its end.
+    """
+    if norm is None or math.isfinite(norm):
+        engine.step()
+        return
+    engine.set_gradient_accumulation_boundary(False)
+    engine.step()
+    engine.set_gradient_accumulation_boundary(None)
+    engine.zero_grad()
+
+
+def whole_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state dict on the CPU, of parameters that ZeRO 3 partitions. Collective: all ranks call it."""
+    import deepspeed
+
+    kept = module.state_dict().keys()
+    state = {name: value.detach().cpu() for name, value in module.named_buffers() if name in kept}
+    for name, parameter in module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            state[name] = parameter.detach().cpu().clone()
+    return state

@@ -1,0 +1,84 @@
+"""AdamW, its parameter groups, and their rates at each step."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from pretrain.config import OptimConfig
+from pretrain.engines.schedules import Schedule
+from pretrain.methods.base import Method
+
+#: Parameters that are tokens or positions, whatever their shape: never decayed.
+TOKENS = ("cls_token", "dist_token", "reg_token", "mask_token", "pos_embed", "relative_position_bias_table")
+
+
+def parameter_groups(method: Method, layer_decay: float, patch_embed_lr_scale: float = 1.0) -> list[dict[str, Any]]:
+    """Trainable parameters grouped by what differs between them.
+
+    Each group carries `lr_scale` (layer decay: rate of a layer relative to the one above it; times
+    `patch_embed_lr_scale` for the patch embedding), `decay` (whether weight decay applies: not to biases, norms and
+    tokens) and `frozen_until` (steps with neither rate nor decay).
+
+    Raises ValueError when the patch embedding is to have a rate of its own and the encoder names none.
+    """
+    encoder = method.encoder
+    top = encoder.depth + 1 if encoder else 0
+    num_scaled = 0
+    groups: dict[tuple[float, bool, int], list[tuple[str, nn.Parameter]]] = defaultdict(list)
+    for name, parameter in method.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        own = encoder is not None and name.startswith("encoder.")
+        layer = encoder.layer_of(name) if own else top
+        exempt = method.no_decay(name) or (own and encoder.no_decay(name))
+        decay = not (parameter.ndim <= 1 or name.endswith(".bias") or name.endswith(TOKENS) or exempt)
+        scale = layer_decay ** (top - layer)
+        if layer == 0 and _in_patch_embedding(name):
+            scale *= patch_embed_lr_scale
+            num_scaled += 1
+        groups[scale, decay, method.frozen_until(name)].append((name, parameter))
+    if patch_embed_lr_scale != 1 and not num_scaled:
+        raise ValueError(
+            f"optim.patch_embed_lr_scale is {patch_embed_lr_scale:g}, but {type(encoder).__name__} has no "
+            "patch_embed to apply it to; set it to 1"
+        )
+    return [
+        {
+            "params": [parameter for _, parameter in members],
+            "names": [name for name, _ in members],
+            "lr_scale": scale,
+            "decay": decay,
+            "frozen_until": frozen_until,
+        }
+        for (scale, decay, frozen_until), members in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def _in_patch_embedding(name: str) -> bool:
+    """Whether a parameter belongs to a module that makes tokens of pixels: `patch_embed`, `patch_embed1`, ..."""
+    return any(part.startswith("patch_embed") for part in name.split(".")[:-1])
+
+
+def build_optimizer(method: Method, config: OptimConfig, fused: bool) -> torch.optim.AdamW:
+    """AdamW over the method's groups; `set_rates` gives it its rates before each step."""
+    groups = parameter_groups(method, config.layer_decay, config.patch_embed_lr_scale)
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=fused)
+
+
+def set_rates(groups: Iterable[dict[str, Any]], step: int, lr: Schedule, weight_decay: Schedule) -> tuple[float, float]:
+    """Write the rates of optimizer step `step` into the groups; gives the base rate and the weight decay.
+
+    A frozen group has rate 0 AND decay 0. torch's AdamW multiplies the decay by the rate, but not every optimizer
+    that the groups could be given to does.
+    """
+    rate, decay = lr(step), weight_decay(step)
+    for group in groups:
+        frozen = step < group["frozen_until"]
+        group["lr"] = 0.0 if frozen else rate * group["lr_scale"]
+        group["weight_decay"] = decay if group["decay"] and not frozen else 0.0
+    return rate, decay

@@ -1,0 +1,57 @@
+"""Histograms of oriented gradients as the target (MaskFeat, Wei et al. 2022, section 3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from data_pipelines.loader import Batch
+from pretrain.tokenizers.base import Target
+
+#: Orientations over half a turn: a gradient and its opposite are one.
+BINS = 9
+#: px of a cell, which has one histogram for each channel.
+CELL = 8
+
+
+class Hog(Target):
+    """The histograms of the cells within each hidden unit, with a squared error."""
+
+    def __init__(self, unit: int, channels: int) -> None:
+        super().__init__()
+        self.cell = unit
+        self.num_outputs = (unit // CELL) ** 2 * channels * BINS
+
+    def wanted(self, images: Tensor, batch: Batch) -> Tensor:
+        """(n, (unit / 8)^2 * c * 9) of the hidden units."""
+        histograms = oriented_gradients(batch["global_crops"][:, 0])
+        per_unit = rearrange(
+            histograms, "b c (h p) (w q) o -> b h w (p q c o)", p=self.cell // CELL, q=self.cell // CELL
+        )
+        return per_unit[batch["token_mask"]]
+
+    def loss(
+        self, head: nn.Module, cells: Tensor, wanted: Tensor, batch: Batch, mean_hidden: Tensor
+    ) -> dict[str, Tensor]:
+        predicted = head(cells[batch["token_mask"]]).float()
+        return {"loss": (predicted - wanted).square().mean(dim=-1).sum() / mean_hidden}
+
+
+def oriented_gradients(pixels: Tensor) -> Tensor:
+    """Histograms (b, c, h / 8, w / 8, 9) of the cells of `pixels` (b, c, h, w), each of length one.
+
+    Gradients are central differences, none across the border; each adds its length to the bin of its orientation,
+    0 .. 180 degrees.
+    """
+    padded = F.pad(pixels.float(), (1, 1, 1, 1), mode="reflect")
+    across = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
+    down = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
+    turn = torch.atan2(down.double(), across.double()).remainder(math.pi) / math.pi
+    bins = (turn * BINS).long().clamp_max(BINS - 1)
+    binned = F.one_hot(bins, BINS) * rearrange(torch.hypot(across, down), "b c h w -> b c h w 1")
+    histograms = reduce(binned, "b c (h p) (w q) o -> b c h w o", "sum", p=CELL, q=CELL)
+    return F.normalize(histograms, dim=-1)

@@ -1,0 +1,94 @@
+"""Masked image modelling with a mask token (BEiT, Bao et al. 2022; SimMIM, Xie et al. 2022)."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from data_pipelines.loader import Batch
+from pretrain.config import MimConfig
+from pretrain.encoders import Encoder
+from pretrain.encoders.base import zero_hidden_pixels
+from pretrain.engines.schedules import Timeline
+from pretrain.methods.base import Method, Normalisation, mask_of
+from pretrain.tokenizers.base import Target
+
+
+class MaskedImageModelling(Method):
+    """Replace units by a learned token, encode the whole image, and predict a target at the hidden ones.
+
+    The target is predicted at cells. Where they are smaller than the encoder's tokens, each token is brought to those
+    within it by a linear layer and a pixel shuffle; where they are larger, the tokens of a cell are averaged.
+
+    With aggregation (BEiT v2, Peng et al. 2022, section 2.3) the same head predicts a second time, from an earlier
+    block's patch tokens that a few blocks have joined with the last block's class token.
+    """
+
+    def __init__(
+        self, config: MimConfig, encoder: Encoder, target: Target, normalisation: Normalisation, timeline: Timeline
+    ) -> None:
+        super().__init__(normalisation, timeline)
+        self.encoder = encoder
+        self.target = target
+        self.per_token = max(encoder.stride // target.cell, 1)  # cells along a token's side
+        self.finer = nn.Linear(encoder.dim, self.per_token**2 * encoder.dim) if self.per_token > 1 else None
+        self.head = nn.Linear(encoder.dim, target.num_outputs)
+        if config.target == "codes":
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+        self.layer = None if config.aggregation is None else config.aggregation.layer - 1
+        self.aggregation = None
+        if config.aggregation is not None:
+            self.aggregation = encoder.further_blocks(config.aggregation.depth, after=config.aggregation.layer)
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        images = self.normalise(batch["global_crops"][:, 0])
+        mean_hidden = batch.get("mean_hidden")
+        if mean_hidden is None:  # one rank, one micro-batch: the local count is the global one
+            mean_hidden = batch["token_mask"].sum()
+        wanted = self.target.wanted(images, batch)
+        main, *further = (
+            self.target.loss(self.head, cells, wanted, batch, mean_hidden) for cells in self.cells(images, batch)
+        )
+        for values in further:
+            main["aggregation_loss"] = values["loss"].detach()
+            main["loss"] = main["loss"] + values["loss"]
+        return main
+
+    def cells(self, images: Tensor, batch: Batch) -> list[Tensor]:
+        """Features (b, h, w, d) of the target's cells: of the last block, then those of the aggregation."""
+        layers = () if self.layer is None else (self.layer,)
+        features = self.encoder(images, mask_of(batch), layers)
+        assert features.grid is not None
+        tokens = [features.tokens]
+        if self.aggregation is not None:
+            states = torch.cat([features.states[:, :1], features.layers[0].states[:, 1:]], dim=1)
+            states = self.encoder.final_norm(self.aggregation(states, features.grid))
+            tokens.append(states[:, -features.tokens.shape[1] :])
+        return [self._at_cells(rearrange(each, "b (h w) d -> b h w d", h=features.grid[0])) for each in tokens]
+
+    def _at_cells(self, tokens: Tensor) -> Tensor:
+        if self.finer is not None:
+            n = self.per_token
+            return rearrange(self.finer(tokens), "b h w (p q d) -> b (h p) (w q) d", p=n, q=n)
+        n = self.target.cell // self.encoder.stride
+        return reduce(tokens, "b (h p) (w q) d -> b h w d", "mean", p=n, q=n) if n > 1 else tokens
+
+    def predict(self, images: Tensor, batch: Batch) -> Tensor:
+        """(b, h, w, outputs) at every cell, hidden or not."""
+        return self.head(self.cells(images, batch)[0])
+
+    def pinned(self) -> dict[str, str]:
+        return self.target.pinned()
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        crops = batch["global_crops"][:, 0]
+        images = self.normalise(crops)
+        pasted = self.target.pictures(self.predict(images, batch), images, batch)
+        if pasted is None:  # codes
+            return super().pictures(batch)
+        masked = zero_hidden_pixels(images, batch["token_mask"])
+        rows = torch.stack([self.show(crops), *(self.to_pictures(part, crops) for part in (masked, pasted))], dim=1)
+        return {"reconstructions (image, input, output)": rearrange(rows, "b v c h w -> b c h (v w)")}

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from making import encode, picture, write_tar
+
+from launch.pretrain_command import plan, show_plan
+from pretrain.config.load import ConfigError, load_config
+
+PRESET = "mae_vit_cifar_cpu"
+
+
+def test_the_plan_does_the_arithmetic(tmp_path: Path) -> None:
+    changes = ["train.batch_size=64", "train.grad_accum_steps=2", "train.epochs=3", "optim.lr=0.001"]
+    config = load_config(PRESET, [f"data.train={tmp_path}", *changes, "optim.lr_reference_batch=128"])
+    text = "\n".join(plan(config, "1,001 samples in 2 shards", steps_per_epoch=15, world_size=4))
+    assert "1,001 samples in 2 shards" in text
+    assert "64 = 4 ranks x 8 x 2 accumulated" in text
+    assert "45, 15 an epoch, 3.0 epochs; 2,880 samples seen" in text
+    assert "0.0005 at its peak (optim.lr x 64 / 128)" in text
+
+
+def test_the_plan_says_by_which_rule_the_rate_follows_the_batch(tmp_path: Path) -> None:
+    changes = ["train.batch_size=512", "optim.lr=0.004", "optim.lr_reference_batch=128", "optim.lr_scaling=sqrt"]
+    text = "\n".join(plan(load_config(PRESET, [f"data.train={tmp_path}", *changes]), "600 samples", 1, world_size=1))
+    assert "0.008 at its peak (optim.lr x sqrt(512 / 128))" in text
+
+
+def test_a_dry_run_refuses_a_batch_that_does_not_divide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "a"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with pytest.raises(ConfigError, match=r"does not divide over 3 ranks x 1 .* nearest batch sizes are 126 or 129"):
+        show_plan(PRESET, [f"data.train={tmp_path}"])
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no-shards"):
+        show_plan(PRESET, ["data.train=no-shards"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_tells_of_validation_shards_among_the_training_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        write_tar(tmp_path / f"{split}-000000.tar", [(f"{n}.png", encode(picture(n))) for n in range(4)])
+    for data, told in ((f"{tmp_path}/*.tar", True), (str(tmp_path), False)):
+        show_plan(PRESET, [f"data.train={data}", "train.batch_size=4"])
+        assert ("names shards of val beside those of train" in capsys.readouterr().out) == told
