@@ -43,7 +43,7 @@ def test_it_is_solved(batch: int, ranks: int, accumulation: int, micro: int | No
         (4096, 8, {"micro_batch": 96}, r"has 512 of the 4096 .*Nearest micro-batches: 64 or 128; .*=3840 or 4608"),
         (4096, 64, {"micro_batch": 128}, r"has 64 .*Nearest micro-batches: 64"),
         (64, 4, {"grad_accum_steps": 3, "fixed": True}, r"each of 4 ranks has 16 .*Nearest: 2 or 4; .*60 or 72"),
-        (64, 4, {"grad_accum_steps": 2, "fixed": True, "micro_batch": 4}, r"makes train.grad_accum_steps 4, .*=2 was given"),
+        (64, 4, {"grad_accum_steps": 2, "fixed": True, "micro_batch": 4}, r"grad_accum_steps 4, .*=2 was given"),
     ],
 )  # fmt: skip
 def test_it_is_refused_with_the_nearest_choices(batch: int, ranks: int, options: dict[str, Any], message: str) -> None:
