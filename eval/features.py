@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from data_pipelines.shards.dataset import Dataset
+    from data_pipelines.datasets.dataset import Dataset
     from pretrain.encoders import Encoder, Features
 
 

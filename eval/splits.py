@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.remote.remote_files import Shard
 from data_pipelines.remote.urls import redact
-from data_pipelines.shards.dataset import Dataset, open_dataset
 
 
 def open_splits(data: str, val_data: str | None = None) -> tuple[Dataset, Dataset, int]:

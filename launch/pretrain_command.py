@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from launch.ranks import check_gpus, rank_environment
 
 if TYPE_CHECKING:
+    from data_pipelines.datasets.dataset import Dataset
     from data_pipelines.sampler import Sampler
-    from data_pipelines.shards.dataset import Dataset
     from pretrain.config import Config
 
 

@@ -15,18 +15,18 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from data_pipelines.checks.check_shards import Census, Listed, ShardCheck, check_shard, unreadable
-from data_pipelines.checks.tally import Tally
+from data_pipelines.datasets.bad_samples import MAX_TRIES
+from data_pipelines.datasets.dataset import find_shards
+from data_pipelines.datasets.local_view import LocalView
 from data_pipelines.files import write_json
-from data_pipelines.images.bad_samples import MAX_TRIES
 from data_pipelines.images.issues import Severity, shown
 from data_pipelines.images.pixels import MAX_FILE_BYTES
+from data_pipelines.images.tally import Tally
 from data_pipelines.images.validate import Verdict, judge
 from data_pipelines.remote.cache import Cache
 from data_pipelines.remote.fetch import cancel_on
-from data_pipelines.remote.local_view import LocalView
 from data_pipelines.remote.urls import inside, is_url, name_of
-from data_pipelines.shards.dataset import find_shards
-from data_pipelines.shards.sample_index import Index
+from data_pipelines.shards.index import Index
 from data_pipelines.shards.tar import BLOCK, suffix_in
 
 _PIECE = 64  # samples a thread decodes at a time

@@ -17,8 +17,8 @@ from data_pipelines.images.jpeg import MAX_SCANS, decode_jpeg, read_header
 from data_pipelines.images.magic import kind_of
 from data_pipelines.images.parts import Choose, Picture, whole
 from data_pipelines.images.pixels import MAX_PIXELS, Header, UnusableImageError, check_file_size, convert
+from data_pipelines.images.sample import Sample
 from data_pipelines.remote.remote_files import Shard
-from data_pipelines.shards.dataset import Sample
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # of Pillow; no other decoder of its ever sees the bytes
 _GREY = ("1", "L", "LA", "La")

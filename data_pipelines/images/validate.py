@@ -10,7 +10,7 @@ from PIL import Image
 from data_pipelines.images import rasters
 from data_pipelines.images.decode import DAMAGE, BadSampleError, decode, open_image, orientation_of
 from data_pipelines.images.pixels import Header, check_file_size
-from data_pipelines.shards.dataset import Sample
+from data_pipelines.images.sample import Sample
 
 #: The suffixes that name a format; a phone's JPEG with several pictures is an MPO to Pillow.
 _SUFFIXES = {

@@ -12,7 +12,7 @@ import numpy as np
 from data_pipelines.packing.listing import Skipped
 from data_pipelines.packing.sources.base import Source
 from data_pipelines.rng import Purpose, random_bits, stream_key
-from data_pipelines.shards.sample_index import NO_LABEL
+from data_pipelines.shards.index import NO_LABEL
 
 _MAX_LABEL = 999_999
 _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.eval_loader import center_crops
 from data_pipelines.remote.urls import redact
-from data_pipelines.shards.dataset import Dataset, open_dataset
 from eval.knn import knn_accuracy
 from pretrain.config import Config
 from pretrain.config.load import ConfigError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_pipelines.packing.listing import Entry, Group, Listing, Skipped, key_text
 from data_pipelines.packing.sources.base import Content, ListedSource, groups_of_folders, read_exactly
-from data_pipelines.shards.shard_scan import IMAGE_SUFFIXES
+from data_pipelines.shards.scan import IMAGE_SUFFIXES
 
 _NO_IMAGES = ("json", "csv", "tsv")  # metadata and lists, which nobody takes for images
 _MAX_SUFFIXES = 10

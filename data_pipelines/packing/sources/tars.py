@@ -11,7 +11,7 @@ from pathlib import Path
 from data_pipelines.files import read_json
 from data_pipelines.packing.listing import Entry, Group, Listing, Skipped
 from data_pipelines.packing.sources.base import Content, ListedSource, groups_of_folders, read_piece, splits_of_files
-from data_pipelines.shards.shard_scan import IMAGE_SUFFIXES, MEMBER_NAME, META_NAME, image_rank
+from data_pipelines.shards.scan import IMAGE_SUFFIXES, MEMBER_NAME, META_NAME, image_rank
 from data_pipelines.shards.tar import Member, TarDamageError, Trailing, members, walk
 
 _MAX_LABEL_BYTES = 32

@@ -13,10 +13,10 @@ import pytest
 from making import encode, picture, sample_files, write_tar
 
 from data_pipelines.checks.verify import verify
-from data_pipelines.images.bad_samples import Decoder, TooManyBadSamplesError
+from data_pipelines.datasets.bad_samples import Decoder, TooManyBadSamplesError
+from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.packing.write import pack
-from data_pipelines.shards.dataset import open_dataset
-from data_pipelines.shards.index import load_index
+from data_pipelines.shards.scan import load_index
 from launch.cli import main
 
 PIXELS = picture(0)

@@ -21,9 +21,9 @@ from data_pipelines.remote.fetch import FetchError, read_bytes, retried
 from data_pipelines.remote.fsspec_source import file_system, state_of_info
 from data_pipelines.remote.remote_files import RemoteFile, Shard
 from data_pipelines.remote.urls import folder_of, inside, is_http, is_url, name_of, redact, scheme_of, without_query
-from data_pipelines.shards.index import IMAGE_SUFFIXES, INDEX_SUFFIX
+from data_pipelines.shards.index import DamageError
 from data_pipelines.shards.index_format import read_index
-from data_pipelines.shards.sections import DamageError
+from data_pipelines.shards.scan import IMAGE_SUFFIXES, INDEX_SUFFIX
 
 Spec = str | Path | Sequence[str | Path]
 

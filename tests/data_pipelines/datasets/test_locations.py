@@ -11,13 +11,13 @@ import fsspec
 import pytest
 from serving import SECRET, Server, describe, serve
 
+from data_pipelines.datasets.dataset import open_dataset
+from data_pipelines.datasets.dataset_index import write_index
+from data_pipelines.datasets.locations import Locations, Spec
 from data_pipelines.remote.cache import Cache
 from data_pipelines.remote.fetch import Patience
-from data_pipelines.remote.locations import Locations, Spec
 from data_pipelines.remote.remote_files import RemoteFile, Shard
 from data_pipelines.remote.urls import redact
-from data_pipelines.shards.dataset import open_dataset
-from data_pipelines.shards.dataset_index import write_index
 
 QUICK = Patience(tries=3, timeout_seconds=5, backoff_seconds=0.001)
 NAMES = [f"train-{number:06d}.tar" for number in range(3)]

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.images.decode import BadSampleError, decode_part
 from data_pipelines.images.issues import shown
 from data_pipelines.images.parts import Choose, Picture, whole
-from data_pipelines.shards.dataset import Dataset
 
 MAX_TRIES = 16  # neighbours in a row
 _MIN_READS = 1000  # a share of fewer reads means little
