@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from data_pipelines.shards.index import open_dataset
-from eval.features import FeatureSet, centred, extract, pixels
+from eval.features import centred, extract, pixels
 from pretrain.encoders import build_encoder
 from pretrain.schema import SwinConfig, VitConfig
 
@@ -90,7 +90,9 @@ def test_pixels_and_their_centre(dataset):
     features = pixels(dataset, 16, progress=False)
     assert features.inputs["pixels"].shape == (6, 3 * 16 * 16)
     assert 0 <= float(features.inputs["pixels"].min()) <= float(features.inputs["pixels"].max()) <= 1
-    shifted = FeatureSet({"pixels": features.inputs["pixels"] + 1}, "pixels", features.labels, features.ids)
+    shifted = FeatureSet(
+        {"pixels": features.inputs["pixels"] + 1}, "pixels", features.labels, features.ids, features.digests
+    )
     train, val = centred(features, shifted)
     torch.testing.assert_close(train.inputs["pixels"].mean(dim=0), torch.zeros(768), rtol=0, atol=1e-5)
     torch.testing.assert_close(val.inputs["pixels"].mean(dim=0), torch.ones(768), rtol=0, atol=1e-5)
