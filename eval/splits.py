@@ -80,7 +80,7 @@ class Splits:
         """`2 classes (5: 3 images, 7: 1 image)`; the first of many."""
         chosen = np.flatnonzero(which)
         parts = [
-            f"{self._name(place)}: {counts[place]:,} image{'s' * (counts[place] != 1)}"
+            f"{self._name(place)}: {counts[place]:,} image{'' if counts[place] == 1 else 's'}"
             for place in chosen[:_MOST_NAMED]
         ]
         more = f", and {len(chosen) - _MOST_NAMED} more" if len(chosen) > _MOST_NAMED else ""

@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def _write_shard(path, labels, seed=0, side=16, names=None):
-    """A shard of PNGs whose brightness follows the label; a label of None is left out, others are stored as `names` says."""
+    """A shard of PNGs whose brightness follows the label; None is left out, others are named by `names`."""
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:

@@ -270,5 +270,5 @@ def test_test_is_the_split_to_test_on_where_there_is_no_val(tmp_path, data):
 
 
 def test_an_option_that_no_probe_has_is_refused(run, data):
-    with pytest.raises(ValueError, match="full is a setting of none of knn, linear; .*logistic"):
+    with pytest.raises(ValueError, match=r"full is a setting of none of knn, linear; .*logistic"):
         quick(run, data, full=True)

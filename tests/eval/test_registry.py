@@ -84,7 +84,7 @@ def test_the_readmes_example_is_a_probe(install, monkeypatch) -> None:
             "broken",
             "broken_probe:SPEC",
             "1 / 0",
-            r"the probe broken of extra 1\.2 can't be imported: ZeroDivisionError",
+            r"broken of extra 1\.2 can't be imported: ZeroDivisionError",
         ),
         ("absent", "absent_probe:SPEC", None, r"absent of extra 1\.2 can't be imported: ModuleNotFoundError"),
         ("none", "none_probe:SPEC", "SPEC = 3", r"none_probe:SPEC of extra 1\.2 is 3, not a ProbeSpec named 'none'"),

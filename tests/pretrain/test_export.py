@@ -413,6 +413,12 @@ def run(tmp_path: Path) -> Path:
                 "untrained": [row(0.355)],
                 "pretrained": row(top1),
             },
+            "columns": [
+                {"probe": "knn", "name": "knn_mean", "title": "k-NN mean", "paths": [["mean", "20"]], "headline": True},
+                {"probe": "linear", "name": "linear", "title": "linear", "paths": [[]], "headline": True},
+            ],
+            "notes": ["linear: on mean"],
+            "warnings": [],
         }
         (folder / "eval" / f"probe-{step}-0.json").write_text(json.dumps(results))
     return folder
