@@ -45,7 +45,7 @@ from pretrain.diagnostics.spikes import gradient_spikes, loss_spikes
 from pretrain.diagnostics.weights import weight_statistics
 from pretrain.encoders import Encoder
 from pretrain.encoders.saved import headline_feature
-from pretrain.history import read_history, try_record
+from pretrain.history import read_history, standing_alarms, try_record
 from pretrain.methods import Method
 from pretrain.schedules import Cosine, Steps, Timeline
 from pretrain.schema import ALARMS, Config, MimConfig
@@ -92,6 +92,7 @@ class Diagnostics:
         """What the ranks must know of each other; what to say of k-NN. Collective, once, at optimizer step `step`."""
         host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         events = read_history(self.folder) if self.rank == 0 else []
+        self.alarms.restore(standing_alarms([*events, {"event": "started", "step": step}]))
         skipped = [event["step"] for event in events if event.get("skipped") and event["step"] <= step]
         told = tell_all({"host": host, "skipped": skipped}, self.device)
         self.skipped: set[int] = set(told[0]["skipped"])
