@@ -488,7 +488,7 @@ def test_every_case_is_made_here_or_in_the_tests_of_verify() -> None:
 
 def test_a_film_under_the_name_of_an_image_is_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 3 GB: more than the system reads at once, which must not look as if the shard had shrunk."""
-    for module in ("images.pixels", "shards.index", "checks.verify"):
+    for module in ("images.pixels", "shards.dataset", "checks.verify"):
         monkeypatch.setattr(f"data_pipelines.{module}.MAX_FILE_BYTES", 1 << 20)
     film = tarfile.TarInfo("b.jpg")
     film.size = 3 << 30
