@@ -17,8 +17,8 @@ from pretrain.description import describe, own_words
         (
             "dino_vit_cifar_cpu",
             ["train.epochs=3", "train.batch_size=64", "init_from=/home/me/runs/photos"],
-            "DINO, ViT tiny with width 128, depth 4 and 8-px patches, crops of 2 x 32 and 2 x 16 px, 3 epochs in batches of 64, "
-            "from the weights of photos",
+            "DINO, ViT tiny with width 128, depth 4 and 8-px patches, crops of 2 x 32 and 2 x 16 px, "
+            "3 epochs in batches of 64, from the weights of photos",
         ),
     ],
 )
