@@ -49,7 +49,7 @@ def record(run: Path, event: str, **details: Any) -> dict[str, Any]:
         **details,
     }
     run.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run / FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(run / FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(descriptor).st_size
         begun = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # a line that a full disk cut
