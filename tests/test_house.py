@@ -124,25 +124,6 @@ def test_presets_are_package_data() -> None:
     assert any(item.name.endswith(".yaml") for item in files("pretrain").joinpath("presets").iterdir())
 
 
-def test_the_readme_names_every_file_and_no_other() -> None:
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## Where everything is")[1].split("```")[1]
-    named, folder = set(), ""
-    for line in tree.strip().splitlines():
-        name = line.split()[0]
-        if line.startswith(" "):
-            named.add(folder + name)
-        else:
-            folder = name
-    there = {
-        str(path.relative_to(ROOT))
-        for package in PACKAGES
-        for pattern in ("*.py", "*.sbatch")
-        for path in (ROOT / package).rglob(pattern)
-        if path.name not in ("__init__.py", "__main__.py")
-    }
-    assert named - {"pretrain/presets/*.yaml"} == there
-
-
 def test_the_readme_names_every_preset() -> None:
     table = (ROOT / "README.md").read_text(encoding="utf-8").split("## Presets")[1].split("##")[0]
     assert set(re.findall(r"^\| `(\w+)` ", table, re.MULTILINE)) == {preset.name for preset in list_presets()}
