@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from pretrain.config.annotations import element_of, hints_of, section_of, sections_of, takes_only_text
 from pretrain.config.errors import ConfigError
 

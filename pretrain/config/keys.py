@@ -18,7 +18,19 @@ from pretrain.config.annotations import (
 from pretrain.config.errors import ConfigError
 
 #: Settings that have another name now, without positions in lists.
-RENAMED: dict[str, str] = {}
+RENAMED = {
+    "train.accumulation": "train.grad_accum_steps",
+    "data.repeats": "data.repeated_augmentation",
+    "data.executor": "data.backend",
+    "method.vocabulary": "method.vocab_size",
+    "method.codes": "method.vocab_size",
+    "method.divergence_weight": "method.kl_weight",
+    "method.divergence_share": "method.kl_share",
+    "method.head_hidden": "method.head_hidden_dim",
+    "method.head_bottleneck": "method.head_bottleneck_dim",
+    "views.global_crops.grey": "views.global_crops.grayscale",
+    "views.local_crops.grey": "views.local_crops.grayscale",
+}
 #: What a setting is called elsewhere.
 SYNONYMS = {
     "learning_rate": "optim.lr",

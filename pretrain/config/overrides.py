@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
+
 from pretrain.config.annotations import (
     hints_of,
     members,
@@ -17,11 +19,9 @@ from pretrain.config.annotations import (
     tag_of,
     takes_only_text,
 )
+from pretrain.config.encoders import expand_encoder
 from pretrain.config.errors import ConfigError
 from pretrain.config.yaml_file import parse_yaml
-from pydantic import TypeAdapter, ValidationError
-
-from pretrain.config.encoders import expand_encoder
 
 #: Keys of the command line that stand for several, and what they set.
 SHORTCUTS = {

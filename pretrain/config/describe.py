@@ -16,10 +16,11 @@ from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pretrain.config.annotations import Setting, members, sections_of, tag_of
-from pretrain.config.overrides import written
 from pydantic import ByteSize, StringConstraints, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+
+from pretrain.config.annotations import Setting, members, sections_of, tag_of
+from pretrain.config.overrides import written
 
 _PLAIN = {
     int: "a whole number",
