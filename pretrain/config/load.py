@@ -19,7 +19,7 @@ from pretrain.config.keys import check_keys
 from pretrain.config.overrides import apply_overrides
 from pretrain.config.yaml_file import read_yaml
 
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).parents[1] / "presets"
 #: What pydantic calls the branches of a union of plain types.
 _PLAIN_TYPES = {"int", "float", "constrained-int", "constrained-float"}
 

@@ -62,9 +62,7 @@ class DataConfig:
     shuffle_window: PositiveInt = 1024  # samples shuffled together within a lane
     threads: PositiveInt | None = None  # default: the cores this process may use
     prefetch: PositiveInt = 2  # batches made ahead
-    repeated_augmentation: PositiveInt = (
-        1  # rows of a batch that show the same sample, decoded once; an epoch stays as many rows
-    )
+    repeated_augmentation: PositiveInt = 1  # rows of a batch that show the same sample, decoded once
     backend: BackendName = "auto"  # who makes the crops; auto: native where it is built, else opencv
     partial_decode: bool = True  # of a JPEG only what its crops touch; the crops are the same
     dct_scaling: bool = True  # a large JPEG at 1/2, 1/4 or 1/8 where its crops have px to spare

@@ -20,7 +20,7 @@ from data_pipelines.transforms.config import Crop, Interpolation
 from data_pipelines.transforms.params import CropParams, draw_crop
 
 ROOT = Path(__file__).parents[3]
-SOURCES = ROOT / "data_pipelines" / "crops" / "native"
+SOURCES = ROOT / "data_pipelines" / "transforms" / "backends" / "native"
 COMPILER = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
 BUILT = pytest.mark.skipif(not native.BUILT, reason=f"the crop kernel is not built: {native.HOW_TO_BUILD}")
 IMAGE = photo(0, 120, 160)
