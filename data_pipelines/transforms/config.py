@@ -20,6 +20,9 @@ def _pair(value: object) -> object:
 
 #: Height and width in pixels; a single number stands for a square.
 Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]
+#: Who makes the crops. `native`: the kernel in C. `opencv`: libraries that need no compiler. `device`: one of those
+#: cuts and resizes, the GPU does the colours. `auto`: native where it is built, else opencv.
+BackendName = Literal["auto", "native", "opencv", "device"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 

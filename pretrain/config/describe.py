@@ -35,6 +35,7 @@ EXAMPLES = {
     "description": "'a first try'",
     "runs": "/shared/runs",
     "data.train": "shards/",
+    "encoder": "timm:convnext_tiny",
     "data.train.path": "shards/",
     "data.mean": "[0.485, 0.456, 0.406]",
     "data.std": "[0.229, 0.224, 0.225]",

@@ -12,8 +12,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pretrain.config.annotations import (
+    element_of,
     hints_of,
-    members,
     sections_of,
     settings_at,
     tag_of,
@@ -77,7 +77,7 @@ def _is_yaml(text: str, annotations: Sequence[Any]) -> bool:
     """Whether what is given for a text is none: null, in quotes, or a list where the setting takes one, too."""
     if text.strip() in ("", "null", "~"):
         return True
-    listed = text.lstrip().startswith("[") and any(len(members(annotation)) > 1 for annotation in annotations)
+    listed = text.lstrip().startswith("[") and any(element_of(annotation) is not None for annotation in annotations)
     return listed or text.strip()[0] in "'\"" == text.strip()[-1]
 
 

@@ -15,8 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from data_pipelines.transforms.backends.select import BackendName
-from data_pipelines.transforms.config import Share, Views, section
+from data_pipelines.transforms.config import BackendName, Share, Views, section
 from pretrain.config.combinations import check_combinations
 from pretrain.config.diagnostics import DiagnosticsConfig
 from pretrain.config.encoders import EncoderConfig
