@@ -78,7 +78,7 @@ def _is_yaml(text: str, annotations: Sequence[Any]) -> bool:
     if text.strip() in ("", "null", "~"):
         return True
     listed = text.lstrip().startswith("[") and any(element_of(annotation) is not None for annotation in annotations)
-    return listed or text.strip()[0] in "'\"" == text.strip()[-1]
+    return listed or (text.strip()[0] in "'\"" and text.strip()[0] == text.strip()[-1])
 
 
 def _set(node: Any, parts: Sequence[str], value: Any, override: str, path: str = "") -> list[str]:
