@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,7 +12,7 @@ from typing import Any, TextIO
 LOG = "log.txt"
 
 
-class _Both(io.TextIOBase):
+class _Both:
     """A stream of the terminal whose text also goes into a file; a file that can't be written changes nothing."""
 
     def __init__(self, terminal: TextIO, file: TextIO) -> None:
@@ -31,10 +30,12 @@ class _Both(io.TextIOBase):
             self.file.flush()
         self.terminal.flush()
 
-    def __getattribute__(self, name: str) -> Any:
-        if name in ("terminal", "file", "write", "flush", "writelines", "__class__"):
-            return super().__getattribute__(name)
-        return getattr(super().__getattribute__("terminal"), name)
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.terminal, name)
 
 
 @contextmanager
