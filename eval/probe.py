@@ -18,6 +18,7 @@ from rich.console import Console
 
 from data_pipelines.files import write_json
 from data_pipelines.remote.urls import redact
+from data_pipelines.shards.held_out import split_told_by
 from eval.baselines import cached
 from eval.features import FeatureSet, centred, extract, pixels
 from eval.logistic import COARSE_GRID, FULL_GRID
@@ -76,6 +77,8 @@ def run_probe(
     subject = open_target(target, image_size)
 
     console = Console(stderr=True, quiet=not progress)
+    if split_told_by(val) == "test":
+        console.print(f"there is no val split, so that its test split is held out: {redact(val_data or data)}")
     common = {"train": train.checksum, "val": val.checksum, "protocol": asdict(protocol)}
     probe = _Probe(subject, train, val, num_classes, protocol, device, batch_size, console)
     pixel_size = min(subject.image_size, MAX_PIXEL_SIDE)
@@ -103,6 +106,7 @@ def run_probe(
             "train": {"spec": redact(data), "checksum": train.checksum, "num_labelled": int((train.labels >= 0).sum())},
             "val": {
                 "spec": redact(val_data or data),
+                "split": split_told_by(val),
                 "checksum": val.checksum,
                 "num_labelled": int((val.labels >= 0).sum()),
             },

@@ -67,7 +67,7 @@ def _title(results: dict[str, Any]) -> str:
     target, data = results["target"], results["data"]
     step = "" if target["step"] is None else f", step {target['step']:,}"
     return (
-        f"{target['name']}{step}: top-1 % on {data['val']['num_labelled']:,} val images, "
+        f"{target['name']}{step}: top-1 % on {data['val']['num_labelled']:,} {data['val'].get('split', 'val')} images, "
         f"{data['train']['num_labelled']:,} to learn from, {data['num_classes']} classes"
     )
 

@@ -10,17 +10,21 @@ import numpy as np
 from data_pipelines.remote.remote_files import Shard
 from data_pipelines.remote.urls import redact
 from data_pipelines.shards.dataset import Dataset, open_dataset
+from data_pipelines.shards.held_out import open_held_out
 
 
 def open_splits(data: str, val_data: str | None = None) -> tuple[Dataset, Dataset, int]:
-    """The labelled train and val data sets and the number of classes; refuses what cannot be probed."""
+    """The labelled train and val data sets and the number of classes; refuses what cannot be probed.
+
+    Where a folder has no val split, its test split is held out instead (`held_out.split_told_by` says which it is).
+    """
     if val_data is None and Path(data).expanduser().exists() and not Path(data).expanduser().is_dir():
         raise ValueError(
             f"{redact(data)} is one shard, not a folder with train and val shards; name the other split as val_data"
         )
     train = open_dataset(data, "train")
     try:
-        val = open_dataset(val_data or data, "val")
+        val, _ = open_held_out(val_data or data)
     except FileNotFoundError as error:
         if val_data is not None:
             raise

@@ -83,6 +83,7 @@ class PathListSource(ListedSource):
         group_column = None
         if columns.group is not None:
             group_column = find_column(names, columns.group, (), table, "groups", "--group-column")
+            self.listing.group_key = group_column
         missing = num_unlabelled = 0
         for row in rows:
             path = _stripped(row.pop(path_column))
@@ -209,7 +210,7 @@ def _rows_of_csv(table: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:
         raise ValueError(f"{table} is no list; a list of paths ends in {', '.join(_DELIMITERS)} or .parquet")
     file = table.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(file, delimiter=_DELIMITERS[table.suffix])
-    names = next(reader, [])
+    names = [name.strip() for name in next(reader, [])]
     if len(set(names)) < len(names) or not names:
         file.close()
         raise ValueError(f"{table} begins with {','.join(names)!r}; its first line must name the columns, each once")
