@@ -41,6 +41,10 @@ def pack(
     split_folders: Annotated[
         bool, typer.Option(help="Folders named train, val, test, unlabeled are splits; else they are classes.")
     ] = True,
+    dicom_window: Annotated[
+        str | None,
+        typer.Option(metavar="CENTRE,WIDTH", help="Of DICOM files, to 8 bits; default: all their levels."),
+    ] = None,
     split: Annotated[str, typer.Option(help="The images' split, where IMAGES has no train/ and val/.")] = "train",
     val_share: Annotated[float, typer.Option(help="Share of every class to hold back as split val.")] = 0.0,
     leave_out: Annotated[
@@ -87,6 +91,7 @@ def pack(
             labels=labels,
             split_folders=split_folders,
             group_pattern=group_pattern,
+            dicom_window=_window(dicom_window),
             split=split,
             val_share=val_share,
             samples_per_shard=samples_per_shard,
@@ -103,3 +108,15 @@ def pack(
     except KeyboardInterrupt:
         typer.echo(f"stopped; the same command goes on with what is finished in {out}", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _window(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        centre, width = map(float, text.split(","))
+    except ValueError:
+        centre, width = 0.0, 0.0
+    if not width >= 1:
+        raise ValueError(f"--dicom-window is {text!r}; it is a centre and a width of 1 or more, such as 40,400")
+    return centre, width

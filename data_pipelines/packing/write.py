@@ -48,6 +48,7 @@ def pack(
     labels: bool = True,
     split_folders: bool = True,
     group_pattern: str | None = None,
+    dicom_window: tuple[float, float] | None = None,
     split: str = "train",
     val_share: float = 0.0,
     samples_per_shard: int = 10_000,
@@ -79,6 +80,7 @@ def pack(
         split_folders: Whether folders named train, val and so on are splits; else they are classes.
         group_pattern: A regular expression that finds in an image's path the group, such as a patient, that no two
             splits may share. It becomes `group` in the image's json. Tables name a column in `columns` instead.
+        dicom_window: Centre and width, by which DICOM files become images of 8 bits; None: all their levels are kept.
         split: Name of the images' split, where the source has none of its own.
         val_share: Share of every class to hold back as split `val`.
         samples_per_shard: At most; shards of a split are of equal length (to one).
@@ -122,6 +124,7 @@ def pack(
             labels=labels,
             split_folders=split_folders,
             group_pattern=group_pattern,
+            dicom_window=dicom_window,
         )
     try:
         if any(Path(name).parent == out.resolve() for name in source.shards):
@@ -145,6 +148,7 @@ def pack(
             "split_folders": None if split_folders else False,
             "group_pattern": group_pattern,
             "group_column": columns.group,
+            "dicom_window": None if dicom_window is None else list(dicom_window),
         }
         out.mkdir(parents=True, exist_ok=True)
         with alone_in(out):

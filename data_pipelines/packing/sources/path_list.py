@@ -12,6 +12,7 @@ from typing import Any
 
 from data_pipelines.packing.listing import Entry, Listing, Skipped, Spool
 from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Content, ListedSource, read_exactly
+from data_pipelines.packing.sources.dicom_files import DicomFiles
 from data_pipelines.packing.sources.splits import membership, split_kind
 
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "filepath", "file_path", "image_path", "image")
@@ -60,8 +61,10 @@ class PathListSource(ListedSource):
         columns: Columns = ANY_COLUMNS,
         labels: bool = True,
         group_pattern: re.Pattern[str] | None = None,
+        dicom_window: tuple[float, float] | None = None,
     ) -> None:
         self.root = root
+        self._dicom = DicomFiles(dicom_window)
         self.listing = Listing(spool_folder, group_pattern)
         self.shards: dict[str, int] = {}
         self.classes: tuple[str, ...] | None = None
@@ -98,14 +101,21 @@ class PathListSource(ListedSource):
                 None if group_column is None else group_text(row.get(group_column), group_column, f"{table}: {path}")
             )
             metadata = json.dumps(row, default=str).encode() if row else b""
-            entry = Entry(path, size, 0, 0, self._metadata.append(metadata), len(metadata))
+            frames = self._dicom.entries(root / path, path)
+            if isinstance(frames, Skipped):
+                self.skipped.append(frames)
+                continue
+            place = self._metadata.append(metadata)
             kind = split_kind(str(split)) or str(split) or None if split is not None else None
             known = _label(label, are_numbers, table, path)
             num_unlabelled += known is None
-            self.listing.add(entry, membership(kind, known, group))
+            for entry in frames or [Entry(path, size)]:
+                entry = entry._replace(json_offset=place, json_size=len(metadata))
+                self.listing.add(entry, membership(kind, known, group))
             self.listing.note(metadata)
         if label_column is not None and num_unlabelled:
             self.notes.append(f"{num_unlabelled:,} images have no label in column {label_column}")
+        self.notes += self._dicom.notes()
         self._metadata.flush()
         self.listing.finish()
         if not len(self.listing):
@@ -152,6 +162,9 @@ class PathListSource(ListedSource):
     def _content(self, number: int) -> Content:
         entry = self.listing.entry(number)
         metadata = self._metadata.read(entry.json_offset, entry.json_size) if entry.json_size else None
+        image = self._dicom.content(self.root, entry)
+        if image is not None:
+            return Content(image, metadata)
         return Content(read_exactly(self.root / entry.path, entry.size), metadata)
 
 
