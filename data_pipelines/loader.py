@@ -46,7 +46,7 @@ class Loader:
         views: The crops to make.
         rank: r of `world_size`.
         world_size: R.
-        accumulation: Micro-batches of a step; the global batch is a multiple of `world_size * accumulation`.
+        grad_accum_steps: Micro-batches of a step; the global batch is a multiple of `world_size * grad_accum_steps`.
         draw_mask: Called once a row with (seed, step, row), of which its masks are to be a function.
         threads: Default: see `default_threads`.
         prefetch: Steps made ahead of the one in use; each costs a buffer.
@@ -69,7 +69,7 @@ class Loader:
         *,
         rank: int = 0,
         world_size: int = 1,
-        accumulation: int = 1,
+        grad_accum_steps: int = 1,
         draw_mask: DrawMask | None = None,
         threads: int | None = None,
         prefetch: int = 2,
@@ -86,12 +86,12 @@ class Loader:
         batch_size = sampler.batch_size
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}; ranks count from 0 to world_size - 1")
-        if batch_size % (world_size * accumulation):
+        if batch_size % (world_size * grad_accum_steps):
             raise ValueError(
-                f"a batch of {batch_size} does not divide into {world_size} ranks x {accumulation} micro-batches; "
-                f"it must be a multiple of {world_size * accumulation}"
+                f"a batch of {batch_size} does not divide into {world_size} ranks x {grad_accum_steps} micro-batches; "
+                f"it must be a multiple of {world_size * grad_accum_steps}"
             )
-        self.sampler, self.accumulation = sampler, accumulation
+        self.sampler, self.grad_accum_steps = sampler, grad_accum_steps
         self.num_rows = batch_size // world_size
         self.first_row = rank * self.num_rows
         self.wait_seconds = 0.0
@@ -145,7 +145,7 @@ class Loader:
                     for future in futures:
                         future.result()
                 self.wait_seconds += time.perf_counter() - began
-                yield buffer.split(self.accumulation)
+                yield buffer.split(self.grad_accum_steps)
                 buffer.release()
                 buffers.append(buffer)
                 ahead.advance()

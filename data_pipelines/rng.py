@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_pipelines.transforms.backends import native
+from data_pipelines import native
 
 
 class Purpose(IntEnum):
@@ -86,4 +86,4 @@ class PythonStream:
 
 
 #: `PythonStream`, or the same in C where it is built: drawing holds the interpreter's lock, so its pace limits threads.
-Stream = PythonStream if TYPE_CHECKING or not native.BUILT else native.Stream
+Stream = PythonStream if TYPE_CHECKING or not native.BUILT else native.kernel.Stream

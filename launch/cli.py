@@ -189,7 +189,7 @@ app.command(epilog=CANCEL_EXAMPLES)(cancel)
 
 @app.command(
     epilog="Examples:\n\n[bold]selfsight probe runs/mae_vit_cifar_cpu --data shards/[/]\n\n"
-    "[bold]selfsight probe timm:vit_small_patch16_224.augreg_in21k --data shards/ --logistic[/]"
+    "[bold]selfsight probe timm:vit_small_patch16_224.augreg_in21k --data shards/ --also logistic[/]"
 )
 def probe(
     target: Annotated[str, typer.Argument(help="A run, a checkpoint or an encoder folder, or timm:MODEL.")],
@@ -197,10 +197,13 @@ def probe(
     val_data: Annotated[str | None, typer.Option(help="The val split, where it is not in DATA.")] = None,
     out: Annotated[Path | None, typer.Option(help="The JSON file; default: eval/ of the run.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    epochs: Annotated[int, typer.Option(min=1, help="Of the linear probe.")] = 100,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="A further probe by its name, such as logistic or a plug-in's; may be repeated."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Of probes that are trained by steps, such as linear.")] = 100,
     seeds: Annotated[int, typer.Option(min=1, help="Number of linear probes; their spread is reported.")] = 3,
-    logistic: Annotated[bool, typer.Option("--logistic", help="Also fit logistic regressions.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="The logistic regressions' whole grid of strengths.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="The whole grid of probes that have one, as logistic.")] = False,
     untrained_seeds: Annotated[int, typer.Option(min=1, help="Untrained encoders to compare with.")] = 1,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
@@ -211,7 +214,7 @@ def probe(
     ] = False,
     progress: Progress = True,
 ) -> None:
-    """Measure a frozen encoder: k-NN and linear, beside chance, raw pixels and an untrained one."""
+    """Measure a frozen encoder: k-NN, linear and further probes, beside chance, raw pixels and an untrained one."""
     from rich.console import Console
 
     from eval.probe import run_probe
@@ -225,7 +228,7 @@ def probe(
         device=device,
         epochs=epochs,
         seeds=range(seeds),
-        logistic=logistic,
+        also=also or (),
         full=full,
         untrained_seeds=range(untrained_seeds),
         image_size=image_size,

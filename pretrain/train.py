@@ -69,7 +69,7 @@ class Trainer:
             sampler,
             rank=rank,
             world_size=world_size,
-            accumulation=config.train.grad_accum_steps,
+            grad_accum_steps=config.train.grad_accum_steps,
             pin_memory=device.type == "cuda",
             bad_samples=BadSampleLog(folder / "bad_samples" / f"rank-{rank:05d}.jsonl"),
         )

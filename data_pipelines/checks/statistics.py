@@ -6,6 +6,7 @@ The levels of 8 and 16 bits are counted, so that all of these are exact and come
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from data_pipelines.images.decode import DAMAGE, BadSampleError, decode, look
+from data_pipelines.images.decode import DAMAGE, BadSampleError, decode_part, look
+from data_pipelines.images.issues import CASES
 from data_pipelines.images.pixels import Header
 from data_pipelines.rng import Purpose, random_bits, stream_key
 from data_pipelines.shards.dataset import Sample
@@ -24,6 +26,7 @@ PERCENTILES = (1, 50, 99)
 _PIECE = 16  # images counted together, whatever the number of threads: so sums are the same to the bit
 _MAX_COUNTED = 1 << 24  # pixels: OpenCV counts in fp32, which is exact up to here
 _MAX_MEMORY = 1 << 31  # bytes of counts under way
+_log = logging.getLogger(__name__)
 _DIGITS = 8  # after the point; a level of 16 bits is 1.5e-5
 
 
@@ -105,9 +108,9 @@ def measure(
         ValueError: None of them can be decoded as `kind`; the first one's reason.
     """
     counted = np.zeros((kind.channels, 1 << kind.bits))
-    samples, bad = 0, []
+    samples, bad, noted = 0, [], Counter[str]()
     most = max(1, min(2 * workers, _MAX_MEMORY // counted.nbytes))
-    pending: deque[Future[tuple[np.ndarray, int, list[BadSampleError]]]] = deque()
+    pending: deque[Future[tuple[np.ndarray, int, list[BadSampleError], Counter[str]]]] = deque()
     pieces = iter([numbers[first : first + _PIECE] for first in range(0, len(numbers), _PIECE)])
     with ThreadPoolExecutor(min(workers, most), thread_name_prefix="statistics") as pool:
         while True:
@@ -115,16 +118,25 @@ def measure(
                 pending.append(pool.submit(_count_levels, read, piece, kind))
             if not pending:
                 break
-            levels, good, refused = pending.popleft().result()
+            levels, good, refused, notes = pending.popleft().result()
             counted += levels
             samples += good
             bad += refused
+            noted += notes
             advance(good + len(refused))
     if not samples:
         why = bad[0].reason if bad else "there is none"
         raise ValueError(
             f"none of {len(numbers)} images can be measured as {kind.channels} channels of {kind.bits} bits; the "
             f"first: {why}"
+        )
+    if noted["odd_opacity"]:
+        _log.warning(
+            "%d of %d images have %s. If it is a band, measure all with --channels %d and set data.channels so",
+            noted["odd_opacity"],
+            samples,
+            CASES["odd_opacity"].found,
+            kind.channels + 1,
         )
     return _summarise(counted / samples, kind, samples, len(bad))
 
@@ -154,16 +166,18 @@ def summarise_headers(headers: Sequence[Header]) -> dict[str, Any]:
 
 def _count_levels(
     read: Callable[[int], Sample], numbers: Sequence[int], kind: Kind
-) -> tuple[np.ndarray, int, list[BadSampleError]]:
-    """(channels, levels) the sum over images of each level's share of the pixels; how many images, and the bad ones."""
+) -> tuple[np.ndarray, int, list[BadSampleError], Counter[str]]:
+    """(channels, levels) the sum over images of each level's share of the pixels; how many images, the bad ones, and
+    how often what was noted."""
     total = np.zeros((kind.channels, 1 << kind.bits))
-    bad = []
+    bad, noted = [], Counter[str]()
     for number in numbers:
         try:
-            image = decode(read(number), kind.channels, kind.bits)
+            image, *_, notes = decode_part(read(number), kind.channels, bits=kind.bits)
         except BadSampleError as error:
             bad.append(error)
             continue
+        noted.update(notes)
         height, width, _ = image.shape
         rows = max(1, _MAX_COUNTED // width)
         for channel in range(kind.channels):
@@ -172,7 +186,7 @@ def _count_levels(
                 size = 1 << kind.bits
                 counts = cv2.calcHist([plane[top : top + rows]], [0], None, [size], [0, size])
                 total[channel] += counts.ravel() / float(height * width)
-    return total, len(numbers) - len(bad), bad
+    return total, len(numbers) - len(bad), bad, noted
 
 
 def _summarise(shares: np.ndarray, kind: Kind, samples: int, bad: int) -> Statistics:

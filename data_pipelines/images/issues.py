@@ -37,8 +37,15 @@ CASES: dict[str, Case] = {
     "damaged_image": Case(_ERROR, "truncated, or damaged so that its decoder stops", _REPLACED),
     "too_large": Case(_ERROR, "more pixels, JPEG scans or bytes than the limit; nothing is unpacked", _REPLACED),
     "wrong_suffix": Case(_NOTE, "an image whose suffix names another format", "used as what it is"),
-    "animated": Case(_NOTE, "several frames or pictures in one file", "the first is used"),
+    "animated": Case(
+        _NOTE, "several frames, pages or pictures in one file", "the first that is no smaller copy is used"
+    ),
     "transparent": Case(_NOTE, "an alpha channel or a transparent colour", "put on black"),
+    "odd_opacity": Case(
+        _NOTE,
+        "an opacity that is neither nothing nor full in most places, as a band such as infrared would be",
+        "the other channels are put on black by it; a run whose data.channels counts it in takes it as it is",
+    ),
     "palette": Case(_NOTE, "colours by a palette", "the palette is applied"),
     "cmyk": Case(_NOTE, "CMYK instead of RGB", "converted without a colour profile"),
     "deep": Case(_NOTE, "more than 8 bits a channel", "the high byte is used by a run of 8 bits"),

@@ -55,13 +55,13 @@ def scan(
         ValueError: A name that no split may have; `val_share` with a `val` that is there, or too small; no entry is
             named by `leave_out`, or all are.
     """
-    listing, groups = source.listing, source.groups
-    names = sorted({group.split or split for group in groups})
+    listing, memberships = source.listing, source.memberships
+    names = sorted({membership.split or split for membership in memberships})
     for name in names:
         if not _SPLIT.fullmatch(name):
             raise ValueError(f"a split is named {name!r}; its name must be of letters, digits, _ and -")
     numbers, classes = _number_labels(source)
-    labels = numbers[listing.group_numbers]
+    labels = numbers[listing.membership_numbers]
     kept = np.ones(len(listing), dtype=bool)
     kept[listing.repeats] = False
     skipped = [*source.skipped]
@@ -73,8 +73,8 @@ def scan(
         kept[named] = False
     if not kept.any():
         raise ValueError(f"{leave_out} names all {len(listing)} images; nothing would be packed")
-    split_numbers = np.array([names.index(group.split or split) for group in groups], dtype=np.int32)
-    of_entries = split_numbers[listing.group_numbers]
+    split_numbers = np.array([names.index(membership.split or split) for membership in memberships], dtype=np.int32)
+    of_entries = split_numbers[listing.membership_numbers]
     splits = {name: np.flatnonzero(kept & (of_entries == number)) for number, name in enumerate(names)}
     splits = {name: found for name, found in splits.items() if len(found)}
     if val_share:
@@ -95,8 +95,8 @@ def scan(
 
 
 def _number_labels(source: Source) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """The label of every group: (groups,) int32; and the names of the classes."""
-    given = [group.label for group in source.groups]
+    """The label of every membership: (memberships,) int32; and the names of the classes."""
+    given = [membership.label for membership in source.memberships]
     known = {label for label in given if label is not None}
     if not known:
         return np.full(len(given), NO_LABEL, dtype=np.int32), None

@@ -34,7 +34,8 @@ def solve_accumulation(config: Config, ranks: int, micro_batch: int | None = Non
             )
         if fixed and accumulation != share // micro_batch:
             raise ConfigError(
-                f"--micro-batch {micro_batch} over {ranks} ranks makes train.grad_accum_steps {share // micro_batch}, and "
+                f"--micro-batch {micro_batch} over {ranks} ranks makes train.grad_accum_steps {share // micro_batch}, "
+                f"and "
                 f"train.grad_accum_steps={accumulation} was given as well; leave out one of them"
             )
         return share // micro_batch
@@ -42,7 +43,8 @@ def solve_accumulation(config: Config, ranks: int, micro_batch: int | None = Non
         return accumulation
     if fixed:
         raise ConfigError(
-            f"train.grad_accum_steps={accumulation}: each of {ranks} ranks has {share} of the {batch} images of a step, "
+            f"train.grad_accum_steps={accumulation}: each of {ranks} ranks has {share} of the {batch} images of a "
+            f"step, "
             f"which do not divide into so many. Nearest: {_divisors_near(share, accumulation)}; or "
             f"train.batch_size={_two(batch, ranks * accumulation)}; or leave it out, and it is chosen"
         )

@@ -33,7 +33,8 @@ def _check_channels(config: Config) -> None:
             raise ValueError(f"data.{name} has {len(values)} values for data.channels = {data.channels}")
     if config.train.batch_size % data.repeated_augmentation:
         raise ValueError(
-            f"train.batch_size {config.train.batch_size} is no multiple of data.repeated_augmentation = {data.repeated_augmentation}, "
+            f"train.batch_size {config.train.batch_size} is no multiple of "
+            f"data.repeated_augmentation = {data.repeated_augmentation}, "
             "the rows that each sample fills"
         )
     if (data.mean is None) != (data.std is None):

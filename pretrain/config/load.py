@@ -16,7 +16,7 @@ from data_pipelines.remote.urls import redact
 from pretrain.config import Config
 from pretrain.config.encoders import expand_encoder
 
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).parents[1] / "presets"
 MOST_VALUES = 100_000  # of one file
 #: What pydantic calls the branches of a union of plain types.
 _PLAIN_TYPES = {"int", "float", "constrained-int", "constrained-float"}

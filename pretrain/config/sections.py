@@ -247,7 +247,7 @@ class TrackingConfig:
     group: str | None = None
     job_type: str = "pretrain"  # in wandb; a sweep's runs are of another
     tags: tuple[str, ...] = ()
-    notes: str | None = None  # in wandb; default: the description
+    notes: str | None = None  # in wandb; default: the description and the settings in a sentence
     system_every_seconds: NonNegativeFloat = 15.0  # how the machines of all nodes do; 0 is never
 
 

@@ -43,8 +43,8 @@ class Features(NamedTuple):
     tokens: (b, n, d) patch tokens after the final norm.
     prefix_tokens: (b, p, d) class (first) and register tokens after the final norm.
     grid: (h, w) with h * w = n, when the tokens form a map of the whole image.
-    ids_keep: (b, n, k) raster indices of the k mask units each token stands for, when units were dropped. They index the
-        mask's grid, or the token grid where the mask's units are larger than a token.
+    ids_keep: (b, n, k) raster indices of the k mask units each token stands for, when units were dropped. They index
+        the mask's grid, or the token grid where the mask's units are larger than a token.
     pooled: (b, d) what the DINO head and the headline probe read.
     layers: features of the blocks asked for, in the order asked, each through the final norm where widths allow.
     states: (b, p + n, d) prefix and patch tokens before the final norm, where the encoder has them in one sequence.

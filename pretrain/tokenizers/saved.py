@@ -29,7 +29,7 @@ def save_tokenizer(folder: Path, weights: dict[str, Tensor], card: TokenizerCard
 def load_tokenizer(folder: Path) -> tuple[DvaeTokenizer | VqkdTokenizer, TokenizerCard]:
     """The tokenizer saved in `folder`, on the CPU in evaluation mode, and its card.
 
-    Called with crops (b, c, h, w) uint8 or uint16, it gives codes (b, h / stride, w / stride) int64 below `vocabulary`.
+    Called with crops (b, c, h, w) uint8 or uint16, it gives codes (b, h / stride, w / stride) int64 below `vocab_size`.
     """
     card = read_card(folder)
     tokenizer: DvaeTokenizer | VqkdTokenizer

@@ -1,6 +1,7 @@
 """MAE's crop on one core: JPEG bytes to 224 px, against PIL and torchvision's v1 transforms to float tensors.
 
-Also four views of each decoded image (`data.repeated_augmentation=4`). `--data SHARDS` takes other photos than the built-in ones.
+Also four views of each decoded image (`data.repeated_augmentation=4`). `--data SHARDS` takes other photos
+than the built-in ones.
 """
 
 from __future__ import annotations

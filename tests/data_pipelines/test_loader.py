@@ -53,7 +53,7 @@ def digests(
     *,
     ranks: int = 1,
     threads: int = 1,
-    accumulation: int = 1,
+    grad_accum_steps: int = 1,
     start: int = 0,
     stop: int = STEPS,
     repeats: int = 1,
@@ -65,7 +65,7 @@ def digests(
             DINO,
             rank=rank,
             world_size=ranks,
-            accumulation=accumulation,
+            grad_accum_steps=grad_accum_steps,
             threads=threads,
             draw_mask=draw_mask,
             **options,
@@ -101,10 +101,12 @@ def reference(shards: Path) -> list[str]:
 
 @pytest.mark.parametrize(("ranks", "threads", "grad_accum_steps"), [(2, 3, 1), (4, 2, 1), (1, 2, 3), (2, 1, 2)])
 def test_batches_do_not_depend_on_who_makes_them(
-    dataset: Dataset, reference: list[str], ranks: int, threads: int, accumulation: int
+    dataset: Dataset, reference: list[str], ranks: int, threads: int, grad_accum_steps: int
 ) -> None:
     stop = STEPS if ranks < 4 else 100
-    assert digests(dataset, ranks=ranks, threads=threads, accumulation=accumulation, stop=stop) == reference[:stop]
+    assert (
+        digests(dataset, ranks=ranks, threads=threads, grad_accum_steps=grad_accum_steps, stop=stop) == reference[:stop]
+    )
 
 
 def test_resumed_on_other_ranks_the_batches_go_on(dataset: Dataset, reference: list[str]) -> None:
@@ -126,7 +128,7 @@ def test_every_way_of_making_them_gives_each_rank_its_own(photos: Dataset, optio
     expected = digests(photos, stop=9, **options)
     assert digests(photos, ranks=2, threads=3, stop=5, **options) == expected[:5]
     assert digests(photos, ranks=4, threads=5, start=3, stop=9, **options) == expected[3:]
-    assert digests(photos, threads=2, accumulation=3, start=5, stop=9, **options) == expected[5:]
+    assert digests(photos, threads=2, grad_accum_steps=3, start=5, stop=9, **options) == expected[5:]
 
 
 @pytest.mark.parametrize("backend", ["auto", "opencv", "device"])
@@ -263,7 +265,7 @@ def test_threads_make_no_more_than_there_are_buffers_for(dataset: Dataset) -> No
 
 def test_shapes_types_and_values(dataset: Dataset) -> None:
     sampler = Sampler((dataset,), seed=0, batch_size=8)
-    with Loader(sampler, DINO, world_size=2, rank=1, accumulation=2, draw_mask=draw_mask) as loader:
+    with Loader(sampler, DINO, world_size=2, rank=1, grad_accum_steps=2, draw_mask=draw_mask) as loader:
         first, second = next(loader.steps())
     assert first["global_crops"].shape == (2, 2, 3, 16, 16)
     assert first["local_crops"].shape == (2, 3, 3, 8, 8)
@@ -358,7 +360,7 @@ def test_greyscale(dataset: Dataset) -> None:
 
 def test_refusals_say_what_to_do(dataset: Dataset) -> None:
     with pytest.raises(ValueError, match="multiple of 6"):
-        Loader(Sampler((dataset,), seed=0, batch_size=8), FLIP, world_size=2, accumulation=3)
+        Loader(Sampler((dataset,), seed=0, batch_size=8), FLIP, world_size=2, grad_accum_steps=3)
     with pytest.raises(ValueError, match="rank 2 of 2"):
         Loader(Sampler((dataset,), seed=0, batch_size=8), FLIP, world_size=2, rank=2)
 

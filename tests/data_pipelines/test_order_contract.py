@@ -43,15 +43,15 @@ class Part:
     stop: int
     ranks: int = 1
     threads: int = 1
-    accumulation: int = 1
+    grad_accum_steps: int = 1
     prefetch: int = 2
 
 
 CASES = {
     "2 ranks, 3 threads": [Part(STEPS, ranks=2, threads=3)],
     "4 ranks, 2 threads": [Part(STEPS, ranks=4, threads=2, prefetch=1)],
-    "5 threads, 3 micro-batches": [Part(STEPS, threads=5, accumulation=3, prefetch=4)],
-    "3 ranks, 4 threads, 2 micro-batches": [Part(STEPS, ranks=3, threads=4, accumulation=2)],
+    "5 threads, 3 micro-batches": [Part(STEPS, threads=5, grad_accum_steps=3, prefetch=4)],
+    "3 ranks, 4 threads, 2 micro-batches": [Part(STEPS, ranks=3, threads=4, grad_accum_steps=2)],
     "resumed": [Part(77, ranks=2, threads=2), Part(113, ranks=4), Part(131, ranks=3), Part(STEPS, threads=2)],
 }
 
@@ -92,7 +92,7 @@ def _digests(opened: Sequence[Dataset], part: Part, start: int) -> Iterator[str]
                     VIEWS,
                     rank=rank,
                     world_size=part.ranks,
-                    accumulation=part.accumulation,
+                    grad_accum_steps=part.grad_accum_steps,
                     threads=part.threads,
                     prefetch=part.prefetch,
                     draw_mask=draw_mask,

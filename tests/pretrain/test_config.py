@@ -280,7 +280,8 @@ def test_differences_name_full_keys(mae_data: dict[str, Any]) -> None:
 
 
 def test_importing_the_configuration_imports_no_torch() -> None:
-    code = "import sys, pretrain.config.load, pretrain.engines.schedules, pretrain.stream.masking; sys.exit('torch' in sys.modules)"
+    code = "import sys, pretrain.config.load, pretrain.engines.schedules, pretrain.stream.masking; "
+    code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -85,7 +85,7 @@ def test_kmeans_with_fewer_tokens_than_clusters_has_them_all() -> None:
 
 def book(**changes: Any) -> Codebook:
     torch.manual_seed(0)
-    return Codebook(VqkdConfig(teacher="", codes=6, code_dim=4, **changes)).train()
+    return Codebook(VqkdConfig(teacher="", vocab_size=6, code_dim=4, **changes)).train()
 
 
 @pytest.mark.parametrize("parts", [1, 3])

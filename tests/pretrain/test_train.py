@@ -83,18 +83,18 @@ def one_and_two_ranks(tmp_path_factory: pytest.TempPathFactory, shards: Path) ->
     cells: dict[tuple[Any, ...], dict[str, Any]] = {}
     for method, ranks in itertools.product(METHODS, (1, 2)):
         stages = (0,) if ranks == 1 else (0, 1, 2, 3)
-        for stage, accumulation in itertools.product(stages, (1, 2)):
+        for stage, grad_accum_steps in itertools.product(stages, (1, 2)):
             data = config_data(
                 method,
                 "vit" if method != "mim" else "swin",
                 shards,
                 folder,
-                train={"steps": 20, "batch_size": 8, "grad_accum_steps": accumulation},
+                train={"steps": 20, "batch_size": 8, "grad_accum_steps": grad_accum_steps},
                 engine={"zero_stage": stage},
                 checkpoint={"every_steps": 100},
             )
-            data["name"] = f"{method}-{ranks}-{stage}-{accumulation}"
-            cells[method, ranks, stage, accumulation] = data
+            data["name"] = f"{method}-{ranks}-{stage}-{grad_accum_steps}"
+            cells[method, ranks, stage, grad_accum_steps] = data
     for method, ranks in itertools.product(METHODS, (1, 2)):  # a few at a time: DeepSpeed's engines hold their memory
         run_all([data for key, data in cells.items() if key[:2] == (method, ranks)], ranks, folder)
     return cells
@@ -103,10 +103,10 @@ def one_and_two_ranks(tmp_path_factory: pytest.TempPathFactory, shards: Path) ->
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("stage", "grad_accum_steps"), itertools.product((0, 1, 2, 3), (1, 2)))
 def test_two_ranks_learn_what_one_does(
-    one_and_two_ranks: dict[tuple[Any, ...], dict[str, Any]], method: str, stage: int, accumulation: int
+    one_and_two_ranks: dict[tuple[Any, ...], dict[str, Any]], method: str, stage: int, grad_accum_steps: int
 ) -> None:
     alone = one_and_two_ranks[method, 1, 0, 1]
-    together = one_and_two_ranks[method, 2, stage, accumulation]
+    together = one_and_two_ranks[method, 2, stage, grad_accum_steps]
     assert column(together, "ids_digest") == column(alone, "ids_digest")
     assert len(set(column(alone, "ids_digest"))) == 20
     assert column(together, "loss") == pytest.approx(column(alone, "loss"), rel=2e-5)
@@ -117,8 +117,8 @@ def test_two_ranks_learn_what_one_does(
 def test_two_ranks_learn_the_patch_loss_as_one_does(shards: Path, tmp_path: Path) -> None:
     """Masks are stratified over the global batch, and masked tokens differ in number from rank to rank."""
     cells = []
-    for name, stage, accumulation in (("alone", 0, 1), ("together", 3, 2)):
-        data = config_data("dino", "vit", shards, tmp_path, train={"steps": 10, "grad_accum_steps": accumulation})
+    for name, stage, grad_accum_steps in (("alone", 0, 1), ("together", 3, 2)):
+        data = config_data("dino", "vit", shards, tmp_path, train={"steps": 10, "grad_accum_steps": grad_accum_steps})
         data |= {"name": name, "engine": {**data["engine"], "zero_stage": stage}}
         data["method"] |= {"ibot": {"separate_head": True}}
         cells.append(data)
@@ -133,7 +133,7 @@ def test_two_ranks_learn_the_patch_loss_as_one_does(shards: Path, tmp_path: Path
 def test_accumulation_alone_changes_nothing(
     one_and_two_ranks: dict[tuple[Any, ...], dict[str, Any]], method: str
 ) -> None:
-    whole, halves = (one_and_two_ranks[method, 1, 0, accumulation] for accumulation in (1, 2))
+    whole, halves = (one_and_two_ranks[method, 1, 0, grad_accum_steps] for grad_accum_steps in (1, 2))
     assert column(halves, "loss") == pytest.approx(column(whole, "loss"), rel=2e-5)
 
 

@@ -88,7 +88,7 @@ def config_data(method: str, family: str, shards: Path, runs: Path, **sections: 
         },
         "vqkd": {
             "teacher": str(shards / "teacher"),
-            "codes": 16,
+            "vocab_size": 16,
             "code_dim": 8,
             "decoder_depth": 1,
             "decoder_heads": 2,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipelines.packing.listing import Entry, Group, Listing, Skipped, key_text
-from data_pipelines.packing.sources.base import Content, ListedSource, groups_of_folders, read_exactly
+from data_pipelines.packing.listing import Entry, Listing, Membership, Skipped, key_text
+from data_pipelines.packing.sources.base import Content, ListedSource, read_exactly
+from data_pipelines.packing.sources.splits import memberships_of_folders
 from data_pipelines.shards.shard_scan import IMAGE_SUFFIXES
 
 _NO_IMAGES = ("json", "csv", "tsv")  # metadata and lists, which nobody takes for images
@@ -19,9 +21,9 @@ _SUFFIXES = ", ".join("." + suffix for suffix in IMAGE_SUFFIXES)
 class FolderSource(ListedSource):
     """The images below a folder, in the order of their paths.
 
-    What its folders mean, says `groups_of_folders`. Names that begin with a dot or with `__` are passed over. A `.json`
-    of an image's name beside it is its metadata. Files of other suffixes are counted in `notes`: they may be images of
-    a kind that is not read.
+    What its folders mean, says `memberships_of_folders`. Names that begin with a dot or with `__` are passed over. A
+    `.json` of an image's name beside it is its metadata. Files of other suffixes are counted in `notes`: they may be
+    images of a kind that is not read.
 
     Raises:
         FileNotFoundError: No image in it.
@@ -30,9 +32,16 @@ class FolderSource(ListedSource):
 
     kind = "folder"
 
-    def __init__(self, root: Path, spool_folder: Path, labels: bool = True) -> None:
+    def __init__(
+        self,
+        root: Path,
+        spool_folder: Path,
+        labels: bool = True,
+        split_folders: bool = True,
+        group_pattern: re.Pattern[str] | None = None,
+    ) -> None:
         self.root = root
-        self.listing = Listing(spool_folder)
+        self.listing = Listing(spool_folder, group_pattern)
         self.shards: dict[str, int] = {}
         self.classes: tuple[str, ...] | None = None
         self.skipped: list[Skipped] = []
@@ -47,7 +56,7 @@ class FolderSource(ListedSource):
             elif isinstance(found, Skipped):
                 self.skipped.append(found)
             else:
-                self.listing.add(found, Group(label=found.path.rpartition("/")[0]))
+                self.listing.add(found, Membership(label=found.path.rpartition("/")[0]))
         if num_arrays:
             self.notes.append(f"{num_arrays:,} .npy files beside an image of the same name are left out")
         if others:
@@ -57,7 +66,10 @@ class FolderSource(ListedSource):
             also = f", but {_told(others)}" if others else ""
             links = f"; {self.skipped[0].path} is {self.skipped[0].reason}" if self.skipped else ""
             raise FileNotFoundError(f"{root} holds no image ({_SUFFIXES}){also}{links}")
-        self.groups = groups_of_folders([str(group.label) for group in self.listing.groups], labels)
+        stored = self.listing.memberships
+        found, notes = memberships_of_folders([str(one.label) for one in stored], labels, split_folders)
+        self.memberships = [one._replace(group=was.group) for one, was in zip(found, stored, strict=True)]
+        self.notes += notes
 
     def _content(self, number: int) -> Content:
         entry = self.listing.entry(number)

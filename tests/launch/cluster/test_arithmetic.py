@@ -9,8 +9,8 @@ from pretrain.config import Config
 from pretrain.config.load import ConfigError, load_config
 
 
-def config(batch: int, accumulation: int = 1) -> Config:
-    changes = [f"train.batch_size={batch}", f"train.grad_accum_steps={accumulation}", "data.train=x"]
+def config(batch: int, grad_accum_steps: int = 1) -> Config:
+    changes = [f"train.batch_size={batch}", f"train.grad_accum_steps={grad_accum_steps}", "data.train=x"]
     return load_config("mae_vit_cifar_cpu", changes)
 
 
@@ -27,8 +27,8 @@ def config(batch: int, accumulation: int = 1) -> Config:
         (8, 8, 8, None, 1),  # one image a rank can't be divided at all
     ],
 )
-def test_it_is_solved(batch: int, ranks: int, accumulation: int, micro: int | None, expected: int) -> None:
-    solved = solve_accumulation(config(batch, accumulation), ranks, micro)
+def test_it_is_solved(batch: int, ranks: int, grad_accum_steps: int, micro: int | None, expected: int) -> None:
+    solved = solve_accumulation(config(batch, grad_accum_steps), ranks, micro)
     assert solved == expected
     assert batch % (ranks * solved) == 0
     if micro is not None:
@@ -43,12 +43,16 @@ def test_it_is_solved(batch: int, ranks: int, accumulation: int, micro: int | No
         (4096, 8, {"micro_batch": 96}, r"has 512 of the 4096 .*Nearest micro-batches: 64 or 128; .*=3840 or 4608"),
         (4096, 64, {"micro_batch": 128}, r"has 64 .*Nearest micro-batches: 64"),
         (64, 4, {"grad_accum_steps": 3, "fixed": True}, r"each of 4 ranks has 16 .*Nearest: 2 or 4; .*60 or 72"),
-        (64, 4, {"grad_accum_steps": 2, "fixed": True, "micro_batch": 4}, r"makes train.grad_accum_steps 4, .*=2 was given"),
+        (64, 4, {"grad_accum_steps": 2, "fixed": True, "micro_batch": 4}, r"grad_accum_steps 4, .*=2 was given"),
     ],
 )  # fmt: skip
 def test_it_is_refused_with_the_nearest_choices(batch: int, ranks: int, options: dict[str, Any], message: str) -> None:
-    accumulation = options.pop("grad_accum_steps", 1)
-    given = config(batch * accumulation, accumulation) if batch % accumulation else config(batch, accumulation)
+    grad_accum_steps = options.pop("grad_accum_steps", 1)
+    given = (
+        config(batch * grad_accum_steps, grad_accum_steps)
+        if batch % grad_accum_steps
+        else config(batch, grad_accum_steps)
+    )
     object.__setattr__(given.train, "batch_size", batch)
     with pytest.raises(ConfigError, match=message):
         solve_accumulation(given, ranks, **options)
