@@ -1,4 +1,4 @@
-"""Which split of a data set is held out: what probes are tested on, and online k-NN looks at."""
+"""Which split of a data set is held out: what online k-NN looks at, and probes are tested on."""
 
 from __future__ import annotations
 
@@ -24,11 +24,6 @@ def open_held_out(spec: str | Path, cache: Cache | None = None) -> tuple[Dataset
             first = first or error
     assert first is not None
     raise first
-
-
-def split_told_by(dataset: Dataset) -> str:
-    """What a held-out data set is called: `test` where all its shards are named so, else `val`."""
-    return "test" if all(shard.name.startswith("test-") for shard in dataset.shards) else "val"
 
 
 def held_out_of(folder: Path) -> str | None:
