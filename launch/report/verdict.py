@@ -13,6 +13,7 @@ Kind = Literal["good", "bad", "unsure", "unknown"]
 #: Errors of the difference from which on a gain is believed, and from which on a loss is told: who claims to have
 #: gained something has to show it, so the bar for bad news is lower.
 GAIN, LOSS = 2.0, 1.0
+_WORST_FIRST: tuple[Kind, ...] = ("bad", "unsure", "good")
 _WORDS = {"good": "better than {}", "bad": "worse than {}", "unsure": "no difference shown to {}"}
 
 
@@ -67,10 +68,9 @@ def verdict_of(run: Run) -> Verdict:
     kinds: list[Kind] = []
     for baseline in dict.fromkeys(each.baseline for each in found):
         of = [each for each in found if each.baseline == baseline]
-        kind = next(kind for kind in ("bad", "unsure", "good") if any(each.kind == kind for each in of))
+        kind = next(kind for kind in _WORST_FIRST if any(each.kind == kind for each in of))
         by = [each.measure for each in of if each.kind == kind]
         parts.append(_WORDS[kind].format(baseline) + (f" (by {' and '.join(by)})" if len(by) < len(of) else ""))
         kinds.append(kind)
     words = ", ".join(parts)
-    overall: Kind = "bad" if "bad" in kinds else "unsure" if "unsure" in kinds else "good"
-    return Verdict(overall, f"{words[0].upper()}{words[1:]}, at step {step:,}.", found)
+    return Verdict(min(kinds, key=_WORST_FIRST.index), f"{words[0].upper()}{words[1:]}, at step {step:,}.", found)
