@@ -23,9 +23,9 @@ from data_pipelines.sampler import Row, Sampler
 from data_pipelines.shards.dataset import NO_LABEL, Dataset
 from data_pipelines.transforms.backends.any_channels import fitting
 from data_pipelines.transforms.backends.device import NUM_COLOURS
-from data_pipelines.transforms.backends.select import BackendName, on_cpu, resolve_backend
 from data_pipelines.transforms.backends.select import backend as make_backend
-from data_pipelines.transforms.config import Views
+from data_pipelines.transforms.backends.select import on_cpu, resolve_backend
+from data_pipelines.transforms.config import BackendName, Views
 from data_pipelines.transforms.transform import Recipe, Showing
 
 #: Draws the masks of one image, given the step and its row in the global batch as well: bool (gh, gw) arrays, or with

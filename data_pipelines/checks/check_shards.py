@@ -74,6 +74,7 @@ class ShardFacts(NamedTuple):
     num_samples: int
     digest: str  # equal for shards whose samples have equal keys, places, sizes and labels
     sha256: str | None  # where it was needed
+    state: str = "whole"  # or "damaged", where it may have held more samples, or "unreadable"
 
 
 class ShardCheck(NamedTuple):
@@ -102,7 +103,7 @@ def unreadable(shard: Path, error: OSError) -> ShardCheck:
     """What is found in a shard that the file system, or the place it is fetched from, does not give."""
     tally = Tally()
     tally.add("unreadable", shard.name, None, str(error))
-    return ShardCheck(ShardFacts(shard, 0, 0, "", None), None, tally, Counter(), 0)
+    return ShardCheck(ShardFacts(shard, 0, 0, "", None, "unreadable"), None, tally, Counter(), 0)
 
 
 def _check_shard(shard: Path, listed: Listed, quick: bool) -> ShardCheck:
@@ -124,7 +125,8 @@ def _check_shard(shard: Path, listed: Listed, quick: bool) -> ShardCheck:
             sha256 = _sha256(shard)
             if sha256 != entry.sha256:
                 tally.add("other_bytes", shard.name, None, "fetch it or pack it again")
-    facts = ShardFacts(shard, size, len(index), index.digest(0), sha256)
+    state = "damaged" if 0 in index.findings and index.findings[0].truncated else "whole"
+    facts = ShardFacts(shard, size, len(index), index.digest(0), sha256, state)
     return ShardCheck(facts, index, tally, labels, num_unlabelled)
 
 

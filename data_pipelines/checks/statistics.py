@@ -19,6 +19,7 @@ import numpy as np
 from data_pipelines.images.decode import DAMAGE, BadSampleError, decode_part, look
 from data_pipelines.images.issues import CASES
 from data_pipelines.images.pixels import Header
+from data_pipelines.images.tolerance import best_channels
 from data_pipelines.rng import Purpose, random_bits, stream_key
 from data_pipelines.shards.dataset import Sample
 
@@ -83,7 +84,7 @@ def common_kind(headers: Iterable[Header]) -> tuple[Kind | None, str]:
     counts = sorted(number for number in numbers if number is not None)
     if counts and 8 * counts[-1] << bits > _MAX_MEMORY:
         return None, f"the images have {counts[-1]:,} channels of {bits} bits, too many to count their levels"
-    if len(counts) == 1 or counts == [1, 3]:
+    if counts and best_channels(dict.fromkeys(counts, 1))[1] == 0:
         return Kind(counts[-1], bits), ""
     return None, f"the images have {' or '.join(map(str, counts))} channels" if counts else "no image can be read"
 

@@ -189,10 +189,15 @@ def look(content: bytes) -> Header:
     if header is not None:
         return header
     with open_image(content) as image:
-        channels = 1 if image.mode in _GREY else 3
+        channels = channels_of(image)
         return Header(
             image.format or "", image.width, image.height, channels, 8, image.mode, is_transparent(image), frames(image)
         )
+
+
+def channels_of(image: Image.Image) -> int:
+    """1 for what is grey and 3 for what has colours; opacity does not count."""
+    return 1 if image.mode in _GREY else 3
 
 
 def is_transparent(image: Image.Image) -> bool:

@@ -52,6 +52,7 @@ CASES: dict[str, Case] = {
     "turned": Case(_NOTE, "turned or mirrored by its EXIF orientation", "applied, so that up is up"),
     "tiny": Case(_NOTE, "a side of less than 8 px", "used, enlarged"),
     "other_channels": Case(_ERROR, "channels that cannot be made those of the run", _REPLACED),
+    "mixed_channels": Case(_ERROR, "images of other numbers of channels than most", _REPLACED),
     # samples: what lies under one key
     "repeated_member": Case(
         _ERROR, "several images or labels under one key, which ends at the first dot of a name", "the first is used"

@@ -11,6 +11,7 @@ from data_pipelines.images import rasters
 from data_pipelines.images.decode import (
     DAMAGE,
     BadSampleError,
+    channels_of,
     decode_part,
     frames,
     is_transparent,
@@ -41,6 +42,7 @@ class Verdict(NamedTuple):
     width: int = 0  # px as stored, before EXIF turns it; 0 where the header cannot be read
     height: int = 0
     mode: str = ""  # as in `Header`
+    channels: int | None = None  # likewise
 
 
 def judge(content: bytes, suffix: str = "", *, channels: int | None = None, headers_only: bool = False) -> Verdict:
@@ -59,10 +61,12 @@ def judge(content: bytes, suffix: str = "", *, channels: int | None = None, head
         header = rasters.look(content)
         if header is not None:
             notes = _notes_of_raster(header, suffix.lower())
-            verdict = Verdict(None, None, notes, header.width, header.height, header.mode)
+            verdict = Verdict(None, None, notes, header.width, header.height, header.mode, header.channels)
         else:
             with open_image(content) as image:
-                verdict = Verdict(None, None, _notes(image, suffix.lower()), *image.size, image.mode)
+                verdict = Verdict(
+                    None, None, _notes(image, suffix.lower()), *image.size, image.mode, channels_of(image)
+                )
         if not headers_only:
             notes = decode_part(sample, channels, bits=None).notes
             verdict = verdict._replace(notes=tuple(dict.fromkeys(verdict.notes + notes)))

@@ -70,17 +70,11 @@ def newest(run: Run) -> tuple[int, Results] | None:
     return None
 
 
-def headline_columns(told: Results) -> list[int]:
-    """The columns that count: k-NN on the headline feature, and the linear probe."""
-    marked = [place for place, column in enumerate(told.columns) if column.endswith("*")] or [0]
-    return list(dict.fromkeys([*marked, *(place for place, column in enumerate(told.columns) if column == "linear")]))
-
-
 def _plot(told: Results) -> Html:
     """Rows as points with their error, one panel a column; read by eye, the table beside it has the numbers."""
     left, width, row_height, gap = 84, 230, 19, 26
     values = [value for _, row in told.rows for value in row if value is not None]
-    top = min(1.0, max([value.share + (value.error or 0) for value in values], default=1.0) * 1.08)
+    top = min(1.0, max([value.interval[1] if value.interval else value.share for value in values], default=1.0) * 1.08)
     height = row_height * len(told.rows) + 34
     marks: list[Html] = []
     for number, (name, _) in enumerate(told.rows):
@@ -103,9 +97,9 @@ def _plot(told: Results) -> Html:
                 continue
             y, x = 24 + row_height * number + 8, start + value.share / top * width
             kind = "ours" if name == "pretrained" else "other"
-            if value.error:
-                reach = value.error / top * width
-                path = f"M{x - reach:.1f} {y - 4}v8m0 -4H{x + reach:.1f}m0 -4v8"
+            if value.interval:
+                low, high = (start + end / top * width for end in value.interval)
+                path = f"M{low:.1f} {y - 4}v8m0 -4H{high:.1f}m0 -4v8"
                 marks.append(element("path", d=path, class_=f"error {kind}"))
             title = element("title", f"{name}: {value} %")
             marks.append(element("circle", title, cx=f"{x:.1f}", cy=y, r=2.5, class_=kind))

@@ -6,7 +6,8 @@ import math
 from typing import Literal, NamedTuple
 
 from eval.report import Measured
-from launch.report.probes import headline_columns, newest
+from eval.scores import Z95
+from launch.report.probes import newest
 from launch.report.read import Run
 
 Kind = Literal["good", "bad", "unsure", "unknown"]
@@ -44,7 +45,7 @@ class Verdict(NamedTuple):
 def compare(measure: str, ours: Measured, baseline: str, theirs: Measured) -> Comparison:
     """The difference with the standard error of two independent proportions: what each image was answered is not kept,
     so that both are of the same images can only make the true error smaller."""
-    points, error = ours.share - theirs.share, math.hypot(ours.error or 0.0, theirs.error or 0.0)
+    points, error = ours.share - theirs.share, math.hypot(_error_of(ours), _error_of(theirs))
     kind: Kind = "good" if points > GAIN * error else "bad" if points < -LOSS * error else "unsure"
     return Comparison(measure, ours, baseline, theirs, 100 * points, 100 * error, kind)
 
@@ -57,7 +58,7 @@ def verdict_of(run: Run) -> Verdict:
     step, told = probe
     rows = dict(told.rows)
     found = []
-    for place in headline_columns(told):
+    for place in told.headlines:
         for baseline, row in (("untrained", "untrained"), ("raw pixels", "raw pixels")):
             ours, theirs = rows["pretrained"][place], rows.get(row, [None] * len(told.columns))[place]
             if ours is not None and theirs is not None:
@@ -74,3 +75,9 @@ def verdict_of(run: Run) -> Verdict:
         kinds.append(kind)
     words = ", ".join(parts)
     return Verdict(min(kinds, key=_WORST_FIRST.index), f"{words[0].upper()}{words[1:]}, at step {step:,}.", found)
+
+
+def _error_of(measured: Measured) -> float:
+    """Its standard error; where all or none were right that would be 0, and a part of the 95 % interval says more."""
+    low, high = measured.interval or (0.0, 0.0)
+    return max(measured.error or 0.0, (high - low) / 2 / Z95)

@@ -22,8 +22,7 @@ from data_pipelines.sampler import Sampler
 from data_pipelines.shards.dataset import Dataset, open_dataset
 from data_pipelines.transforms.backends import native
 from data_pipelines.transforms.backends.device import finish
-from data_pipelines.transforms.backends.select import BackendName
-from data_pipelines.transforms.config import Crop, LocalCrops, TargetCrop, Views
+from data_pipelines.transforms.config import BackendName, Crop, LocalCrops, TargetCrop, Views
 
 COLOUR = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grayscale": 0.2}
 DINO = Views(

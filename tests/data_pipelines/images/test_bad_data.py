@@ -259,7 +259,8 @@ def check_loader(dataset: Dataset, shown: Sequence[int], log: Path, caplog: pyte
         batches.close()
         num_bad = 3 - len(set(shown))
         assert loader.num_bad >= 2 * num_bad
-    assert sum("000001" in record.getMessage() for record in caplog.records) == num_bad
+    messages = [record.getMessage() for record in caplog.records]
+    assert sum("000001" in message and message.endswith("is shown instead") for message in messages) == num_bad
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     assert [(line["key"], line["instead"]) for line in lines] == [("000001", "000002")] * num_bad
 
@@ -494,6 +495,7 @@ def test_every_case_is_made_here_or_in_the_tests_of_verify() -> None:
         "foreign_index",
         "label_out_of_range",
         "missing_shard",
+        "mixed_channels",
         "other_bytes",
         "other_counts",
         "repeated_key",
