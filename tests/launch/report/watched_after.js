@@ -62,7 +62,6 @@ function moved() {
 function turned() {
   const toggle = document.querySelector(".turning button");
   if (!toggle) return {};
-  toggle.click();
   const range = document.querySelector(".turning input");
   range.value = 0;
   range.dispatchEvent(new Event("input"));
