@@ -86,8 +86,8 @@ class FolderSource(ListedSource):
             links = f"; {self.skipped[0].path} is {self.skipped[0].reason}" if self.skipped else ""
             raise FileNotFoundError(f"{root} holds no image ({_SUFFIXES}){also}{links}")
         stored = self.listing.memberships
-        found, notes = memberships_of_folders([str(one.label) for one in stored], labels, split_folders)
-        self.memberships = [one._replace(group=was.group) for one, was in zip(found, stored, strict=True)]
+        belongs, notes = memberships_of_folders([str(one.label) for one in stored], labels, split_folders)
+        self.memberships = [one._replace(group=was.group) for one, was in zip(belongs, stored, strict=True)]
         self.notes += notes
 
     def _content(self, number: int) -> Content:

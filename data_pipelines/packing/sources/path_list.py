@@ -71,7 +71,7 @@ class PathListSource(ListedSource):
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
         self._metadata = Spool(spool_folder)
-        open_rows = _rows_of_csv
+        open_rows: Callable[[Path], tuple[list[str], Iterator[dict[str, Any]]]] = _rows_of_csv
         if table.suffix == ".parquet":
             from data_pipelines.packing.sources.table_files import rows_of_parquet
 
