@@ -11,8 +11,8 @@ from pydantic import TypeAdapter
 from data_pipelines.files import read_json
 from pretrain.config import DvaeConfig, EncoderConfig, MimConfig, VqkdConfig
 from pretrain.config.load import ConfigError
+from pretrain.config.mask_counts import mask_grid
 from pretrain.encoder_folder import is_tokenizer
-from pretrain.stream.masking import mask_grid
 
 if TYPE_CHECKING:
     from pretrain.config import Config
