@@ -25,6 +25,8 @@ class Purpose(IntEnum):
     HOLD_BACK = 5
     SHUFFLE = 6
     STATISTICS = 7
+    DROP_PATH = 8
+    GUMBEL = 9
 
 
 _GAMMA, _MIX1, _MIX2, _64_BITS = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, (1 << 64) - 1
@@ -52,6 +54,11 @@ def random_bits(key: int, count: int) -> np.ndarray:
         word = (word ^ (word >> np.uint64(30))) * np.uint64(_MIX1)
         word = (word ^ (word >> np.uint64(27))) * np.uint64(_MIX2)
         return word ^ (word >> np.uint64(31))
+
+
+def permutation(stream: Stream, count: int) -> np.ndarray:
+    """0 .. count - 1 in an order that the next number of `stream` decides, all orders alike: (count,) int64."""
+    return np.argsort(random_bits(stream.bits(), count), kind="stable")
 
 
 class PythonStream:

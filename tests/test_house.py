@@ -22,7 +22,7 @@ PACKAGES = ("data_pipelines", "eval", "launch", "pretrain", "slurm")
 MAY_IMPORT = {
     "data_pipelines": (),
     "pretrain": ("data_pipelines", "eval.probes.knn"),
-    "eval": ("data_pipelines", "pretrain.encoders", "pretrain.config", "pretrain.tracking"),
+    "eval": ("data_pipelines", "pretrain.encoder_folder", "pretrain.encoders", "pretrain.config", "pretrain.tracking"),
     "slurm": (),
 }
 HEAVY = ("torch", "torchvision", "timm", "deepspeed", "wandb", "matplotlib", "sklearn", "webdataset")
@@ -42,6 +42,7 @@ LIGHT_MODULES = (
     "launch.pretrain_command",
     "pretrain.checkpoints.folder",
     "pretrain.config.load",
+    "pretrain.encoder_folder",
     "pretrain.engines.schedules",
     "pretrain.survival.startup",
     "pretrain.survival.stopping",

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from data_pipelines.images.decode import DAMAGE, BadSampleError, decode_part, look
-from data_pipelines.images.issues import CASES
+from data_pipelines.images.issues import CASES, shown
 from data_pipelines.images.pixels import Header
 from data_pipelines.images.sample import Sample
 from data_pipelines.images.tolerance import best_channels
@@ -28,6 +28,7 @@ _PIECE = 16  # images counted together, whatever the number of threads: so sums 
 _MAX_COUNTED = 1 << 24  # pixels: OpenCV counts in fp32, which is exact up to here
 _MAX_MEMORY = 1 << 31  # bytes of counts under way
 _log = logging.getLogger(__name__)
+_MAX_NAMED = 10  # samples that cannot be decoded
 _DIGITS = 8  # after the point; a level of 16 bits is 1.5e-5
 
 
@@ -46,6 +47,7 @@ class Statistics:
     bits: int
     samples: int  # that were measured
     bad: int  # drawn, and not to be decoded so
+    bad_samples: tuple[str, ...]  # the first few of those: key, shard and reason
     mean: tuple[float, ...]
     std: tuple[float, ...]
     min: tuple[float, ...]
@@ -55,6 +57,7 @@ class Statistics:
     def for_json(self) -> dict[str, Any]:
         """All but mean and std, which dataset.json has at its top."""
         values = dataclasses.asdict(self) | {
+            "bad_samples": list(self.bad_samples),
             "min": list(self.min),
             "max": list(self.max),
             "percentiles": {name: list(found) for name, found in self.percentiles.items()},
@@ -139,7 +142,7 @@ def measure(
             CASES["odd_opacity"].found,
             kind.channels + 1,
         )
-    return _summarise(counted / samples, kind, samples, len(bad))
+    return _summarise(counted / samples, kind, samples, bad)
 
 
 def headers_of(read: Callable[[int], Sample], numbers: Iterable[int]) -> list[Header]:
@@ -190,7 +193,7 @@ def _count_levels(
     return total, len(numbers) - len(bad), bad, noted
 
 
-def _summarise(shares: np.ndarray, kind: Kind, samples: int, bad: int) -> Statistics:
+def _summarise(shares: np.ndarray, kind: Kind, samples: int, bad: Sequence[BadSampleError]) -> Statistics:
     """From each level's share of the pixels, (channels, levels)."""
     levels = np.arange(shares.shape[1]) / (shares.shape[1] - 1)
     mean = shares @ levels
@@ -206,7 +209,10 @@ def _summarise(shares: np.ndarray, kind: Kind, samples: int, bad: int) -> Statis
         channels=kind.channels,
         bits=kind.bits,
         samples=samples,
-        bad=bad,
+        bad=len(bad),
+        bad_samples=tuple(
+            f"{shown(error.key)} of {shown(error.shard.name)}: {error.reason}" for error in bad[:_MAX_NAMED]
+        ),
         mean=_rounded(mean),
         std=_rounded(std),
         min=_rounded(levels[first]),

@@ -182,7 +182,7 @@ def plan(count):
         path = f"class{number % 100}/an image of some name {number:09d}.jpg"
         listing.add(Entry(path, 100000), memberships[number % 100])
     listing.finish()
-    source = SimpleNamespace(listing=listing, memberships=memberships, skipped=[], classes=None)
+    source = SimpleNamespace(listing=listing, memberships=memberships, skipped=[], notes=[], classes=None)
     found = scan(source, val_share=0.1)
     settings = {"seed": 0, "samples_per_shard": 10000, "bytes_per_shard": 1 << 29}
     return found, [list(_cut(found, members, None, name, settings)) for name, members in found.splits.items()]
