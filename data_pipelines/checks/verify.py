@@ -230,8 +230,8 @@ def outlook(census: Census, account: _Account, listed: Listed, whole: bool, quic
         shards.setdefault(split_of(facts.shard.name, whole), []).append(facts)
     packed = {name: entry.samples for name, entry in listed.shards.items()}
     found = []
-    for name, facts in shards.items():
-        rank, told = _outlook(facts, account.splits[name], packed, quick)
+    for name, group in shards.items():
+        rank, told = _outlook(group, account.splits[name], packed, quick)
         found.append((rank, f"{name}: {told}" if len(shards) > 1 else told))
     worst, _ = max(found)
     return (

@@ -26,9 +26,9 @@ from data_pipelines.images.pixels import MAX_FILE_BYTES
 from data_pipelines.images.sample import Sample
 from data_pipelines.remote.cache import Cache, default_folder
 from data_pipelines.remote.remote_files import FileState, RemoteFile, Shard, mtime_version
+from data_pipelines.retry import patiently
 from data_pipelines.shards.index import NO_LABEL
 from data_pipelines.shards.shard import ShardChangedError, identify, open_shard
-from data_pipelines.shards.steady import steadily
 
 _MAX_OPEN_SHARDS = 512  # of a data set
 _MIN_OPEN_SHARDS = 8
@@ -109,7 +109,7 @@ class Dataset:
         Raises:
             IndexError: `sample` is not one of 0 .. num_samples - 1.
             DamageError: The stored index says of it what cannot be.
-            OSError: The file system goes on failing, see `steadily`; that is no property of the sample, so nobody
+            OSError: The file system goes on failing, see `patiently`; that is no property of the sample, so nobody
                 should skip it. Or the shard has shrunk.
         """
         shard, row = self._locate(sample)
@@ -120,7 +120,7 @@ class Dataset:
             file = self._file(shard)  # held for as long as it is read
             return os.pread(file.descriptor, size, entry.image_offset)
 
-        image = steadily(self.shards[shard], read, self.close)
+        image = patiently(self.shards[shard], "reading", read, self.close)
         if len(image) < size:
             raise ShardChangedError(self.shards[shard], "has shrunk")
         return Sample(entry.key, self.shards[shard], image, None if entry.label == NO_LABEL else entry.label)
