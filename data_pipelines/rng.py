@@ -85,5 +85,8 @@ class PythonStream:
         return int(self.random() * count)
 
 
-#: `PythonStream`, or the same in C where it is built: drawing holds the interpreter's lock, so its pace limits threads.
-Stream = PythonStream if TYPE_CHECKING or not native.BUILT else native.kernel.Stream
+if TYPE_CHECKING or not native.BUILT:
+    Stream = PythonStream
+else:
+    #: The same in C: drawing holds the interpreter's lock, so that its pace limits threads.
+    Stream = native.kernel.Stream
