@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from test_train import column, run_all
 from tiny import build, config_data, random_batch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.checkpoints.folder import FORM, ResumeState, check_resume, read_state
 from pretrain.config import VqkdConfig
