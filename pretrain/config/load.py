@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from data_pipelines.remote.urls import redact
 from pretrain.config import Config
-from pretrain.config.encoders import expand_encoder
+from pretrain.encoders.registry import expand_encoder
 
 PRESETS = Path(__file__).parents[1] / "presets"
 MOST_VALUES = 100_000  # of one file

@@ -19,8 +19,8 @@ from data_pipelines.transforms.backends.select import BackendName
 from data_pipelines.transforms.config import Share, Views, section
 from pretrain.config.combinations import check_combinations
 from pretrain.config.diagnostics import DiagnosticsConfig
-from pretrain.config.encoders import EncoderConfig
 from pretrain.config.methods import MethodConfig
+from pretrain.encoders.registry import EncoderConfig
 
 
 @section

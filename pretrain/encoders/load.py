@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pretrain.encoders.base import Encoder
+from pretrain.encoders.registry import TIMM_PREFIX
 from pretrain.tokenizers.card import is_tokenizer
 
 if TYPE_CHECKING:
     from pretrain.encoders.timm.encoder import TimmEncoder
 
 ENCODER_FILES = ("config.json", "model.safetensors")
-TIMM_PREFIX = "timm:"
 
 
 class LoadedEncoder(NamedTuple):

@@ -13,10 +13,10 @@ from eval.probe import run_probe
 from eval.report import markdown_table, probe_table
 from eval.splits import open_splits
 from eval.target import open_target, run_of
-from pretrain.config import VitConfig
 from pretrain.encoders import build_encoder
 from pretrain.encoders.load import find_encoder
 from pretrain.encoders.saved import EncoderCard, save_encoder
+from pretrain.encoders.vit.config import VitConfig
 from pretrain.interop.export import export_encoder
 from pretrain.tracking.probes import Accuracy
 
