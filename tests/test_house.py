@@ -40,6 +40,7 @@ LIGHT_MODULES = (
     "launch.pretrain_command",
     "pretrain.checkpoints.folder",
     "pretrain.config.load",
+    "pretrain.encoders.registry",
     "pretrain.engines.schedules",
     "pretrain.survival.startup",
     "pretrain.survival.stopping",
@@ -83,6 +84,18 @@ def test_imports_go_one_way(package: str) -> None:
         for name in our_imports(path)
         if not within(name, (package, *MAY_IMPORT[package]))
         and not (path.name == "__main__.py" and within(name, ("launch.cli",)))
+    ]
+    assert not wrong
+
+
+def test_only_a_family_knows_its_settings() -> None:
+    """What others ask of a family, they ask its specification: adding one touches its own folder."""
+    names = re.compile(r"\b(Vit|Beit|Swin|UmMaeSwin|Pvt|PvtV2|Twins)Config\b|\bfamily (==|!=|in|not in) ")
+    wrong = [
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in modules(package)
+        if path.parents[1] != ROOT / "pretrain" / "encoders" and names.search(path.read_text(encoding="utf-8"))
     ]
     assert not wrong
 

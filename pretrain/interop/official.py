@@ -31,7 +31,7 @@ def import_checkpoint(
     std: tuple[float, ...] | None = None,
     which: str = "teacher",
 ) -> Imported:
-    """Read `file` in a `layout` of some family and write an encoder folder `out`, which probes, exports and starts runs.
+    """Read `file` in a family's `layout` and write an encoder folder `out`, which probes, exports and starts runs.
 
     Args:
         file: A .pth, .pt or .bin of tensors, or .safetensors.

@@ -23,6 +23,7 @@ from torch import Tensor
 from pretrain.config.load import ConfigError, parse_config
 from pretrain.encoders import build_encoder
 from pretrain.encoders.beit.config import BeitConfig
+from pretrain.encoders.layouts import layouts
 from pretrain.encoders.pvt.config import PvtConfig
 from pretrain.encoders.saved import load_encoder
 from pretrain.encoders.swin.config import SwinConfig
