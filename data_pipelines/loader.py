@@ -18,19 +18,18 @@ from data_pipelines.cores import cores_per_process
 from data_pipelines.images.bad_samples import BadSampleLog, Decoder
 from data_pipelines.remote.fetch import cancel_on
 from data_pipelines.remote.prefetch import FETCH_AHEAD, FetchAhead, Need, naming
-from data_pipelines.rng import Purpose, stream_key
 from data_pipelines.sampler import Row, Sampler
 from data_pipelines.shards.dataset import NO_LABEL, Dataset
 from data_pipelines.transforms.backends.any_channels import fitting
 from data_pipelines.transforms.backends.device import NUM_COLOURS
-from data_pipelines.transforms.backends.select import BackendName, on_cpu, resolve_backend
 from data_pipelines.transforms.backends.select import backend as make_backend
-from data_pipelines.transforms.config import Views
+from data_pipelines.transforms.backends.select import on_cpu, resolve_backend
+from data_pipelines.transforms.config import BackendName, Views
 from data_pipelines.transforms.transform import Recipe, Showing
 
-#: Draws the masks of one image, given the step and its row in the global batch as well: bool (gh, gw) arrays, or with
+#: Draws the masks of one image, given the seed, the step and its row in the global batch: bool (gh, gw) arrays, or with
 #: further axes in front, of the units dropped and of those replaced, or None.
-DrawMask = Callable[[np.random.Generator, int, int], tuple[np.ndarray | None, np.ndarray | None]]
+DrawMask = Callable[[int, int, int], tuple[np.ndarray | None, np.ndarray | None]]
 
 _THUMBNAIL_BYTES = 8192
 
@@ -48,7 +47,7 @@ class Loader:
         rank: r of `world_size`.
         world_size: R.
         grad_accum_steps: Micro-batches of a step; the global batch is a multiple of `world_size * grad_accum_steps`.
-        draw_mask: Called once a row with a generator that depends on (seed, step, row).
+        draw_mask: Called once a row with (seed, step, row), of which its masks are to be a function.
         threads: Default: see `default_threads`.
         prefetch: Steps made ahead of the one in use; each costs a buffer.
         pin_memory: Buffers that a GPU can copy from asynchronously. They are not written to again before
@@ -206,7 +205,7 @@ class Loader:
         """Memory for `rows` of the global batch, by default this rank's."""
         shapes: tuple[Any, Any] = (None, None)
         if self.draw_mask is not None:
-            dropped, replaced = self.draw_mask(mask_generator(self.sampler.seed, 0, 0), 0, 0)  # for their shapes only
+            dropped, replaced = self.draw_mask(self.sampler.seed, 0, 0)  # for their shapes only
             shapes = (None if dropped is None else dropped.shape, None if replaced is None else replaced.shape)
         rows = rows or range(self.first_row, self.first_row + self.num_rows)
         num_colours = NUM_COLOURS if self.recipe.colour_on_device else 0
@@ -240,7 +239,7 @@ class Loader:
         if self.draw_mask is not None:
             for place in range(first, first + len(rows)):
                 number = int(arrays["rows"][place])
-                masks = self.draw_mask(mask_generator(seed, step, number), step, number)
+                masks = self.draw_mask(seed, step, number)
                 for name, mask in zip(("drop_mask", "token_mask"), masks, strict=True):
                     if mask is not None:
                         arrays[name][place] = mask
@@ -254,8 +253,3 @@ def default_threads(datasets: Sequence[Dataset]) -> int:
     num_bytes = sum(dataset.num_image_bytes for dataset in datasets)
     mean_bytes = num_bytes / sum(dataset.num_samples for dataset in datasets)
     return cores_per_process() if mean_bytes > _THUMBNAIL_BYTES else 1
-
-
-def mask_generator(seed: int, step: int, row: int) -> np.random.Generator:
-    """The generator that draws the mask of one row of one global batch."""
-    return np.random.Generator(np.random.Philox(key=stream_key(seed, Purpose.MASKS, step, row)))

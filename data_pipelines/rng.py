@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_pipelines.transforms.backends import native
+from data_pipelines import native
 
 
 class Purpose(IntEnum):
@@ -25,6 +25,8 @@ class Purpose(IntEnum):
     HOLD_BACK = 5
     SHUFFLE = 6
     STATISTICS = 7
+    DROP_PATH = 8
+    GUMBEL = 9
 
 
 _GAMMA, _MIX1, _MIX2, _64_BITS = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, (1 << 64) - 1
@@ -54,6 +56,11 @@ def random_bits(key: int, count: int) -> np.ndarray:
         return word ^ (word >> np.uint64(31))
 
 
+def permutation(stream: Stream, count: int) -> np.ndarray:
+    """0 .. count - 1 in an order that the next number of `stream` decides, all orders alike: (count,) int64."""
+    return np.argsort(random_bits(stream.bits(), count), kind="stable")
+
+
 class PythonStream:
     """The same stream one number at a time, for draws too few to be worth an array."""
 
@@ -79,4 +86,4 @@ class PythonStream:
 
 
 #: `PythonStream`, or the same in C where it is built: drawing holds the interpreter's lock, so its pace limits threads.
-Stream = PythonStream if TYPE_CHECKING or not native.BUILT else native.Stream
+Stream = PythonStream if TYPE_CHECKING or not native.BUILT else native.kernel.Stream

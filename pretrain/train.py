@@ -25,6 +25,7 @@ from pretrain.engines.optim import set_rates
 from pretrain.engines.schedules import Timeline, check_warmup, learning_rate, weight_decay
 from pretrain.interop.initialise import start_from
 from pretrain.methods import Method, Normalisation, build_method, export_folder
+from pretrain.stream import masking
 from pretrain.stream.batches import DeviceSteps, reduce_mask_counts, seed_dropout
 from pretrain.stream.growth import continued, pin
 from pretrain.stream.loading import check_ranks_agree, loader_of
@@ -253,7 +254,8 @@ class Trainer:
 
     def _pinned(self) -> dict[str, Any]:
         """What a resumed run must agree on."""
-        return {**self.loader.sampler.state(), "backend": self.loader.backend, **self.method.pinned()}
+        masks = {"masks": masking.DRAWS} if self.loader.draw_mask is not None else {}
+        return {**self.loader.sampler.state(), "backend": self.loader.backend, **masks, **self.method.pinned()}
 
     def _is_milestone(self) -> bool:
         return self.timeline.is_due(self.step, self.config.checkpoint.milestone_every_epochs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pretrain.config.mask_counts import check_ibot_counts, check_mask_counts
+
 if TYPE_CHECKING:
     from pretrain.config import Config
 
@@ -121,6 +123,7 @@ def _check_mask(config: Config) -> None:
     for side in size:
         if side % mask.unit:
             raise ValueError(f"method.mask.unit is {mask.unit} px and does not divide the image's side of {side} px")
+    check_mask_counts(mask, size)
     if encoder.family == "timm":
         return
     check_units(mask.unit, encoder.stride, encoder.patch)
@@ -141,10 +144,10 @@ def _check_mask(config: Config) -> None:
 
 def _check_ibot(config: Config) -> None:
     method, encoder = config.method, config.encoder
-    if method.name != "dino" or method.ibot is None or encoder.family == "timm":
-        return
+    if method.name != "dino" or method.ibot is None or (encoder.family == "timm" and method.ibot.unit is None):
+        return  # of timm, encoders/supported.py asks for it
     unit = method.ibot.unit or encoder.stride
-    if unit % encoder.stride:
+    if encoder.family != "timm" and unit % encoder.stride:
         raise ValueError(
             f"method.ibot.unit is {unit} px; the teacher's tokens are {encoder.stride} px, so it must be a multiple of "
             "that (null: one token)"
@@ -152,6 +155,7 @@ def _check_ibot(config: Config) -> None:
     for side in config.views.global_size:
         if side % unit:
             raise ValueError(f"method.ibot.unit is {unit} px and does not divide the image's side of {side} px")
+    check_ibot_counts(method.ibot, unit, config.views.global_size)
 
 
 def _check_aggregation(config: Config) -> None:

@@ -15,6 +15,7 @@ class MaskConfig:
     """Which units of an image are hidden."""
 
     kind: Literal["random", "blockwise", "one_in_2x2"] = "random"
+    """`blockwise`: rectangles (BEiT). `one_in_2x2`: one visible unit in each 2x2 (UM-MAE)."""
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75  # share of hidden units
     unit: PositiveInt = 16  # px
     min_block: PositiveInt = 16  # blockwise: units in the smallest block
@@ -35,11 +36,11 @@ class MaeConfig:
     """Masked autoencoder (He et al. 2022; on pyramids UM-MAE, Li et al. 2022)."""
 
     name: Literal["mae"] = "mae"
-    mask: MaskConfig = MaskConfig()
-    decoder_dim: PositiveInt = 512
-    decoder_depth: PositiveInt = 8
-    decoder_heads: PositiveInt = 16
-    norm_pix_loss: bool = True
+    mask: MaskConfig = MaskConfig()  # what is hidden
+    decoder_dim: PositiveInt = 512  # width
+    decoder_depth: PositiveInt = 8  # blocks
+    decoder_heads: PositiveInt = 16  # attention heads
+    norm_pix_loss: bool = True  # predict each patch standardised
     position_order: Literal["own", "um_mae"] = "own"
     """`um_mae` gives the tokens the positions that UM-MAE's code gives them, which are another token's for most: it
     reads positions in raster order and tokens in the order of their 2x2 quads. For comparison only."""
@@ -71,7 +72,7 @@ class MimConfig:
     """Masked image modelling with a mask token (SimMIM, Xie et al. 2022; BEiT, Bao et al. 2022)."""
 
     name: Literal["mim"] = "mim"
-    mask: MaskConfig = MaskConfig(ratio=0.6, unit=32)
+    mask: MaskConfig = MaskConfig(ratio=0.6, unit=32)  # what is hidden
     target: Literal["pixels", "normalised_pixels", "hog", "codes"] = "pixels"
     """`pixels`: L1 (SimMIM). `normalised_pixels`: squared error of each unit standardised (as MAE's). `hog`: histograms
     of gradients (MaskFeat). `codes`: those that `tokenizer` gives to the target crop (BEiT)."""
@@ -98,13 +99,13 @@ class MimConfig:
 class IbotConfig:
     """Masked prediction of the teacher's patch tokens beside DINO's loss (iBOT, Zhou et al. 2022; in DINOv2)."""
 
-    weight: PositiveFloat = 1.0
+    weight: PositiveFloat = 1.0  # of this loss beside DINO's
     masked_share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of the global crops
     ratio: tuple[Share, Share] = (0.1, 0.5)  # hidden share of a masked crop, stratified over the batch
     min_block: PositiveInt = 4  # units in the smallest block
-    min_aspect: Annotated[float, Field(gt=0, le=1)] = 0.3
+    min_aspect: Annotated[float, Field(gt=0, le=1)] = 0.3  # aspect is log-uniform in a .. 1/a
     unit: PositiveInt | None = None  # px; default: the encoder's stride
-    separate_head: bool = False
+    separate_head: bool = False  # of its own, not shared with the class token
     prototypes: PositiveInt | None = None  # of a separate head; default: those of the class head
 
     @model_validator(mode="after")
@@ -124,21 +125,21 @@ class DinoConfig:
     """
 
     name: Literal["dino"] = "dino"
-    prototypes: PositiveInt | Literal["auto"] = 65536
-    head_hidden_dim: PositiveInt = 2048
-    head_bottleneck_dim: PositiveInt = 256
+    prototypes: PositiveInt | Literal["auto"] = 65536  # outputs of the head
+    head_hidden_dim: PositiveInt = 2048  # width of its layers
+    head_bottleneck_dim: PositiveInt = 256  # width of its last layer's input
     norm_last_layer: bool = True  # fix the prototypes' norm at 1
-    freeze_last_layer_epochs: NonNegativeFloat = 1.0
-    student_temperature: PositiveFloat = 0.1
-    teacher_temperature: PositiveFloat | Literal["auto"] = 0.04
-    warmup_teacher_temperature: PositiveFloat = 0.04
-    warmup_teacher_temperature_epochs: NonNegativeInt = 0
+    freeze_last_layer_epochs: NonNegativeFloat = 1.0  # at the start
+    student_temperature: PositiveFloat = 0.1  # of its softmax
+    teacher_temperature: PositiveFloat | Literal["auto"] = 0.04  # after its warm-up
+    warmup_teacher_temperature: PositiveFloat = 0.04  # at the start
+    warmup_teacher_temperature_epochs: NonNegativeInt = 0  # until the full one, linear
     teacher_momentum: Share | Literal["auto"] = 0.996  # rises to 1 over the run on a cosine
-    center_momentum: Share = 0.9
+    center_momentum: Share = 0.9  # of the slow average that is subtracted
     centering: Literal["center", "sinkhorn"] = "center"  # sinkhorn: Sinkhorn-Knopp over the micro-batch of all ranks
-    sinkhorn_iterations: PositiveInt = 3
+    sinkhorn_iterations: PositiveInt = 3  # with centering sinkhorn
     koleo_weight: NonNegativeFloat = 0.0  # spreads the class features of each rank's micro-batch; DINOv2: .1
-    ibot: IbotConfig | None = None
+    ibot: IbotConfig | None = None  # null: the loss on patch tokens is off
 
 
 @section
@@ -150,14 +151,14 @@ class DvaeConfig:
     """
 
     name: Literal["dvae"] = "dvae"
-    vocab_size: PositiveInt = 8192
-    hidden: PositiveInt = 256
-    blocks_per_group: PositiveInt = 2
+    vocab_size: PositiveInt = 8192  # codes
+    hidden: PositiveInt = 256  # width
+    blocks_per_group: PositiveInt = 2  # of encoder and decoder
     groups: Annotated[int, Field(ge=1)] = 4  # resolutions; the code map is the image / 2^(groups - 1)
-    temperature: PositiveFloat = 1.0
-    temperature_end: PositiveFloat = 0.0625
+    temperature: PositiveFloat = 1.0  # of Gumbel-softmax, at the start
+    temperature_end: PositiveFloat = 0.0625  # and from temperature_share on
     temperature_share: Share = 0.05  # of the run until temperature_end, on a cosine
-    kl_weight: NonNegativeFloat = 6.6
+    kl_weight: NonNegativeFloat = 6.6  # of the divergence from a uniform use of the codes
     kl_share: Share = 0.0017  # of the run until the full weight, linear
     average_momentum: Share = 0.999  # of the weights that are saved
     start: Literal["published", "spread"] = "published"
@@ -171,14 +172,14 @@ class VqkdConfig:
 
     name: Literal["vqkd"] = "vqkd"
     teacher: str  # a run, a checkpoint or an encoder folder, or timm:NAME
-    vocab_size: PositiveInt = 8192
-    code_dim: PositiveInt = 32
+    vocab_size: PositiveInt = 8192  # of the codebook
+    code_dim: PositiveInt = 32  # length of a code
     momentum: Share = 0.99  # of the codebook's slow average
-    commitment: NonNegativeFloat = 1.0
-    decoder_depth: PositiveInt = 3
+    commitment: NonNegativeFloat = 1.0  # weight of the loss that draws tokens to their codes
+    decoder_depth: PositiveInt = 3  # blocks
     decoder_dim: PositiveInt | None = None  # default: the encoder's width
     decoder_heads: PositiveInt | None = None  # default: one for 64 of the width, at least 1
-    kmeans_iterations: PositiveInt = 10
+    kmeans_iterations: PositiveInt = 10  # that put the codes on the first batch
     restart_below: NonNegativeFloat = 0.01  # of its even share: a code used less is put on a token of the batch
 
 

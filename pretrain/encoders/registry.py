@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import BeforeValidator, Field
 
+from pretrain.encoder_folder import TIMM_PREFIX
 from pretrain.encoders.spec import EncoderSpec
 from pretrain.plugins import load_plugins
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from pretrain.encoders.base import Encoder
 
 GROUP = "selfsight.encoders"
-TIMM_PREFIX = "timm:"
 
 
 def _families() -> tuple[dict[str, EncoderSpec], dict[str, str]]:

@@ -30,12 +30,12 @@ class VitShape:
     """What every vision transformer is told: `size` names dim, depth and heads, each of which may be set by itself."""
 
     family: str = ""
-    size: Literal["tiny", "small", "base", "large", "huge", "giant"] = "base"
-    dim: PositiveInt | None = None
-    depth: PositiveInt | None = None
-    heads: PositiveInt | None = None
-    patch: PositiveInt = 16
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    size: Literal["tiny", "small", "base", "large", "huge", "giant"] = "base"  # names dim, depth and heads
+    dim: PositiveInt | None = None  # width; default: that of size
+    depth: PositiveInt | None = None  # blocks; default: those of size
+    heads: PositiveInt | None = None  # default: those of size
+    patch: PositiveInt = 16  # side in px
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth, of the last block
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -61,13 +61,13 @@ class SwinShape:
     """What every Swin is told: `size` names dim, depths and heads, each of which may be set by itself."""
 
     family: str = ""
-    size: Literal["tiny", "small", "base", "large"] = "tiny"
+    size: Literal["tiny", "small", "base", "large"] = "tiny"  # names dim, depths and heads
     dim: PositiveInt | None = None  # of the first stage
-    depths: tuple[PositiveInt, ...] | None = None
-    heads: tuple[PositiveInt, ...] | None = None
-    patch: PositiveInt = 4
-    window: PositiveInt = 7
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    depths: tuple[PositiveInt, ...] | None = None  # blocks of each stage
+    heads: tuple[PositiveInt, ...] | None = None  # of each stage
+    patch: PositiveInt = 4  # side in px
+    window: PositiveInt = 7  # side in tokens
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth, of the last block
 
     @property
     def shape(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:

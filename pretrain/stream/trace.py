@@ -9,7 +9,6 @@ from typing import Any
 
 from data_pipelines.images.bad_samples import Decoder
 from data_pipelines.images.parts import Part, whole
-from data_pipelines.loader import mask_generator
 from data_pipelines.sampler import Row, Sampler
 from data_pipelines.transforms.backends.any_channels import fitting
 from data_pipelines.transforms.params import draw
@@ -100,7 +99,7 @@ class Trace:
         if self._draw_mask is None:
             return {"mask": None}
         digest = hashlib.sha256()
-        for units in self._draw_mask(mask_generator(seed, step, row), step, row):
+        for units in self._draw_mask(seed, step, row):
             digest.update(b"none" if units is None else units.tobytes())
         return {"mask": digest.hexdigest()[:16]}
 

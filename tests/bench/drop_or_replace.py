@@ -63,7 +63,7 @@ def training_step(encoder: str, method: str, batch_size: int, device: torch.devi
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], 1e-4, fused=True)
     draw = draw_mask_for(config.method, (SIZE, SIZE))
     assert draw is not None
-    masks = [draw(np.random.default_rng(row), 0, row) for row in range(batch_size)]
+    masks = [draw(0, 0, row) for row in range(batch_size)]
     dropped, replaced = (
         None if maps[0] is None else torch.from_numpy(np.stack(maps)).to(device) for maps in zip(*masks, strict=True)
     )

@@ -28,7 +28,7 @@ def photos(tmp_path: Path) -> Dataset:
     return open_dataset(tmp_path)
 
 
-def slow_mask(rng: np.random.Generator, step: int, row: int) -> tuple[None, np.ndarray]:
+def slow_mask(seed: int, step: int, row: int) -> tuple[None, np.ndarray]:
     time.sleep(0.002)
     return None, np.zeros((2, 2), dtype=bool)
 

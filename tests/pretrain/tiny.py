@@ -149,7 +149,7 @@ def random_batch(config: Config, size: int = 4, seed: int = 0) -> Batch:
         return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
     draw = draw_mask_for(config.method, views.global_size, getattr(config.encoder, "stride", None), size)
-    masks = [draw(np.random.default_rng((seed, row)), 0, row) for row in range(size)] if draw else [(None, None)] * size
+    masks = [draw(seed, 0, row) for row in range(size)] if draw else [(None, None)] * size
     dropped, replaced = (
         None if maps[0] is None else torch.from_numpy(np.stack(maps)) for maps in zip(*masks, strict=True)
     )

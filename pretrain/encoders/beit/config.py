@@ -18,9 +18,9 @@ class BeitConfig(VitShape):
     family: Literal["beit"] = "beit"
     decisive = ("dim", "depth", "heads", "relative_positions")
     relative_positions: Literal["shared", "per_block"] = "shared"  # one table for all blocks (pretraining), or one each
-    absolute_positions: bool = False
-    pool: Literal["class", "mean"] = "mean"
-    norm_eps: PositiveFloat = 1e-6
+    absolute_positions: bool = False  # as well as relative ones
+    pool: Literal["class", "mean"] = "mean"  # what stands for the image: class token, or mean of the patch tokens
+    norm_eps: PositiveFloat = 1e-6  # of the layer norms
     pooled_norm: bool = False  # the final norm after pooling, not before (fine-tuned checkpoints)
     layer_scale: PositiveFloat | None = 0.1  # 1e-5 for L
 

@@ -29,15 +29,15 @@ class PvtConfig:
 
     family: Literal["pvt"] = "pvt"
     decisive = ("dims", "depths", "heads", "reduction", "mlp_ratios", "sr")
-    size: Literal["tiny", "small", "medium", "large"] = "small"
-    reduction: Literal["conv", "pool"] = "conv"
-    dims: tuple[PositiveInt, ...] | None = None
-    depths: tuple[PositiveInt, ...] | None = None
-    heads: tuple[PositiveInt, ...] = (1, 2, 5, 8)
-    mlp_ratios: tuple[PositiveFloat, ...] = (8, 8, 4, 4)
+    size: Literal["tiny", "small", "medium", "large"] = "small"  # names dims and depths
+    reduction: Literal["conv", "pool"] = "conv"  # of keys and values: conv is the official model, pool is UM-MAE's
+    dims: tuple[PositiveInt, ...] | None = None  # width of each stage
+    depths: tuple[PositiveInt, ...] | None = None  # blocks of each stage
+    heads: tuple[PositiveInt, ...] = (1, 2, 5, 8)  # of each stage
+    mlp_ratios: tuple[PositiveFloat, ...] = (8, 8, 4, 4)  # hidden width of each stage's MLP, relative to dims
     sr: tuple[PositiveInt, ...] = (8, 4, 2, 1)  # side of the keys' map relative to the queries', per stage
-    patch: PositiveInt = 4
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patch: PositiveInt = 4  # side in px
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth, of the last block
 
     @property
     def shape(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

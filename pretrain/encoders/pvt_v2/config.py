@@ -30,12 +30,12 @@ class PvtV2Config:
 
     family: Literal["pvt_v2"] = "pvt_v2"
     decisive = ("dims", "depths", "heads", "linear")
-    size: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = "b2"
+    size: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = "b2"  # names dims, depths and heads
     linear: bool = False  # published for b2 (PVTv2-B2-Li)
-    dims: tuple[PositiveInt, ...] | None = None
-    depths: tuple[PositiveInt, ...] | None = None
-    heads: tuple[PositiveInt, ...] | None = None
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dims: tuple[PositiveInt, ...] | None = None  # width of each stage
+    depths: tuple[PositiveInt, ...] | None = None  # blocks of each stage
+    heads: tuple[PositiveInt, ...] | None = None  # of each stage
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth, of the last block
     patch = 4
     stride = 32
 

@@ -30,9 +30,9 @@ class TimmConfig:
 
     family: Literal["timm"] = "timm"
     decisive = ("model",)
-    model: str
+    model: str  # its name in timm
     args: dict[str, Any] = Field(default_factory=dict)  # further arguments of timm.create_model
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth, where the model has it
 
     @model_validator(mode="after")
     def _check(self) -> TimmConfig:

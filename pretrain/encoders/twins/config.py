@@ -27,12 +27,12 @@ class TwinsConfig:
 
     family: Literal["twins"] = "twins"
     decisive = ("dims", "depths", "heads")
-    size: Literal["small", "base", "large"] = "small"
-    dims: tuple[PositiveInt, ...] | None = None
-    depths: tuple[PositiveInt, ...] | None = None
-    heads: tuple[PositiveInt, ...] | None = None
-    window: Annotated[int, Field(ge=2)] = 7
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    size: Literal["small", "base", "large"] = "small"  # names dims, depths and heads
+    dims: tuple[PositiveInt, ...] | None = None  # width of each stage
+    depths: tuple[PositiveInt, ...] | None = None  # blocks of each stage
+    heads: tuple[PositiveInt, ...] | None = None  # of each stage
+    window: Annotated[int, Field(ge=2)] = 7  # side in tokens
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth, of the last block
     patch = 4
     stride = 32
 

@@ -18,7 +18,7 @@ class UmMaeSwinConfig(SwinShape):
     family: Literal["um_mae_swin"] = "um_mae_swin"
     decisive = ("dim", "depths", "heads", "position_dim")
     window: PositiveInt = 8  # on compact maps; twice that on whole images
-    position_dim: PositiveInt = 32
+    position_dim: PositiveInt = 32  # width of the small network
 
 
 SPEC = EncoderSpec(

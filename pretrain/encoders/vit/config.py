@@ -17,13 +17,13 @@ class VitConfig(VitShape):
 
     family: Literal["vit"] = "vit"
     decisive = ("dim", "depth", "heads", "stem", "positions")
-    positions: Literal["learned", "sincos"] = "learned"
-    class_token: bool = True
+    positions: Literal["learned", "sincos"] = "learned"  # learned, or fixed sines and cosines
+    class_token: bool = True  # beside the patch tokens
     distillation_token: bool = False  # DeiT's second prefix token, beside the class token
-    registers: NonNegativeInt = 0
-    pool: Literal["class", "mean"] = "class"
-    stem: Literal["patch", "conv"] = "patch"
-    layer_scale: PositiveFloat | None = None
+    registers: NonNegativeInt = 0  # further tokens that are not read out
+    pool: Literal["class", "mean"] = "class"  # what stands for the image: class token, or mean of the patch tokens
+    stem: Literal["patch", "conv"] = "patch"  # patch: one convolution (ViT); conv: several, each halving
+    layer_scale: PositiveFloat | None = None  # start of a factor on each branch; null: there is none
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
 from pretrain.config import MaeConfig
+from pretrain.config.mask_counts import mask_grid, num_hidden
 from pretrain.encoders import Encoder, Features
 from pretrain.encoders.base import refine, xavier_initialise
 from pretrain.encoders.patches import patch_statistics, patchify, sincos_positions, unpatchify
 from pretrain.engines.schedules import Timeline
 from pretrain.methods.base import Method, Normalisation, mask_of
-from pretrain.stream.masking import mask_grid, num_hidden
 
 
 class MaskedAutoencoder(Method):
