@@ -93,7 +93,7 @@ def test_imports_go_one_way(package: str) -> None:
 
 def test_only_a_family_knows_its_settings() -> None:
     """What others ask of a family, they ask its specification: adding one touches its own folder."""
-    names = re.compile(r"\b(Vit|Beit|Swin|UmMaeSwin|Pvt|PvtV2|Twins)Config\b|\bfamily (==|!=|in|not in) ")
+    names = re.compile(r"\b(Vit|Beit|Swin|UmMaeSwin|Pvt|PvtV2|Twins)Config\b")
     wrong = [
         str(path.relative_to(ROOT))
         for package in PACKAGES
