@@ -82,7 +82,7 @@ def probe(
 
 def _refuse_early(target: str, data: str) -> None:
     """What is not there is told before torch is imported, which takes seconds."""
-    from data_pipelines.shards.dataset import find_shards
+    from data_pipelines.datasets.dataset import find_shards
     from pretrain.encoder_folder import check_target
 
     check_target(target)

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines.cores import cores_per_process
+from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import read_json
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.dataset import Dataset
 from data_pipelines.transforms.backends.any_channels import left_out_line
 from pretrain.checkpoints.folder import CheckpointFolder, damage, read_state
 from pretrain.checkpoints.saving import NotSavedError
