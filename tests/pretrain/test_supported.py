@@ -1,4 +1,4 @@
-"""The table of methods and encoders: it is the README's, and every yes of it runs forward and backward."""
+"""The table of methods and encoders: it is that of pretrain's README, and every yes of it runs forward and backward."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pretrain.config.load import ConfigError, parse_config
 from pretrain.encoders import FAMILIES
 from pretrain.encoders.supported import EXAMPLES, METHODS, cell, check_encoder, table, why_not
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "pretrain" / "README.md"
 PYRAMID = {"dims": [8, 16, 16, 32], "depths": [1, 1, 1, 2], "heads": [1, 2, 2, 4]}
 VIT = {"dim": 32, "depth": 2, "heads": 2, "patch": 16}
 SWIN = {"family": "swin", "dim": 8, "depths": [2, 2], "heads": [1, 2], "patch": 8, "window": 4}
@@ -78,7 +78,7 @@ def small(row: str) -> dict[str, Any]:
 def test_readme_shows_the_table() -> None:
     text = README.read_text(encoding="utf-8")
     shown = text.split("<!-- selfsight encoders -->")[1].split("<!-- end of the table -->")[0]
-    assert shown.strip() == table(), "`selfsight encoders` prints the table that belongs into README.md"
+    assert shown.strip() == table(), "`selfsight encoders` prints the table that belongs into pretrain/README.md"
 
 
 def test_the_table_has_every_family() -> None:
