@@ -139,7 +139,7 @@ def test_presets_are_package_data() -> None:
 
 
 def test_the_readme_names_every_preset() -> None:
-    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## Presets")[1].split("##")[0]
+    table = (ROOT / "pretrain/README.md").read_text(encoding="utf-8").split("## Presets")[1].split("##")[0]
     assert set(re.findall(r"^\| `(\w+)` ", table, re.MULTILINE)) == {preset.name for preset in list_presets()}
 
 

@@ -1,4 +1,4 @@
-"""The table of methods and encoders: it is the README's, and every yes of it runs forward and backward."""
+"""The table of methods and encoders: it is that of pretrain's README, and every yes of it runs forward and backward."""
 
 from __future__ import annotations
 
