@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.datasets.dataset import Dataset, open_dataset
+from data_pipelines.datasets.held_out import open_held_out
 from data_pipelines.remote.remote_files import Shard
 from data_pipelines.remote.urls import redact
-from data_pipelines.shards.dataset import Dataset, open_dataset
-from data_pipelines.shards.sample_index import NO_LABEL
+from data_pipelines.shards.index import NO_LABEL
 
 #: Fewer val images than this, or of a class, are warned of.
 FEW_VAL, FEW_OF_A_CLASS = 100, 5
@@ -148,17 +149,14 @@ def open_splits(data: str, val_data: str | None = None) -> Splits:
 def _held_out(data: str, val_data: str | None) -> tuple[Dataset, str]:
     """The split to test on and what it is called."""
     try:
-        return open_dataset(val_data or data, "val"), "val"
+        return open_held_out(val_data or data)
     except FileNotFoundError as error:
-        try:
-            return open_dataset(val_data or data, "test"), "test"
-        except FileNotFoundError:
-            if val_data is not None:
-                raise error from None
-            raise FileNotFoundError(
-                f"no val split to test on, nor a test split: {error}. Make one with `selfsight pack IMAGES "
-                f"{redact(data)} --val-share 0.1`"
-            ) from error
+        if val_data is not None:
+            raise
+        raise FileNotFoundError(
+            f"no val split to test on, nor a test split: {error}. Make one with `selfsight pack IMAGES {redact(data)} "
+            "--val-share 0.1`"
+        ) from error
 
 
 def _place(shard: Shard) -> str:

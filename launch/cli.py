@@ -49,10 +49,12 @@ class _Commands(TyperGroup):
         except (ValueError, OSError) as error:
             if os.environ.get("SELFSIGHT_TRACEBACK") == "1" or not is_user_error(error):
                 raise
+            from data_pipelines.images.issues import visible
+
             rank = rank_of(os.environ)
             after_the_first(rank, EXIT_USER_ERROR)
             typer.secho(f"error on rank {rank}: " if rank else "error: ", fg="red", bold=True, err=True, nl=False)
-            typer.echo(told(error), err=True)
+            typer.echo(visible(told(error)), err=True)
             sys.exit(EXIT_USER_ERROR)
 
 

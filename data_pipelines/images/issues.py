@@ -110,6 +110,12 @@ def shown(name: str) -> str:
     return letters if len(name) <= _MAX_SHOWN else f"{letters}... ({len(name):,} letters)"
 
 
+def visible(text: str) -> str:
+    """Text of ours in which there may be names from strangers, for a terminal: control letters and what else cannot be
+    printed escaped as `shown` does, line breaks and backslashes as they are."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else _escaped(letter) for letter in text)
+
+
 def _escaped(letter: str) -> str:
     code = ord(letter)
     if 0xDC80 <= code <= 0xDCFF:  # a byte that was no UTF-8, as `surrogateescape` keeps it

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+GROUP_KEY = "group"  # in the json of an image whose group was found in its path
 _MAX_KEY_LENGTH = 80  # so that key and suffix fit into a ustar header
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _RECORD = struct.Struct("<iqqqI")  # file, offset, json_offset, json_size, bytes of the path
@@ -59,6 +60,8 @@ class Listing:
 
     def __init__(self, folder: Path, group_pattern: re.Pattern[str] | None = None) -> None:
         self._group_pattern = group_pattern
+        self.finds_groups = group_pattern is not None
+        self.group_key = GROUP_KEY  # or the column of a table, which is in the json as it is
         self._spool = Spool(folder)
         self._ends = array("q")  # of the records in the spool
         self._sizes = array("q")

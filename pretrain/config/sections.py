@@ -18,9 +18,9 @@ from pydantic import (
 from data_pipelines.transforms.config import BackendName, Share, Views, section
 from pretrain.config.combinations import check_combinations
 from pretrain.config.diagnostics import DiagnosticsConfig
-from pretrain.config.encoders import EncoderConfig
 from pretrain.config.methods import MethodConfig
 from pretrain.config.wandb_names import check_name, check_wandb_names
+from pretrain.encoders.registry import EncoderConfig
 
 
 @section

@@ -15,9 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_pipelines.datasets.dataset import NO_LABEL, Dataset
+from data_pipelines.datasets.held_out import held_out_of, open_held_out
 from data_pipelines.eval_loader import center_crops
 from data_pipelines.remote.urls import redact
-from data_pipelines.shards.dataset import NO_LABEL, Dataset, open_dataset
 from eval.probes.knn import knn_accuracy
 from pretrain.config import Config
 from pretrain.config.load import ConfigError
@@ -59,9 +60,12 @@ def find_data(config: Config) -> tuple[str | None, str]:
     if not isinstance(config.data.train, str):
         return None, f"{off}the run learns from several data sets{advice}"
     folder = Path(config.data.train).expanduser()
-    if not folder.is_dir() or not any(folder.glob("val-*.tar")):
-        return None, f"{off}there are no val-*.tar in {redact(config.data.train)}{advice}"
-    return config.data.train, _on(config, config.data.train)
+    split = held_out_of(folder) if folder.is_dir() else None
+    if split is None:
+        return None, f"{off}there are no val-*.tar in {redact(config.data.train)}, nor test-*.tar{advice}"
+    return config.data.train, _on(config, config.data.train) + (
+        " (its test split: there is no val)" * (split == "test")
+    )
 
 
 def _on(config: Config, spec: str) -> str:
@@ -73,11 +77,11 @@ def _on(config: Config, spec: str) -> str:
 
 
 def open_data(spec: str, num_bank: int, num_queries: int) -> KnnData:
-    """Bank and queries out of the labelled samples of `spec` (of a folder, its val split), without overlap.
+    """Bank and queries out of the labelled samples of `spec`, without overlap: of a folder, of its held-out split.
 
     Of fewer than are asked for, the shares stay. Raises ValueError where there are too few, or one class.
     """
-    dataset = open_dataset(spec, "val")
+    dataset, _ = open_held_out(spec)
     labelled = np.flatnonzero(dataset.labels != NO_LABEL)
     wanted = num_bank + num_queries
     if len(labelled) < min(FEWEST, wanted):

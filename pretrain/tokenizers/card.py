@@ -12,6 +12,7 @@ from data_pipelines.files import read_json
 from pretrain.config import DvaeConfig, EncoderConfig, MimConfig, VqkdConfig
 from pretrain.config.load import ConfigError
 from pretrain.config.mask_counts import mask_grid
+from pretrain.encoder_folder import is_tokenizer
 
 if TYPE_CHECKING:
     from pretrain.config import Config
@@ -56,16 +57,6 @@ def find_tokenizer(folder: Path) -> Path:
     raise FileNotFoundError(
         f"no tokenizer in {folder}: it holds {', '.join(found[:10]) or 'nothing'}. A run of method dvae or vqkd has "
         "one in tokenizer/ from its first checkpoint on (see checkpoint.every_steps)"
-    )
-
-
-def is_tokenizer(folder: Path) -> bool:
-    """Whether `folder` is a saved tokenizer itself."""
-    described = read_json(folder / "config.json")
-    return (
-        isinstance(described, dict)
-        and described.get("kind") in ("dvae", "vqkd")
-        and (folder / "model.safetensors").is_file()
     )
 
 

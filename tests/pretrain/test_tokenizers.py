@@ -21,7 +21,8 @@ from pretrain.config import VqkdConfig
 from pretrain.config.load import ConfigError, parse_config
 from pretrain.diagnostics.alarms import Alarms, Moment
 from pretrain.diagnostics.collapse import collapse_rules
-from pretrain.encoders.load import find_encoder, load_any
+from pretrain.encoder_folder import find_encoder
+from pretrain.encoders.load import load_any
 from pretrain.encoders.patches import patchify
 from pretrain.engines.schedules import Timeline
 from pretrain.methods import check_sources

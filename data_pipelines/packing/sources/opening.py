@@ -7,12 +7,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipelines.datasets.locations import local_shards
 from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Source
 from data_pipelines.packing.sources.folder import FolderSource
 from data_pipelines.packing.sources.path_list import PathListSource
 from data_pipelines.packing.sources.tars import TarSource
-from data_pipelines.remote.locations import local_shards
-from data_pipelines.shards.shard_scan import IMAGE_SUFFIXES
+from data_pipelines.shards.scan import IMAGE_SUFFIXES
 
 KINDS = ("folder", "tars", "parquet", "arrow", "list")
 _KIND_OF_SUFFIX = {".tar": "tars", ".parquet": "parquet", ".arrow": "arrow", ".csv": "list", ".tsv": "list"}
@@ -31,6 +31,7 @@ def open_source(
     labels: bool = True,
     split_folders: bool = True,
     group_pattern: str | None = None,
+    dicom_window: tuple[float, float] | None = None,
 ) -> Source:
     """List what `spec` holds.
 
@@ -43,6 +44,7 @@ def open_source(
         labels: Whether to take labels.
         split_folders: Whether folders named train, val and so on are splits, see `memberships_of_folders`.
         group_pattern: A regular expression that finds the group of an image in its path, see `Listing`.
+        dicom_window: Centre and width by which DICOM files become images of 8 bits; None: all their levels are kept.
 
     Raises:
         FileNotFoundError: There is no such thing, or no image in it.
@@ -83,7 +85,7 @@ def open_source(
     if root is not None and kind != "list":
         raise ValueError(f"--root is for lists of paths, and {path} is of kind {kind}")
     if kind == "folder":
-        source = FolderSource(path, spool_folder, labels, split_folders, pattern)
+        source = FolderSource(path, spool_folder, labels, split_folders, pattern, dicom_window)
         lists = sorted(file.name for file in path.iterdir() if _KIND_OF_SUFFIX.get(file.suffix) == "list")
         source.notes += [
             f"{name} is not read; to take labels and metadata from it, pack {path / name}" for name in lists
@@ -94,7 +96,7 @@ def open_source(
     if kind == "list":
         if len(files) > 1:
             raise ValueError(f"{path} names {len(files)} lists; join them into one")
-        return PathListSource(files[0], root or files[0].parent, spool_folder, columns, labels, pattern)
+        return PathListSource(files[0], root or files[0].parent, spool_folder, columns, labels, pattern, dicom_window)
     import data_pipelines.packing.sources.table_files  # noqa: F401  first, as it says how to install pyarrow
     from data_pipelines.packing.sources.tables import TableSource
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from data_pipelines.packing.listing import Entry, Listing, Skipped, Spool
 from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Content, ListedSource, read_exactly
+from data_pipelines.packing.sources.dicom_files import DicomFiles
 from data_pipelines.packing.sources.splits import membership, split_kind
 
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "filepath", "file_path", "image_path", "image")
@@ -60,15 +61,17 @@ class PathListSource(ListedSource):
         columns: Columns = ANY_COLUMNS,
         labels: bool = True,
         group_pattern: re.Pattern[str] | None = None,
+        dicom_window: tuple[float, float] | None = None,
     ) -> None:
         self.root = root
+        self._dicom = DicomFiles(dicom_window)
         self.listing = Listing(spool_folder, group_pattern)
         self.shards: dict[str, int] = {}
         self.classes: tuple[str, ...] | None = None
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
         self._metadata = Spool(spool_folder)
-        open_rows = _rows_of_csv
+        open_rows: Callable[[Path], tuple[list[str], Iterator[dict[str, Any]]]] = _rows_of_csv
         if table.suffix == ".parquet":
             from data_pipelines.packing.sources.table_files import rows_of_parquet
 
@@ -83,6 +86,7 @@ class PathListSource(ListedSource):
         group_column = None
         if columns.group is not None:
             group_column = find_column(names, columns.group, (), table, "groups", "--group-column")
+            self.listing.group_key = group_column
         missing = num_unlabelled = 0
         for row in rows:
             path = _stripped(row.pop(path_column))
@@ -97,14 +101,21 @@ class PathListSource(ListedSource):
                 None if group_column is None else group_text(row.get(group_column), group_column, f"{table}: {path}")
             )
             metadata = json.dumps(row, default=str).encode() if row else b""
-            entry = Entry(path, size, 0, 0, self._metadata.append(metadata), len(metadata))
+            frames = self._dicom.entries(root / path, path)
+            if isinstance(frames, Skipped):
+                self.skipped.append(frames)
+                continue
+            place = self._metadata.append(metadata)
             kind = split_kind(str(split)) or str(split) or None if split is not None else None
             known = _label(label, are_numbers, table, path)
             num_unlabelled += known is None
-            self.listing.add(entry, membership(kind, known, group))
+            for entry in frames or [Entry(path, size)]:
+                entry = entry._replace(json_offset=place, json_size=len(metadata))
+                self.listing.add(entry, membership(kind, known, group))
             self.listing.note(metadata)
         if label_column is not None and num_unlabelled:
             self.notes.append(f"{num_unlabelled:,} images have no label in column {label_column}")
+        self.notes += self._dicom.notes()
         self._metadata.flush()
         self.listing.finish()
         if not len(self.listing):
@@ -151,6 +162,9 @@ class PathListSource(ListedSource):
     def _content(self, number: int) -> Content:
         entry = self.listing.entry(number)
         metadata = self._metadata.read(entry.json_offset, entry.json_size) if entry.json_size else None
+        image = self._dicom.content(self.root, entry)
+        if image is not None:
+            return Content(image, metadata)
         return Content(read_exactly(self.root / entry.path, entry.size), metadata)
 
 
@@ -209,7 +223,7 @@ def _rows_of_csv(table: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:
         raise ValueError(f"{table} is no list; a list of paths ends in {', '.join(_DELIMITERS)} or .parquet")
     file = table.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(file, delimiter=_DELIMITERS[table.suffix])
-    names = next(reader, [])
+    names = [name.strip() for name in next(reader, [])]
     if len(set(names)) < len(names) or not names:
         file.close()
         raise ValueError(f"{table} begins with {','.join(names)!r}; its first line must name the columns, each once")

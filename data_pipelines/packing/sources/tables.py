@@ -87,6 +87,7 @@ class TableSource:
         with open_table(self._files[0]) as table:
             self._layout = find_layout(table.schema, self._files[0], columns, labels)
             self.classes = _class_names(table.schema, self._layout.label)
+        self.listing.group_key = self._layout.group or self.listing.group_key
         unused = usual_columns(self._layout.metadata, LABEL_COLUMNS)
         if labels and self._layout.label is None and unused:
             self.notes.append(f"column {unused[0]} is neither text nor whole numbers: no label, but in the json")

@@ -11,11 +11,11 @@ import pytest
 from making import encode, picture, write_tar
 from packs import content, make_folder, make_shards, read_back
 
+from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.packing import describe as describe_module
 from data_pipelines.packing import write as write_module
 from data_pipelines.packing.listing import Entry, Listing, Membership
 from data_pipelines.packing.write import pack
-from data_pipelines.shards.dataset import open_dataset
 
 
 def write_lines(path: Path, *lines: object) -> Path:
@@ -182,7 +182,7 @@ def plan(count):
         path = f"class{number % 100}/an image of some name {number:09d}.jpg"
         listing.add(Entry(path, 100000), memberships[number % 100])
     listing.finish()
-    source = SimpleNamespace(listing=listing, memberships=memberships, skipped=[], classes=None)
+    source = SimpleNamespace(listing=listing, memberships=memberships, skipped=[], notes=[], classes=None)
     found = scan(source, val_share=0.1)
     settings = {"seed": 0, "samples_per_shard": 10000, "bytes_per_shard": 1 << 29}
     return found, [list(_cut(found, members, None, name, settings)) for name, members in found.splits.items()]

@@ -21,7 +21,7 @@ views: {{global_crops: [{{size: [32, 32]}}, {{size: [32, 32]}}], local_crops: {{
 encoder: {{family: vit, dim: 32, depth: 2, heads: 2, patch: 4}}
 method: {{name: dino, prototypes: 64}}
 optim: {{lr: {lr}}}
-train: {{steps: 200, batch_size: 24, accumulation: 2}}
+train: {{steps: 200, batch_size: 24, grad_accum_steps: 2}}
 engine: {{precision: fp32, zero_stage: 1}}
 """
 

@@ -1,0 +1,267 @@
+"""A data set of shards: the samples numbered through, and any of them read by its number."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import resource
+import time
+from bisect import bisect_right
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from weakref import WeakSet
+
+import numpy as np
+
+from data_pipelines.datasets.dataset_index import joint_place
+from data_pipelines.datasets.locations import Locations, Spec
+from data_pipelines.datasets.remote_index import open_any_index
+from data_pipelines.images.pixels import MAX_FILE_BYTES
+from data_pipelines.images.sample import Sample
+from data_pipelines.remote.cache import Cache, default_folder
+from data_pipelines.remote.remote_files import FileState, RemoteFile, Shard, mtime_version
+from data_pipelines.retry import patiently
+from data_pipelines.shards.index import NO_LABEL
+from data_pipelines.shards.shard import ShardChangedError, identify, open_shard
+
+_MAX_OPEN_SHARDS = 512  # of a data set
+_MIN_OPEN_SHARDS = 8
+_KEEP_SECONDS = 5.0
+_log = logging.getLogger(__name__)
+
+
+class Dataset:
+    """Samples 0 .. num_samples - 1 over a list of shards; safe to read from any number of threads.
+
+    Args:
+        shards: The tars, in the order in which their samples are numbered.
+        info: What `dataset.json` says, if there is one.
+        joint: Where the joint index of these shards lies, if not in the user's cache.
+        cache: Through which shards from elsewhere come.
+        stage: Let local shards come through it too, as their file system is slow.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        info: dict | None = None,
+        joint: Path | None = None,
+        cache: Cache | None = None,
+        stage: bool = False,
+    ) -> None:
+        self.shards = tuple(shards)
+        self.cache = cache or Cache(default_folder(stage))
+        self.index = open_any_index(self.shards, self.cache, joint)
+        self.fetches = stage or any(isinstance(shard, RemoteFile) for shard in self.shards)
+        self._stage = stage
+        self.shard_sizes: tuple[int, ...] = tuple(self.index.counts.tolist())
+        self.num_samples = len(self.index)
+        self._ends: list[int] = self.index.ends.tolist()
+        if not self.num_samples:
+            raise ValueError(
+                f"no sample in {len(self.shards)} shard(s), the first of them {self.shards[0]}; "
+                "a sample is a jpg, jpeg, png or webp member"
+            )
+        info = info or {}
+        self.mean: tuple[float, ...] | None = _tuple(info.get("mean"))  # per channel, of pixels in 0 .. 1
+        self.std: tuple[float, ...] | None = _tuple(info.get("std"))
+        self.classes: tuple[str, ...] | None = _tuple(info.get("classes"))
+        self.packed = _packed(info)  # samples by shard's name, as far as dataset.json tells
+        self.labels = self.index.labels  # (num_samples,) int32 or int64, -1 where unknown; perhaps a view of a file
+        if self.index.findings:
+            num_problems, num_shards = len(self.index.findings), len(self.shards)
+            _log.warning("%d of %d shards have problems; `selfsight verify` lists them", num_problems, num_shards)
+        self._open: OrderedDict[int, _OpenFile] = OrderedDict()
+        self._lock = Lock()
+        _datasets.add(self)
+
+    @cached_property
+    def checksum(self) -> str:
+        """A hash over the shards' names and digests: equal where the samples and their numbers are."""
+        digest = hashlib.sha256()
+        for number, name in enumerate(self.index.names):
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + self.index.digest(number).encode())
+        return digest.hexdigest()
+
+    @property
+    def num_image_bytes(self) -> int:
+        """Of all images, as stored."""
+        return int(self.index.image_bytes.sum())
+
+    def shards_of(self, samples: Sequence[int]) -> np.ndarray:
+        """The numbers of the shards that hold these samples."""
+        return np.searchsorted(self.index.ends, samples, side="right")
+
+    def key(self, sample: int) -> tuple[str, Shard]:
+        """The key and the shard of a sample."""
+        shard, row = self._locate(sample)
+        return self.index.entry(shard, row).key, self.shards[shard]
+
+    def read(self, sample: int) -> Sample:
+        """Read one sample.
+
+        Raises:
+            IndexError: `sample` is not one of 0 .. num_samples - 1.
+            DamageError: The stored index says of it what cannot be.
+            OSError: The file system goes on failing, see `patiently`; that is no property of the sample, so nobody
+                should skip it. Or the shard has shrunk.
+        """
+        shard, row = self._locate(sample)
+        entry = self.index.entry(shard, row)
+        size = min(entry.image_size, MAX_FILE_BYTES + 1)  # of what is larger, as much as tells that it is
+
+        def read() -> bytes:
+            file = self._file(shard)  # held for as long as it is read
+            return os.pread(file.descriptor, size, entry.image_offset)
+
+        image = patiently(self.shards[shard], "reading", read, self.close)
+        if len(image) < size:
+            raise ShardChangedError(self.shards[shard], "has shrunk")
+        return Sample(entry.key, self.shards[shard], image, None if entry.label == NO_LABEL else entry.label)
+
+    def check_unchanged(self, sample: int) -> None:
+        """Raise ShardChangedError if the shard of a sample has another size or time of change than its index."""
+        shard, _ = self._locate(sample)
+        place = self.shards[shard]
+        if self.fetched(shard) is not None or isinstance(place, RemoteFile):
+            return  # the cache has checked it, and nobody writes there
+        now, indexed = identify(place), self.index.identity(shard)
+        if now.size != indexed.size or (now.stamp != indexed.stamp and None not in (now.stamp, indexed.stamp)):
+            raise ShardChangedError(place, "has changed")
+
+    def over(self, shards: Sequence[Shard]) -> Dataset:
+        """A data set of other shards that is read in the same way."""
+        return Dataset(shards, cache=self.cache, stage=self._stage)
+
+    def close(self) -> None:
+        """Close the shards; a later read opens them again."""
+        with self._lock:
+            self._open.clear()
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _locate(self, sample: int) -> tuple[int, int]:
+        if not 0 <= sample < self.num_samples:
+            raise IndexError(f"sample {sample} of a data set of {self.num_samples}")
+        shard = bisect_right(self._ends, sample)  # of a list: four times as fast as NumPy for one number
+        return shard, sample - self._ends[shard] + self.shard_sizes[shard]
+
+    def fetched(self, shard: int) -> RemoteFile | None:
+        """What must come through the cache before shard number `shard` can be read; None: nothing."""
+        found = self.shards[shard]
+        size = int(self.index.sizes[shard])
+        if isinstance(found, RemoteFile):
+            return replace(found, state=replace(found.state, size=size))
+        if self._stage:
+            stamp = self.index.identity(shard).stamp
+            return RemoteFile(str(found.resolve()), FileState(size, None if stamp is None else mtime_version(stamp)))
+        return None
+
+    def _file(self, shard: int) -> _OpenFile:
+        with self._lock:
+            file = self._open.get(shard)
+            if file is not None:
+                self._open.move_to_end(shard)
+                file.keep(self.cache)
+                return file
+        # not under the lock: it may have to be fetched, and others are there already
+        file = _OpenFile(self.shards[shard], self.fetched(shard), self.cache)
+        with self._lock:
+            self._open[shard] = file
+            for number in [number for number, other in self._open.items() if other.is_removed()]:
+                del self._open[number]  # else its room on the disk would not come free
+            while len(self._open) > _most_open():
+                self._open.popitem(last=False)
+        return file
+
+
+_datasets: WeakSet[Dataset] = WeakSet()  # of this process
+
+
+def _most_open() -> int:
+    """Shards that each data set may keep open: together half of the files that the process may have, often 1,024."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return _MAX_OPEN_SHARDS
+    return min(_MAX_OPEN_SHARDS, max(_MIN_OPEN_SHARDS, limit // 2 // max(1, len(_datasets))))
+
+
+class _OpenFile:
+    """A file descriptor that closes once its last user lets go, which another thread's read may be."""
+
+    def __init__(self, shard: Shard, fetched: RemoteFile | None, cache: Cache) -> None:
+        self._fetched, self._kept = fetched, time.monotonic()
+        if fetched is not None:
+            self.descriptor = cache.open(fetched)
+        else:
+            assert isinstance(shard, Path)
+            self.descriptor = open_shard(shard)
+
+    def keep(self, cache: Cache) -> None:
+        """Let the cache know, now and then, that the file is in use."""
+        if self._fetched is not None and time.monotonic() - self._kept > _KEEP_SECONDS:
+            self._kept = time.monotonic()
+            cache.touch(self._fetched)
+
+    def is_removed(self) -> bool:
+        """Whether the cache has made room of it."""
+        return self._fetched is not None and os.fstat(self.descriptor).st_nlink == 0
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+def open_dataset(spec: Spec, split: str = "train", *, cache: Cache | None = None, stage: bool = False) -> Dataset:
+    """Open the shards that `spec` names.
+
+    Args:
+        spec: A folder, of which `{split}-*.tar` is taken in the order of the names; or a path with
+            `*`, `?` or `[...]` in it; or one with braces such as `x-{000..009}.tar`; or one tar; or any of these at a
+            URL; or a list of such.
+        split: Of a folder only.
+        cache: Through which shards from elsewhere come; default: one in its usual place.
+        stage: Let local shards come through it too.
+
+    Raises:
+        FileNotFoundError: There are no such shards; the message says what there is.
+        ValueError: A shard is named twice, or no shard holds a sample.
+        OSError: A place elsewhere cannot be reached; see `fetch.pieces`.
+    """
+    cache = cache or Cache(default_folder(stage))
+    locations = Locations(cache)
+    shards = locations.find(spec, split)
+    repeated = [shard for shard, count in Counter(shards).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{repeated[0]} is named more than once; name every shard once")
+    folder = Path(spec).expanduser() if isinstance(spec, str | Path) else None
+    joint = joint_place(folder, split) if folder is not None and folder.is_dir() else None
+    return Dataset(shards, locations.describe(shards[0]), joint, cache, stage)
+
+
+def find_shards(spec: Spec, split: str = "train", cache: Cache | None = None) -> list[Shard]:
+    """The tars that `spec` names, in order; see `open_dataset`."""
+    return Locations(cache or Cache()).find(spec, split)
+
+
+def _packed(info: dict) -> dict[str, int]:
+    try:
+        return {shard["name"]: int(shard["samples"]) for split in info["splits"].values() for shard in split["shards"]}
+    except (KeyError, TypeError, AttributeError, ValueError):  # none that `selfsight pack` wrote
+        return {}
+
+
+def _tuple(values: list | None) -> tuple | None:
+    return None if values is None else tuple(values)
