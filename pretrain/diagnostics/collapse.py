@@ -14,8 +14,8 @@ EARLY_STEPS = 50  # of which nothing can be told yet
 Since = Callable[[Moment], bool]
 
 
-def collapse_rules(config: Config, timeline: Timeline, vocabulary: int | None = None) -> list[Rule]:
-    """The alarms that a run's method can give. `vocabulary`: codes of the tokenizer, where codes are predicted.
+def collapse_rules(config: Config, timeline: Timeline, vocab_size: int | None = None) -> list[Rule]:
+    """The alarms that a run's method can give. `vocab_size`: codes of the tokenizer, where codes are predicted.
 
     Early steps are spared: every DINO run starts at ln K, and every reconstruction at the mean.
     """
@@ -52,8 +52,8 @@ def collapse_rules(config: Config, timeline: Timeline, vocabulary: int | None = 
     ]
     if isinstance(method, DinoConfig):
         rules += _dino_rules(method, since)
-    if isinstance(method, MimConfig) and vocabulary is not None:
-        rules.append(_at_ln_k("loss", vocabulary, f"codes ({vocabulary})", "Lower or raise optim.lr", since))
+    if isinstance(method, MimConfig) and vocab_size is not None:
+        rules.append(_at_ln_k("loss", vocab_size, f"codes ({vocab_size})", "Lower or raise optim.lr", since))
     if isinstance(method, MaeConfig | MimConfig):
         rules += _reconstruction_rules(method, since)
     if isinstance(method, DvaeConfig | VqkdConfig):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pretrain.diagnostics import watch
+from pretrain.diagnostics.alarms import Alarms
 from pretrain.diagnostics.knn import OnlineKnn, open_data
 from pretrain.diagnostics.watch import Diagnostics
 
@@ -21,6 +22,7 @@ def test_one_rank_decides_whether_it_is_measured(tmp_path: Path, monkeypatch: py
     for first, other in (((None, "off"), ("shards", "on")), (("shards", "on"), (None, "off"))):
         here = object.__new__(Diagnostics)  # a rank that has found something else than the first
         here.folder, here.rank, here.device = tmp_path, 1, torch.device("cpu")
+        here.alarms = Alarms([])
         here.knn = object.__new__(OnlineKnn)
         here.knn.found = other
         told = {"host": "a", "skipped": [], "knn": first}
