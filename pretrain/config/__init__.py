@@ -1,19 +1,8 @@
-"""The typed sections of a configuration (imports no torch): `run` ties together `encoders` and `methods`."""
+"""The typed sections of a configuration (imports no torch): `sections` ties them together."""
 
 from __future__ import annotations
 
 from pretrain.config.diagnostics import ALARMS, AlarmName, DiagnosticsConfig
-from pretrain.config.encoders import (
-    BeitConfig,
-    EncoderConfig,
-    PvtConfig,
-    PvtV2Config,
-    SwinConfig,
-    TimmConfig,
-    TwinsConfig,
-    UmMaeSwinConfig,
-    VitConfig,
-)
 from pretrain.config.methods import (
     AggregationConfig,
     DinoConfig,
@@ -35,12 +24,12 @@ from pretrain.config.sections import (
     TrackingConfig,
     TrainConfig,
 )
+from pretrain.encoders.registry import EncoderConfig
 
 __all__ = [
     "ALARMS",
     "AggregationConfig",
     "AlarmName",
-    "BeitConfig",
     "CacheConfig",
     "CheckpointConfig",
     "Config",
@@ -56,14 +45,7 @@ __all__ = [
     "MethodConfig",
     "MimConfig",
     "OptimConfig",
-    "PvtConfig",
-    "PvtV2Config",
-    "SwinConfig",
-    "TimmConfig",
     "TrackingConfig",
     "TrainConfig",
-    "TwinsConfig",
-    "UmMaeSwinConfig",
-    "VitConfig",
     "VqkdConfig",
 ]

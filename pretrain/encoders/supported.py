@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
-from pretrain.config import (
-    BeitConfig,
-    Config,
-    EncoderConfig,
-    PvtConfig,
-    PvtV2Config,
-    SwinConfig,
-    TimmConfig,
-    TwinsConfig,
-    UmMaeSwinConfig,
-    VitConfig,
-)
+from collections.abc import Mapping
+from typing import Any
+
+from pretrain.config import Config, EncoderConfig
 from pretrain.config.combinations import check_units
 from pretrain.config.load import ConfigError
-from pretrain.encoders import FAMILIES
-from pretrain.encoders.timm.survey import survey, why_not_size
+from pretrain.encoders.registry import FAMILIES, LEFT_OUT, family_of
+from pretrain.encoders.spec import EncoderSpec
 
 #: Columns of the table.
 METHODS = ("mae", "mim", "dino", "probe")
-#: Rows of the table: one or more of every family, and timm models of many kinds.
-EXAMPLES: dict[str, EncoderConfig] = {
-    "vit": VitConfig(),
-    "vit, distillation_token": VitConfig(distillation_token=True),
-    "beit": BeitConfig(),
-    "swin": SwinConfig(),
-    "swin, version=2": SwinConfig(version=2),
-    "um_mae_swin": UmMaeSwinConfig(),
-    "pvt": PvtConfig(),
-    "pvt, reduction=pool": PvtConfig(reduction="pool"),
-    "pvt_v2": PvtV2Config(),
-    "pvt_v2, linear": PvtV2Config(linear=True),
-    "twins": TwinsConfig(),
-    **{
-        f"timm:{name}": TimmConfig(model=name)
-        for name in (
-            "cait_xxs24_224",
-            "coatnet_0_rw_224",
-            "convit_tiny",
-            "convnext_tiny",
-            "crossvit_9_240",
-            "focalnet_tiny_srf",
-            "hiera_tiny_224",
-            "mixer_s32_224",
-            "mobilevit_xxs",
-            "resnet50",
-        )
-    },
-}
+
+
+def _row(spec: EncoderSpec, settings: Mapping[str, Any]) -> tuple[str, EncoderConfig]:
+    config = spec.config(**settings)
+    told = [key if value is True else f"{key}={value}" for key, value in settings.items()]
+    return ", ".join([spec.name, *told]) if spec.label(config) == spec.name else spec.label(config), config
+
+
+#: Rows of the table: one or more of every family.
+EXAMPLES: dict[str, EncoderConfig] = dict(
+    _row(spec, example.settings) for spec in FAMILIES.values() for example in spec.examples
+)
 LOCAL_CROP = (96, 96)  # px; what DINO's second kind of crop has in the table
 
 
@@ -64,13 +39,13 @@ def why_not(
 
     image_size: h, w in px that it is built for; default: what timm says. local_size: of DINO's local crops.
     """
-    family = FAMILIES[type(encoder)]
+    family = family_of(encoder)
     if method == "mae" and family.drop_layout == "none":
         return "takes whole images only"
-    if not isinstance(encoder, TimmConfig):
+    if family.survey is None:
         return None
     try:
-        found = survey(encoder, image_size, channels)
+        found = family.survey_of(encoder, image_size, channels)
     except ValueError as error:
         return str(error)
     if method == "mim":
@@ -78,7 +53,7 @@ def why_not(
     if method == "vqkd" and found.grid is None:
         return "its features form no map"
     if method == "dino" and local_size is not None and local_size != found.image_size:
-        reason = why_not_size(encoder, found.image_size, channels, local_size)
+        reason = family.why_not_size(encoder, found.image_size, channels, local_size)
         if reason is not None:
             return (
                 f"takes crops of one size only, and {local_size[0]}x{local_size[1]} px is another than "
@@ -96,11 +71,11 @@ def check_encoder(config: Config) -> None:
     if encoder is None:
         return
     size, local = config.views.global_size, config.views.local_crops
-    name = f"encoder timm:{encoder.model}" if isinstance(encoder, TimmConfig) else f"encoder {encoder.family}"
-    found = None
-    if isinstance(encoder, TimmConfig):
+    family, found = family_of(encoder), None
+    name = f"encoder {family.label(encoder)}"
+    if family.survey is not None:
         try:
-            found = survey(encoder, size, config.data.channels)
+            found = family.survey_of(encoder, size, config.data.channels)
         except ValueError as error:
             raise ConfigError(str(error)) from error
     reason = why_not(encoder, method.name, size, None if local is None else local.size, config.data.channels)
@@ -133,7 +108,7 @@ def check_encoder(config: Config) -> None:
 
 def _hint(method: str, size: tuple[int, int]) -> str:
     return {
-        "mae": "The families vit, beit, swin, um_mae_swin, pvt, pvt_v2 and twins go with MAE",
+        "mae": "`selfsight encoders` shows which go with MAE",
         "mim": "`selfsight encoders` shows which encoders do",
         "dino": f"Use local crops of the global size (views.local_crops.size=[{size[0]}, {size[1]}]), or none "
         "(views.local_crops=null)",
@@ -156,4 +131,4 @@ def table() -> str:
     for name, encoder in EXAMPLES.items():
         cells = " | ".join(cell(encoder, method) for method in METHODS)
         lines.append(f"| `{name}` | {cells} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"\n{line}" for line in LEFT_OUT.values())])

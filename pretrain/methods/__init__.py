@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from pretrain.config import Config, DinoConfig, DvaeConfig, MaeConfig, MethodConfig, MimConfig, TimmConfig, VqkdConfig
+from pretrain.config import Config, DinoConfig, DvaeConfig, MaeConfig, MethodConfig, MimConfig, VqkdConfig
 from pretrain.config.load import ConfigError
 from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
 from pretrain.encoders import build_encoder
 from pretrain.encoders.load import load_any
 from pretrain.encoders.saved import read_card
+from pretrain.encoders.timm.config import TimmConfig
 from pretrain.encoders.timm.survey import survey, why_not_size
 from pretrain.engines.schedules import Timeline
 from pretrain.methods.base import Method, Normalisation
