@@ -85,7 +85,7 @@ class PythonStream:
         return int(self.random() * count)
 
 
-if TYPE_CHECKING or not native.BUILT:
+if TYPE_CHECKING or not native.BUILT:  # noqa: SIM108 (mypy takes no conditional expression for a type)
     Stream = PythonStream
 else:
     #: The same in C: drawing holds the interpreter's lock, so that its pace limits threads.
