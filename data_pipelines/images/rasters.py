@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from data_pipelines.images.npy import MAGIC, look_at_npy, read_npy
-from data_pipelines.images.parts import Picture
 from data_pipelines.images.pixels import Header
 from data_pipelines.images.png import is_deep_png, look_at_png, read_png
+from data_pipelines.images.regions import Picture
 from data_pipelines.images.tiff import MAGICS, look_at_tiff, read_tiff
 
 
