@@ -28,7 +28,7 @@ from pretrain.engines.engine import choose_device, import_deepspeed, initialise_
 from pretrain.engines.schedules import Timeline
 from pretrain.interop.initialise import check_init_from
 from pretrain.methods import check_sources, export_folder
-from pretrain.stream.datasets import held_out_line, open_datasets, sampler_of
+from pretrain.stream.datasets import data_lines, open_datasets, sampler_of
 from pretrain.stream.loading import resolve_backend
 from pretrain.stream.normalisation import choose_normalisation, keep_normalisation, resolve_normalisation
 from pretrain.survival.history import recorded_end
@@ -125,7 +125,7 @@ def resolve(config: Config, datasets: Sequence[Dataset]) -> tuple[Config, list[s
     num_samples = sum(dataset.num_samples for dataset in datasets)
     config, chosen = resolve_auto(config, num_samples, begun_config(config))
     config, known = resolve_normalisation(config)
-    chosen += known + left_out_line(config.views, config.data.channels) + held_out_line(config.data, datasets)
+    chosen += known + left_out_line(config.views, config.data.channels) + data_lines(config.data, datasets)
     return keep_normalisation(resolve_backend(config), datasets), chosen
 
 

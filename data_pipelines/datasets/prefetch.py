@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.remote.cache_folder import gigabytes
 from data_pipelines.remote.fetch import CancelledError, cancel_on
 
 PREFETCH_STEPS = 1000  # steps
@@ -156,6 +155,8 @@ class ShardPrefetcher:
             return
         needed, share = sum(map(_size, shards)), _share(shards[0].dataset)
         if needed > share:
+            from data_pipelines.remote.cache_folder import gigabytes
+
             self._warned = True
             _log.warning(
                 "one step reads %d shards of %s together, and this process's share of the cache is %s: shards will be "

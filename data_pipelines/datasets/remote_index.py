@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.datasets.dataset_index import open_index
 from data_pipelines.remote.cache import Cache, key_of
 from data_pipelines.remote.cache_folder import gigabytes
 from data_pipelines.remote.remote_files import RemoteFile, Shard
@@ -31,8 +30,8 @@ _log = logging.getLogger(__name__)
 IndexSource = Callable[[], Index]
 
 
-def open_any_index(shards: Sequence[Shard], cache: Cache, place: Path | None = None) -> Index:
-    """The index of all the shards in this order, wherever they lie.
+def open_remote_index(shards: Sequence[Shard], cache: Cache) -> Index:
+    """The index of all the shards in this order, wherever each of them lies.
 
     Of a remote folder `SPLIT.index` is fetched, else `SHARD.tar.index` for each shard, else the shards themselves, of
     which one is then built and kept. What is published must fit the sizes that are known of the shards.
@@ -40,11 +39,7 @@ def open_any_index(shards: Sequence[Shard], cache: Cache, place: Path | None = N
     Args:
         shards: The tars.
         cache: What comes from elsewhere comes through it.
-        place: Where the joint index of local shards lies.
     """
-    local = [shard for shard in shards if isinstance(shard, Path)]
-    if len(local) == len(shards):
-        return open_index(local, place)
     joint = _joint_indexes(shards, cache)
     for index in joint.values():
         if len(index.names) == len(shards) and all(map(partial(_fits, index), range(len(shards)), shards)):

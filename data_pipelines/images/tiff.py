@@ -32,7 +32,6 @@ from data_pipelines.images.regions import Picture
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it tells of damage there, and no sample's name
 
-MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 #: Those whose decoders are told how much to write; JPEG and its like take what their own headers say.
 _COMPRESSIONS = (
     COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS,
