@@ -1,0 +1,1 @@
+"""Selfsight in Python."""
