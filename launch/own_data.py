@@ -241,5 +241,6 @@ def _say_of_probes(found: ImagesSummary, data: str, run: str, grouping: Grouping
         return
     say(
         f"labels of {found.classes} classes are for the probe only; afterwards "
-        f"`selfsight probe {run} --data {shlex.quote(data)}{options}` tests on the {found.splits[held]:,} images of {held}"
+        f"`selfsight probe {run} --data {shlex.quote(data)}{options}` "
+        f"tests on the {found.splits[held]:,} images of {held}"
     )
