@@ -95,6 +95,12 @@ def shards_of(data: str, grouping: Grouping, say: Callable[[str], None], progres
     return data
 
 
+def name_for(data: str) -> str:
+    """What a run on `data` is called where neither a preset nor the user names it."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data).expanduser().resolve().stem)
+    return name.strip("-._") or "images"
+
+
 def found_line(found: ImagesSummary) -> str:
     """What was found, in a line."""
     channels = ", ".join(f"{count} with {number}" for number, count in found.channels.items())
@@ -135,10 +141,7 @@ def _choose(
 
     settings: dict[str, Any] = {}
     if preset is None and "name" not in given:
-        settings["name"] = re.sub(
-            r"[^A-Za-z0-9._-]+|^[^A-Za-z0-9]+", "-", Path(data).expanduser().resolve().stem
-        ).strip("-._")
-        settings["name"] = settings["name"] or "images"
+        settings["name"] = name_for(data)
     name = given.get("name") or settings.get("name") or preset
     stored = Path(given.get("runs", "runs")) / str(name) / "config.yaml"
     begun = read_yaml(stored) if stored.is_file() else None
