@@ -1,5 +1,7 @@
-"""What pyproject.toml cannot say: that `import selfsight` is the folder launch/facade, and the parts in C. Of these each
-may be missing: everything works without them, slower."""
+"""What pyproject.toml cannot say: that `import selfsight` is the folder launch/facade, and the parts in C.
+
+Each of these may be missing: everything works without them, slower.
+"""
 
 from __future__ import annotations
 
