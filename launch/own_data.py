@@ -42,6 +42,10 @@ def prepare(preset: str | None, overrides: Sequence[str], data: str | None, grou
     """
     from pretrain.config.load import load_noting
 
+    if preset is not None and "=" in preset:  # the first of the overrides, where no preset is named
+        preset, overrides = None, [preset, *overrides]
+    if preset is not None and data is None and holds_images(preset):
+        raise ValueError(f"{preset} is no preset but images; name them as --data {shlex.quote(preset)}")
     ranks = rank_environment(os.environ)
     say: Callable[[str], None] = print if ranks.rank == 0 else lambda line: None
     given = dict(override.partition("=")[::2] for override in overrides)
