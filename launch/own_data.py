@@ -164,9 +164,21 @@ def _choose(
         settings |= {key: _stored(begun, key, value) for key, value in choice.settings.items()}
     else:
         settings |= choice.settings
+        settings["optim.warmup_epochs"] = _warmup(settings, given, found.number)
         for reason in choice.reasons:
             say(f"  {reason}")
     return choice.preset, settings
+
+
+def _warmup(settings: dict[str, Any], given: dict[str, str], number: int) -> float:
+    """A tenth of the run in epochs, as long as the user makes it."""
+    try:
+        if given.get("train.steps", "null") == "null":
+            return float(given.get("train.epochs", settings["train.epochs"])) / 10
+        batch = float(given.get("train.batch_size", settings["train.batch_size"]))
+        return round(float(given["train.steps"]) / max(number // batch, 1) / 10, 4)
+    except ValueError:  # no number: the schema says what is wrong with it
+        return float(settings["optim.warmup_epochs"])
 
 
 def _start_of(given: dict[str, str]) -> Start | None:
