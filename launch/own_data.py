@@ -165,7 +165,9 @@ def _choose(
     else:
         settings |= choice.settings
         settings["optim.warmup_epochs"] = _warmup(settings, given, found.number)
-        for reason in choice.reasons:
+        for reason in (
+            choice.reasons[:-1] if {"train.epochs", "train.steps", "train.batch_size"} & set(given) else choice.reasons
+        ):
             say(f"  {reason}")
     return choice.preset, settings
 

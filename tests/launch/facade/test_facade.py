@@ -25,8 +25,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> selfsight.Model:
-    from pretrain.config import VitConfig
     from pretrain.encoders.saved import EncoderCard, fresh_encoder, save_encoder
+    from pretrain.encoders.vit.config import VitConfig
 
     card = EncoderCard(
         VitConfig(size="tiny", dim=32, depth=2, heads=2, patch=8),
