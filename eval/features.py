@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, overload
 
 import torch
 from einops import rearrange
@@ -93,6 +93,25 @@ def centred(train: FeatureSet, val: FeatureSet) -> tuple[FeatureSet, FeatureSet]
         return replace(features, inputs=inputs)
 
     return subtract(train), subtract(val)
+
+
+class Keys(Sequence[str]):
+    """The names of the samples of these `ids` (n,), looked up when they are asked for: a data set may have millions."""
+
+    def __init__(self, dataset: Dataset, ids: Tensor) -> None:
+        self._dataset, self._ids = dataset, ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> Keys: ...
+    def __getitem__(self, place: int | slice) -> str | Keys:
+        if isinstance(place, slice):
+            return Keys(self._dataset, self._ids[place])
+        return self._dataset.key(int(self._ids[place]))[0]
 
 
 class _Rows:

@@ -42,10 +42,10 @@ def _whole_groups(labels: Tensor, groups: Tensor, share: float, generator: torch
     pairs, num = (of_group * len(classes) + of_class).unique(return_counts=True)  # a row a group and class that meet
     of_pair = torch.stack([pairs // len(classes), pairs % len(classes), num], dim=1)
     members: list[list[tuple[int, int]]] = [[] for _ in names]  # (class, samples) of each group
-    meet: list[list[tuple[int, int]]] = [[] for _ in classes]  # (group, samples) of each class
+    meet: list[list[int]] = [[] for _ in classes]  # groups of each class
     for group, label, count in of_pair.tolist():
         members[group].append((label, count))
-        meet[label].append((group, count))
+        meet[label].append(group)
     kept = torch.bincount(of_class, minlength=len(classes)).tolist()
     wanted = [_wanted(share, total) for total in kept]
     held = [0] * len(classes)
@@ -61,13 +61,15 @@ def _whole_groups(labels: Tensor, groups: Tensor, share: float, generator: torch
         """Whether every class of the group goes on having samples to learn from."""
         return not out[group] and all(kept[label] > count for label, count in members[group])
 
+    def excess(group: int) -> int:
+        """Samples that would be held out beyond what is wanted of their classes."""
+        return sum(max(0, held[label] + count - wanted[label]) for label, count in members[group])
+
     for label in sorted(range(len(classes)), key=lambda label: (len(meet[label]), label)):
-        order = torch.randperm(len(meet[label]), generator=generator).tolist()
-        for group, count in (meet[label][place] for place in order):
-            if held[label] + count <= wanted[label] and may_go(group):
+        order = [meet[label][place] for place in torch.randperm(len(meet[label]), generator=generator).tolist()]
+        for group in order:
+            if not excess(group) and may_go(group):
                 hold_out(group)
-        if not held[label]:  # even the smallest group is more than the share
-            free = [(count, place) for place, (group, count) in enumerate(meet[label]) if may_go(group)]
-            if free:
-                hold_out(meet[label][min(free)[1]][0])
+        if not held[label] and (free := [group for group in order if may_go(group)]):
+            hold_out(min(free, key=excess))  # each is more than the share
     return out[of_group]

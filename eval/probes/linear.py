@@ -278,7 +278,7 @@ def _fit(
     batch_size = _batch_size(recipe, len(rows))
     first = (torch.randn(num_classes, dim, generator=generator) * 0.01).to(device)
     scaling = {kind: _statistics(features[kind.input], rows, device) for kind in kinds if kind.standardised}
-    weight = repeat(first, "c d -> k (c h) d", k=num_kinds, h=num_rates)
+    weight = repeat(first, "c d -> k (c h) d", k=num_kinds, h=num_rates).contiguous()
     bias = weight.new_zeros(num_kinds, num_classes * num_rates, 1)
     heads = _Classifiers(kinds, weight, bias, scaling, num_classes)
     rate_of_row = repeat(rates * batch_size / 256, "k h -> k (c h) 1", c=num_classes)
@@ -323,7 +323,7 @@ def run(store: Store, settings: LinearRecipe) -> Scores:
     """Accuracy of the chosen head, the mean over seeds, and how it was chosen among all inputs."""
     train, val = store.train, store.val
     found = linear_probe(
-        train.inputs, train.labels, val.inputs, val.labels, num_classes=store.num_classes,
+        train.inputs, train.labels, val.inputs, val.labels, num_classes=store.num_classes, groups=train.groups,
         recipe=settings, seeds=store.seeds, device=store.device, progress=store.progress,
     )  # fmt: skip
     return {
