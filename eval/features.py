@@ -129,9 +129,10 @@ class _Rows:
         self.filled += len(values)
         self.beside.append(beside)
 
-    def columns(self) -> Iterator[Tensor]:
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
         """What stands beside the rows: labels, ids and digests, (n,) int64 each."""
-        return (torch.cat(parts) for parts in zip(*self.beside, strict=True))
+        labels, ids, digests = (torch.cat(parts) for parts in zip(*self.beside, strict=True))
+        return labels, ids, digests
 
 
 def _last_blocks(features: Features) -> list[Features]:

@@ -22,7 +22,7 @@ def read_groups(train: Dataset, val: Dataset, held_out: str, field: str) -> tupl
     """
     numbers: dict[str, int] = {}
     found = [_groups_of(split, field, numbers) for split in (train, val)]
-    both = np.intersect1d(*found)
+    both = np.intersect1d(found[0], found[1])
     both = both[both != NO_GROUP]
     if len(both):
         names = {number: name for name, number in numbers.items()}

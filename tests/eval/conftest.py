@@ -10,7 +10,10 @@ from PIL import Image
 
 
 def _write_shard(path, labels, seed=0, side=16, names=None, jsons=None):
-    """A shard of PNGs whose brightness follows the label; None is left out, others are named by `names`; `jsons` one each."""
+    """A shard of PNGs whose brightness follows the label; None is left out.
+
+    names: what labels are called instead. jsons: of each image, its `.json`.
+    """
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:

@@ -20,7 +20,7 @@ def scores(top1, *features):
         "num_val": 10_000,
         "headline": features[0],
         "dim": 192,
-        "knn": {name: by_k for name in features},
+        "knn": dict.fromkeys(features, by_k),
         "linear": {
             **shares(top1 + 0.1),
             "top1_of_seed": {"0": 0.51, "1": 0.5, "2": 0.49},
@@ -29,7 +29,7 @@ def scores(top1, *features):
                 "input": "class of last 4", "standardised": True, "learning_rate": 0.1, "held_out": 0.52,
                 "held_out_loss": 1.4,
             },
-            "best_of_input": {name: 0.5 for name in features},
+            "best_of_input": dict.fromkeys(features, 0.5),
             "at_grid_edge": True,
             "batch_size": 1024,
         },
