@@ -60,8 +60,8 @@ def extract(
         pixels = images.to(device).float().div_(torch.iinfo(images.dtype).max)
         features = encoder(pixels.sub_(shift).div_(scale), layers=earlier)
         if not names:
-            names, pooled_as = _layout(features)
-        rows.add(_columns(features, "pooled" in names), labels, ids, digests)
+            names, pooled_as = layout(features)
+        rows.add(columns_of(features, "pooled" in names), labels, ids, digests)
     return FeatureSet(
         {name: rows.matrix[: rows.filled, columns] for name, columns in names.items()},
         pooled_as,
@@ -146,8 +146,8 @@ def _summary(features: Features) -> Tensor:
     return features.tokens.mean(dim=1) if features.prefix_tokens is None else features.prefix_tokens[:, 0]
 
 
-def _layout(features: Features) -> tuple[dict[str, slice], str]:
-    """Which columns of `_columns` each input takes, and which of them is the pooled feature."""
+def layout(features: Features) -> tuple[dict[str, slice], str]:
+    """Which columns of `columns_of` each input takes, and which of them is the pooled feature."""
     width, count = features.tokens.shape[-1], len(_last_blocks(features))
     end, last = count * width, (count - 1) * width
     if features.prefix_tokens is None:
@@ -165,7 +165,7 @@ def _layout(features: Features) -> tuple[dict[str, slice], str]:
     return names | {"pooled": slice(end, end + features.pooled.shape[1])}, "pooled"
 
 
-def _columns(features: Features, with_pooled: bool) -> Tensor:
+def columns_of(features: Features, with_pooled: bool) -> Tensor:
     parts = [_summary(block) for block in _last_blocks(features)]
     if features.prefix_tokens is not None:
         parts.append(features.tokens.mean(dim=1))

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from launch.data_commands import Progress
+from data_pipelines.packing.grouping import Grouping
+from launch.data_commands import GroupColumn, GroupPattern, Progress, ValShare
 
 PROBE_EXAMPLES = (
     "Examples:\n\n[bold]selfsight probe runs/mae_vit_cifar_cpu --data shards/[/]\n\n"
@@ -18,7 +19,9 @@ PROBE_EXAMPLES = (
 
 def probe(
     target: Annotated[str, typer.Argument(help="A run, a checkpoint or an encoder folder, or timm:MODEL.")],
-    data: Annotated[str, typer.Option(help="Labelled shards with a train and a val split.")],
+    data: Annotated[
+        str, typer.Option(help="Labelled shards with a train and a val split; or images as `pack` takes: packed once.")
+    ],
     val_data: Annotated[str | None, typer.Option(help="The val split, where it is not in DATA.")] = None,
     out: Annotated[Path | None, typer.Option(help="The JSON file; default: eval/ of the run.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -42,10 +45,13 @@ def probe(
     follow: Annotated[
         bool, typer.Option("--follow", help="Probe the milestone checkpoints of a run while it is trained.")
     ] = False,
+    val_share: ValShare = 0.0,
+    group_pattern: GroupPattern = None,
+    group_column: GroupColumn = None,
     progress: Progress = True,
 ) -> None:
     """Measure a frozen encoder: k-NN, linear and further probes, beside chance, raw pixels and an untrained one."""
-    _refuse_early(target, data)
+    data = _refuse_early(target, data, Grouping(val_share, group_pattern, group_column))
     from rich.console import Console
 
     from eval.probe import run_probe
@@ -87,11 +93,14 @@ def probe(
     refresh(target)
 
 
-def _refuse_early(target: str, data: str) -> None:
-    """What is not there is told before torch is imported, which takes seconds."""
+def _refuse_early(target: str, data: str, grouping: Grouping) -> str:
+    """The shards to probe on; what is not there is told before torch is imported, which takes seconds."""
     from data_pipelines.datasets.dataset import find_shards
+    from launch.own_data import shards_of
     from pretrain.encoder_folder import check_target
 
     check_target(target)
+    data = shards_of(data, grouping, partial(typer.echo, err=True))
     if "://" not in data:
         find_shards(data)
+    return data

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from einops import rearrange, repeat
-from pretrain.encoders.layouts import Imported
 from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.config import DinoConfig, MaeConfig, MaskConfig, MimConfig
 from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Encoder, Mask
+from pretrain.encoders.layouts import Imported
 from pretrain.encoders.saved import load_encoder
 from pretrain.encoders.vit.config import VitConfig
 from pretrain.engines.optim import set_rates
