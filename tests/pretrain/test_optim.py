@@ -65,7 +65,7 @@ def test_only_matrices_decay(row: str, shards: Path, tmp_path: Path) -> None:
 def test_decay_reaches_beits_mask_token_and_tables(relative_positions: str, tmp_path: Path) -> None:
     """unilm and SimMIM's ViT spare class token, absolute positions, biases and what has one dimension, no more."""
     data = config_data("mim", "vit", tmp_path, tmp_path)
-    shape = {"dim": 32, "depth": 2, "heads": 2, "patch": 8}
+    shape = {"dim": 32, "depth": 2, "heads": 2, "patch": 4}
     data["encoder"] = {"family": "beit", "absolute_positions": True, "relative_positions": relative_positions, **shape}
     method = build_method(parse_config(data), NORMALISATION, Timeline(8, 4.0))
     groups = parameter_groups(method, 1.0)
