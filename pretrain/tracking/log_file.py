@@ -46,7 +46,7 @@ def logged(folder: Path) -> Iterator[None]:
         file = (folder / LOG).open("a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         print(f"{folder / LOG} can't be written ({error.strerror}); training goes on without it", flush=True)
-        file = Path(os.devnull).open("a", encoding="utf-8")
+        file = Path(os.devnull).open("a", encoding="utf-8")  # noqa: SIM115
     before = sys.stdout, sys.stderr
     file.write(f"--- started {time.strftime('%Y-%m-%d %H:%M:%S %z')} ---\n")
     sys.stdout, sys.stderr = (LoggedStream(stream, file) for stream in before)  # type: ignore[assignment]
