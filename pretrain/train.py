@@ -73,7 +73,7 @@ class Trainer:
             pin_memory=device.type == "cuda",
             bad_samples=BadSampleLog(folder / "bad_samples" / f"rank-{rank:05d}.jsonl"),
         )
-        check_ranks_agree(self.loader, normalisation, world_size, device)
+        check_ranks_agree(self.loader, normalisation, world_size, device, config.method)
         self.timeline = Timeline.of(config.train, sampler.steps_per_epoch)
         check_warmup(config.optim, self.timeline)
         self.lr = learning_rate(config.optim, config.train.batch_size, self.timeline)
