@@ -31,12 +31,17 @@ def probe(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Of probes that are trained by steps, such as linear.")] = 100,
     seeds: Annotated[int, typer.Option(min=1, help="Number of linear probes; their spread is reported.")] = 3,
+    logistic: Annotated[bool, typer.Option("--logistic", hidden=True, help="The same as --also logistic.")] = False,
     full: Annotated[bool, typer.Option("--full", help="The whole grid of probes that have one, as logistic.")] = False,
     untrained_seeds: Annotated[int, typer.Option(min=1, help="Untrained encoders to compare with.")] = 1,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
     project: Annotated[str | None, typer.Option(help="Of wandb, for a TARGET that is no run.")] = None,
     group: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="A field of each sample's .json: those of one value, as of one patient, stay together."),
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Probe the milestone checkpoints of a run while it is trained.")
     ] = False,
@@ -60,8 +65,10 @@ def probe(
         device=device,
         epochs=epochs,
         seeds=range(seeds),
-        also=also or (),
+        # as before there were other probes: the whole grid is logistic regression's unless another probe is named
+        also=[*(also or ()), *(["logistic"] if logistic or (full and not also) else [])],
         full=full,
+        group_by=group_by,
         untrained_seeds=range(untrained_seeds),
         image_size=image_size,
         batch_size=batch_size,

@@ -111,7 +111,7 @@ def _details(found: Sequence[object]) -> None:
     for setting in found:
         assert isinstance(setting, Setting)
         default = default_of(setting)
-        lines = (
+        lines: tuple[str, ...] = (
             meaning(setting),
             f"takes    {takes(setting.annotation)}",
             f"default  {'none: it has to be set' if default is None else default}",
