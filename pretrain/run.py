@@ -25,7 +25,7 @@ from pretrain.config.load import check_batch
 from pretrain.diagnostics import TroubleError, named_data
 from pretrain.encoders.supported import check_encoder
 from pretrain.engines.engine import choose_device, import_deepspeed, initialise_distributed
-from pretrain.engines.schedules import Timeline
+from pretrain.engines.schedules import Timeline, check_warmup
 from pretrain.interop.initialise import check_init_from
 from pretrain.methods import check_sources, export_folder
 from pretrain.stream.datasets import data_lines, open_datasets, sampler_of
@@ -65,6 +65,7 @@ def pretrain(
     folder = check_run_folder(config)
     normalisation = choose_normalisation(config, datasets)
     sampler = sampler_of(config, datasets)
+    check_warmup(config.optim, Timeline.of(config.train, sampler.steps_per_epoch))  # before anything is written
     # of many ranks, some might not see the files of the others' last start yet: those go the long way, together
     if os.environ.get("WORLD_SIZE", "1") == "1" and is_finished(folder, config, sampler):
         what = export_folder(config.method)

@@ -20,6 +20,7 @@ from pretrain.config.yaml_file import read_yaml
 from pretrain.encoders.registry import expand_encoder
 
 PRESETS = Path(__file__).parents[1] / "presets"
+RENAMED_PRESETS = {"dino_vits16_own_data": "dino_own_data"}
 #: What pydantic calls the branches of a union of plain types.
 _PLAIN_TYPES = {"int", "float", "constrained-int", "constrained-float"}
 
@@ -141,6 +142,8 @@ def _preset_path(preset: str | Path, folder: Path) -> Path:
         return path
     path = PRESETS / f"{preset}.yaml"
     if not path.is_file():
+        if preset in RENAMED_PRESETS:
+            raise ConfigError(f"the preset {preset} is called {RENAMED_PRESETS[str(preset)]} now: write that instead")
         names = [known.name for known in list_presets()]
         near = difflib.get_close_matches(str(preset), names, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"presets: {', '.join(names)}."

@@ -65,7 +65,7 @@ def collapse_rules(config: Config, timeline: Timeline, vocab_size: int | None = 
 ADVICE = (
     "If your images look much alike, the crops' colours hide what tells them apart: set jitter, grayscale, blur and "
     "solarise of views.global_crops and views.local_crops to 0 and let scale begin at .5 (as the preset "
-    "dino_vits16_own_data does). Lower optim.lr or method.teacher_temperature if they are of many kinds"
+    "dino_own_data does). Lower optim.lr or method.teacher_temperature if they are of many kinds"
 )
 
 

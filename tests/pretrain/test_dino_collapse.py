@@ -39,13 +39,13 @@ def test_the_alarm_comes_while_the_teacher_goes_to_uniform(
 
 def test_a_long_warm_up_delays_no_alarm_of_dino() -> None:
     """Of 550 steps, 25 an epoch, with 10 epochs of warm-up: from step 50 on, not from 130."""
-    config = load_config("dino_vits16_own_data", ["data.train=x", "method.prototypes=1024"])
+    config = load_config("dino_own_data", ["data.train=x", "method.prototypes=1024"])
     rule = next(r for r in collapse_rules(config, Timeline(550, 25.0)) if isinstance(r, TeacherUniform))
     assert [step for step in (49, 50, 130) if rule.since(Moment(step, 0.0, {}))] == [50, 130]
 
 
 def test_ones_own_data_are_shown_without_operations_on_colours() -> None:
-    views = load_config("dino_vits16_own_data", ["data.train=x"]).views
+    views = load_config("dino_own_data", ["data.train=x"]).views
     assert views.local_crops is not None
     for crop in (*views.global_crops, views.local_crops):
         assert (crop.jitter, crop.grayscale, crop.blur, crop.solarise) == ((0, 0, 0, 0), 0, 0, 0)

@@ -132,6 +132,17 @@ def test_dead_codes_are_put_on_tokens_of_the_batch(parts: int) -> None:
     assert codes.values()["codes_used"] > 2 / 6
 
 
+def test_by_default_dead_codes_stay_where_they_are() -> None:
+    """As in the authors' code: what no token chose is neither moved nor restarted."""
+    codes = book(momentum=0.5)
+    before = codes.vectors.clone()
+    for step in range(30):  # a share of 0.5 ** 30 / 6
+        codes(codes.vectors[:1].repeat(12, 1))
+        codes.update(step)
+    assert torch.equal(codes.vectors[1:], before[1:])
+    assert codes.values()["codes_alive"] == pytest.approx(1 / 6)
+
+
 def test_a_codebook_in_evaluation_learns_nothing() -> None:
     codes = book().eval()
     before = {name: value.clone() for name, value in codes.state_dict().items()}
