@@ -43,7 +43,7 @@ def prepare(preset: str | None, overrides: Sequence[str], data: str | None, grou
     from pretrain.config.load import load_noting
 
     if preset is not None and "=" in preset:  # the first of the overrides, where no preset is named
-        preset, overrides = None, [preset, *overrides]
+        overrides, preset = [preset, *overrides], None
     if preset is not None and data is None and holds_images(preset):
         raise ValueError(f"{preset} is no preset but images; name them as --data {shlex.quote(preset)}")
     ranks = rank_environment(os.environ)
@@ -107,8 +107,8 @@ def name_for(data: str) -> str:
 
 def found_line(found: ImagesSummary) -> str:
     """What was found, in a line."""
-    channels = ", ".join(f"{count} with {number}" for number, count in found.channels.items())
-    channels = next(iter(found.channels)) if len(found.channels) == 1 else channels
+    told = (f"{count} with {number}" for number, count in found.channels.items())
+    channels = str(next(iter(found.channels))) if len(found.channels) == 1 else ", ".join(told)
     sides = found.short_side
     return (
         f"found {found.number:,} images to learn from; of {found.looked_at} looked at, short sides "
