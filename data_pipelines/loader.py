@@ -7,9 +7,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from data_pipelines.cores import cores_per_process
 from data_pipelines.images.bad_samples import BadSampleLog, Decoder
 from data_pipelines.remote.fetch import cancel_on
 from data_pipelines.remote.prefetch import FETCH_AHEAD, FetchAhead, Need, naming
-from data_pipelines.rng import Purpose, stream_key
+from data_pipelines.rng import DrawFields, Purpose, stream_key
 from data_pipelines.sampler import Row, Sampler
 from data_pipelines.shards.dataset import NO_LABEL, Dataset
 from data_pipelines.transforms.backends.any_channels import fitting
@@ -27,10 +26,6 @@ from data_pipelines.transforms.backends.select import BackendName, on_cpu, resol
 from data_pipelines.transforms.backends.select import backend as make_backend
 from data_pipelines.transforms.config import Views
 from data_pipelines.transforms.transform import Recipe, Showing
-
-#: Draws the masks of one image, given the step and its row in the global batch as well: bool (gh, gw) arrays, or with
-#: further axes in front, of the units dropped and of those replaced, or None.
-DrawMask = Callable[[np.random.Generator, int, int], tuple[np.ndarray | None, np.ndarray | None]]
 
 _THUMBNAIL_BYTES = 8192
 
@@ -48,7 +43,7 @@ class Loader:
         rank: r of `world_size`.
         world_size: R.
         grad_accum_steps: Micro-batches of a step; the global batch is a multiple of `world_size * grad_accum_steps`.
-        draw_mask: Called once a row with a generator that depends on (seed, step, row).
+        draw: Draws what batches hold beside crops, ids, rows and labels; called once a row.
         threads: Default: see `default_threads`.
         prefetch: Steps made ahead of the one in use; each costs a buffer.
         pin_memory: Buffers that a GPU can copy from asynchronously. They are not written to again before
@@ -71,7 +66,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         grad_accum_steps: int = 1,
-        draw_mask: DrawMask | None = None,
+        draw: DrawFields | None = None,
         threads: int | None = None,
         prefetch: int = 2,
         pin_memory: bool = False,
@@ -108,7 +103,7 @@ class Loader:
             dct_scaling=dct_scaling,
         )
         self._channels, self._bits = channels, bits
-        self.draw_mask, self.prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
+        self.draw, self.prefetch, self._pin_memory = draw, prefetch, pin_memory
         padded = maker == "native"
         self.decoders = {
             key: Decoder(dataset, channels, max_bad_share, padded, bad_samples, bits)
@@ -204,13 +199,10 @@ class Loader:
 
     def _allocate(self, rows: range | None = None) -> StepBuffer:
         """Memory for `rows` of the global batch, by default this rank's."""
-        shapes: tuple[Any, Any] = (None, None)
-        if self.draw_mask is not None:
-            dropped, replaced = self.draw_mask(mask_generator(self.sampler.seed, 0, 0), 0, 0)  # for their shapes only
-            shapes = (None if dropped is None else dropped.shape, None if replaced is None else replaced.shape)
+        fields = {} if self.draw is None else self.draw(row_generator(self.sampler.seed, 0, 0), 0, 0)
         rows = rows or range(self.first_row, self.first_row + self.num_rows)
         num_colours = NUM_COLOURS if self.recipe.colour_on_device else 0
-        return StepBuffer(self.recipe.views, self._channels, rows, shapes, self._pin_memory, num_colours, self._bits)
+        return StepBuffer(self.recipe.views, self._channels, rows, fields, self._pin_memory, num_colours, self._bits)
 
     def _fill(self, buffer: StepBuffer, step: int) -> list[Future[None]]:
         """Have the threads make a step, in pieces small enough to keep them all busy to its end."""
@@ -237,13 +229,11 @@ class Loader:
             for place in places.values():
                 arrays["labels"][place] = NO_LABEL if decoded.label is None else decoded.label
                 arrays["ids"][place] = (row.dataset, decoded.sample)
-        if self.draw_mask is not None:
+        if self.draw is not None:
             for place in range(first, first + len(rows)):
                 number = int(arrays["rows"][place])
-                masks = self.draw_mask(mask_generator(seed, step, number), step, number)
-                for name, mask in zip(("drop_mask", "token_mask"), masks, strict=True):
-                    if mask is not None:
-                        arrays[name][place] = mask
+                for name, field in self.draw(row_generator(seed, step, number), step, number).items():
+                    arrays[name][place] = field
 
 
 def default_threads(datasets: Sequence[Dataset]) -> int:
@@ -256,6 +246,6 @@ def default_threads(datasets: Sequence[Dataset]) -> int:
     return cores_per_process() if mean_bytes > _THUMBNAIL_BYTES else 1
 
 
-def mask_generator(seed: int, step: int, row: int) -> np.random.Generator:
-    """The generator that draws the mask of one row of one global batch."""
+def row_generator(seed: int, step: int, row: int) -> np.random.Generator:
+    """The generator that draws the fields of one row of one global batch."""
     return np.random.Generator(np.random.Philox(key=stream_key(seed, Purpose.MASKS, step, row)))

@@ -7,12 +7,17 @@ NumPy, whose `Generator` promises no such thing, and because a stream of it cost
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_pipelines.transforms.backends import native
+
+#: Draws the fields that a method asks for of one row: from a generator that depends on (seed, step, row), the step and
+#: the row's number in the global batch to arrays of always the same names, shapes and types.
+DrawFields = Callable[[np.random.Generator, int, int], Mapping[str, np.ndarray]]
 
 
 class Purpose(IntEnum):

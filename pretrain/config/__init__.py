@@ -1,4 +1,5 @@
-"""The typed sections of a configuration (imports no torch): `run` ties together `encoders` and `methods`."""
+"""The typed sections of a configuration (imports no torch): `sections` ties them together with `encoders`
+and the methods' own."""
 
 from __future__ import annotations
 
@@ -14,17 +15,6 @@ from pretrain.config.encoders import (
     UmMaeSwinConfig,
     VitConfig,
 )
-from pretrain.config.methods import (
-    AggregationConfig,
-    DinoConfig,
-    DvaeConfig,
-    IbotConfig,
-    MaeConfig,
-    MaskConfig,
-    MethodConfig,
-    MimConfig,
-    VqkdConfig,
-)
 from pretrain.config.sections import (
     CacheConfig,
     CheckpointConfig,
@@ -38,7 +28,6 @@ from pretrain.config.sections import (
 
 __all__ = [
     "ALARMS",
-    "AggregationConfig",
     "AlarmName",
     "BeitConfig",
     "CacheConfig",
@@ -46,15 +35,8 @@ __all__ = [
     "Config",
     "DataConfig",
     "DiagnosticsConfig",
-    "DinoConfig",
-    "DvaeConfig",
     "EncoderConfig",
     "EngineConfig",
-    "IbotConfig",
-    "MaeConfig",
-    "MaskConfig",
-    "MethodConfig",
-    "MimConfig",
     "OptimConfig",
     "PvtConfig",
     "PvtV2Config",
@@ -65,5 +47,4 @@ __all__ = [
     "TwinsConfig",
     "UmMaeSwinConfig",
     "VitConfig",
-    "VqkdConfig",
 ]

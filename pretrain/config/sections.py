@@ -20,7 +20,7 @@ from data_pipelines.transforms.config import Share, Views, section
 from pretrain.config.combinations import check_combinations
 from pretrain.config.diagnostics import DiagnosticsConfig
 from pretrain.config.encoders import EncoderConfig
-from pretrain.config.methods import MethodConfig
+from pretrain.methods.registry import MethodConfig
 
 
 @section

@@ -25,10 +25,10 @@ from pretrain.config import (
     VitConfig,
 )
 from pretrain.encoders import Encoder, build_encoder
-from pretrain.encoders.base import xavier_initialise
 from pretrain.encoders.pvt_v2 import encoder as pvt_v2
 from pretrain.encoders.timm import survey as timm_survey
 from pretrain.encoders.twins import encoder as twins
+from pretrain.methods.registry import METHODS, spec_of
 
 CARD_KEY = "selfsight"  # of the header of an exported .safetensors file, where the card has no file of its own
 
@@ -51,20 +51,20 @@ class EncoderCard:
 
 
 def headline_feature(config: Config) -> Literal["class", "mean"] | None:
-    """The class token for DINO on an encoder that has one, the mean of the patch tokens otherwise.
+    """The class token, where the method trains it and the encoder has one, the mean of the patch tokens otherwise.
 
-    None for DINO on a timm model or with a distillation token: the pooled feature, which was trained.
+    None for such a method on a timm model or with a distillation token: the pooled feature, which was trained.
     """
-    encoder = config.encoder
+    encoder, pooled = config.encoder, spec_of(config.method).headline == "class"
     own = isinstance(encoder, TimmConfig) or (isinstance(encoder, VitConfig) and encoder.distillation_token)
-    if config.method.name == "dino" and own:
+    if pooled and own:
         return None
     has_class_token = (
         (isinstance(encoder, VitConfig) and encoder.class_token)
         or isinstance(encoder, BeitConfig)
         or (isinstance(encoder, PvtConfig) and encoder.reduction == "conv")
     )
-    return "class" if config.method.name == "dino" and has_class_token else "mean"
+    return "class" if pooled and has_class_token else "mean"
 
 
 def timm_recipe(card: EncoderCard) -> dict[str, Any] | None:
@@ -122,8 +122,8 @@ def save_encoder(folder: Path, weights: dict[str, Tensor], card: EncoderCard) ->
 def fresh_encoder(card: EncoderCard) -> Encoder:
     """The encoder of `card` as its run started with it, weights from torch's current seed, in evaluation mode."""
     encoder = build_encoder(card.encoder, card.image_size, card.channels)
-    if card.method == "mae":
-        xavier_initialise(encoder)
+    if card.method in METHODS:
+        METHODS[card.method].call("start", encoder)
     return encoder.eval()
 
 

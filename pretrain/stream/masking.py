@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from einops import rearrange
 
-from data_pipelines.rng import Purpose, Stream
-from pretrain.config import IbotConfig, MaskConfig, MethodConfig
+if TYPE_CHECKING:
+    from pretrain.methods.masks import MaskConfig
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
-#: From a generator, the step and the row to (dropped, replaced), each (gh, gw) bool (DINO: (2, gh, gw)) or None.
-DrawMask = Callable[[np.random.Generator, int, int], tuple[BoolArray | None, BoolArray | None]]
 
 
 def mask_grid(mask: MaskConfig, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -33,55 +30,8 @@ def num_hidden(mask: MaskConfig, grid: tuple[int, int]) -> int:
     return min(max(hidden, 1), grid[0] * grid[1] - 1)
 
 
-def draw_mask_for(
-    method: MethodConfig, image_size: tuple[int, int], stride: int | None = None, batch_size: int = 1
-) -> DrawMask | None:
-    """What the loader calls once a row to draw that image's mask; None for methods without one.
-
-    `stride` (px) of the encoder and the global `batch_size` count for DINO's patch loss only.
-    """
-    if method.name == "dino" and method.ibot is not None:
-        return _ibot_masks(method.ibot, image_size, stride, batch_size)
-    if method.name not in ("mae", "mim"):
-        return None
-    mask, grid = method.mask, mask_grid(method.mask, image_size)
-    if method.name == "mim":
-        return lambda rng, step, row: (None, _draw(rng, mask, grid))
-    if mask.secondary:
-        return lambda rng, step, row: _with_secondary(rng, mask, one_in_2x2(rng, grid))
-    return lambda rng, step, row: (_draw(rng, mask, grid), None)
-
-
-def _ibot_masks(ibot: IbotConfig, image_size: tuple[int, int], stride: int | None, batch_size: int) -> DrawMask:
-    """Of the 2B global crops of a step exactly a share is masked, at ratios stratified over those that are.
-
-    DINOv2's collate function, made a function of (step, row) alone: a crop's place in the strata is an affine bijection
-    of its number, turned anew at every step.
-    """
-    unit = ibot.unit or stride
-    assert unit is not None
-    grid = (image_size[0] // unit, image_size[1] // unit)
-    count = 2 * batch_size
-    masked = max(1, round(count * ibot.masked_share))
-    factor = next(n for n in range(max(1, round(count * 0.618)), 2 * count + 2) if math.gcd(n, count) == 1)
-    low, high = ibot.ratio
-
-    def draw(rng: np.random.Generator, step: int, row: int) -> tuple[None, BoolArray]:
-        turn = Stream(Purpose.MASKS, step).integer(count)
-        maps = []
-        for view in range(2):
-            place = ((2 * row + view) * factor + turn) % count
-            hidden = np.zeros(grid, dtype=np.bool_)
-            if place < masked:
-                ratio = low + (high - low) * (place + rng.random()) / masked
-                hidden = blockwise(rng, grid, max(1, int(grid[0] * grid[1] * ratio)), ibot.min_block, ibot.min_aspect)
-            maps.append(hidden)
-        return None, np.stack(maps)
-
-    return draw
-
-
-def _draw(rng: np.random.Generator, mask: MaskConfig, grid: tuple[int, int]) -> BoolArray:
+def draw_units(rng: np.random.Generator, mask: MaskConfig, grid: tuple[int, int]) -> BoolArray:
+    """The hidden units (gh, gw) of one image, of the kind that `mask` says."""
     if mask.kind == "random":
         return random_units(rng, grid, num_hidden(mask, grid))
     if mask.kind == "one_in_2x2":
@@ -109,7 +59,7 @@ def one_in_2x2(rng: np.random.Generator, grid: tuple[int, int]) -> BoolArray:
     return rearrange(hidden, "(qh qw) (dy dx) -> (qh dy) (qw dx)", qh=grid[0] // 2, dy=2)
 
 
-def _with_secondary(rng: np.random.Generator, mask: MaskConfig, dropped: BoolArray) -> tuple[BoolArray, BoolArray]:
+def with_secondary(rng: np.random.Generator, mask: MaskConfig, dropped: BoolArray) -> tuple[BoolArray, BoolArray]:
     """Some of the visible units become a mask token as well (UM-MAE, section 3.2)."""
     visible = np.flatnonzero(~dropped)
     kept = int(round(visible.size * (1 - mask.secondary), 6))  # as the authors count

@@ -56,8 +56,8 @@ CASES = {
 }
 
 
-def draw_mask(rng: np.random.Generator, step: int, row: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    return rng.random((4, 4)) < 0.5, rng.random((2, 2)) < 0.3
+def draw(rng: np.random.Generator, step: int, row: int) -> dict[str, np.ndarray]:
+    return {"drop_mask": rng.random((4, 4)) < 0.5, "token_mask": rng.random((2, 2)) < 0.3}
 
 
 def write_two_sets(folder: Path) -> list[Path]:
@@ -94,7 +94,7 @@ def _digests(opened: Sequence[Dataset], part: Part, start: int) -> Iterator[str]
                     grad_accum_steps=part.grad_accum_steps,
                     threads=part.threads,
                     prefetch=part.prefetch,
-                    draw_mask=draw_mask,
+                    draw=draw,
                     max_bad_share=0.5,
                 )
             )

@@ -22,7 +22,6 @@ from launch.cli import app
 from pretrain.config.load import parse_config
 from pretrain.stream.datasets import open_datasets, sampler_of
 from pretrain.stream.growth import continued, pin
-from pretrain.stream.masking import draw_mask_for
 from pretrain.survival.run_folder import write_config
 
 
@@ -53,8 +52,7 @@ def test_it_tells_what_the_loader_makes(data: dict[str, Any], tmp_path: Path) ->
     rows = traced(str(preset), "--step", "11", "--crops")
     config = parse_config(data)
     sampler = sampler_of(config, open_datasets(config.data))
-    draw_mask = draw_mask_for(config.method, config.views.global_size)
-    with Loader(sampler, config.views, draw_mask=draw_mask, backend="opencv", threads=1) as loader:
+    with Loader(sampler, config.views, draw=draw_fields_for(config), backend="opencv", threads=1) as loader:
         (batch,) = next(loader.steps(11))
         assert [[row["dataset"], row["sample"]] for row in rows] == batch["ids"].tolist()
         assert [row["row"] for row in rows] == list(range(8))

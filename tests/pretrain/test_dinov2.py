@@ -13,12 +13,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from tiny import build, config_data, random_batch
 
-from pretrain.config import DinoConfig, IbotConfig
 from pretrain.config.auto_hparams import resolve_auto
 from pretrain.config.load import ConfigError, check_batch, parse_config
+from pretrain.methods.dino.config import DinoConfig, IbotConfig
 from pretrain.methods.dino.losses import ibot_loss, koleo_loss, sinkhorn_knopp
 from pretrain.methods.dino.method import Dino
-from pretrain.stream.masking import draw_mask_for
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

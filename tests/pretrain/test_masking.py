@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 from einops import rearrange
 
-from pretrain.config import DinoConfig, MaeConfig, MaskConfig, MimConfig
-from pretrain.stream.masking import blockwise, draw_mask_for, mask_grid, num_hidden, one_in_2x2, random_units
+from pretrain.methods.dino.config import DinoConfig
+from pretrain.methods.mae.config import MaeConfig
+from pretrain.methods.masks import MaskConfig
+from pretrain.methods.mim.config import MimConfig
+from pretrain.methods.registry import METHODS
+from pretrain.stream.masking import blockwise, mask_grid, num_hidden, one_in_2x2, random_units
 
 
 @pytest.mark.parametrize("side", [4, 6, 7, 8, 14, 16, 20])
@@ -40,11 +44,10 @@ def test_one_in_2x2_shows_one_unit_a_quad_and_balances_the_corners() -> None:
 
 def test_secondary_masks_lie_on_visible_units() -> None:
     config = MaeConfig(mask=MaskConfig(kind="one_in_2x2", unit=4, secondary=0.25))
-    draw = draw_mask_for(config, (32, 32))
+    draw = METHODS["mae"].draw(config, (32, 32), 4, 1)
     assert draw is not None
-    dropped, replaced = draw(np.random.default_rng(0), 0, 0)
-    assert dropped is not None
-    assert replaced is not None
+    drawn = draw(np.random.default_rng(0), 0, 0)
+    dropped, replaced = drawn["drop_mask"], drawn["token_mask"]
     assert not (dropped & replaced).any()
     assert (dropped.sum(), replaced.sum()) == (48, 4)
 
@@ -69,9 +72,10 @@ def test_blockwise_hides_something_even_where_no_block_fits() -> None:
 
 def test_methods_drop_or_replace() -> None:
     rng = np.random.default_rng(0)
-    mae, mim = draw_mask_for(MaeConfig(), (224, 224)), draw_mask_for(MimConfig(), (192, 192))
+    mae = METHODS["mae"].draw(MaeConfig(), (224, 224), 16, 1)
+    mim = METHODS["mim"].draw(MimConfig(), (192, 192), 16, 1)
     assert mae is not None
     assert mim is not None
-    assert [None if part is None else part.shape for part in mae(rng, 0, 0)] == [(14, 14), None]
-    assert [None if part is None else part.shape for part in mim(rng, 0, 0)] == [None, (6, 6)]
-    assert draw_mask_for(DinoConfig(), (224, 224)) is None
+    assert {name: part.shape for name, part in mae(rng, 0, 0).items()} == {"drop_mask": (14, 14)}
+    assert {name: part.shape for name, part in mim(rng, 0, 0).items()} == {"token_mask": (6, 6)}
+    assert METHODS["dino"].draw(DinoConfig(), (224, 224), 16, 1) is None

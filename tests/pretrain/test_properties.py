@@ -13,8 +13,7 @@ from tiny import build, random_batch
 
 from pretrain.config import Config
 from pretrain.config.load import parse_config
-from pretrain.methods import Method
-from pretrain.methods.base import mask_of
+from pretrain.methods.base import Method, mask_of
 
 ROWS = [row for row in SMALL if not row.startswith("timm:")]
 

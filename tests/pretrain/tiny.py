@@ -12,13 +12,14 @@ import webdataset as wds
 from PIL import Image
 
 from data_pipelines.loader import Batch
-from pretrain.config import Config, DvaeConfig, VitConfig
+from pretrain.config import Config, VitConfig
 from pretrain.encoders import build_encoder
 from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.engines.schedules import Timeline
-from pretrain.methods import Method, Normalisation, build_method
+from pretrain.methods.base import Method, Normalisation
+from pretrain.methods.dvae.config import DvaeConfig
 from pretrain.methods.dvae.network import DvaeEncoder, DvaeTokenizer
-from pretrain.stream.masking import draw_mask_for
+from pretrain.methods.registry import build_method
 from pretrain.tokenizers.card import TokenizerCard
 from pretrain.tokenizers.saved import save_tokenizer
 
