@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from pretrain.methods.registry import METHODS
-from pretrain.methods.spec import Metric
+from pretrain.methods.spec import Group, Metric
 
 #: Numbers for the run itself, or for another's error bars.
 HIDDEN = {"step", "epoch", "ids_digest", "teacher_sum", "knn_standard_error"}
@@ -34,7 +34,7 @@ _SHARED = {
 KNOWN = {"loss": _SHARED["loss"]} | {n: m for spec in METHODS.values() for n, m in spec.metrics.items()} | _SHARED
 GROUPS = (LOSS, DIAGNOSTICS, SCHEDULES, SPEED)
 #: Parts of names that tell where a metric belongs that has no words of its own here.
-_HINTS = (
+_HINTS: tuple[tuple[Group, tuple[str, ...]], ...] = (
     (DIAGNOSTICS, ("spikes", "alarm")),
     (LOSS, ("loss",)),
     (SPEED, ("second", "memory", "fetch", "cache", "wait", "bytes", "throughput", "share_of_time")),
@@ -46,6 +46,6 @@ def known_as(name: str) -> Metric:
     """What is known of a metric, or can be told from its name."""
     if name in KNOWN:
         return KNOWN[name]
-    group = next((group for group, parts in _HINTS if any(part in name for part in parts)), DIAGNOSTICS)
+    group: Group = next((group for group, parts in _HINTS if any(part in name for part in parts)), DIAGNOSTICS)
     words = name.replace("/", ": ").replace("_", " ")
     return Metric(words, group, percent=name.endswith(("_share", "top1", "accuracy")))

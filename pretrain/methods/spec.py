@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pretrain.config import Config
 
 
+Group = Literal["Loss", "Diagnostics", "Schedules", "Speed and memory"]
+
+
 class Crops(NamedTuple):
     """Which crops of an image a method reads."""
 
@@ -43,7 +46,7 @@ class Metric(NamedTuple):
     """What the report and the dashboard say of a metric: its words, its group, and whether it is shown in percent."""
 
     title: str
-    group: Literal["Loss", "Diagnostics", "Schedules", "Speed and memory"] = "Loss"
+    group: Group = "Loss"
     percent: bool = False
 
 

@@ -25,7 +25,7 @@ from _compare import compare
 from pretrain.config.load import parse_config
 from pretrain.engines.schedules import Timeline
 from pretrain.methods.base import Normalisation
-from pretrain.methods.registry import build_method
+from pretrain.methods.registry import build_method, draw_fields_for
 
 SIZE = 256
 ENCODERS: dict[str, dict[str, Any]] = {

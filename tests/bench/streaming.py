@@ -29,6 +29,7 @@ from sklearn.datasets import load_sample_images
 from data_pipelines.loader import Loader
 from data_pipelines.packing.write import pack
 from pretrain.config.load import load_config
+from pretrain.methods.registry import draw_fields_for
 from pretrain.stream.datasets import open_datasets, sampler_of
 
 WARM_UP = 0.2  # of the time

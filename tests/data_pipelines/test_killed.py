@@ -30,11 +30,11 @@ NUM_STEPS = 12
 def digests(shards: Path, start: int, threads: int) -> Iterator[str]:
     """A hash of all that each step from `start` on shows: which samples, their crops and their masks."""
 
-    def draw_mask(rng: np.random.Generator, step: int, row: int) -> dict[str, np.ndarray]:
+    def draw(rng: np.random.Generator, step: int, row: int) -> dict[str, np.ndarray]:
         return {"drop_mask": rng.random((4, 4)) < 0.5}
 
     sampler = Sampler([open_dataset(shards)], seed=3, batch_size=10)
-    with Loader(sampler, VIEWS, threads=threads, draw=draw_mask) as loader:
+    with Loader(sampler, VIEWS, threads=threads, draw=draw) as loader:
         for micro_batches in loader.steps(start):
             digest = hashlib.sha256()
             for name, part in sorted(micro_batches[0].items()):

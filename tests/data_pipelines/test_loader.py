@@ -35,7 +35,7 @@ FLIP = Views(global_crops=(Crop(size=16),))
 STEPS, BATCH = 200, 12
 
 
-def draw_mask(rng: np.random.Generator, step: int, row: int) -> dict[str, np.ndarray]:
+def draw(rng: np.random.Generator, step: int, row: int) -> dict[str, np.ndarray]:
     return {"drop_mask": rng.random((4, 4)) < 0.5}
 
 
@@ -67,7 +67,7 @@ def digests(
             world_size=ranks,
             grad_accum_steps=grad_accum_steps,
             threads=threads,
-            draw=draw_mask,
+            draw=draw,
             **options,
         )
         for rank in range(ranks)
@@ -265,7 +265,7 @@ def test_threads_make_no_more_than_there_are_buffers_for(dataset: Dataset) -> No
 
 def test_shapes_types_and_values(dataset: Dataset) -> None:
     sampler = Sampler((dataset,), seed=0, batch_size=8)
-    with Loader(sampler, DINO, world_size=2, rank=1, grad_accum_steps=2, draw=draw_mask) as loader:
+    with Loader(sampler, DINO, world_size=2, rank=1, grad_accum_steps=2, draw=draw) as loader:
         first, second = next(loader.steps())
     assert first["global_crops"].shape == (2, 2, 3, 16, 16)
     assert first["local_crops"].shape == (2, 3, 3, 8, 8)
@@ -293,7 +293,7 @@ def test_an_item_holds_until_the_next_and_buffers_are_reused(dataset: Dataset) -
 
 
 def test_crops_differ_between_passes_and_masks_between_rows(dataset: Dataset) -> None:
-    with Loader(Sampler((dataset,), seed=0, batch_size=50), FLIP, draw=draw_mask) as loader:
+    with Loader(Sampler((dataset,), seed=0, batch_size=50), FLIP, draw=draw) as loader:
         passes = [
             (batch["ids"][:, 1].clone(), batch["global_crops"].clone(), batch["drop_mask"].clone())
             for (batch,) in itertools.islice(loader.steps(), 2)

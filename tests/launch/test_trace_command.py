@@ -20,6 +20,7 @@ from data_pipelines.transforms.backends.select import backend
 from data_pipelines.transforms.params import CropParams
 from launch.cli import app
 from pretrain.config.load import parse_config
+from pretrain.methods.registry import draw_fields_for
 from pretrain.stream.datasets import open_datasets, sampler_of
 from pretrain.stream.growth import continued, pin
 from pretrain.survival.run_folder import write_config
@@ -67,7 +68,7 @@ def test_it_tells_what_the_loader_makes(data: dict[str, Any], tmp_path: Path) ->
             backend("opencv")(decode(dataset.read(row["sample"])), [job])
             np.testing.assert_array_equal(made, batch["global_crops"][place, 0].numpy())
             mask = batch["drop_mask"][place].numpy()
-            assert row["mask"] == hashlib.sha256(mask.tobytes() + b"none").hexdigest()[:16]
+            assert row["mask"] == hashlib.sha256(b"drop_mask" + mask.tobytes()).hexdigest()[:16]
 
 
 def test_ranks_and_forms(data: dict[str, Any], tmp_path: Path) -> None:

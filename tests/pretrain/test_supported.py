@@ -12,7 +12,7 @@ from tiny import build, config_data, random_batch
 from pretrain.config import Config, TimmConfig
 from pretrain.config.load import ConfigError, parse_config
 from pretrain.encoders import FAMILIES
-from pretrain.encoders.supported import EXAMPLES, METHODS, cell, check_encoder, table, why_not
+from pretrain.encoders.supported import COLUMNS, EXAMPLES, cell, check_encoder, needs_of, table, why_not
 
 README = Path(__file__).parents[2] / "README.md"
 PYRAMID = {"dims": [8, 16, 16, 32], "depths": [1, 1, 1, 2], "heads": [1, 2, 2, 4]}
@@ -89,8 +89,8 @@ def test_the_table_has_every_family() -> None:
 @pytest.mark.parametrize("row", SMALL)
 def test_every_yes_runs_forward_and_backward(row: str) -> None:
     size = 120 if row == "timm:crossvit_9_240" else 64  # its two patch sizes, 12 and 16 px, must fit
-    assert METHODS == ("mae", "mim", "dino", "probe")
-    for name in METHODS[:3]:
+    assert COLUMNS == ("mae", "mim", "dino", "probe")
+    for name in COLUMNS[:3]:
         says = cell(EXAMPLES[row], name)
         local = size if says == "yes, crops of one size" else 32
         if not says.startswith("yes"):
@@ -164,5 +164,6 @@ def test_arguments_that_others_own_are_refused() -> None:
 
 
 def test_a_tokenizer_needs_a_map() -> None:
-    assert why_not(TimmConfig(model="crossvit_9_240"), "vqkd") == "its features form no map"
-    assert why_not(TimmConfig(model="resnet18"), "vqkd") is None
+    needs = needs_of("vqkd")
+    assert why_not(TimmConfig(model="crossvit_9_240"), needs)[0] == "its features form no map"
+    assert why_not(TimmConfig(model="resnet18"), needs) is None
