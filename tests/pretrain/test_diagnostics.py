@@ -237,8 +237,9 @@ def test_every_rule_has_a_name_that_is_known(shards: Path, tmp_path: Path) -> No
     for method in ("mae", "dino", "codes", "dvae", "vqkd"):
         config = parse_config(config_data(method, "vit", shards, tmp_path))
         rules = [
-            *collapse_rules(config, Timeline(100, 10.0), PREDICTS_CODES), *learning_rules(config, Timeline(100, 10.0), 1e-3, 0)
-        ]  # fmt: skip
+            *collapse_rules(config, Timeline(100, 10.0), PREDICTS_CODES),
+            *learning_rules(config, Timeline(100, 10.0), 1e-3, 0),
+        ]
         assert {rule.name for rule in rules} <= set(ALARMS)
 
 
