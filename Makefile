@@ -8,7 +8,7 @@ VENV ?= .venv
 WORKERS ?= 2
 PYTHON ?=
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml constraints.txt setup.py $(wildcard data_pipelines/*/native/*.[ch])
+SOURCES := pyproject.toml constraints.txt setup.py $(wildcard data_pipelines/native/*.[ch] data_pipelines/*/native/*.[ch])
 BENCHMARKS := $(filter-out tests/bench/_% tests/bench/conftest.py tests/bench/streaming.py,$(wildcard tests/bench/*.py))
 SCRIPTS := .ci/run $(wildcard slurm/*.sbatch)
 

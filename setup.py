@@ -38,7 +38,7 @@ class BuildOrTell(build_ext):
 
 setup(
     ext_modules=[
-        extension("data_pipelines.transforms.backends.native._crops"),
+        extension("data_pipelines.native._crops"),
         extension("data_pipelines.images.native._jpeg_region", libraries=["jpeg"]),  # needs libjpeg-dev's header
     ],
     cmdclass={"build_ext": BuildOrTell},

@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,14 +23,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes the name `path` when the block ends well, its bytes on the disk by then."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(handle, 0o644)  # mkstemp's own is for the owner only
+        with temporary.open("xb") as file:  # with the rights that the umask leaves, unlike mkstemp's
             yield file
             file.flush()
-            os.fsync(handle)
+            os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         if error.errno in _FULL and error.filename is None:
@@ -113,14 +112,26 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value`, readable by people, whole or not at all; ValueError for what JSON has no word for, as NaN."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except RecursionError as error:
+        raise ValueError(f"{path} is not written: its values are nested too deep") from error
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> Any | None:
     """What the file holds; None if there is no such file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        return parse_json(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); remove it or write it again") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a text says that may be a stranger's; ValueError for what is no JSON, or nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its values are nested too deep") from None

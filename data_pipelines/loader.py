@@ -10,21 +10,19 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-import numpy as np
-
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
 from data_pipelines.images.bad_samples import BadSampleLog, Decoder
 from data_pipelines.remote.fetch import cancel_on
 from data_pipelines.remote.prefetch import FETCH_AHEAD, FetchAhead, Need, naming
-from data_pipelines.rng import DrawFields, Purpose, stream_key
+from data_pipelines.rng import DrawFields
 from data_pipelines.sampler import Row, Sampler
 from data_pipelines.shards.dataset import NO_LABEL, Dataset
 from data_pipelines.transforms.backends.any_channels import fitting
 from data_pipelines.transforms.backends.device import NUM_COLOURS
-from data_pipelines.transforms.backends.select import BackendName, on_cpu, resolve_backend
 from data_pipelines.transforms.backends.select import backend as make_backend
-from data_pipelines.transforms.config import Views
+from data_pipelines.transforms.backends.select import on_cpu, resolve_backend
+from data_pipelines.transforms.config import BackendName, Views
 from data_pipelines.transforms.transform import Recipe, Showing
 
 _THUMBNAIL_BYTES = 8192
@@ -43,7 +41,7 @@ class Loader:
         rank: r of `world_size`.
         world_size: R.
         grad_accum_steps: Micro-batches of a step; the global batch is a multiple of `world_size * grad_accum_steps`.
-        draw: Draws what batches hold beside crops, ids, rows and labels; called once a row.
+        draw: Draws what batches hold beside crops, ids, rows and labels; called once a row, see `rng.DrawFields`.
         threads: Default: see `default_threads`.
         prefetch: Steps made ahead of the one in use; each costs a buffer.
         pin_memory: Buffers that a GPU can copy from asynchronously. They are not written to again before
@@ -199,7 +197,7 @@ class Loader:
 
     def _allocate(self, rows: range | None = None) -> StepBuffer:
         """Memory for `rows` of the global batch, by default this rank's."""
-        fields = {} if self.draw is None else self.draw(row_generator(self.sampler.seed, 0, 0), 0, 0)
+        fields = {} if self.draw is None else self.draw(self.sampler.seed, 0, 0)  # for names, shapes and types
         rows = rows or range(self.first_row, self.first_row + self.num_rows)
         num_colours = NUM_COLOURS if self.recipe.colour_on_device else 0
         return StepBuffer(self.recipe.views, self._channels, rows, fields, self._pin_memory, num_colours, self._bits)
@@ -232,7 +230,7 @@ class Loader:
         if self.draw is not None:
             for place in range(first, first + len(rows)):
                 number = int(arrays["rows"][place])
-                for name, field in self.draw(row_generator(seed, step, number), step, number).items():
+                for name, field in self.draw(seed, step, number).items():
                     arrays[name][place] = field
 
 
@@ -244,8 +242,3 @@ def default_threads(datasets: Sequence[Dataset]) -> int:
     num_bytes = sum(dataset.num_image_bytes for dataset in datasets)
     mean_bytes = num_bytes / sum(dataset.num_samples for dataset in datasets)
     return cores_per_process() if mean_bytes > _THUMBNAIL_BYTES else 1
-
-
-def row_generator(seed: int, step: int, row: int) -> np.random.Generator:
-    """The generator that draws the fields of one row of one global batch."""
-    return np.random.Generator(np.random.Philox(key=stream_key(seed, Purpose.MASKS, step, row)))

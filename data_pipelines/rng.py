@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_pipelines.transforms.backends import native
+from data_pipelines import native
 
-#: Draws the fields that a method asks for of one row: from a generator that depends on (seed, step, row), the step and
-#: the row's number in the global batch to arrays of always the same names, shapes and types.
-DrawFields = Callable[[np.random.Generator, int, int], Mapping[str, np.ndarray]]
+#: Draws the fields that a method asks for of one row, masks for example: a function of (seed, step, row of the global
+#: batch) alone, to arrays of always the same names, shapes and types.
+DrawFields = Callable[[int, int, int], Mapping[str, np.ndarray]]
 
 
 class Purpose(IntEnum):
@@ -30,6 +30,8 @@ class Purpose(IntEnum):
     HOLD_BACK = 5
     SHUFFLE = 6
     STATISTICS = 7
+    DROP_PATH = 8
+    GUMBEL = 9
 
 
 _GAMMA, _MIX1, _MIX2, _64_BITS = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, (1 << 64) - 1
@@ -59,6 +61,11 @@ def random_bits(key: int, count: int) -> np.ndarray:
         return word ^ (word >> np.uint64(31))
 
 
+def permutation(stream: Stream, count: int) -> np.ndarray:
+    """0 .. count - 1 in an order that the next number of `stream` decides, all orders alike: (count,) int64."""
+    return np.argsort(random_bits(stream.bits(), count), kind="stable")
+
+
 class PythonStream:
     """The same stream one number at a time, for draws too few to be worth an array."""
 
@@ -84,4 +91,4 @@ class PythonStream:
 
 
 #: `PythonStream`, or the same in C where it is built: drawing holds the interpreter's lock, so its pace limits threads.
-Stream = PythonStream if TYPE_CHECKING or not native.BUILT else native.Stream
+Stream = PythonStream if TYPE_CHECKING or not native.BUILT else native.kernel.Stream

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -14,27 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from data_pipelines.shards.sample_index import NO_LABEL
+from eval.base import FeatureSet
+
 if TYPE_CHECKING:
     from data_pipelines.shards.dataset import Dataset
     from pretrain.encoders import Encoder, Features
-
-
-@dataclass(frozen=True)
-class FeatureSet:
-    """Features of n labelled images.
-
-    inputs: by name, (n, d) float32, each with its d; what a probe may read. They are views of one matrix, so the
-        combinations cost no memory. With a class token: `class`, `mean` (of the patch tokens), `class + mean`,
-        `class of last 4`, `class of last 4 + mean`; without: `mean`, `mean of last 4`. `pooled` where the model
-        gives its own classifier something else.
-    pooled_as: the name of the input that is the model's own pooled feature.
-    labels: (n,) int64. ids: (n,) int64 sample numbers, in order.
-    """
-
-    inputs: dict[str, Tensor]
-    pooled_as: str
-    labels: Tensor
-    ids: Tensor
 
 
 @torch.no_grad()
@@ -69,17 +55,17 @@ def extract(
     batches = _labelled(dataset, size, batch_size, (channels, bits), progress, "features", rank, world_size)
     names: dict[str, slice] = {}
     pooled_as = ""
-    for images, labels, ids in batches:
+    for images, labels, ids, digests in batches:
         # uint8 or uint16 until here: a quarter of the transfer
         pixels = images.to(device).float().div_(torch.iinfo(images.dtype).max)
         features = encoder(pixels.sub_(shift).div_(scale), layers=earlier)
         if not names:
             names, pooled_as = _layout(features)
-        rows.add(_columns(features, "pooled" in names), labels, ids)
+        rows.add(_columns(features, "pooled" in names), labels, ids, digests)
     return FeatureSet(
         {name: rows.matrix[: rows.filled, columns] for name, columns in names.items()},
         pooled_as,
-        *rows.labels_and_ids(),
+        *rows.columns(),
     )
 
 
@@ -92,10 +78,10 @@ def pixels(
     Subtract train's mean from train and val alike (`centred`) before comparing them by cosine.
     """
     rows = _Rows(dataset.num_samples)
-    for images, labels, ids in _labelled(dataset, size, batch_size, (channels, bits), progress, "pixels"):
+    for images, labels, ids, digests in _labelled(dataset, size, batch_size, (channels, bits), progress, "pixels"):
         flat = rearrange(images, "b c h w -> b (c h w)").float()
-        rows.add(flat.div_(torch.iinfo(images.dtype).max), labels, ids)
-    return FeatureSet({"pixels": rows.matrix[: rows.filled]}, "pixels", *rows.labels_and_ids())
+        rows.add(flat.div_(torch.iinfo(images.dtype).max), labels, ids, digests)
+    return FeatureSet({"pixels": rows.matrix[: rows.filled]}, "pixels", *rows.columns())
 
 
 def centred(train: FeatureSet, val: FeatureSet) -> tuple[FeatureSet, FeatureSet]:
@@ -104,7 +90,7 @@ def centred(train: FeatureSet, val: FeatureSet) -> tuple[FeatureSet, FeatureSet]
 
     def subtract(features: FeatureSet) -> FeatureSet:
         inputs = {name: values - means[name] for name, values in features.inputs.items()}
-        return FeatureSet(inputs, features.pooled_as, features.labels, features.ids)
+        return replace(features, inputs=inputs)
 
     return subtract(train), subtract(val)
 
@@ -114,20 +100,19 @@ class _Rows:
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.filled = capacity, 0
-        self.labels: list[Tensor] = []
-        self.ids: list[Tensor] = []
+        self.beside: list[tuple[Tensor, ...]] = []
         self.matrix = torch.empty(0)
 
-    def add(self, values: Tensor, labels: Tensor, ids: Tensor) -> None:
+    def add(self, values: Tensor, *beside: Tensor) -> None:
         if not self.filled:
             self.matrix = torch.empty(self.capacity, values.shape[1])
         self.matrix[self.filled : self.filled + len(values)] = values
         self.filled += len(values)
-        self.labels.append(labels.long())
-        self.ids.append(ids.long())
+        self.beside.append(beside)
 
-    def labels_and_ids(self) -> tuple[Tensor, Tensor]:
-        return torch.cat(self.labels), torch.cat(self.ids)
+    def columns(self) -> Iterator[Tensor]:
+        """What stands beside the rows: labels, ids and digests, (n,) int64 each."""
+        return (torch.cat(parts) for parts in zip(*self.beside, strict=True))
 
 
 def _last_blocks(features: Features) -> list[Features]:
@@ -178,8 +163,8 @@ def _labelled(
     what: str,
     rank: int = 0,
     world_size: int = 1,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches (images, labels, ids) without the samples whose label is unknown. `kind`: channels and bits."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Batches (images, labels, ids, digests) without the samples of unknown label. `kind`: channels and bits."""
     from data_pipelines.eval_loader import center_crops
 
     found = seen = 0
@@ -189,11 +174,12 @@ def _labelled(
             dataset, size, batch_size=batch_size, rank=rank, world_size=world_size, channels=channels, bits=bits
         ):
             seen += len(labels)
-            known = labels >= 0
+            known = labels != NO_LABEL
             if known.any():
                 found += int(known.sum())
                 # the loader may reuse its buffers: indexing copies
-                yield images[known], labels[known], ids[known]
+                images = images[known]
+                yield images, labels[known].long(), ids[known].long(), _digests(images)
             advance(len(labels))
     if not seen:
         raise ValueError(
@@ -205,6 +191,12 @@ def _labelled(
             f"none of the {dataset.num_samples} samples has a label, and a probe needs labels; "
             "pack a folder with one sub-folder a class, or name a labelled data set"
         )
+
+
+def _digests(images: Tensor) -> Tensor:
+    """(b,) int64, of each image's pixels; a fraction of the time of decoding them."""
+    found = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images.numpy())
+    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in found])
 
 
 class _Advance(Protocol):

@@ -7,22 +7,25 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from data_pipelines.files import write_json
 from data_pipelines.remote.urls import redact
+from eval import registry
+from eval.base import FeatureSet, Store
 from eval.baselines import cached
-from eval.features import FeatureSet, centred, extract, pixels
-from eval.logistic import COARSE_GRID, FULL_GRID
-from eval.protocol import HEADLINE_K, Protocol, score
-from eval.splits import chance, open_splits
+from eval.features import centred, extract, pixels
+from eval.protocol import Protocol, described, score
+from eval.report import score_of
+from eval.splits import Splits, open_splits
 from eval.target import Target, open_target
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ def run_probe(
     epochs: int = 100,
     seeds: Sequence[int] = (0, 1, 2),
     untrained_seeds: Sequence[int] = (0,),
-    logistic: bool = False,
+    also: Sequence[str] = (),
     full: bool = False,
     image_size: int | None = None,
     batch_size: int = 256,
@@ -59,9 +62,10 @@ def run_probe(
         out: The file to write; default RUN/eval/probe-STEP-KEY.json, for a timm model probes/NAME-KEY.json, with a KEY
             of data, image size and protocol, so that a probe replaces only its own earlier result.
         device: cpu, cuda, or auto for a GPU where there is one.
-        epochs: Of the linear probe. seeds: one linear probe each. untrained_seeds: one untrained encoder each.
+        epochs: Of what is trained by steps. seeds: one linear probe each. untrained_seeds: one untrained encoder each.
         image_size: Side of the centre crops in px; default: what the encoder was trained on.
-        logistic: Also fit logistic regressions, over a grid of 12 strengths, or of all 45 with `full`.
+        also: Names of further probes, such as logistic; see `eval.registry`.
+        full: Whole grids where a probe has a coarser one, as logistic (12 of 45 strengths).
         project: Of wandb, with `group`: where the probe of a target that is no run of this machine becomes a wandb run
             of its own. The probe of a run goes into the run's.
 
@@ -69,15 +73,16 @@ def run_probe(
     """
     start = time.time()
     device = _device(device)
-    grid = (FULL_GRID if full else COARSE_GRID) if logistic or full else ()
-    protocol = Protocol(seeds=tuple(seeds), logistic_grid=grid)
-    protocol = replace(protocol, linear=replace(protocol.linear, epochs=epochs))
-    train, val, num_classes = open_splits(data, val_data)
+    protocol = Protocol.of(also, seeds, {"epochs": epochs, **({"full": True} if full else {})})
+    splits = open_splits(data, val_data)
+    train, val = splits.train, splits.val
     subject = open_target(target, image_size)
 
     console = Console(stderr=True, quiet=not progress)
-    common = {"train": train.checksum, "val": val.checksum, "protocol": asdict(protocol)}
-    probe = _Probe(subject, train, val, num_classes, protocol, device, batch_size, console)
+    common = {"train": train.checksum, "val": val.checksum, "protocol": protocol.as_json()}
+    probe = _Probe(subject, splits, protocol, device, batch_size, console)
+    for problem in registry.problems():
+        probe.say(f"warning: {problem}", always=True)
     pixel_size = min(subject.image_size, MAX_PIXEL_SIDE)
     pixel_key = {"pixels": pixel_size, "channels": subject.channels, "bits": subject.bits, **common}
     untrained_key = {
@@ -86,13 +91,15 @@ def run_probe(
         "mean": subject.mean, "std": subject.std, "headline": subject.headline, **common,
     }  # fmt: skip
     rows: dict[str, Any] = {
-        "chance": chance(train, val, num_classes),
+        "chance": splits.chance(),
         "pretrained": probe.encoder("pretrained", subject.encoder),
         "untrained": [
             cached({**untrained_key, "seed": seed}, partial(probe.untrained, seed)) for seed in untrained_seeds
         ],
         "pixels": cached(pixel_key, partial(probe.pixels, pixel_size)),
     }
+    num_train, num_val = (int(count.sum()) for count in splits.counts())
+    columns, notes = described(rows["pretrained"], protocol)
     results = {
         "target": {
             "name": subject.name, "method": subject.method, "step": subject.step, "epoch": subject.epoch,
@@ -100,16 +107,21 @@ def run_probe(
             "bits": subject.bits, "mean": subject.mean, "std": subject.std,
         },
         "data": {
-            "train": {"spec": redact(data), "checksum": train.checksum, "num_labelled": int((train.labels >= 0).sum())},
+            "train": {"spec": redact(data), "checksum": train.checksum, "num_labelled": num_train},
             "val": {
                 "spec": redact(val_data or data),
                 "checksum": val.checksum,
-                "num_labelled": int((val.labels >= 0).sum()),
+                "split": splits.held_out,
+                "num_labelled": num_val,
             },
-            "num_classes": num_classes,
+            "num_classes": splits.num_classes,
+            "classes": splits.classes.tolist(),
         },
-        "protocol": {**asdict(protocol), "untrained_seeds": tuple(untrained_seeds), "pixel_size": pixel_size},
+        "protocol": {**protocol.as_json(), "untrained_seeds": tuple(untrained_seeds), "pixel_size": pixel_size},
         "rows": rows,
+        "columns": columns,
+        "notes": notes,
+        "warnings": probe.warnings,
         "device": device,
         "versions": _versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start)),
@@ -129,21 +141,24 @@ class _Probe:
     def __init__(
         self,
         target: Target,
-        train: Dataset,
-        val: Dataset,
-        num_classes: int,
+        splits: Splits,
         protocol: Protocol,
         device: str,
         batch_size: int,
         console: Console,
     ) -> None:
-        self.target, self.train, self.val, self.num_classes = target, train, val, num_classes
+        self.target, self.splits, self.train, self.val = target, splits, splits.train, splits.val
         self.protocol, self.device, self.batch_size, self.console = protocol, device, batch_size, console
+        self.warnings: list[str] = []
+        for line in splits.warnings():
+            self._warn(line)
 
     def encoder(self, row: str, encoder: Encoder) -> dict[str, Any]:
         """Scores of an encoder."""
-        self._say(f"{row}: features of {self.train.num_samples:,} and {self.val.num_samples:,} samples")
+        self.say(f"{row}: features of {self.train.num_samples:,} and {self.val.num_samples:,} samples")
         train, val = (self._features(encoder, split) for split in (self.train, self.val))
+        if row == "pretrained":
+            self._warn_of_twins(train, val)
         encoder.cpu()  # a large one and the probe's batches need not share the device
         return self._score(row, train, val, self.target.headline or train.pooled_as)
 
@@ -153,7 +168,7 @@ class _Probe:
 
     def pixels(self, size: int) -> dict[str, Any]:
         """Scores of raw pixels, centred by train's mean."""
-        self._say("pixels: reading them")
+        self.say("pixels: reading them")
         splits = (
             pixels(
                 split,
@@ -175,22 +190,41 @@ class _Probe:
             progress=not self.console.quiet,
         )  # fmt: skip
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str, always: bool = False) -> None:
         """A line where no bar is shown, as in a job's log, which would stay empty for as long as the probe takes."""
-        if self.console.quiet:
+        if self.console.quiet or always:
             print(line, file=sys.stderr, flush=True)
+
+    def _warn(self, line: str) -> None:
+        self.warnings.append(line)
+        self.say(f"warning: {line}", always=True)
+
+    def _warn_of_twins(self, train: FeatureSet, val: FeatureSet) -> None:
+        """Images of val that are in train as well, to the pixel of their crops."""
+        twins = np.flatnonzero(np.isin(val.digests.numpy(), train.digests.numpy()))
+        if len(twins):
+            keys = ", ".join(self.val.key(int(val.ids[row]))[0] for row in twins[:3])
+            self._warn(
+                f"{len(twins):,} of {len(val.ids):,} {self.splits.held_out} images are in train as well, to the pixel "
+                f"({keys}{', ...' if len(twins) > 3 else ''}): every accuracy here is too good"
+            )
+
+    def _numbered(self, features: FeatureSet) -> FeatureSet:
+        """The same with classes counted from 0."""
+        return replace(features, labels=torch.from_numpy(self.splits.numbers(features.labels.numpy())))
 
     def _score(self, row: str, train: FeatureSet, val: FeatureSet, headline: str) -> dict[str, Any]:
         with self.console.status(row) as status:
 
             def tell(what: str) -> None:
                 status.update(f"{row}: {what}")
-                self._say(f"{row}: {what}")
+                self.say(f"{row}: {what}")
 
-            return score(
-                train, val, self.protocol, num_classes=self.num_classes, headline=headline, device=self.device,
-                progress=tell,
+            store = Store(
+                self._numbered(train), self._numbered(val), self.splits.num_classes, headline, self.protocol.seeds,
+                self.device, tell,
             )  # fmt: skip
+            return score(store, self.protocol)
 
 
 def _results_path(subject: Target, key: dict[str, Any]) -> Path:
@@ -220,15 +254,15 @@ def _log(target: Target, results: dict[str, Any], project: str | None, group: st
     """The headline numbers, into the wandb run of the training, or, where a `project` is given, one of their own."""
     from pretrain.tracking import probes
 
-    scores = results["rows"]["pretrained"]
-
-    def accuracy(result: dict[str, Any]) -> probes.Accuracy:
-        return probes.Accuracy(result["top1"], result["standard_error"])
-
-    found = {f"knn_{name}": accuracy(by_k[str(HEADLINE_K)]) for name, by_k in scores["knn"].items()}
-    found |= {"knn": found[f"knn_{scores['headline']}"], "linear": accuracy(scores["linear"])}
-    if "logistic" in scores:
-        found["logistic"] = accuracy(scores["logistic"])
+    found = {}
+    for column in results["columns"]:
+        measured = score_of(results["rows"]["pretrained"], column)
+        if measured is None:
+            continue
+        accuracy = probes.Accuracy(measured["top1"], measured["standard_error"])
+        found[column["name"]] = accuracy
+        if column["headline"]:
+            found[column["probe"]] = accuracy
     if target.run is not None:
         probes.log_probe(target.run, target.step, found)
     elif project is not None:

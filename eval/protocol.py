@@ -2,90 +2,88 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from eval.features import FeatureSet
-from eval.knn import KS, TEMPERATURE, knn_accuracy
-from eval.linear import LinearRecipe, linear_probe
-from eval.logistic import logistic_probe
-from eval.scores import HEADLINE_K, deviation_of, mean_of
+from eval import registry
+from eval.base import ProbeSpec, Scores, Store, settings_as_json
 
 
 @dataclass(frozen=True)
 class Protocol:
     """What is measured and how. Part of every result, and of the key under which baselines are kept."""
 
-    ks: tuple[int, ...] = KS
-    temperature: float = TEMPERATURE
-    linear: LinearRecipe = field(default_factory=LinearRecipe)
-    seeds: tuple[int, ...] = (0, 1, 2)  # the first also splits train; one linear probe each
-    logistic_grid: tuple[float, ...] = ()  # of C; empty: no logistic regression
+    probes: tuple[tuple[ProbeSpec, Any], ...]  # with the settings of each
+    seeds: tuple[int, ...] = (0, 1, 2)
     last_blocks: int = 4
     features: str = "cached centre crops"
 
-    def __post_init__(self) -> None:
-        if HEADLINE_K not in self.ks:
-            raise ValueError(f"ks is {self.ks}; k = {HEADLINE_K} is the headline and must be among them")
+    @classmethod
+    def of(cls, also: Sequence[str], seeds: Sequence[int], options: Mapping[str, Any]) -> Protocol:
+        """The probes that always run and those that are named, with their settings.
+
+        `options` set what the settings of any probe have by that name; ValueError for one that none of them has.
+        """
+        probes = tuple((spec, spec.configured(options)) for spec in registry.chosen(tuple(also)))
+        for name in options:
+            if not any(hasattr(settings, name) for _, settings in probes):
+                raise ValueError(
+                    f"{name} is a setting of none of {', '.join(spec.name for spec, _ in probes)}; add the probe that "
+                    f"has it by --also, such as one of {', '.join(registry.names())}"
+                )
+        return cls(probes, tuple(seeds))
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything that may change a number."""
+        return {
+            "seeds": list(self.seeds),
+            "last_blocks": self.last_blocks,
+            "features": self.features,
+            **{spec.name: settings_as_json(settings) for spec, settings in self.probes},
+            "plug_ins": {s.name: found for s, _ in self.probes if (found := registry.origin(s.name)) is not None},
+        }
 
 
-def score(
-    train: FeatureSet,
-    val: FeatureSet,
-    protocol: Protocol,
-    *,
-    num_classes: int,
-    headline: str,
-    device: torch.device | str = "cpu",
-    progress: Callable[[str], None] = lambda what: None,
-) -> dict[str, Any]:
-    """k-NN, linear and (where asked) logistic accuracy of one set of features, as plain JSON values.
+def score(store: Store, protocol: Protocol) -> Scores:
+    """The result of every probe on one row's features, by its name, as plain JSON values.
 
-    Shares are in 0 .. 1, each top-1 with the binomial standard error over val. k-NN is computed for every single
-    feature, the logistic probe on the `headline` feature, and the linear probe chooses among all inputs.
+    Raises ValueError, with its name, where a probe of another distribution fails.
     """
-    num_val = len(val.labels)
-    knn = {}
-    for name in (headline, *(n for n in ("class", "mean", "pooled") if n in train.inputs and n != headline)):
-        progress(f"k-NN: {name}")
-        by_k = knn_accuracy(
-            train.inputs[name].to(device), train.labels, val.inputs[name], val.labels,
-            num_classes=num_classes, ks=protocol.ks, temperature=protocol.temperature,
-        )  # fmt: skip
-        knn[name] = {str(k): with_error(shares, num_val) for k, shares in by_k.items()}
-    linear = linear_probe(
-        train.inputs, train.labels, val.inputs, val.labels,
-        num_classes=num_classes, recipe=protocol.linear, seeds=protocol.seeds, device=device, progress=progress,
-    )  # fmt: skip
-    scores: dict[str, Any] = {
-        "num_train": len(train.labels),
-        "num_val": num_val,
-        "headline": headline,
-        "dim": train.inputs[headline].shape[1],
-        "knn": knn,
-        "linear": {
-            **with_error({"top1": mean_of(linear.top1)}, num_val),
-            **({} if linear.top5 is None else {"top5": mean_of(linear.top5)}),
-            "top1_of_seed": dict(zip(map(str, protocol.seeds), linear.top1, strict=True)),
-            "std_over_seeds": deviation_of(linear.top1),
-            **{k: v for k, v in asdict(linear).items() if k not in ("top1", "top5")},
-        },
+    scores: Scores = {
+        "num_train": len(store.train.labels),
+        "num_val": len(store.val.labels),
+        "headline": store.headline,
+        "dim": store.train.inputs[store.headline].shape[1],
     }
-    if protocol.logistic_grid:
-        logistic = logistic_probe(
-            train.inputs[headline], train.labels, val.inputs[headline], val.labels,
-            num_classes=num_classes, grid=protocol.logistic_grid, held_out=protocol.linear.held_out,
-            seed=protocol.seeds[0], device=device, progress=progress,
-        )  # fmt: skip
-        scores["logistic"] = {"input": headline, **with_error(asdict(logistic), num_val)}
+    for spec, settings in protocol.probes:
+        # as it will be read back: a row that was kept equals one that is computed
+        scores[spec.name] = _by_name(
+            spec, lambda spec=spec, settings=settings: json.loads(json.dumps(spec.run(store, settings)))
+        )
     return scores
 
 
-def with_error(shares: dict[str, Any], num_val: int) -> dict[str, Any]:
-    """The same with `standard_error`: of the binomial share top1 over `num_val` independent samples."""
-    top1 = shares["top1"]
-    return {**shares, "standard_error": math.sqrt(top1 * (1 - top1) / num_val)}
+def described(scores: Scores, protocol: Protocol) -> tuple[list[dict[str, Any]], list[str]]:
+    """Columns and notes of every probe of the pretrained row."""
+    columns: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for spec, settings in protocol.probes:
+        found = _by_name(
+            spec,
+            lambda spec=spec, settings=settings: spec.described(scores[spec.name], settings, scores["headline"]),
+        )
+        columns += found[0]
+        notes += found[1]
+    return columns, notes
+
+
+def _by_name(spec: ProbeSpec, run: Any) -> Any:
+    """What `run` gives; what another distribution's probe raises, as a line with its name."""
+    if (whose := registry.origin(spec.name)) is None:
+        return run()
+    try:
+        return run()
+    except Exception as error:
+        raise ValueError(f"the probe {spec.name} of {whose} failed: {error!r}") from error

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from eval.scores import HEADLINE_K, deviation_of, mean_of
-
-Scores = dict[str, Any]
+from eval.base import Scores
+from eval.scores import Z95, deviation_of, mean_of
 
 
 class Measured(NamedTuple):
-    """A share in 0 .. 1 with its standard error; None of it for chance."""
+    """A share in 0 .. 1 with its standard error and its 95 % interval; None of them for chance."""
 
     share: float
     error: float | None
+    interval: tuple[float, float] | None = None
 
     def __str__(self) -> str:
-        return f"{100 * self.share:.1f}" + ("" if self.error is None else f" ± {100 * self.error:.1f}")
+        error = "" if self.error is None else f" ± {100 * self.error:.1f}"
+        within = "" if self.interval is None else " [{:.1f}, {:.1f}]".format(*(100 * end for end in self.interval))
+        return f"{100 * self.share:.1f}{error}{within}"
 
 
 class Results(NamedTuple):
-    """A probe in words and numbers: `rows` are (name, a value for each of `columns` or None)."""
+    """A probe in words and numbers: `rows` are (name, a value for each of `columns` or None); `headlines` are the
+    places of the columns that stand for the whole."""
 
     title: str
     columns: list[str]
     rows: list[tuple[str, list[Measured | None]]]
     notes: list[str]
+    headlines: list[int]
 
 
 def probe_table(results: dict[str, Any]) -> Table:
@@ -54,9 +56,30 @@ def markdown_table(results: dict[str, Any]) -> str:
 
 
 def read_results(results: dict[str, Any]) -> Results:
-    """What a file of `eval/` says; KeyError or TypeError for one of another version."""
-    columns, rows = _cells(results)
-    return Results(_title(results), columns, rows, _notes(results))
+    """What a file of `eval/` says; no probe is imported. KeyError or TypeError for one of another version."""
+    rows, columns = results["rows"], results["columns"]
+    blind = Measured(rows["chance"]["most_frequent_class"], None)
+    cells: list[tuple[str, list[Measured | None]]] = [("chance", [blind] * len(columns))]
+    for label, scores in (
+        ("raw pixels", [rows["pixels"]]),
+        ("untrained", rows["untrained"]),
+        ("pretrained", [rows["pretrained"]]),
+    ):
+        if scores:
+            cells.append((label, [_over_seeds([score_of(each, column) for each in scores]) for column in columns]))
+    titles = [column["title"] for column in columns]
+    return Results(_title(results), titles, cells, _notes(results), [i for i, c in enumerate(columns) if c["headline"]])
+
+
+def score_of(scores: Scores, column: dict[str, Any]) -> Scores | None:
+    """The score that a column shows of a row's results; None where the row has none."""
+    for path in column["paths"]:
+        found = scores.get(column["probe"])
+        for key in path:
+            found = found.get(key) if isinstance(found, dict) else None
+        if found is not None:
+            return found
+    return None
 
 
 def _cell(measured: Measured | None) -> str:
@@ -67,36 +90,9 @@ def _title(results: dict[str, Any]) -> str:
     target, data = results["target"], results["data"]
     step = "" if target["step"] is None else f", step {target['step']:,}"
     return (
-        f"{target['name']}{step}: top-1 % on {data['val']['num_labelled']:,} val images, "
+        f"{target['name']}{step}: top-1 % on {data['val']['num_labelled']:,} {data['val'].get('split', 'val')} images, "
         f"{data['train']['num_labelled']:,} to learn from, {data['num_classes']} classes"
     )
-
-
-def _cells(results: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Measured | None]]]]:
-    rows, pretrained = results["rows"], results["rows"]["pretrained"]
-    columns: list[tuple[str, Callable[[Scores], Scores | None]]] = []
-    for name in pretrained["knn"]:
-        mark = "*" if name == pretrained["headline"] and len(pretrained["knn"]) > 1 else ""
-        columns.append((f"k-NN {name}{mark}", partial(_knn, name=name)))
-    columns.append(("linear", lambda scores: scores["linear"]))
-    if "logistic" in pretrained:
-        columns.append(("logistic", lambda scores: scores.get("logistic")))
-
-    blind = Measured(rows["chance"]["most_frequent_class"], None)
-    cells: list[tuple[str, list[Measured | None]]] = [("chance", [blind] * len(columns))]
-    for label, scores in (
-        ("raw pixels", [rows["pixels"]]),
-        ("untrained", rows["untrained"]),
-        ("pretrained", [pretrained]),
-    ):
-        if scores:
-            cells.append((label, [_over_seeds([read(score) for score in scores]) for _, read in columns]))
-    return [name for name, _ in columns], cells
-
-
-def _knn(scores: Scores, name: str) -> Scores | None:
-    by_k = scores["knn"].get(name, scores["knn"].get("pixels"))
-    return None if by_k is None else by_k[str(HEADLINE_K)]
 
 
 def _over_seeds(found: list[Scores | None]) -> Measured | None:
@@ -105,30 +101,19 @@ def _over_seeds(found: list[Scores | None]) -> Measured | None:
     if not known:
         return None
     shares = [score["top1"] for score in known]
-    error = max(mean_of([score["standard_error"] for score in known]), deviation_of(shares) or 0.0)
-    return Measured(mean_of(shares), error)
+    share, error = mean_of(shares), mean_of([score["standard_error"] for score in known])
+    low, high = (mean_of([score["interval"][end] for score in known]) for end in (0, 1))
+    if (deviation := deviation_of(shares) or 0.0) > error:
+        error, reach = deviation, Z95 * deviation
+        low, high = min(low, max(0.0, share - reach)), max(high, min(1.0, share + reach))
+    return Measured(share, error, (low, high))
 
 
 def _notes(results: dict[str, Any]) -> list[str]:
-    rows, protocol = results["rows"], results["protocol"]
-    scores = rows["pretrained"]
-    linear, chosen = scores["linear"], scores["linear"]["chosen"]
-    spread = linear["std_over_seeds"]
-    notes = [
-        f"k = {HEADLINE_K}, T = {protocol['temperature']:g}; ± is the standard error over val; "
-        f"chance is the most frequent class (1 / classes: {100 * rows['chance']['uniform']:.1f})",
-        f"linear: on {chosen['input']}{', standardised' if chosen['standardised'] else ''}, "
-        f"lr {chosen['learning_rate']:g} x batch / 256, chosen on {100 * protocol['linear']['held_out']:g} % "
-        f"held out of train ({100 * chosen['held_out']:.1f} there); {protocol['linear']['epochs']} epochs on "
-        f"{protocol['features']}; "
-        + (f"std over {len(linear['top1_of_seed'])} seeds {100 * spread:.2f}" if spread is not None else "one seed"),
+    uniform = 100 * results["rows"]["chance"]["uniform"]
+    return [
+        *(f"warning: {line}" for line in results["warnings"]),
+        f"± is the standard error over {results['data']['val'].get('split', 'val')}, [ ] the 95 % interval (Wilson); "
+        f"chance is the most frequent class (1 / classes: {uniform:.1f})",
+        *results["notes"],
     ]
-    if len(scores["knn"]) > 1:
-        notes.insert(1, f"headline (*): {scores['headline']}")
-    if linear["at_grid_edge"]:
-        notes.append("the chosen rate is at the edge of the grid: a wider grid may do better")
-    if "logistic" in scores:
-        logistic = scores["logistic"]
-        edge = ", at the edge of the grid" if logistic["at_grid_edge"] else ""
-        notes.append(f"logistic: on {logistic['input']}, C {logistic['chosen']:.2g} of {len(logistic['grid'])}{edge}")
-    return notes

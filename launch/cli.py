@@ -6,7 +6,6 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ from typer.core import TyperGroup
 
 from launch.cluster_commands import SUBMIT_EXAMPLES, submit
 from launch.dashboard.command import DASHBOARD_EXAMPLES, dashboard
-from launch.data_commands import changes_of, data_app
+from launch.data_commands import data_app
 from launch.encoder_commands import (
     ENCODERS_EXAMPLES,
     EXPORT_EXAMPLES,
@@ -24,9 +23,14 @@ from launch.encoder_commands import (
     export,
     import_,
 )
+from launch.launch_command import LAUNCH_EXAMPLES, launch
 from launch.pack_command import PACK_EXAMPLES, pack
+from launch.pretrain_command import PRETRAIN_EXAMPLES, pretrain
+from launch.probe_command import PROBE_EXAMPLES, probe
 from launch.ranks import after_the_first, rank_of
 from launch.run_commands import CANCEL_EXAMPLES, PREFLIGHT_EXAMPLES, STATUS_EXAMPLES, cancel, preflight, status
+from launch.settings_command import SETTINGS_EXAMPLES, settings
+from launch.verify_command import VERIFY_EXAMPLES, verify
 from pretrain.survival.stopping import EXIT_USER_ERROR, is_user_error
 
 
@@ -45,10 +49,12 @@ class _Commands(TyperGroup):
         except (ValueError, OSError) as error:
             if os.environ.get("SELFSIGHT_TRACEBACK") == "1" or not is_user_error(error):
                 raise
+            from data_pipelines.images.issues import visible
+
             rank = rank_of(os.environ)
             after_the_first(rank, EXIT_USER_ERROR)
             typer.secho(f"error on rank {rank}: " if rank else "error: ", fg="red", bold=True, err=True, nl=False)
-            typer.echo(told(error), err=True)
+            typer.echo(visible(told(error)), err=True)
             sys.exit(EXIT_USER_ERROR)
 
 
@@ -68,7 +74,7 @@ def told(error: BaseException) -> str:
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -80,7 +86,22 @@ app = typer.Typer(
 
 app.add_typer(data_app)
 
-Progress = Annotated[bool, typer.Option(help="Show how far it is, and what came out.")]
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"selfsight {version('selfsight')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version, and stop.")
+    ] = False,
+) -> None:
+    """The options of `selfsight` itself."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -99,156 +120,21 @@ def demo(
 
 
 app.command(epilog=PACK_EXAMPLES)(pack)
-
-
-@app.command(epilog="Examples:\n\n[bold]selfsight verify shards/[/]\n\n[bold]selfsight verify --cases[/]")
-def verify(
-    shards: Annotated[
-        str | None, typer.Argument(help="A folder of shards, or shards by * or {000..009}, or a URL.")
-    ] = None,
-    report: Annotated[Path | None, typer.Option(help="The JSON report; default: verify.json in the folder.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one a core.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Headers, labels and indexes only; no image.")] = False,
-    channels: Annotated[
-        int | None, typer.Option(min=1, help="As data.channels of the runs to come; default: any, as they are stored.")
-    ] = None,
-    cases: Annotated[bool, typer.Option("--cases", help="Show all that can be wrong, and stop.")] = False,
-    progress: Progress = True,
-) -> None:
-    """Find all that is wrong with a data set before a run does; exit code 1 for errors, 0 for notes only."""
-    if cases:
-        from data_pipelines.images.issues import table
-
-        typer.echo(table())
-        return
-    if shards is None:
-        raise typer.BadParameter("name the shards to verify", param_hint="SHARDS")
-    from data_pipelines.checks.verify import verify as verify_shards
-
-    found = verify_shards(shards, report=report, workers=workers, quick=quick, channels=channels, progress=progress)
-    if not found["ok"]:
-        if not progress:  # else it has said so itself
-            typer.echo("\n".join(found["problems"]), err=True)
-        raise typer.Exit(1)
-
-
-@app.command(
-    epilog="Examples:\n\n[bold]selfsight pretrain --list[/]\n\n"
-    "[bold]selfsight pretrain mae_vit_cifar_cpu --data shards/[/]\n\n"
-    "[bold]selfsight pretrain my.yaml train.epochs=100 name=longer[/]\n\n"
-    "[bold]torchrun --nproc-per-node 8 -m pretrain my.yaml[/]"
-)
-def pretrain(
-    preset: Annotated[str | None, typer.Argument(help="A preset's name, or the path of a .yaml file.")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the preset.")] = None,
-    data: Annotated[str | None, typer.Option(help="The training shards; short for data.train=PATH.")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Show the presets and stop.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and stop.")] = False,
-    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
-) -> None:
-    """Pretrain an encoder; the same command again continues a run.
-
-    One process by itself, or one of many under srun, torchrun, the deepspeed launcher or `selfsight launch`.
-    """
-    from launch.pretrain_command import print_presets, show_plan, train
-
-    if list_:
-        print_presets()
-        return
-    if preset is None:
-        raise ValueError(
-            "which preset? `selfsight pretrain --list` shows them; a file of your own is named by its path"
-        )
-    changes = changes_of(overrides, data)
-    if dry_run:
-        show_plan(preset, changes)
-    else:
-        train(preset, changes)
-
-
-@app.command(
+app.command(epilog=VERIFY_EXAMPLES)(verify)
+app.command(epilog=PRETRAIN_EXAMPLES)(pretrain)
+app.command(epilog=SETTINGS_EXAMPLES)(settings)
+app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     options_metavar="--nproc N PRESET [ARGUMENTS OF pretrain]...",
-    epilog="Example:\n\n[bold]selfsight launch --nproc 2 mae_vit_cifar_cpu --data shards/[/]",
-)
-def launch(
-    context: typer.Context,
-    nproc: Annotated[int, typer.Option(min=1, help="Processes; one a GPU.")],
-) -> None:
-    """Run `selfsight pretrain ARGUMENTS...` as several processes on this machine."""
-    from launch.local import launch_local
-
-    raise typer.Exit(launch_local([sys.executable, "-m", "launch", "pretrain", *context.args], nproc))
+    epilog=LAUNCH_EXAMPLES,
+)(launch)
 
 
 app.command(epilog=SUBMIT_EXAMPLES)(submit)
 app.command(epilog=PREFLIGHT_EXAMPLES)(preflight)
 app.command(epilog=STATUS_EXAMPLES)(status)
 app.command(epilog=CANCEL_EXAMPLES)(cancel)
-
-
-@app.command(
-    epilog="Examples:\n\n[bold]selfsight probe runs/mae_vit_cifar_cpu --data shards/[/]\n\n"
-    "[bold]selfsight probe timm:vit_small_patch16_224.augreg_in21k --data shards/ --logistic[/]"
-)
-def probe(
-    target: Annotated[str, typer.Argument(help="A run, a checkpoint or an encoder folder, or timm:MODEL.")],
-    data: Annotated[str, typer.Option(help="Labelled shards with a train and a val split.")],
-    val_data: Annotated[str | None, typer.Option(help="The val split, where it is not in DATA.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The JSON file; default: eval/ of the run.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    epochs: Annotated[int, typer.Option(min=1, help="Of the linear probe.")] = 100,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of linear probes; their spread is reported.")] = 3,
-    logistic: Annotated[bool, typer.Option("--logistic", help="Also fit logistic regressions.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="The logistic regressions' whole grid of strengths.")] = False,
-    untrained_seeds: Annotated[int, typer.Option(min=1, help="Untrained encoders to compare with.")] = 1,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
-    project: Annotated[str | None, typer.Option(help="Of wandb, for a TARGET that is no run.")] = None,
-    group: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Probe the milestone checkpoints of a run while it is trained.")
-    ] = False,
-    progress: Progress = True,
-) -> None:
-    """Measure a frozen encoder: k-NN and linear, beside chance, raw pixels and an untrained one."""
-    from rich.console import Console
-
-    from eval.probe import run_probe
-    from eval.report import probe_table
-    from launch.report.page import refresh
-
-    measure = partial(
-        run_probe,
-        data=data,
-        val_data=val_data,
-        device=device,
-        epochs=epochs,
-        seeds=range(seeds),
-        logistic=logistic,
-        full=full,
-        untrained_seeds=range(untrained_seeds),
-        image_size=image_size,
-        batch_size=batch_size,
-        project=project,
-        group=group,
-        progress=progress,
-    )
-    if follow:
-        if out is not None:
-            raise ValueError("--out names one file and --follow makes many; leave out one of them")
-        from launch.follow_command import end_when_asked, follow_run
-
-        end_when_asked()
-
-        def measure_and_show(checkpoint: str) -> None:
-            measure(checkpoint)
-            refresh(checkpoint)
-
-        follow_run(Path(target), data, measure_and_show)
-        return
-    Console().print(probe_table(measure(target, out=out)))
-    refresh(target)
+app.command(epilog=PROBE_EXAMPLES)(probe)
 
 
 @app.command(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from data_pipelines.files import read_json, write_json
+from launch.local import python_module, safe_environment
 from pretrain.config.load import PRESETS
 from pretrain.survival.stopping import EXIT_STOPPED
 
@@ -89,7 +90,7 @@ def _run(command: list[str]) -> int:
     # signal, a handler that does nothing is not inherited)
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        code = subprocess.Popen([sys.executable, "-m", "launch", *command]).wait()
+        code = subprocess.Popen(python_module("launch", *command), env=safe_environment(os.environ)).wait()
     finally:
         signal.signal(signal.SIGINT, before)
     return code if code >= 0 else 128 - code

@@ -19,6 +19,16 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 POLL_SECONDS = 0.05
 
 
+def python_module(module: str, *arguments: str) -> list[str]:
+    """The command that runs one of our modules, never a file of the same name in the working directory."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def safe_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` for a process of ours: those it starts do not import from the working directory either."""
+    return {**environ, "PYTHONSAFEPATH": "1"}
+
+
 def launch_local(command: Sequence[str], nproc: int, grace_seconds: float = 30.0) -> int:
     """Run `nproc` copies of `command` with the ranks' variables set; return 0, or the first failure's exit code.
 
@@ -45,7 +55,7 @@ def launch_local(command: Sequence[str], nproc: int, grace_seconds: float = 30.0
     try:
         port = _free_port()
         for rank in range(nproc):
-            environ = dict(os.environ)
+            environ = safe_environment(os.environ)
             Ranks(rank, rank, nproc, "127.0.0.1", port, local_world_size=nproc).export(environ)
             processes.append(_start(command, environ, shared_output=rank == 0))
             if rank:

@@ -11,7 +11,8 @@ EXIT_INTERRUPTED = 130  # as shells tell of Ctrl-C
 PACK_EXAMPLES = (
     "Examples:\n\n[bold]selfsight pack photos/ shards/ --val-share 0.05[/]\n\n"
     "[bold]selfsight pack 'old/train-{000000..000099}.tar' shards/ --max-short-side 320[/]\n\n"
-    "[bold]selfsight pack scans.csv shards/ --root /archive --bad refuse[/]"
+    "[bold]selfsight pack scans.csv shards/ --root /archive --bad refuse[/]\n\n"
+    "[bold]selfsight pack patients.csv shards/ --group-column patient --val-share 0.2[/]"
 )
 
 
@@ -30,7 +31,20 @@ def pack(
     root: Annotated[Path | None, typer.Option(help="Where a list's relative paths begin; default: its folder.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Of a table; default: by type and usual names.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    group_column: Annotated[
+        str | None, typer.Option(help="Of a table: what train and val must not share, such as patient.")
+    ] = None,
+    group_pattern: Annotated[
+        str | None, typer.Option(help="The same from paths, by a regular expression: '(p[0-9]+)_' of a/p12_003.png.")
+    ] = None,
     labels: Annotated[bool, typer.Option(help="Carry labels along.")] = True,
+    split_folders: Annotated[
+        bool, typer.Option(help="Folders named train, val, test, unlabeled are splits; else they are classes.")
+    ] = True,
+    dicom_window: Annotated[
+        str | None,
+        typer.Option(metavar="CENTRE,WIDTH", help="Of DICOM files, to 8 bits; default: all their levels."),
+    ] = None,
     split: Annotated[str, typer.Option(help="The images' split, where IMAGES has no train/ and val/.")] = "train",
     val_share: Annotated[float, typer.Option(help="Share of every class to hold back as split val.")] = 0.0,
     leave_out: Annotated[
@@ -73,8 +87,11 @@ def pack(
             out,
             kind=kind,
             root=root,
-            columns=Columns(image_column, label_column),
+            columns=Columns(image_column, label_column, group_column),
             labels=labels,
+            split_folders=split_folders,
+            group_pattern=group_pattern,
+            dicom_window=_window(dicom_window),
             split=split,
             val_share=val_share,
             samples_per_shard=samples_per_shard,
@@ -91,3 +108,15 @@ def pack(
     except KeyboardInterrupt:
         typer.echo(f"stopped; the same command goes on with what is finished in {out}", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _window(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        centre, width = map(float, text.split(","))
+    except ValueError:
+        centre, width = 0.0, 0.0
+    if not width >= 1:
+        raise ValueError(f"--dicom-window is {text!r}; it is a centre and a width of 1 or more, such as 40,400")
+    return centre, width

@@ -1,4 +1,4 @@
-"""What `selfsight pretrain` does besides training: the list of presets, the plan of a run, and a safe start."""
+"""`selfsight pretrain`: the list of presets, the plan of a run, and a safe start of training."""
 
 from __future__ import annotations
 
@@ -9,14 +9,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from launch.data_commands import changes_of
 from launch.ranks import check_gpus, rank_environment
 
 if TYPE_CHECKING:
     from data_pipelines.sampler import Sampler
     from data_pipelines.shards.dataset import Dataset
     from pretrain.config import Config
+
+PRETRAIN_EXAMPLES = (
+    "Examples:\n\n[bold]selfsight pretrain --list[/]\n\n"
+    "[bold]selfsight pretrain mae_vit_cifar_cpu --data shards/[/]\n\n"
+    "[bold]selfsight pretrain my.yaml train.epochs=100 name=longer[/]\n\n"
+    '[bold]torchrun --nproc-per-node 8 "$(command -v selfsight)" pretrain my.yaml[/]'
+)
+
+
+def pretrain(
+    preset: Annotated[str | None, typer.Argument(help="A preset's name, or the path of a .yaml file.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the preset.")] = None,
+    data: Annotated[str | None, typer.Option(help="The training shards; short for data.train=PATH.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show the presets and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and stop.")] = False,
+    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
+) -> None:
+    """Pretrain an encoder; the same command again continues a run.
+
+    One process by itself, or one of many under srun, torchrun, the deepspeed launcher or `selfsight launch`.
+    """
+    if list_:
+        print_presets()
+        return
+    if preset is None:
+        raise ValueError(
+            "which preset? `selfsight pretrain --list` shows them; a file of your own is named by its path"
+        )
+    changes = changes_of(overrides, data)
+    if dry_run:
+        show_plan(preset, changes)
+    else:
+        train(preset, changes)
 
 
 def print_presets() -> None:
@@ -34,7 +70,7 @@ def print_presets() -> None:
 
 def train(preset: str, overrides: Sequence[str]) -> None:
     """Train on every rank that was started; see `pretrain.run.pretrain` for the errors and exit codes."""
-    from pretrain.config.load import check_batch, load_config
+    from pretrain.config.load import check_batch, load_noting
     from pretrain.stream.datasets import open_datasets
     from pretrain.survival.startup import StartUp
     from pretrain.survival.stopping import EXIT_TROUBLE, StopRequest
@@ -45,7 +81,9 @@ def train(preset: str, overrides: Sequence[str]) -> None:
     # millions of objects are made that stay: looking for garbage among them would take a quarter of the imports' time
     gc.disable()
     ranks = rank_environment(os.environ)
-    config = load_config(preset, overrides)
+    config, notes = load_noting(preset, overrides)
+    if notes and ranks.rank == 0:
+        print("\n".join(notes), flush=True)
     if config.engine.device != "cpu":
         check_gpus(os.environ, ranks)
     ranks.export(os.environ)
@@ -129,12 +167,13 @@ def check_run(config: Config, world_size: int) -> Checked:
 
 def show_plan(preset: str, overrides: Sequence[str]) -> None:
     """Print the resolved configuration and what follows from it; starts and writes nothing."""
-    from pretrain.config.load import dump_config, load_config
+    from pretrain.config.load import dump_config, load_noting
 
     world_size = rank_environment(os.environ).world_size
-    checked = check_run(load_config(preset, overrides), world_size)
+    config, notes = load_noting(preset, overrides)
+    checked = check_run(config, world_size)
     print(dump_config(checked.config))
-    print("\n".join(f"# {line}" for line in checked.chosen + plan_of(checked, world_size)))
+    print("\n".join(f"# {line}" for line in notes + checked.chosen + plan_of(checked, world_size)))
 
 
 def plan_of(checked: Checked, world_size: int) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -36,9 +35,9 @@ def preflight(
     """
     given = [*(["--result"] if result else []), preset, *changes_of(overrides, data)]
     if nproc is not None:
-        from launch.local import launch_local
+        from launch.local import launch_local, python_module
 
-        raise typer.Exit(launch_local([sys.executable, "-m", "launch.cluster.preflight", *given], nproc))
+        raise typer.Exit(launch_local(python_module("launch.cluster.preflight", *given), nproc))
     from launch.cluster.preflight import main
 
     raise typer.Exit(main(given))

@@ -26,6 +26,7 @@ from pretrain.engines.schedules import Timeline, check_warmup, learning_rate, we
 from pretrain.interop.initialise import start_from
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.registry import build_method, spec_of
+from pretrain.stream import masking
 from pretrain.stream.batches import DeviceSteps, seed_dropout
 from pretrain.stream.growth import continued, pin
 from pretrain.stream.loading import check_ranks_agree, loader_of
@@ -253,7 +254,8 @@ class Trainer:
 
     def _pinned(self) -> dict[str, Any]:
         """What a resumed run must agree on."""
-        return {**self.loader.sampler.state(), "backend": self.loader.backend, **self.method.pinned()}
+        masks = {"masks": masking.DRAWS} if self.loader.draw is not None else {}
+        return {**self.loader.sampler.state(), "backend": self.loader.backend, **masks, **self.method.pinned()}
 
     def _is_milestone(self) -> bool:
         return self.timeline.is_due(self.step, self.config.checkpoint.milestone_every_epochs)

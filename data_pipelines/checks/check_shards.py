@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.checks.tally import Tally
-from data_pipelines.files import read_json
+from data_pipelines.files import parse_json, read_json
 from data_pipelines.shards.dataset_index import is_true, joint_place
 from data_pipelines.shards.index import INDEX_SUFFIX, load_index
 from data_pipelines.shards.sample_index import NO_LABEL, Index
@@ -75,6 +74,7 @@ class ShardFacts(NamedTuple):
     num_samples: int
     digest: str  # equal for shards whose samples have equal keys, places, sizes and labels
     sha256: str | None  # where it was needed
+    state: str = "whole"  # or "damaged", where it may have held more samples, or "unreadable"
 
 
 class ShardCheck(NamedTuple):
@@ -103,7 +103,7 @@ def unreadable(shard: Path, error: OSError) -> ShardCheck:
     """What is found in a shard that the file system, or the place it is fetched from, does not give."""
     tally = Tally()
     tally.add("unreadable", shard.name, None, str(error))
-    return ShardCheck(ShardFacts(shard, 0, 0, "", None), None, tally, Counter(), 0)
+    return ShardCheck(ShardFacts(shard, 0, 0, "", None, "unreadable"), None, tally, Counter(), 0)
 
 
 def _check_shard(shard: Path, listed: Listed, quick: bool) -> ShardCheck:
@@ -125,7 +125,8 @@ def _check_shard(shard: Path, listed: Listed, quick: bool) -> ShardCheck:
             sha256 = _sha256(shard)
             if sha256 != entry.sha256:
                 tally.add("other_bytes", shard.name, None, "fetch it or pack it again")
-    facts = ShardFacts(shard, size, len(index), index.digest(0), sha256)
+    state = "damaged" if 0 in index.findings and index.findings[0].truncated else "whole"
+    facts = ShardFacts(shard, size, len(index), index.digest(0), sha256, state)
     return ShardCheck(facts, index, tally, labels, num_unlabelled)
 
 
@@ -150,8 +151,8 @@ def _check_json(shard: Path, index: Index, tally: Tally) -> None:
         for row in np.flatnonzero((index.json_sizes > 0) & (index.json_sizes <= _MAX_JSON_BYTES)).tolist():
             entry = index.entry(0, row)
             try:
-                json.loads(os.pread(file.fileno(), entry.json_size, entry.json_offset))
-            except (ValueError, RecursionError) as error:
+                parse_json(os.pread(file.fileno(), entry.json_size, entry.json_offset))
+            except ValueError as error:
                 tally.add("bad_json", shard.name, entry.key, str(error))
 
 

@@ -6,6 +6,7 @@ The levels of 8 and 16 bits are counted, so that all of these are exact and come
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,8 +16,10 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from data_pipelines.images.decode import DAMAGE, BadSampleError, decode, look
+from data_pipelines.images.decode import DAMAGE, BadSampleError, decode_part, look
+from data_pipelines.images.issues import CASES, shown
 from data_pipelines.images.pixels import Header
+from data_pipelines.images.tolerance import best_channels
 from data_pipelines.rng import Purpose, random_bits, stream_key
 from data_pipelines.shards.dataset import Sample
 
@@ -24,6 +27,8 @@ PERCENTILES = (1, 50, 99)
 _PIECE = 16  # images counted together, whatever the number of threads: so sums are the same to the bit
 _MAX_COUNTED = 1 << 24  # pixels: OpenCV counts in fp32, which is exact up to here
 _MAX_MEMORY = 1 << 31  # bytes of counts under way
+_log = logging.getLogger(__name__)
+_MAX_NAMED = 10  # samples that cannot be decoded
 _DIGITS = 8  # after the point; a level of 16 bits is 1.5e-5
 
 
@@ -42,6 +47,7 @@ class Statistics:
     bits: int
     samples: int  # that were measured
     bad: int  # drawn, and not to be decoded so
+    bad_samples: tuple[str, ...]  # the first few of those: key, shard and reason
     mean: tuple[float, ...]
     std: tuple[float, ...]
     min: tuple[float, ...]
@@ -51,6 +57,7 @@ class Statistics:
     def for_json(self) -> dict[str, Any]:
         """All but mean and std, which dataset.json has at its top."""
         values = dataclasses.asdict(self) | {
+            "bad_samples": list(self.bad_samples),
             "min": list(self.min),
             "max": list(self.max),
             "percentiles": {name: list(found) for name, found in self.percentiles.items()},
@@ -80,7 +87,7 @@ def common_kind(headers: Iterable[Header]) -> tuple[Kind | None, str]:
     counts = sorted(number for number in numbers if number is not None)
     if counts and 8 * counts[-1] << bits > _MAX_MEMORY:
         return None, f"the images have {counts[-1]:,} channels of {bits} bits, too many to count their levels"
-    if len(counts) == 1 or counts == [1, 3]:
+    if counts and best_channels(dict.fromkeys(counts, 1))[1] == 0:
         return Kind(counts[-1], bits), ""
     return None, f"the images have {' or '.join(map(str, counts))} channels" if counts else "no image can be read"
 
@@ -105,9 +112,9 @@ def measure(
         ValueError: None of them can be decoded as `kind`; the first one's reason.
     """
     counted = np.zeros((kind.channels, 1 << kind.bits))
-    samples, bad = 0, []
+    samples, bad, noted = 0, [], Counter[str]()
     most = max(1, min(2 * workers, _MAX_MEMORY // counted.nbytes))
-    pending: deque[Future[tuple[np.ndarray, int, list[BadSampleError]]]] = deque()
+    pending: deque[Future[tuple[np.ndarray, int, list[BadSampleError], Counter[str]]]] = deque()
     pieces = iter([numbers[first : first + _PIECE] for first in range(0, len(numbers), _PIECE)])
     with ThreadPoolExecutor(min(workers, most), thread_name_prefix="statistics") as pool:
         while True:
@@ -115,10 +122,11 @@ def measure(
                 pending.append(pool.submit(_count_levels, read, piece, kind))
             if not pending:
                 break
-            levels, good, refused = pending.popleft().result()
+            levels, good, refused, notes = pending.popleft().result()
             counted += levels
             samples += good
             bad += refused
+            noted += notes
             advance(good + len(refused))
     if not samples:
         why = bad[0].reason if bad else "there is none"
@@ -126,7 +134,15 @@ def measure(
             f"none of {len(numbers)} images can be measured as {kind.channels} channels of {kind.bits} bits; the "
             f"first: {why}"
         )
-    return _summarise(counted / samples, kind, samples, len(bad))
+    if noted["odd_opacity"]:
+        _log.warning(
+            "%d of %d images have %s. If it is a band, measure all with --channels %d and set data.channels so",
+            noted["odd_opacity"],
+            samples,
+            CASES["odd_opacity"].found,
+            kind.channels + 1,
+        )
+    return _summarise(counted / samples, kind, samples, bad)
 
 
 def headers_of(read: Callable[[int], Sample], numbers: Iterable[int]) -> list[Header]:
@@ -154,16 +170,18 @@ def summarise_headers(headers: Sequence[Header]) -> dict[str, Any]:
 
 def _count_levels(
     read: Callable[[int], Sample], numbers: Sequence[int], kind: Kind
-) -> tuple[np.ndarray, int, list[BadSampleError]]:
-    """(channels, levels) the sum over images of each level's share of the pixels; how many images, and the bad ones."""
+) -> tuple[np.ndarray, int, list[BadSampleError], Counter[str]]:
+    """(channels, levels) the sum over images of each level's share of the pixels; how many images, the bad ones, and
+    how often what was noted."""
     total = np.zeros((kind.channels, 1 << kind.bits))
-    bad = []
+    bad, noted = [], Counter[str]()
     for number in numbers:
         try:
-            image = decode(read(number), kind.channels, kind.bits)
+            image, *_, notes = decode_part(read(number), kind.channels, bits=kind.bits)
         except BadSampleError as error:
             bad.append(error)
             continue
+        noted.update(notes)
         height, width, _ = image.shape
         rows = max(1, _MAX_COUNTED // width)
         for channel in range(kind.channels):
@@ -172,10 +190,10 @@ def _count_levels(
                 size = 1 << kind.bits
                 counts = cv2.calcHist([plane[top : top + rows]], [0], None, [size], [0, size])
                 total[channel] += counts.ravel() / float(height * width)
-    return total, len(numbers) - len(bad), bad
+    return total, len(numbers) - len(bad), bad, noted
 
 
-def _summarise(shares: np.ndarray, kind: Kind, samples: int, bad: int) -> Statistics:
+def _summarise(shares: np.ndarray, kind: Kind, samples: int, bad: Sequence[BadSampleError]) -> Statistics:
     """From each level's share of the pixels, (channels, levels)."""
     levels = np.arange(shares.shape[1]) / (shares.shape[1] - 1)
     mean = shares @ levels
@@ -191,7 +209,10 @@ def _summarise(shares: np.ndarray, kind: Kind, samples: int, bad: int) -> Statis
         channels=kind.channels,
         bits=kind.bits,
         samples=samples,
-        bad=bad,
+        bad=len(bad),
+        bad_samples=tuple(
+            f"{shown(error.key)} of {shown(error.shard.name)}: {error.reason}" for error in bad[:_MAX_NAMED]
+        ),
         mean=_rounded(mean),
         std=_rounded(std),
         min=_rounded(levels[first]),

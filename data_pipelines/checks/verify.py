@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from data_pipelines.checks.check_shards import Census, Listed, ShardCheck, check_shard, unreadable
+from data_pipelines.checks.check_shards import Census, Listed, ShardCheck, ShardFacts, check_shard, unreadable
 from data_pipelines.checks.tally import Tally
 from data_pipelines.files import write_json
-from data_pipelines.images.bad_samples import MAX_TRIES
 from data_pipelines.images.issues import Severity, shown
 from data_pipelines.images.pixels import MAX_FILE_BYTES
+from data_pipelines.images.tolerance import MAX_BAD_SHARE, ShardCount, best_channels, dead_end, losses_told, too_many
 from data_pipelines.images.validate import Verdict, judge
 from data_pipelines.remote.cache import Cache
 from data_pipelines.remote.fetch import cancel_on
@@ -31,7 +32,7 @@ from data_pipelines.shards.tar import BLOCK, suffix_in
 
 _PIECE = 64  # samples a thread decodes at a time
 _MAX_LISTED = 1000  # bad samples named in the report
-_USUAL_SHARE = 0.01  # data.max_bad_share, unless a run sets another
+_MAX_NUMBERED = 100_000  # bad samples of a split, of which rows are looked for
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -71,7 +72,7 @@ def verify(
     cache = Cache()
     shards = find_shards(_all_in(out) if whole else out, cache=cache)
     with LocalView(shards, cache, whole=whole) as view:
-        result = _verify(view, workers or len(os.sched_getaffinity(0)), quick, channels, progress)
+        result = _verify(view, workers or len(os.sched_getaffinity(0)), whole, quick, channels, progress)
     folder = shards[0].parent
     if report is not None:
         write_json(report, result)
@@ -82,11 +83,13 @@ def verify(
     return result
 
 
-def _verify(view: LocalView, workers: int, quick: bool, channels: int | None, progress: bool) -> dict[str, Any]:
+def _verify(
+    view: LocalView, workers: int, whole: bool, quick: bool, channels: int | None, progress: bool
+) -> dict[str, Any]:
     folder = view.paths[0].parent
     listed = Listed.in_folder(folder)
     stop = threading.Event()
-    census, account = Census(folder, listed), _Account()
+    census, account = Census(folder, listed), _Account(whole)
     columns = (
         TextColumn("verifying"),
         BarColumn(),
@@ -122,6 +125,8 @@ def _verify(view: LocalView, workers: int, quick: bool, channels: int | None, pr
             num_bytes = sum(result.size for result in results)
             bar.update(task, advance=num_bytes, samples=account.num_samples)
     tally = Tally()
+    if channels is None:
+        account.tell_mixed()
     for part in (census.tally, account.tally, census.compare()):
         tally.update(part)
     return {
@@ -135,7 +140,7 @@ def _verify(view: LocalView, workers: int, quick: bool, channels: int | None, pr
         "labelled": census.num_labelled,
         "num_bad": account.num_bad,
         "bad": account.bad,
-        "run": account.outlook() if not quick else "not known: no image was decoded",
+        "run": outlook(census, account, listed, whole, quick),
         "width": account.width,
         "height": account.height,
         "modes": dict(sorted(account.modes.items())),
@@ -155,50 +160,120 @@ class _Judged(NamedTuple):
     verdict: Verdict
 
 
+class _Split:
+    """The images of one split, which a run opens without the others."""
+
+    def __init__(self) -> None:
+        self.num_samples = self.num_bad = 0
+        self.bad: dict[int, str] = {}  # where they lie, by number
+        self.channels: Counter[int] = Counter()
+        self.first: dict[int, tuple[str, str]] = {}  # shard and key of the first image of so many channels
+
+
 class _Account:
     """What the images were, told in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: bool) -> None:
         self.tally = Tally()
-        self.num_samples = self.num_bad = 0
+        self.num_bad = 0
+        self.num_samples = 0
         self.bad: list[dict[str, str]] = []
         self.width, self.height = [0, 0], [0, 0]
         self.modes: Counter[str] = Counter()
-        self._shard, self._num_in_row, self._ends_at = "", 0, ""
+        self.splits: defaultdict[str, _Split] = defaultdict(_Split)
+        self._whole = whole
 
     def add(self, results: list[_Judged]) -> None:
         for shard, key, _, verdict in results:
+            split = self.splits[split_of(shard, self._whole)]
             self.num_samples += 1
+            split.num_samples += 1
             if verdict.case is None:
-                self._num_in_row = 0
                 self.width, self.height = _widened(self.width, verdict.width), _widened(self.height, verdict.height)
                 self.modes[verdict.mode] += 1
+                if verdict.channels is not None:
+                    split.channels[verdict.channels] += 1
+                    split.first.setdefault(verdict.channels, (shard, key))
                 for note in verdict.notes:
                     self.tally.add(note, shard, key)
                 continue
             self.num_bad += 1
+            split.num_bad += 1
             self.tally.add(verdict.case, shard, key, verdict.reason)
             if len(self.bad) < _MAX_LISTED:
                 reason = verdict.reason or ""
                 self.bad.append({"key": shown(key), "shard": shard, "case": verdict.case, "reason": reason})
-            self._num_in_row = self._num_in_row + 1 if shard == self._shard else 1
-            self._shard = shard
-            if self._num_in_row == MAX_TRIES:
-                self._ends_at = self._ends_at or f"{shown(key)} of {shard}"
+            if len(split.bad) < _MAX_NUMBERED:
+                split.bad[split.num_samples - 1] = f"{shown(key)} of {shard}"
 
-    def outlook(self) -> str:
-        """What a run will do."""
-        share = self.num_bad / max(1, self.num_samples)
-        told = f"{self.num_bad:,} of {self.num_samples:,} samples ({100 * share:.3g} %) cannot be decoded"
-        if not self.num_bad:
-            return "every sample can be used"
-        if self._ends_at:
-            return f"{told}; a run ends at {self._ends_at}, where {MAX_TRIES} in a row are bad: pack the data again"
-        if share > _USUAL_SHARE:
-            return (
-                f"{told}; a run ends, as that is more than data.max_bad_share={_USUAL_SHARE:g}, unless it permits more"
-            )
-        return f"{told}; a run shows a neighbour instead"
+    def tell_mixed(self) -> None:
+        """Count what a run of the number of channels that most images have cannot use."""
+        for split in self.splits.values():
+            if not split.channels:
+                continue
+            best, _ = best_channels(split.channels)
+            for channels, (shard, key) in split.first.items():
+                if channels != best and {channels, best} != {1, 3}:
+                    told = f"{channels} channel{'s' * (channels > 1)}, and {best} would serve most"
+                    self.tally.add("mixed_channels", shard, key, told, split.channels[channels])
+
+
+def split_of(shard: str, whole: bool) -> str:
+    """What of a folder is opened together with a shard; all that is named is, where no folder is."""
+    return (shard.rpartition("-")[0] or shard) if whole else ""
+
+
+def outlook(census: Census, account: _Account, listed: Listed, whole: bool, quick: bool) -> str:
+    """What a run will do, of the split where it does worst; by the same judgement as the run's own."""
+    shards: dict[str, list[ShardFacts]] = {}
+    for facts in census.facts:
+        shards.setdefault(split_of(facts.shard.name, whole), []).append(facts)
+    packed = {name: entry.samples for name, entry in listed.shards.items()}
+    found = []
+    for name, facts in shards.items():
+        rank, told = _outlook(facts, account.splits[name], packed, quick)
+        found.append((rank, f"{name}: {told}" if len(shards) > 1 else told))
+    worst, _ = max(found)
+    return (
+        "; ".join(told for rank, told in found if rank == worst)
+        if worst
+        else found[0][1].removeprefix(f"{next(iter(shards))}: ")
+    )
+
+
+def _outlook(facts: list[ShardFacts], split: _Split, packed: Mapping[str, int], quick: bool) -> tuple[int, str]:
+    """How bad it is (2: a run ends, 1: some are replaced, 0: nothing is lost), and it in words."""
+    for one in facts:
+        if one.state == "unreadable":
+            return 2, f"a run ends, as {one.shard.name} cannot be read"
+    counts = [ShardCount(one.shard.name, one.num_samples, one.state == "damaged") for one in facts]
+    if not any(count.num_samples for count in counts):
+        return 2, "a run does not start, as there is no sample"
+    told, _ = losses_told(counts, packed, MAX_BAD_SHARE)
+    if told:
+        return 2, f"a run does not start: {told}"
+    if quick:
+        return 0, "not known: no image was decoded"
+    best, num_other = best_channels(split.channels) if split.channels else (0, 0)
+    num_bad, num_samples = split.num_bad + num_other, split.num_samples
+    needs = f", by a run of data.channels={best}" if best not in (0, 1, 3) or num_other else ""
+    if not num_bad:
+        return 0, f"every sample can be used{needs}"
+    told = f"{num_bad:,} of {num_samples:,} samples ({100 * num_bad / num_samples:.3g} %) cannot be decoded"
+    if num_other:
+        told = told.replace("decoded", f"used{needs}")
+    ends = np.cumsum([count.num_samples for count in counts]).tolist()
+    tried = dead_end(ends, split.bad.keys()) if split.num_bad == len(split.bad) else []
+    if tried:
+        return (
+            2,
+            f"{told}; a run ends at {split.bad[tried[-1]]}, where {len(tried)} in a row are bad: pack the data again",
+        )
+    if too_many(num_bad, num_samples, num_samples, MAX_BAD_SHARE):
+        return 2, (
+            f"{told}; a run ends, as that is more than data.max_bad_share={MAX_BAD_SHARE:g}, unless it permits more"
+        )
+    return 1, f"{told}; a run shows a neighbour instead"
 
 
 def _widened(sides: list[int], side: int) -> list[int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from itertools import chain, islice
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -16,12 +15,17 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.images.decode import BadSampleError, decode_part
-from data_pipelines.images.issues import shown
+from data_pipelines.images.issues import CASES, shown
 from data_pipelines.images.parts import Choose, Picture, whole
-from data_pipelines.shards.dataset import Dataset
+from data_pipelines.images.tolerance import (
+    MAX_BAD_SHARE,
+    ShardCount,
+    losses_told,
+    neighbours,
+    too_many,
+)
+from data_pipelines.shards.dataset import Dataset, Sample
 
-MAX_TRIES = 16  # neighbours in a row
-_MIN_READS = 1000  # a share of fewer reads means little
 _NUM_SHOWN = 5  # in the error that ends a run
 _MAX_NAMED = 10_000  # of a data set on one rank: further ones are only counted, so that memory stays bounded
 _log = logging.getLogger(__name__)
@@ -87,27 +91,19 @@ class BadSampleLog:
 def check_losses(dataset: Dataset, max_bad_share: float) -> None:
     """Refuse a data set of which damaged shards have lost more than a share of the samples.
 
-    What a shard held is known from `dataset.json`; of one without any sample, and not listed there, it is taken to be
-    as many as the others hold on average.
-
     Raises:
-        TooManyBadSamplesError: The message names the first of those shards.
+        TooManyBadSamplesError: The message names the first of those shards; see `losses_told`.
     """
-    sizes = dataset.shard_sizes
-    mean = dataset.num_samples / sum(size > 0 for size in sizes)
-    lost = {
-        shard: dataset.packed.get(shard.name, size or mean) - size
-        for shard, size in zip(dataset.shards, sizes, strict=True)
-        if size < dataset.packed.get(shard.name, size or mean)
-    }
-    num_lost = round(sum(lost.values()))
-    if num_lost > max_bad_share * (num_lost + dataset.num_samples):
-        first = next(iter(lost))
+    findings = dataset.index.findings
+    shards = [
+        ShardCount(shard, size, number in findings and findings[number].truncated)
+        for number, (shard, size) in enumerate(zip(dataset.shards, dataset.shard_sizes, strict=True))
+    ]
+    told, first = losses_told(shards, dataset.packed, max_bad_share)
+    if told:
         raise TooManyBadSamplesError(
-            f"{len(lost)} of {len(sizes)} shards are damaged and have lost about {num_lost:,} of "
-            f"{num_lost + dataset.num_samples:,} samples, more than the permitted share of {max_bad_share:g} "
-            f"(data.max_bad_share); the first of them is {first}. See what is wrong with `selfsight verify "
-            f"{first.parent}`, then fetch or pack these shards again, or permit more"
+            f"{told}. See what is wrong with `selfsight verify {getattr(first, 'parent', first)}`, then fetch or pack "
+            "these shards again, or permit more"
         )
 
 
@@ -117,8 +113,7 @@ class Decoder:
     Args:
         dataset: Where to read.
         channels: Of the images, as `decode` gives them.
-        max_bad_share: Bad reads beyond this share of all stop the run. The share is of at least 1,000
-            reads (of all samples, if they are fewer), so that one early bad sample does not.
+        max_bad_share: Bad reads beyond this share of all stop the run, see `too_many`.
         padded: See `decode_part`.
         log: Where bad samples are written down.
         bits: Of a channel, 8 or 16.
@@ -128,7 +123,7 @@ class Decoder:
         self,
         dataset: Dataset,
         channels: int = 3,
-        max_bad_share: float = 0.01,
+        max_bad_share: float = MAX_BAD_SHARE,
         padded: bool = False,
         log: BadSampleLog | None = None,
         bits: int = 8,
@@ -138,7 +133,8 @@ class Decoder:
         self.log = log
         self.num_reads = 0
         self.num_bad = 0
-        self._ends = np.cumsum(dataset.shard_sizes)
+        self._ends: list[int] = np.cumsum(dataset.shard_sizes).tolist()
+        self._noted: set[str] = set()  # of `CASES`, so that each is told once
         self._met: set[int] = set()  # samples, so that each is told once
         self._first: list[str] = []  # what was told of the first few
         self._lock = Lock()
@@ -166,6 +162,7 @@ class Decoder:
                     continue
                 with self._lock:
                     self.num_reads += 1
+                self._note(picture, stored)
                 instead = stored.key
                 return Decoded(number, picture, stored.label)
         finally:
@@ -180,20 +177,15 @@ class Decoder:
         )
 
     def neighbours(self, sample: int) -> Iterator[int]:
-        """The samples that are tried in turn: the sample, those after it in its shard, around its end, and then those
-        of the next shards; 16 in all. Most stay in a shard that is open, or fetched, already."""
-        shard = int(np.searchsorted(self._ends, sample, side="right"))
-        end, num_samples = int(self._ends[shard]), int(self._ends[-1])
-        begin = end - self.dataset.shard_sizes[shard]
-        further = (number % num_samples for number in range(end, begin + num_samples))
-        return islice(chain(range(sample, end), range(begin, sample), further), MAX_TRIES)
+        """The samples that are tried in turn, see `tolerance.neighbours`."""
+        return neighbours(self._ends, sample)
 
     def _count_bad(self, error: BadSampleError) -> None:
         with self._lock:
             self.num_reads += 1
             self.num_bad += 1
             num_bad, num_reads, first, num_met = self.num_bad, self.num_reads, [*self._first], len(self._met)
-        if num_bad > self.max_bad_share * max(num_reads, min(_MIN_READS, self.dataset.num_samples)):
+        if too_many(num_bad, num_reads, self.dataset.num_samples, self.max_bad_share):
             named = list(dict.fromkeys([*first, str(error)]))
             more = [f"and {num_met - len(first)} more"] if num_met > len(first) else []
             raise TooManyBadSamplesError(
@@ -201,6 +193,22 @@ class Decoder:
                 f"{self.max_bad_share:g} (data.max_bad_share):\n  "
                 + "\n  ".join(named + more)
                 + f"\nList all with `selfsight verify {error.shard.parent}`, then pack the data again or permit more."
+            )
+
+    def _note(self, picture: Picture, stored: Sample) -> None:
+        """Tell once of what is used otherwise than its owner may think."""
+        if not picture.notes:
+            return
+        with self._lock:
+            new = [case for case in picture.notes if case not in self._noted]
+            self._noted.update(new)
+        for case in new:
+            where = f"sample {shown(stored.key)} of {stored.shard}"
+            _log.warning(
+                "%s: %s; %s. This is told once; `selfsight verify` counts all",
+                where,
+                CASES[case].found,
+                CASES[case].done,
             )
 
     def _name(self, number: int, error: BadSampleError, instead: str | None) -> None:

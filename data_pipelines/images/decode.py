@@ -13,15 +13,25 @@ from PIL import Image, UnidentifiedImageError
 
 from data_pipelines.images import rasters
 from data_pipelines.images.issues import shown
-from data_pipelines.images.jpeg import MAX_SCANS, decode_jpeg, read_header
+from data_pipelines.images.jpeg import MAX_SCANS, decode_jpeg, read_header, tidied
 from data_pipelines.images.magic import kind_of
 from data_pipelines.images.parts import Choose, Picture, whole
-from data_pipelines.images.pixels import MAX_PIXELS, Header, UnusableImageError, check_file_size, convert
+from data_pipelines.images.pixels import (
+    MAX_EXIF_BYTES,
+    MAX_PIXELS,
+    Header,
+    UnusableImageError,
+    check_file_size,
+    convert,
+    unlike_opacity,
+)
+from data_pipelines.images.png import key_of_grey
 from data_pipelines.remote.remote_files import Shard
 from data_pipelines.shards.dataset import Sample
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # of Pillow; no other decoder of its ever sees the bytes
 _GREY = ("1", "L", "LA", "La")
+_WITH_OPACITY = ("RGBA", "LA", "PA", "RGBa", "La")
 _ORIENTATION = 0x0112  # EXIF's tag
 #: By its value, what turns an image upright.
 TURNS = {
@@ -74,6 +84,8 @@ def open_image(content: bytes) -> Image.Image:
     """
     if not content:
         raise UnusableImageError("empty_image", "a file of no bytes")
+    if content[:2] == b"\xff\xd8":
+        content = tidied(content)
     try:
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
@@ -136,32 +148,36 @@ def decode_part(
         of_jpeg = header.components
     if of_jpeg in (1, 3) and (picture := decode_jpeg(sample.image, of_jpeg, choose, MAX_PIXELS, padded)) is not None:
         return picture._replace(pixels=convert(picture.pixels, None, 16)) if bits == 16 else picture
-    picture = Picture(_decode_whole(sample, channels, bits))
+    picture = _decode_whole(sample, channels, bits)
     choose(picture.pixels.shape[:2])
     return picture
 
 
-def _decode_whole(sample: Sample, channels: int | None, bits: int | None) -> np.ndarray:
+def _decode_whole(sample: Sample, channels: int | None, bits: int | None) -> Picture:
     try:
-        pixels = rasters.read(sample.image, channels)
-        if pixels is None:
-            pixels = _read_with_pillow(sample.image, channels)
-        return np.ascontiguousarray(convert(pixels, channels, bits))
+        picture = rasters.read(sample.image, channels)
+        if picture is None:
+            picture = _read_with_pillow(sample.image, channels)
+        return picture._replace(pixels=np.ascontiguousarray(convert(picture.pixels, channels, bits)))
     except DAMAGE as error:
         raise BadSampleError.of(sample, error) from error
 
 
-def _read_with_pillow(content: bytes, channels: int | None) -> np.ndarray:
+def _read_with_pillow(content: bytes, channels: int | None) -> Picture:
     """(h, w, c) uint8, grey or RGB; with opacity where `channels` counts it in."""
     image = open_image(content)
+    notes = ("animated",) * (frames(image) > 1)
     image.load()
+    if image.mode == "L" and isinstance(key := image.info.get("transparency"), int):
+        image.info["transparency"] = key_of_grey(content, key)
     turn = TURNS.get(orientation_of(image))
     if turn is not None:
         image = image.transpose(turn)
-    if (image.mode, channels) not in (("RGBA", 4), ("LA", 2)):
-        image = _converted(image, "L" if image.mode in _GREY else "RGB")
-    pixels = np.asarray(image)
-    return pixels if pixels.ndim == 3 else rearrange(pixels, "h w -> h w 1")
+    converted = _converted(image, channels)
+    if converted.mode in ("L", "RGB") and image.mode in ("RGBA", "LA"):
+        notes += unlike_opacity(np.asarray(image.getchannel("A")))
+    pixels = np.asarray(converted)
+    return Picture(pixels if pixels.ndim == 3 else rearrange(pixels, "h w -> h w 1"), notes=notes)
 
 
 def look(content: bytes) -> Header:
@@ -173,14 +189,32 @@ def look(content: bytes) -> Header:
     if header is not None:
         return header
     with open_image(content) as image:
-        channels = 1 if image.mode in _GREY else 3
-        return Header(image.format or "", image.width, image.height, channels, 8, image.mode)
+        channels = channels_of(image)
+        return Header(
+            image.format or "", image.width, image.height, channels, 8, image.mode, is_transparent(image), frames(image)
+        )
+
+
+def channels_of(image: Image.Image) -> int:
+    """1 for what is grey and 3 for what has colours; opacity does not count."""
+    return 1 if image.mode in _GREY else 3
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether an image has an opacity, or a colour that stands for transparency."""
+    return image.mode in _WITH_OPACITY or "transparency" in image.info
+
+
+def frames(image: Image.Image) -> int:
+    """How many pictures there are in the file; the first is used."""
+    return getattr(image, "n_frames", 1)
 
 
 def orientation_of(image: Image.Image) -> int:
     """EXIF's orientation, 1 .. 8; 1, upright, where there is none or EXIF is damaged, as the pixels need not be."""
     if "exif" not in image.info:
         return 1
+    image.info["exif"] = image.info["exif"][:MAX_EXIF_BYTES]
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except (*DAMAGE, KeyError, TypeError, AttributeError):
@@ -188,11 +222,13 @@ def orientation_of(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode == mode:
-        return image
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
+def _converted(image: Image.Image, channels: int | None) -> Image.Image:
+    """Grey or RGB, what is transparent on black; with its opacity where `channels` counts that in."""
+    mode = "L" if image.mode in _GREY else "RGB"
+    if is_transparent(image):
+        with_opacity = image.convert("RGBA")
+        if channels == len(mode) + 1:
+            return with_opacity.convert(mode + "A")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image).convert("RGB")
-    return image.convert(mode)
+        image = Image.alpha_composite(black, with_opacity).convert("RGB")
+    return image if image.mode == mode else image.convert(mode)

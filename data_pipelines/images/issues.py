@@ -37,14 +37,22 @@ CASES: dict[str, Case] = {
     "damaged_image": Case(_ERROR, "truncated, or damaged so that its decoder stops", _REPLACED),
     "too_large": Case(_ERROR, "more pixels, JPEG scans or bytes than the limit; nothing is unpacked", _REPLACED),
     "wrong_suffix": Case(_NOTE, "an image whose suffix names another format", "used as what it is"),
-    "animated": Case(_NOTE, "several frames or pictures in one file", "the first is used"),
+    "animated": Case(
+        _NOTE, "several frames, pages or pictures in one file", "the first that is no smaller copy is used"
+    ),
     "transparent": Case(_NOTE, "an alpha channel or a transparent colour", "put on black"),
+    "odd_opacity": Case(
+        _NOTE,
+        "an opacity that is neither nothing nor full in most places, as a band such as infrared would be",
+        "the other channels are put on black by it; a run whose data.channels counts it in takes it as it is",
+    ),
     "palette": Case(_NOTE, "colours by a palette", "the palette is applied"),
     "cmyk": Case(_NOTE, "CMYK instead of RGB", "converted without a colour profile"),
     "deep": Case(_NOTE, "more than 8 bits a channel", "the high byte is used by a run of 8 bits"),
     "turned": Case(_NOTE, "turned or mirrored by its EXIF orientation", "applied, so that up is up"),
     "tiny": Case(_NOTE, "a side of less than 8 px", "used, enlarged"),
     "other_channels": Case(_ERROR, "channels that cannot be made those of the run", _REPLACED),
+    "mixed_channels": Case(_ERROR, "images of other numbers of channels than most", _REPLACED),
     # samples: what lies under one key
     "repeated_member": Case(
         _ERROR, "several images or labels under one key, which ends at the first dot of a name", "the first is used"
@@ -100,6 +108,12 @@ def shown(name: str) -> str:
         letter if letter.isprintable() and letter != "\\" else _escaped(letter) for letter in name[:_MAX_SHOWN]
     )
     return letters if len(name) <= _MAX_SHOWN else f"{letters}... ({len(name):,} letters)"
+
+
+def visible(text: str) -> str:
+    """Text of ours in which there may be names from strangers, for a terminal: control letters and what else cannot be
+    printed escaped as `shown` does, line breaks and backslashes as they are."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else _escaped(letter) for letter in text)
 
 
 def _escaped(letter: str) -> str:

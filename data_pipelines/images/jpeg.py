@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from einops import rearrange
 from PIL import Image
 
 from data_pipelines.images.parts import Choose, Part, Picture, whole
+from data_pipelines.images.pixels import UnusableImageError
 
 try:  # optional when the package is built: it needs libjpeg-turbo and its header
     from data_pipelines.images.native._jpeg_region import decode_region
@@ -24,7 +26,11 @@ except ImportError:
     decode_region = None
 
 MAX_SCANS = 100  # of a progressive JPEG, each a pass over all pixels; encoders make 20 at most
+_MAX_SEGMENTS = 10_000  # before the pixels; a profile of colours takes 255 at most, a film in XMP a thousand
 _EXIF_ORIENTATION = 0x0112
+_MARKER = re.compile(rb"\xff[\x01-\xfe]")
+_FILL = re.compile(rb"\xff*")
+_ALONE = {0x01, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}  # markers that no length follows, or that Pillow reads so
 _FRAMES = {0xC0: True, 0xC1: True, 0xC2: False}  # baseline, extended (one scan, as a rule), progressive
 _OTHER_FRAMES = {0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)}  # lossless, arithmetic and so on
 #: EXIF's orientation to how the stored image becomes upright: transposed, then upside down, then left to right.
@@ -89,13 +95,13 @@ def read_header(data: bytes) -> Header | None:
     """The header of a JPEG of 8 bits and 1 or 3 components; None for all else. Reads no further than the first scan."""
     if data[:2] != b"\xff\xd8":
         return None
-    place, frame, exif = 2, None, b""
-    while place + 4 <= len(data):
+    place, frame, exif, num_segments = 2, None, b"", 0
+    while place + 4 <= len(data) and num_segments < _MAX_SEGMENTS:
         if data[place] != 0xFF:
             return None
         marker = data[place + 1]
         if marker == 0xFF:  # fill byte
-            place += 1
+            place = _end_of_fill(data, place) - 1
             continue
         if marker in _OTHER_FRAMES or marker == 0x01 or 0xD0 <= marker <= 0xD9:
             return None
@@ -112,14 +118,54 @@ def read_header(data: bytes) -> Header | None:
             frame = (height, width, components, _FRAMES[marker])
             if precision != 8 or components not in (1, 3) or not height or not width:
                 return None
-        elif marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
-            exif += data[place + 10 : end]
-        place = end
+        elif not exif and _is_exif(data, place):  # further ones hold what the first had no room for
+            exif = data[place + 10 : end]
+        place, num_segments = end, num_segments + 1
     else:
         return None
     if frame is None or (not frame[3] and data.count(b"\xff\xda") > MAX_SCANS):
         return None
     return Header(*frame, scan=place, orientation=_orientation(data, exif) if exif else 1)
+
+
+def tidied(data: bytes) -> bytes:
+    """A JPEG as Pillow may see it, which reads byte by byte what lies between segments, and joins all EXIF ones.
+
+    Fill bytes and other litter before the first scan are left out, and of several EXIF segments all but the first.
+
+    Raises:
+        UnusableImageError: There are more segments than anybody means.
+    """
+    kept, begin, place, num_segments, has_exif = [], 0, 2, 0, False
+    while num_segments < _MAX_SEGMENTS:
+        match = _MARKER.search(data, place)
+        if match is None:
+            return b"".join((*kept, data[begin:place]))
+        start, marker, num_segments = match.start(), data[match.start() + 1], num_segments + 1
+        if start > place:
+            kept.append(data[begin:place])
+            begin = start
+        end = start + 2 if marker in _ALONE else start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        if marker == 0xDA or end > len(data):
+            return b"".join((*kept, data[begin:])) if kept else data
+        if _is_exif(data, start):
+            if has_exif:
+                kept.append(data[begin:start])
+                begin = end
+            has_exif = True
+        place = end
+    reason = f"a JPEG of more than {_MAX_SEGMENTS:,} segments before its pixels; pack a copy of it"
+    raise UnusableImageError("too_large", reason)
+
+
+def _is_exif(data: bytes, place: int) -> bool:
+    return data[place + 1] == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0"
+
+
+def _end_of_fill(data: bytes, place: int) -> int:
+    """Where bytes of 255 end."""
+    match = _FILL.match(data, place)
+    return place if match is None else match.end()
 
 
 def _orientation(data: bytes, exif: bytes) -> int:
@@ -136,7 +182,7 @@ def _orientation(data: bytes, exif: bytes) -> int:
         except struct.error:
             pass
     try:
-        value = Image.open(io.BytesIO(data), formats=("JPEG",)).getexif().get(_EXIF_ORIENTATION, 1)
+        value = Image.open(io.BytesIO(tidied(data)), formats=("JPEG",)).getexif().get(_EXIF_ORIENTATION, 1)
     except Exception as error:  # of many types; Pillow will say so again when it is asked for the pixels
         raise ValueError("Pillow cannot read the EXIF data") from error
     return value if value in _UPRIGHT else 1

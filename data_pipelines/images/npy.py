@@ -36,7 +36,7 @@ def read_npy(content: bytes, channels: int | None) -> np.ndarray:
         ValueError: Of other types or axes, where both axes could be it, or not as long as its header says.
     """
     array = _header(content)
-    axis = _channel_axis(array.shape, channels)
+    axis = channel_axis(array.shape, channels)
     if axis is None:
         raise UnusableImageError(
             "other_channels",
@@ -54,7 +54,7 @@ def read_npy(content: bytes, channels: int | None) -> np.ndarray:
 def look_at_npy(content: bytes) -> Header:
     """What the header says; see `read_npy` for the errors. `channels` is None where the first axis is like the last."""
     array = _header(content)
-    axis = _channel_axis(array.shape, None)
+    axis = channel_axis(array.shape, None)
     sides = list(array.shape)
     channels: int | None = 1
     if len(sides) == 3:
@@ -88,7 +88,7 @@ def _header(content: bytes) -> _Array:
     if len(shape) not in (2, 3):
         reason = f"an npy of {_words(shape)}; images are (h, w), (h, w, c) or (c, h, w)"
         raise UnusableImageError("other_format", reason)
-    axis = _channel_axis(shape, None) if len(shape) == 3 else None
+    axis = channel_axis(shape, None) if len(shape) == 3 else None
     sides = [*shape, 1] if len(shape) == 2 else [*shape[1:], shape[0]] if axis == 0 else list(shape)
     check_size(sides[0], sides[1], sides[2], dtype.itemsize)
     if len(content) - start != math.prod(shape) * dtype.itemsize:
@@ -99,8 +99,11 @@ def _header(content: bytes) -> _Array:
     return _Array(dtype, match[2] == b"True", shape, start)
 
 
-def _channel_axis(shape: tuple[int, ...], channels: int | None) -> int | None:
-    """0 or -1; None where it is not to be told. ValueError where neither axis fits."""
+def channel_axis(shape: tuple[int, ...], channels: int | None) -> int | None:
+    """Which axis of (h, w), (h, w, c) or (c, h, w) the channels are, 0 or -1; None where it is not to be told.
+
+    It is the one of `channels` entries; without such a number the shorter one. ValueError where neither axis fits.
+    """
     if len(shape) == 2:
         return -1
     first, last = shape[0], shape[-1]

@@ -32,6 +32,7 @@ class Picture(NamedTuple):
     left: int = 0  # where they begin, in px of the whole image; below 0 where the last decoded px are padding
     top: int = 0
     factor: int = 1  # px of the image for each decoded one, in both directions
+    notes: tuple[str, ...] = ()  # of `CASES`: what was met that only the pixels, or the whole file, tell
 
     @property
     def is_part(self) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 MAX_PIXELS = 89_478_485  # Pillow's limit of what may be a decompression bomb; 256 MB as RGB
 MAX_BYTES = 512 << 20  # of the decoded pixels: those of an RGB image of 16 bits at that limit
+MAX_EXIF_BYTES = 1 << 16  # a JPEG's segment holds no more; of the rest whole copies would be taken, one a tag
 MAX_FILE_BYTES = 1 << 30  # of an image's file: none that is read needs as many, so nothing larger is taken into memory
 
 
@@ -28,6 +29,8 @@ class Header(NamedTuple):
     channels: int | None  # without transparency; None: an array that does not say which axis they are
     bits: int  # of a channel
     mode: str  # Pillow's for its formats; for others such as "13 x uint16"
+    transparent: bool = False  # opacity, or a colour that stands for none
+    num_images: int = 1  # pictures in the file of which one is used
 
 
 def check_size(height: int, width: int, channels: int, itemsize: int) -> None:
@@ -84,6 +87,14 @@ def over_black(pixels: np.ndarray) -> np.ndarray:
     full = np.iinfo(pixels.dtype).max
     colours, opacity = pixels[:, :, :-1].astype(np.uint32), pixels[:, :, -1:]
     return ((colours * opacity + full // 2) // full).astype(pixels.dtype)
+
+
+def unlike_opacity(opacity: np.ndarray) -> tuple[str, ...]:
+    """A note where (h, w) levels are as of a band of light, such as infrared, that is tagged as opacity: an opacity is
+    nothing or full nearly everywhere."""
+    full = np.iinfo(opacity.dtype).max
+    num_clear = np.count_nonzero((opacity == 0) | (opacity == full))
+    return ("odd_opacity",) if 2 * num_clear < opacity.size else ()
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

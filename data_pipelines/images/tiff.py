@@ -10,14 +10,25 @@ import io
 import itertools
 import logging
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
 from tifffile import COMPRESSION, PHOTOMETRIC, SAMPLEFORMAT, TiffFile, TiffFileError, TiffPage
 
-from data_pipelines.images.pixels import Header, UnusableImageError, check_size, over_black, turned
+from data_pipelines.images.npy import channel_axis
+from data_pipelines.images.parts import Picture
+from data_pipelines.images.pixels import (
+    Header,
+    UnusableImageError,
+    check_size,
+    over_black,
+    turned,
+    unlike_opacity,
+)
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it tells of damage there, and no sample's name
 
@@ -29,7 +40,11 @@ _COMPRESSIONS = (
 )  # fmt: skip
 _PHOTOMETRICS = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
 _WORDS = {SAMPLEFORMAT.INT: "signed", SAMPLEFORMAT.IEEEFP: "floating-point", 5: "complex", 6: "complex"}
-_ORIENTATION, _COLOURS = 274, 320
+_DESCRIPTION, _ORIENTATION, _COLOURS = 270, 274, 320
+#: What tifffile says in it of the array that it stored, in the words of all its versions.
+_SHAPE = re.compile(rb"shape\"?\s*[:=]\s*[\[(]((?:[0-9]{1,9},?\s*){1,8})[\])]")
+_AXES = re.compile(rb"axes\"?\s*[:=]\s*[\"']?([A-Z]{1,8})\b")
+_MAX_DESCRIPTION = 4096  # bytes that are looked at
 #: What describes the pixels: sizes, depth, layout and places. Of others some are read by programs of their own.
 _TAGS = (
     254, 255, 256, 257, 258, 259, 262, 266, 273, _ORIENTATION, 277, 278, 279, 284, 317, _COLOURS, 322, 323, 324, 325,
@@ -40,63 +55,135 @@ _MAX_PAGES = 4096
 _MAX_TAG_BYTES = 16 << 20  # of all pages; two million strips
 
 
-def read_tiff(content: bytes, channels: int | None) -> np.ndarray:
+class _Image(NamedTuple):
+    """The pages that make the image."""
+
+    pages: list[TiffPage]
+    by_rows: bool  # each page is a row of it, and its columns are the channels
+    num_images: int  # in the file
+
+
+def read_tiff(content: bytes, channels: int | None) -> Picture:
     """(h, w, c) uint8 or uint16 in native byte order.
 
     Strips or tiles, channels together or in planes, uncompressed or by Deflate, LZW, PackBits or Zstandard, with or
     without differences between neighbours; BigTIFF too. Several pages of one size with one channel each are the
-    channels of one image; of other files the first page counts. The orientation is applied, a palette looked up,
+    channels of one image, or its rows where tifffile made a page of each row of (h, w, c). Of other files the first
+    page that is no smaller copy counts, and the notes say so. The orientation is applied, a palette looked up,
     white-is-zero inverted. Transparent pixels become black, unless `channels` counts the opacity in.
 
     Raises:
         ValueError: Damaged, too large, or what is not read (such as JPEG in TIFF, CMYK, other depths).
     """
-    with _opened(content) as pages:
-        first, num = pages[0], len(pages)
-        if num > 1 and channels not in (None, num):
+    with _opened(content, channels) as image:
+        first, num = image.pages[0], len(image.pages)
+        notes = ("animated",) * (image.num_images > 1)
+        if num == 1:
+            pixels, more = _read_page(first, channels)
+            return Picture(turned(pixels, _orientation(first)), notes=notes + more)
+        if channels not in (None, first.imagewidth if image.by_rows else num):
             reason = f"a TIFF of {num} pages of {first.imagewidth}x{first.imagelength} px and one channel each, and "
             raise UnusableImageError("other_channels", f"{reason}data.channels is {channels}")
-        if num > 1:
-            check_size(first.imagelength, first.imagewidth, num, first.bitspersample // 8)
-        pixels = [_read_page(page, channels) for page in pages]
-        return turned(np.concatenate(pixels, axis=2) if num > 1 else pixels[0], _orientation(first))
+        check_size(first.imagelength, first.imagewidth, num, first.bitspersample // 8)
+        pixels = np.stack([_read_page(page, channels)[0][:, :, 0] for page in image.pages])
+        pixels = pixels if image.by_rows else rearrange(pixels, "c h w -> h w c")
+        return Picture(turned(pixels, _orientation(first)), notes=notes)
 
 
 def look_at_tiff(content: bytes) -> Header:
-    """What the tags say; raises as `read_tiff` does."""
-    with _opened(content) as pages:
-        first = pages[0]
-        channels, bits = len(pages) if len(pages) > 1 else _channels(first), first.bitspersample
-        mode = f"{channels} x uint{bits}{' with opacity' * (_opacity(first) is not None)}"
-        mode = "palette" if first.photometric == PHOTOMETRIC.PALETTE else mode
-        return Header("TIFF", first.imagewidth, first.imagelength, channels, bits, mode)
+    """What the tags say; raises as `read_tiff` does. `channels` is None where pages are as many as they are wide."""
+    try:
+        with _opened(content, None) as image:
+            first = image.pages[0]
+            channels: int | None = len(image.pages) if len(image.pages) > 1 else _channels(first)
+            width, height, num_images = first.imagewidth, first.imagelength, image.num_images
+            if image.by_rows:
+                width, height, channels = height, len(image.pages), width
+    except _UnclearAxesError as error:
+        first, channels, num_images = error.first, None, 1
+        width, height = first.imagewidth, first.imagelength
+    has_opacity = _opacity(first) is not None
+    mode = f"{channels or 'any'} x uint{first.bitspersample}{' with opacity' * has_opacity}"
+    mode = "palette" if first.photometric == PHOTOMETRIC.PALETTE else mode
+    return Header("TIFF", width, height, channels, first.bitspersample, mode, has_opacity, num_images)
+
+
+class _UnclearAxesError(UnusableImageError):
+    def __init__(self, first: TiffPage, num_pages: int) -> None:
+        shape = f"{num_pages}x{first.imagelength}x{first.imagewidth}"
+        reason = f"a TIFF of {shape} may be (h, w, c) as well as (c, h, w) with c = {num_pages}; store it in one page"
+        super().__init__("other_channels", reason)
+        self.first = first
 
 
 @contextmanager
-def _opened(content: bytes) -> Iterator[list[TiffPage]]:
-    """The checked pages that make the image: the first, or all if they are its channels."""
+def _opened(content: bytes, channels: int | None) -> Iterator[_Image]:
+    """The image, its pages checked."""
     try:
-        file, num_pages = _guarded(content)
+        file, num_pages, description = _guarded(content)
         with TiffFile(file) as tiff:
-            first = tiff.pages.first
+            pages = list(_full_pages(tiff, num_pages))
+            first = pages[0]
             _check_kind(first)
-            pages = [first]
-            if first.samplesperpixel == 1 and first.photometric != PHOTOMETRIC.PALETTE:
-                others = (tiff.pages.get(number) for number in range(1, num_pages))
-                # a smaller copy or a mask is none of the channels
-                kept = [page for page in others if isinstance(page, TiffPage) and not page.subfiletype & 5]
-                if all(_is_alike(page, first) for page in kept):
-                    pages += kept
-            _check_places(pages, len(content))
-            yield pages
+            image = _Image([first], False, len(pages))
+            if len(pages) > 1 and first.samplesperpixel == 1 and all(_is_alike(page, first) for page in pages):
+                image = _grouped(pages, description, channels)
+            _check_places(image.pages, len(content))
+            yield image
     except Exception as error:  # whatever the two libraries stumble over
         if isinstance(error, (ValueError, MemoryError)) and not isinstance(error, TiffFileError):
             raise
         raise ValueError(f"a damaged TIFF: {type(error).__name__}: {error}") from error
 
 
-def _guarded(content: bytes) -> tuple[io.BytesIO, int]:
-    """The file with all tags blanked that are not of `_TAGS`, and how many pages it has; their sizes are checked."""
+def _full_pages(tiff: TiffFile, num_pages: int) -> Iterator[TiffPage]:
+    """The pages that are no smaller copy and no mask of another; the first if all are."""
+    found = 0
+    for number in range(num_pages):
+        try:
+            page = tiff.pages.first if number == 0 else tiff.pages.get(number)
+        except Exception:  # a later page may be damaged without harm to those before
+            if number == 0:
+                raise
+            continue
+        if isinstance(page, TiffPage) and not page.subfiletype & 5:
+            found += 1
+            yield page
+    if not found:
+        yield tiff.pages.first
+
+
+def _grouped(pages: list[TiffPage], description: bytes, channels: int | None) -> _Image:
+    """Pages of one channel each as an image of many: they are its channels, or its rows.
+
+    tifffile stores an array of more than four channels without a word on them as one page for each entry of its first
+    axes, and tells the array's shape; then the axes are told apart as those of an array, see `channel_axis`.
+    """
+    first, num_images = pages[0], 1
+    shape = [int(side) for side in _SHAPE.findall(description)[:1] for side in side.replace(b",", b" ").split()]
+    shape = [side for side in shape[:-2] if side > 1] + shape[-2:]
+    told = shape[-2:] == [first.imagelength, first.imagewidth] and math.prod(shape[:-2]) == len(pages)
+    if told and len(shape) > 3:  # several images
+        num_images = math.prod(shape[:-3])
+        pages = pages[: shape[-3]]
+    sides = (len(pages), first.imagelength, first.imagewidth)
+    axes = _AXES.search(description) if told else None
+    if axes is not None and axes[1][-3:] in (b"CYX", b"SYX", b"YXC", b"YXS"):
+        return _Image(pages, axes[1].endswith((b"C", b"S")), num_images)
+    if not told:  # another program's pages are images
+        return _Image(pages, channels not in (None, sides[0]) and channels == sides[2], num_images)
+    try:
+        axis = channel_axis(sides, channels)
+    except UnusableImageError:  # the caller tells of the pages
+        axis = 0
+    if axis is None:
+        raise _UnclearAxesError(first, len(pages))
+    return _Image(pages, axis == -1, num_images)
+
+
+def _guarded(content: bytes) -> tuple[io.BytesIO, int, bytes]:
+    """The file with all tags blanked that are not of `_TAGS`, how many pages it has, and what the first says of itself;
+    sizes are checked."""
     file = io.BytesIO(content)
     view = file.getbuffer()
     order, big = "<" if content[:2] == b"II" else ">", b"+" in content[2:4]
@@ -111,11 +198,15 @@ def _guarded(content: bytes) -> tuple[io.BytesIO, int]:
     place, total = int(read(of_size, 1, 8 if big else 4)[0]), 0
     ends: dict[int, int] = {}  # of the pages' tags by their start
     blanks = []
+    description = b""
     while place:
         if place in ends or len(ends) == _MAX_PAGES:
             raise ValueError(f"a TIFF of pages in a circle, or of more than {_MAX_PAGES}")
         entries = read(of_entry, int(read(of_number, 1, place)[0]), place + of_number.itemsize)
         known = np.isin(entries["tag"], _TAGS)
+        if not blanks:
+            for entry in entries[entries["tag"] == _DESCRIPTION][:1]:
+                description = content[int(entry["value"]) :][: min(int(entry["count"]), _MAX_DESCRIPTION)]
         blanks.append((entries, ~known))
         tags = entries[known]
         widths = np.array([_WIDTHS.get(kind, 0) for kind in tags["type"].tolist()], dtype=float)
@@ -132,7 +223,7 @@ def _guarded(content: bytes) -> tuple[io.BytesIO, int]:
         raise ValueError("a TIFF without an image, or of pages that lie over each other")
     for entries, unknown in blanks:
         entries[unknown] = np.array((0, 1, 0, 0), dtype=of_entry)  # tag 0, no bytes
-    return file, len(ends)
+    return file, len(ends), description
 
 
 def _check_kind(page: TiffPage) -> None:
@@ -210,14 +301,15 @@ def _channels(page: TiffPage) -> int:
     return 3 if page.photometric == PHOTOMETRIC.PALETTE else page.samplesperpixel - (_opacity(page) is not None)
 
 
-def _read_page(page: TiffPage, channels: int | None) -> np.ndarray:
-    """(h, w, c) as stored; opacity is applied unless `channels` counts it in."""
+def _read_page(page: TiffPage, channels: int | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(h, w, c) as stored, and notes; opacity is applied unless `channels` counts it in."""
     pixels = rearrange(page.asarray(squeeze=False, maxworkers=1), "plane 1 h w c -> h w (plane c)")
     if page.photometric == PHOTOMETRIC.MINISWHITE:
         pixels[:, :, :1] = ~pixels[:, :, :1]
     if page.photometric == PHOTOMETRIC.PALETTE:
         palette = (page.tags[_COLOURS].value.reshape(3, 256).T >> 8).clip(0, 255).astype(np.uint8)
-        return palette[pixels[:, :, 0]]
-    if _opacity(page) is not None and channels != page.samplesperpixel:
-        return over_black(pixels) if _opacity(page) == 2 else pixels[:, :, :-1]
-    return pixels
+        return palette[pixels[:, :, 0]], ()
+    opacity = _opacity(page)
+    if opacity is None or channels == page.samplesperpixel:
+        return pixels, ()
+    return over_black(pixels) if opacity == 2 else pixels[:, :, :-1], unlike_opacity(pixels[:, :, -1])

@@ -8,7 +8,16 @@ from typing import NamedTuple
 from PIL import Image
 
 from data_pipelines.images import rasters
-from data_pipelines.images.decode import DAMAGE, BadSampleError, decode, open_image, orientation_of
+from data_pipelines.images.decode import (
+    DAMAGE,
+    BadSampleError,
+    channels_of,
+    decode_part,
+    frames,
+    is_transparent,
+    open_image,
+    orientation_of,
+)
 from data_pipelines.images.pixels import Header, check_file_size
 from data_pipelines.shards.dataset import Sample
 
@@ -33,6 +42,7 @@ class Verdict(NamedTuple):
     width: int = 0  # px as stored, before EXIF turns it; 0 where the header cannot be read
     height: int = 0
     mode: str = ""  # as in `Header`
+    channels: int | None = None  # likewise
 
 
 def judge(content: bytes, suffix: str = "", *, channels: int | None = None, headers_only: bool = False) -> Verdict:
@@ -51,12 +61,15 @@ def judge(content: bytes, suffix: str = "", *, channels: int | None = None, head
         header = rasters.look(content)
         if header is not None:
             notes = _notes_of_raster(header, suffix.lower())
-            verdict = Verdict(None, None, notes, header.width, header.height, header.mode)
+            verdict = Verdict(None, None, notes, header.width, header.height, header.mode, header.channels)
         else:
             with open_image(content) as image:
-                verdict = Verdict(None, None, _notes(image, suffix.lower()), *image.size, image.mode)
+                verdict = Verdict(
+                    None, None, _notes(image, suffix.lower()), *image.size, image.mode, channels_of(image)
+                )
         if not headers_only:
-            decode(sample, channels, None)
+            notes = decode_part(sample, channels, bits=None).notes
+            verdict = verdict._replace(notes=tuple(dict.fromkeys(verdict.notes + notes)))
     except DAMAGE as error:
         bad = error if isinstance(error, BadSampleError) else BadSampleError.of(sample, error)
         return verdict._replace(reason=bad.reason, case=bad.case, notes=())
@@ -66,7 +79,8 @@ def judge(content: bytes, suffix: str = "", *, channels: int | None = None, head
 def _notes_of_raster(header: Header, suffix: str) -> tuple[str, ...]:
     found = {
         "wrong_suffix": bool(suffix) and suffix not in _SUFFIXES[header.format],
-        "transparent": header.mode.endswith("with opacity") or header.mode in ("LA;16", "RGBA;16"),
+        "animated": header.num_images > 1,
+        "transparent": header.transparent,
         "palette": header.mode == "palette",
         "deep": header.bits > 8,
         "tiny": min(header.width, header.height) < _TINY,
@@ -77,8 +91,8 @@ def _notes_of_raster(header: Header, suffix: str) -> tuple[str, ...]:
 def _notes(image: Image.Image, suffix: str) -> tuple[str, ...]:
     found = {
         "wrong_suffix": bool(suffix) and suffix not in _SUFFIXES[image.format or ""],
-        "animated": getattr(image, "n_frames", 1) > 1,
-        "transparent": image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
+        "animated": frames(image) > 1,
+        "transparent": is_transparent(image),
         "palette": image.mode in ("P", "PA"),
         "cmyk": image.mode == "CMYK",
         "turned": orientation_of(image) != 1,

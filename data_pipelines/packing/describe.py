@@ -82,6 +82,9 @@ def describe(
         "num_skipped": len(skipped),
         "skipped": skipped[:MAX_LISTED],
         "notes": catalogue.source.notes,
+        "groups": None
+        if catalogue.groups is None
+        else {"key": catalogue.source.listing.group_key, "splits": catalogue.groups},  # in the json of each image
         "metadata": plan["metadata"],
         "pack": dict(plan),
     }, skipped

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+GROUP_KEY = "group"  # in the json of an image whose group was found in its path
 _MAX_KEY_LENGTH = 80  # so that key and suffix fit into a ustar header
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _RECORD = struct.Struct("<iqqqI")  # file, offset, json_offset, json_size, bytes of the path
@@ -33,11 +34,13 @@ class Entry(NamedTuple):
     json_size: int = 0  # 0: it has no json
 
 
-class Group(NamedTuple):
-    """What entries have in common: the split that the source names, and the class by name or by number."""
+class Membership(NamedTuple):
+    """What entries have in common: the split that the source names, the class by name or by number, and the group that
+    no two splits may share, such as a patient."""
 
     split: str | None = None
     label: str | int | None = None
+    group: str | None = None
 
 
 class Skipped(NamedTuple):
@@ -52,16 +55,20 @@ class Listing:
 
     Args:
         folder: Where the temporary file is made; some 100 bytes an entry.
+        group_pattern: Finds the group of an entry in its path: its first parenthesis, or all that it matches.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, group_pattern: re.Pattern[str] | None = None) -> None:
+        self._group_pattern = group_pattern
+        self.finds_groups = group_pattern is not None
+        self.group_key = GROUP_KEY  # or the column of a table, which is in the json as it is
         self._spool = Spool(folder)
         self._ends = array("q")  # of the records in the spool
         self._sizes = array("q")
-        self._groups = array("i")
+        self._memberships = array("i")
         self._path_hashes = array("Q")
         self._key_hashes = array("Q")
-        self._numbers: dict[Group, int] = {}
+        self._numbers: dict[Membership, int] = {}
         self._digest = hashlib.sha256()
         self._repeated_keys = np.zeros(0, dtype=bool)
         self.repeats = np.zeros(0, dtype=np.int64)  # entries whose path an earlier one has, ascending
@@ -69,8 +76,10 @@ class Listing:
     def __len__(self) -> int:
         return len(self._ends)
 
-    def add(self, entry: Entry, group: Group, key: str | None = None) -> None:
+    def add(self, entry: Entry, membership: Membership, key: str | None = None) -> None:
         """Append an entry; its key is made of `key`, by default of the path without its suffix."""
+        if self._group_pattern is not None:
+            membership = membership._replace(group=self._group_of(entry.path))
         path = entry.path.encode("utf-8", "surrogateescape")
         name = key_text(entry.path) if key is None else key
         record = (
@@ -80,11 +89,15 @@ class Listing:
         )
         self._ends.append(self._spool.append(record) + len(record))
         self._sizes.append(entry.size + entry.json_size)
-        number = self._numbers.get(group)
+        number = self._numbers.get(membership)
         if number is None:
-            number = self._numbers[group] = len(self._numbers)
-            self._digest.update(repr(tuple(group)).encode("utf-8", "surrogateescape"))
-        self._groups.append(number)
+            number = self._numbers[membership] = len(self._numbers)
+            self._digest.update(
+                repr(tuple(membership[:2] if membership.group is None else membership)).encode(
+                    "utf-8", "surrogateescape"
+                )
+            )
+        self._memberships.append(number)
         self._path_hashes.append(_hash(path))
         self._key_hashes.append(_hash(_plain_key(name, entry.path).encode()))
         self._digest.update(record + struct.pack("<qi", entry.size, number))
@@ -113,14 +126,14 @@ class Listing:
         return self._digest.hexdigest()
 
     @property
-    def groups(self) -> list[Group]:
-        """The groups, in the order in which they were met."""
+    def memberships(self) -> list[Membership]:
+        """The memberships, in the order in which they were met."""
         return list(self._numbers)
 
     @property
-    def group_numbers(self) -> np.ndarray:
-        """Of every entry the number of its group: (n,) int32."""
-        return np.frombuffer(self._groups, dtype=np.int32) if self._groups else np.zeros(0, dtype=np.int32)
+    def membership_numbers(self) -> np.ndarray:
+        """Of every entry the number of its membership: (n,) int32."""
+        return np.frombuffer(self._memberships, dtype=np.int32) if self._memberships else np.zeros(0, dtype=np.int32)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -140,6 +153,17 @@ class Listing:
     def close(self) -> None:
         """Let go of the temporary file."""
         self._spool.close()
+
+    def _group_of(self, path: str) -> str:
+        assert self._group_pattern is not None
+        match = self._group_pattern.search(path)
+        group = match and match[1 if self._group_pattern.groups else 0]
+        if not group:
+            raise ValueError(
+                f"{path} is of no group, as {self._group_pattern.pattern!r} is not found in it (--group-pattern); "
+                "every image needs one. Widen the pattern, or leave such images out of the source"
+            )
+        return group
 
     def _read(self, number: int) -> tuple[Entry, str]:
         start, end = self._ends[number - 1] if number else 0, self._ends[number]

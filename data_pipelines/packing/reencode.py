@@ -9,7 +9,16 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from data_pipelines.images.decode import TURNS, BadSampleError, decode, look, open_image, orientation_of
+from data_pipelines.images.decode import (
+    TURNS,
+    BadSampleError,
+    decode,
+    frames,
+    is_transparent,
+    look,
+    open_image,
+    orientation_of,
+)
 from data_pipelines.images.pixels import Header
 from data_pipelines.shards.dataset import Sample
 
@@ -111,9 +120,9 @@ def _why_kept(header: Header, reencoding: Reencoding | None) -> str | None:
 
 
 def _why_no_jpeg(image: Image.Image) -> str | None:
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's JPEG with further pictures
+    if frames(image) > 1 and image.format != "MPO":  # a phone's JPEG with further pictures
         return "several frames"
-    if "transparency" in image.info or "A" in image.getbands() or "a" in image.getbands():
+    if is_transparent(image):
         return "transparent"
     return None if image.mode in _MODES else f"mode {image.mode}"
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.images.issues import shown
 from data_pipelines.packing.listing import Skipped
 from data_pipelines.packing.sources.base import Source
 from data_pipelines.rng import Purpose, random_bits, stream_key
 from data_pipelines.shards.sample_index import NO_LABEL
 
 _MAX_LABEL = 999_999
+_FEW = 30  # labelled images in val, below which a probe says little
 _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
@@ -28,6 +30,7 @@ class Catalogue:
     classes: tuple[str, ...] | None  # their names; None where labels are only numbers, or there are none
     skipped: list[Skipped] = field(default_factory=list)  # known before any image is read
     num_left_out: int = 0
+    groups: dict[str, int] | None = None  # how many of the groups that no two splits share are in each
 
 
 def scan(
@@ -40,7 +43,8 @@ def scan(
     """Decide what of a source is packed as what.
 
     Where the source names splits, they are kept; other entries belong to `split`. `val_share` of every class is held
-    back as `val`. Labels that are text are numbered in the order of the names; those that are numbers stay what they
+    back as `val`; where the source knows groups, whole ones, so that train and val share none. Labels that are text
+    are numbered in the order of the names; those that are numbers stay what they
     are. Of entries with one path the first counts.
 
     Args:
@@ -53,15 +57,15 @@ def scan(
 
     Raises:
         ValueError: A name that no split may have; `val_share` with a `val` that is there, or too small; no entry is
-            named by `leave_out`, or all are.
+            named by `leave_out`, or all are; what is held back is of one class; a group in several splits.
     """
-    listing, groups = source.listing, source.groups
-    names = sorted({group.split or split for group in groups})
+    listing, memberships = source.listing, source.memberships
+    names = sorted({membership.split or split for membership in memberships})
     for name in names:
         if not _SPLIT.fullmatch(name):
             raise ValueError(f"a split is named {name!r}; its name must be of letters, digits, _ and -")
     numbers, classes = _number_labels(source)
-    labels = numbers[listing.group_numbers]
+    labels = numbers[listing.membership_numbers]
     kept = np.ones(len(listing), dtype=bool)
     kept[listing.repeats] = False
     skipped = [*source.skipped]
@@ -73,8 +77,8 @@ def scan(
         kept[named] = False
     if not kept.any():
         raise ValueError(f"{leave_out} names all {len(listing)} images; nothing would be packed")
-    split_numbers = np.array([names.index(group.split or split) for group in groups], dtype=np.int32)
-    of_entries = split_numbers[listing.group_numbers]
+    split_numbers = np.array([names.index(membership.split or split) for membership in memberships], dtype=np.int32)
+    of_entries = split_numbers[listing.membership_numbers]
     splits = {name: np.flatnonzero(kept & (of_entries == number)) for number, name in enumerate(names)}
     splits = {name: found for name, found in splits.items() if len(found)}
     if val_share:
@@ -89,14 +93,71 @@ def scan(
                 f"val_share is {val_share:g}, to be taken from {taken_from}, and the images are of the splits "
                 f"{', '.join(splits)}; leave val_share at 0"
             )
-        rest, held = _hold_back(splits[taken_from], labels, val_share, seed)
+        group_names = sorted({one.group for one in memberships if one.group is not None})
+        members = splits[taken_from]
+        if group_names:
+            rest, held = _hold_back_groups(members, labels, _groups_of(source, group_names), val_share, seed)
+        else:
+            rest, held = _hold_back(members, labels, val_share, seed)
+        source.notes += _check_held(labels[members], labels[held], val_share)
         splits |= {taken_from: rest, "val": held}
-    return Catalogue(source, splits, labels, classes, skipped, num_left_out)
+    return Catalogue(source, splits, labels, classes, skipped, num_left_out, _count_groups(source, splits))
+
+
+def _groups_of(source: Source, names: list[str]) -> np.ndarray:
+    """Of every entry the number of its group in `names`: (n,) int64."""
+    places = {name: place for place, name in enumerate(names)}
+    of_memberships = np.array([places[str(one.group)] for one in source.memberships])
+    return of_memberships[source.listing.membership_numbers]
+
+
+def _count_groups(source: Source, splits: dict[str, np.ndarray]) -> dict[str, int] | None:
+    """Groups by split; ValueError where splits share one."""
+    names = sorted({one.group for one in source.memberships if one.group is not None})
+    if not names:
+        return None
+    groups = _groups_of(source, names)
+    found = {split: np.unique(groups[members]) for split, members in splits.items()}
+    numbers, times = np.unique(np.concatenate(list(found.values())), return_counts=True)
+    shared = numbers[times > 1]
+    if len(shared):
+        first = ", ".join(shown(names[number]) for number in shared[:3].tolist())
+        raise ValueError(
+            f"{len(shared)} of {len(names)} groups have images in several of the splits {', '.join(splits)}, such as "
+            f"{first}: what a probe learns of them in one it is tested on in the other. Correct the splits, or take "
+            "them away and let --val-share make them by group"
+        )
+    return {split: len(members) for split, members in found.items()}
+
+
+def _check_held(before: np.ndarray, held: np.ndarray, share: float) -> list[str]:
+    """What to say of the labels (n,) held back out of `before`; ValueError where a probe could tell nothing by them."""
+    classes, counts = np.unique(before[before != NO_LABEL], return_counts=True)
+    of_val = np.unique(held[held != NO_LABEL])
+    if len(classes) < 2:
+        return []
+    enough = 1 / int(counts[counts > 1].min()) if (counts > 1).any() else 1.0
+    advice = f"at --val-share {enough:.2g} there is one of each class that has two images"
+    if len(of_val) < 2:
+        raise ValueError(
+            f"val_share is {share:g}, which holds back {len(held):,} images of {len(of_val)} of {len(classes):,} "
+            f"classes: a probe of one class is right whatever it says; {advice}"
+        )
+    notes = []
+    if len(of_val) < len(classes):
+        notes.append(f"val has images of {len(of_val):,} of {len(classes):,} classes; {advice}")
+    num_labelled = int((held != NO_LABEL).sum())
+    if num_labelled < _FEW:
+        notes.append(
+            f"val has {num_labelled} labelled images, so that one of them is {1 / num_labelled:.1%} of a probe's "
+            "accuracy; a larger --val-share measures more finely"
+        )
+    return notes
 
 
 def _number_labels(source: Source) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """The label of every group: (groups,) int32; and the names of the classes."""
-    given = [group.label for group in source.groups]
+    """The label of every membership: (memberships,) int32; and the names of the classes."""
+    given = [membership.label for membership in source.memberships]
     known = {label for label in given if label is not None}
     if not known:
         return np.full(len(given), NO_LABEL, dtype=np.int32), None
@@ -146,6 +207,35 @@ def _hold_back(members: np.ndarray, labels: np.ndarray, share: float, seed: int)
         raise ValueError(
             f"val_share is {share:g}, which is not one image of any class: the largest has {largest:,}, of which one "
             f"stays; give{enough} 0 for no val, or pack without labels (--no-labels)"
+        )
+    return members[~held], members[held]
+
+
+def _hold_back_groups(
+    members: np.ndarray, labels: np.ndarray, groups: np.ndarray, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `_hold_back`, but of whole groups: in an order by the seed, each that brings classes nearer to their share."""
+    classes, own = np.unique(labels[members], return_inverse=True)
+    missing = share * np.bincount(own, minlength=len(classes))  # of val, by class
+    of_members = groups[members]
+    by_group = of_members.argsort(kind="stable")
+    numbers, firsts, counts = np.unique(of_members[by_group], return_index=True, return_counts=True)
+    held = np.zeros(len(members), dtype=bool)
+    num_held = 0
+    order = random_bits(stream_key(seed, Purpose.HOLD_BACK, 0, 1), len(numbers)).argsort(kind="stable")
+    for place in order.tolist():
+        places = by_group[firsts[place] : firsts[place] + counts[place]]
+        brought = np.bincount(own[places], minlength=len(classes))
+        if num_held + 1 < len(numbers) and np.abs(missing - brought).sum() < np.abs(missing).sum():
+            missing = missing - brought
+            held[places] = True
+            num_held += 1
+    if not num_held:
+        least = int(counts.min()) / len(members)
+        raise ValueError(
+            f"val_share is {share:g}, and the images are of {len(numbers):,} groups, the smallest of them {least:.1%} "
+            "of the images: none fits, and groups are not divided. "
+            + (f"Give --val-share {least:.2g} or more" if len(numbers) > 1 else "There must be two at least")
         )
     return members[~held], members[held]
 

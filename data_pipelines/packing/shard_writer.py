@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,9 @@ import numpy as np
 
 from data_pipelines.files import atomic_write
 from data_pipelines.images.decode import DAMAGE, reason_of
+from data_pipelines.images.issues import shown
 from data_pipelines.images.pixels import UnusableImageError
+from data_pipelines.packing.listing import GROUP_KEY
 from data_pipelines.packing.reencode import Prepared, Reencoding, prepare
 from data_pipelines.packing.scan import Catalogue
 from data_pipelines.packing.sources.base import Content
@@ -150,7 +153,26 @@ def _prepare(shop: Workshop, number: int, read: Callable[[], Content]) -> _Image
         prepared = prepare(content.image, shop.reencoding, shop.decode_all)
     except DAMAGE as error:
         return _Image(number, None, reason_of(error), None, len(content.image))
-    return _Image(number, prepared, "", content.json, len(content.image))
+    return _Image(number, prepared, "", _with_group(shop, number, content.json), len(content.image))
+
+
+def _with_group(shop: Workshop, number: int, stored: bytes | None) -> bytes | None:
+    """The json of an image, with its group where that was found in the path; a table has it in a column."""
+    source = shop.catalogue.source
+    group = source.memberships[source.listing.membership_numbers[number]].group
+    if group is None or not source.listing.finds_groups:
+        return stored
+    try:
+        known = json.loads(stored) if stored else {}
+    except (ValueError, RecursionError):
+        known = None
+    if not isinstance(known, dict) or known.get(GROUP_KEY, group) != group:
+        raise ValueError(
+            f"{shown(source.listing.entry(number).path)}: the .json beside it "
+            + (f"says {GROUP_KEY}: {known[GROUP_KEY]!r}" if isinstance(known, dict) else "is no JSON object")
+            + f", and {GROUP_KEY} {group!r} is to be written there; mend or move away the .json"
+        )
+    return json.dumps({**known, GROUP_KEY: group}).encode()
 
 
 def _member(name: str, content: bytes) -> bytes:

@@ -18,6 +18,8 @@ from rich.markup import escape
 
 from data_pipelines.cores import cores_per_process
 from data_pipelines.files import atomic_write, check_writable, read_json, write_json
+from data_pipelines.images.depth import depth_warning
+from data_pipelines.images.issues import shown, visible
 from data_pipelines.packing.describe import describe
 from data_pipelines.packing.meter import Meter
 from data_pipelines.packing.pack_folder import SKIPPED, WORK, agree, alone_in, read_receipt, receipt_path
@@ -44,6 +46,9 @@ def pack(
     root: Path | None = None,
     columns: Columns = ANY_COLUMNS,
     labels: bool = True,
+    split_folders: bool = True,
+    group_pattern: str | None = None,
+    dicom_window: tuple[float, float] | None = None,
     split: str = "train",
     val_share: float = 0.0,
     samples_per_shard: int = 10_000,
@@ -72,6 +77,10 @@ def pack(
         root: Where the relative paths of a list begin; default: its folder.
         columns: Of a table or list.
         labels: Whether to carry labels.
+        split_folders: Whether folders named train, val and so on are splits; else they are classes.
+        group_pattern: A regular expression that finds in an image's path the group, such as a patient, that no two
+            splits may share. It becomes `group` in the image's json. Tables name a column in `columns` instead.
+        dicom_window: Centre and width, by which DICOM files become images of 8 bits; None: all their levels are kept.
         split: Name of the images' split, where the source has none of its own.
         val_share: Share of every class to hold back as split `val`.
         samples_per_shard: At most; shards of a split are of equal length (to one).
@@ -106,7 +115,17 @@ def pack(
     check_writable(out)
     spool_folder = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     with Console(stderr=True, quiet=not progress).status(f"listing {escape(str(images))}"):
-        source = open_source(images, spool_folder, kind=kind, root=root, columns=columns, labels=labels)
+        source = open_source(
+            images,
+            spool_folder,
+            kind=kind,
+            root=root,
+            columns=columns,
+            labels=labels,
+            split_folders=split_folders,
+            group_pattern=group_pattern,
+            dicom_window=dicom_window,
+        )
     try:
         if any(Path(name).parent == out.resolve() for name in source.shards):
             raise ValueError(f"{out} holds the tars that are to be packed; take another folder for what comes out")
@@ -126,6 +145,10 @@ def pack(
             "check": check,
             "leave_out": None if leave_out is None else hashlib.sha256(leave_out.read_bytes()).hexdigest(),
             "metadata": metadata,
+            "split_folders": None if split_folders else False,
+            "group_pattern": group_pattern,
+            "group_column": columns.group,
+            "dicom_window": None if dicom_window is None else list(dicom_window),
         }
         out.mkdir(parents=True, exist_ok=True)
         with alone_in(out):
@@ -234,12 +257,43 @@ def _finish_shard(shop: Workshop, shard: Path, numbers: np.ndarray) -> None:
 
 def _refusal(bad: list[dict[str, str]]) -> ValueError:
     ordered = sorted(bad, key=lambda entry: entry["path"])
-    told = "; ".join(f"{entry['path']}: {entry['reason']}" for entry in ordered[:_MAX_SHOWN])
+    told = "; ".join(f"{shown(entry['path'])}: {entry['reason']}" for entry in ordered[:_MAX_SHOWN])
     count = f"{len(bad)} images" if len(bad) > 1 else "an image"
     return ValueError(
         f"{count} cannot be used, and there may be more: {told}. Mend them, leave them out (--leave-out), or skip what "
         "is bad (--bad skip), which goes on where this stopped"
     )
+
+
+def _report_labels(console: Console, result: dict[str, Any]) -> None:
+    """The classes as they were understood, and what no probe will like of them."""
+    counts = {split: entry["class_counts"] for split, entry in result["splits"].items() if entry["class_counts"]}
+    if not counts:
+        console.print("no labels")
+        return
+    names = result["classes"] or [str(number) for number in range(len(next(iter(counts.values()))))]
+    total = [sum(column) for column in zip(*counts.values(), strict=True)]
+    there = [f"{shown(name)} {count:,}" for name, count in zip(names, total, strict=True) if count]
+    more = f" and {len(there) - _MAX_SHOWN:,} more" if len(there) > _MAX_SHOWN else ""
+    console.print(f"{len(there):,} classes: {', '.join(there[:_MAX_SHOWN])}{more}", markup=False)
+    for split, found in counts.items():
+        unknown = [shown(name) for name, own, known in zip(names, found, counts.get("train", found), strict=True)
+                   if own and not known]  # fmt: skip
+        if unknown:
+            told = ", ".join(unknown[:_MAX_SHOWN])
+            console.print(f"{split} has {len(unknown):,} classes that train does not have: {told}", markup=False)
+    if result["groups"]:
+        told = ", ".join(f"{count:,} in {split}" for split, count in result["groups"]["splits"].items())
+        console.print(f"groups: {told}; none in two of them")
+
+
+def _report_depth(console: Console, result: dict[str, Any]) -> None:
+    measured = result["statistics"]
+    for name in measured.get("bad_samples", ()):
+        console.print(f"packed, and cannot be decoded: {name}; leave such out with --check full", markup=False)
+    if measured.get("bits", 8) > 8:
+        largest = round(max(measured["max"]) * ((1 << measured["bits"]) - 1))
+        console.print(depth_warning(measured["bits"], largest, 8), markup=False)
 
 
 def _report(out: Path, result: dict[str, Any], catalogue: Catalogue, meter: Meter) -> None:
@@ -256,11 +310,13 @@ def _report(out: Path, result: dict[str, Any], catalogue: Catalogue, meter: Mete
         )
     console.print(f"read {meter.told()}")
     for note in catalogue.source.notes:
-        console.print(note, markup=False)
+        console.print(visible(note), markup=False)
+    _report_labels(console, result)
+    _report_depth(console, result)
     if result["num_left_out"]:
         console.print(f"left out {result['num_left_out']:,} images as asked")
     for entry in result["skipped"][:_MAX_SHOWN]:
-        console.print(f"skipped {entry['path']}: {entry['reason']}", markup=False)
+        console.print(f"skipped {shown(entry['path'])}: {shown(entry['reason'])}", markup=False)
     if result["num_skipped"] > _MAX_SHOWN:
         name = SKIPPED if result["num_skipped"] > len(result["skipped"]) else "dataset.json"
         console.print(f"skipped {result['num_skipped']:,} in all; {out / name} lists them", markup=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.files import write_json
+from data_pipelines.files import parse_json, write_json
 from data_pipelines.remote.cache_folder import CacheFolder, boot_id, gigabytes
 from data_pipelines.remote.fetch import FetchError, Patience, pieces, state
 from data_pipelines.remote.remote_files import ChangedError, FileState, RemoteFile
@@ -237,7 +236,7 @@ class Cache:
 
     def _read_record(self, key: str) -> dict[str, Any] | None:
         try:
-            record = json.loads(self.folder.record(key).read_text(encoding="utf-8"))
+            record = parse_json(self.folder.record(key).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return record if isinstance(record, dict) else None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import queue
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,7 +19,9 @@ from data_pipelines.remote.urls import is_http, is_url, redact
 
 _LONGEST_WAIT = 60.0
 _SURE = 2  # times in a row that a file must be found changed
+_POLL_SECONDS = 0.1  # of who waits for a source, whether anybody wants it still
 _Result = TypeVar("_Result")
+_Item = TypeVar("_Item")
 
 
 class FetchError(OSError):
@@ -43,6 +47,56 @@ def pause(seconds: float) -> None:
         time.sleep(seconds)
     elif event.wait(seconds):
         raise CancelledError
+
+
+def interruptible(items: Iterator[_Item], seconds: float) -> Iterator[_Item]:
+    """The same items; TimeoutError when one of them is not there in time, CancelledError as `pause` raises it.
+
+    A thread of its own takes them, as neither a file system's call nor a read from a socket can be interrupted. One
+    that never returns is left behind, and ends with the process.
+    """
+    passed: queue.Queue[tuple[_Item | None, BaseException | None]] = queue.Queue(maxsize=1)
+    stop = threading.Event()
+
+    def put(item: _Item | None, error: BaseException | None = None) -> None:
+        while not stop.is_set():
+            with suppress(queue.Full):
+                return passed.put((item, error), timeout=_POLL_SECONDS)
+
+    def take() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stop.is_set():
+                    return
+        except BaseException as error:
+            put(None, error)
+        else:
+            put(None, StopIteration())
+
+    threading.Thread(target=take, name="source", daemon=True).start()
+    try:
+        while True:
+            item, error = _taken(passed, time.monotonic() + seconds, seconds)
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            assert item is not None
+            yield item
+    finally:
+        stop.set()
+
+
+def _taken(
+    passed: queue.Queue[tuple[_Item | None, BaseException | None]], until: float, seconds: float
+) -> tuple[_Item | None, BaseException | None]:
+    while True:
+        pause(0)
+        with suppress(queue.Empty):
+            return passed.get(timeout=max(0.0, min(_POLL_SECONDS, until - time.monotonic())))
+        if time.monotonic() >= until:
+            raise TimeoutError(f"nothing came for {seconds:g} seconds")
 
 
 @dataclass(frozen=True)
@@ -105,7 +159,7 @@ def source_of(url: str, timeout_seconds: float) -> Source:
     """The source of a URL; ValueError or ImportError when this installation has none for it."""
     if not is_url(url):
         return LocalSource(url)
-    return HttpSource(url, timeout_seconds) if is_http(url) else FsspecSource(url, timeout_seconds)
+    return HttpSource(url, timeout_seconds) if is_http(url) else FsspecSource(url)
 
 
 def retried(url: str, ask: Callable[[], _Result], patience: Patience) -> _Result:
@@ -115,6 +169,8 @@ def retried(url: str, ask: Callable[[], _Result], patience: Patience) -> _Result
         pause(0)
         try:
             return ask()
+        except CancelledError:
+            raise
         except Exception as error:
             attempts.failed(error)
 
@@ -122,7 +178,11 @@ def retried(url: str, ask: Callable[[], _Result], patience: Patience) -> _Result
 def state(url: str, patience: Patience) -> FileState:
     """Ask a source what the file is; raises as `pieces` does."""
     source = source_of(url, patience.timeout_seconds)
-    return retried(url, source.state, patience)
+
+    def ask() -> Iterator[FileState]:
+        yield source.state()
+
+    return retried(url, lambda: next(interruptible(ask(), patience.timeout_seconds)), patience)
 
 
 def pieces(
@@ -156,9 +216,10 @@ def pieces(
     while known.size is None or position < known.size:
         pause(0)
         try:
-            found, stream = source.stream(position, known)
+            items = interruptible(_streamed(source, position, known), patience.timeout_seconds)
+            found, _, _ = next(items)
             known = FileState(found.size if known.size is None else known.size, known.version or found.version)
-            for offset, piece in stream:
+            for _, offset, piece in items:
                 yield offset, piece
                 pause(0)
                 position = offset + len(piece)
@@ -183,6 +244,14 @@ def pieces(
             ) from None
         except Exception as error:
             attempts.failed(error)
+
+
+def _streamed(source: Source, start: int, known: FileState) -> Iterator[tuple[FileState, int, bytes]]:
+    """What the file is, with an empty piece, and then its pieces."""
+    found, stream = source.stream(start, known)
+    yield found, start, b""
+    for offset, piece in stream:
+        yield found, offset, piece
 
 
 def read_bytes(url: str, patience: Patience, *, limit: int = 1 << 28) -> bytes:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 from data_pipelines.remote.remote_files import REQUEST_BYTES, ChangedError, FileState, check_same, refusal
@@ -20,17 +17,12 @@ _TIMES = ("LastModified", "last_modified", "last_commit", "mtime", "updated", "m
 class FsspecSource:
     """A file of any of fsspec's file systems, with the credentials and settings that those find by themselves."""
 
-    def __init__(self, url: str, timeout_seconds: float) -> None:
+    def __init__(self, url: str) -> None:
         self._fs, self._path = file_system(url)
-        self._timeout = timeout_seconds
 
     def state(self) -> FileState:
         self._fs.invalidate_cache()  # else a listing of an hour ago might answer
-
-        def ask() -> Iterator[Any]:
-            yield _translated(self._fs.info, self._path)
-
-        return state_of_info(next(_stall_guard(ask(), self._timeout)))
+        return state_of_info(_translated(self._fs.info, self._path))
 
     def stream(self, start: int, known: FileState) -> tuple[FileState, Iterator[tuple[int, bytes]]]:
         found = self.state()
@@ -38,17 +30,11 @@ class FsspecSource:
         return found, self._body(start, found)
 
     def _body(self, position: int, found: FileState) -> Iterator[tuple[int, bytes]]:
-        start = position
-
-        def read() -> Iterator[Any]:
-            with _translated(self._fs.open, self._path, "rb", cache_type="none") as file:
-                file.seek(start)
-                while piece := _translated(file.read, REQUEST_BYTES):
-                    yield piece
-
-        for piece in _stall_guard(read(), self._timeout):
-            yield position, piece
-            position += len(piece)
+        with _translated(self._fs.open, self._path, "rb", cache_type="none") as file:
+            file.seek(position)
+            while piece := _translated(file.read, REQUEST_BYTES):
+                yield position, piece
+                position += len(piece)
         check_same(found, self.state())  # the pieces are requests of their own, between which it may have changed
 
 
@@ -91,45 +77,3 @@ def _translated(call: Any, *args: Any, **kwargs: Any) -> Any:
         if "Credentials" in type(error).__name__:  # botocore's and google-auth's share no base class with anything
             raise PermissionError(f"{type(error).__name__}: {error}") from None
         raise
-
-
-def _stall_guard(items: Iterator[Any], seconds: float) -> Iterator[Any]:
-    """The same items; TimeoutError when one of them is not there in time.
-
-    A thread of its own takes them, as a file system's call cannot be interrupted. One that never returns is left
-    behind, and ends with the process.
-    """
-    passed: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
-    stop = threading.Event()
-
-    def put(kind: str, value: Any) -> bool:
-        while not stop.is_set():
-            with suppress(queue.Full):
-                passed.put((kind, value), timeout=1)
-                return True
-        return False
-
-    def take() -> None:
-        try:
-            for item in items:
-                if not put("item", item):
-                    return
-        except BaseException as error:
-            put("error", error)
-        else:
-            put("end", None)
-
-    threading.Thread(target=take, name="fsspec-read", daemon=True).start()
-    try:
-        while True:
-            try:
-                kind, value = passed.get(timeout=seconds)
-            except queue.Empty:
-                raise TimeoutError(f"nothing came for {seconds:g} seconds") from None
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        stop.set()

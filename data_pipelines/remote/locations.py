@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Sequence
@@ -15,12 +14,22 @@ from urllib.parse import unquote, urlsplit
 
 from braceexpand import braceexpand
 
-from data_pipelines.files import read_json
+from data_pipelines.files import parse_json, read_json
 from data_pipelines.remote.cache import Cache
 from data_pipelines.remote.fetch import FetchError, read_bytes, retried
 from data_pipelines.remote.fsspec_source import file_system, state_of_info
 from data_pipelines.remote.remote_files import RemoteFile, Shard
-from data_pipelines.remote.urls import folder_of, inside, is_http, is_url, name_of, redact, scheme_of, without_query
+from data_pipelines.remote.urls import (
+    check_names,
+    folder_of,
+    inside,
+    is_http,
+    is_url,
+    name_of,
+    redact,
+    scheme_of,
+    without_query,
+)
 from data_pipelines.shards.index import IMAGE_SUFFIXES, INDEX_SUFFIX
 from data_pipelines.shards.index_format import read_index
 from data_pipelines.shards.sections import DamageError
@@ -80,7 +89,7 @@ class Locations:
         folder = folder_of(shard.url)
         description = self._description(folder)
         names = [] if description is None else list(description.entries)
-        _check_names(names, folder)
+        check_names(names, folder)
         return names
 
     def _remote(self, url: str, split: str) -> list[RemoteFile]:
@@ -121,7 +130,7 @@ class Locations:
                     f"{split}{INDEX_SUFFIX} can be read to say what it holds ({error}). Publish them beside the "
                     f"shards, or name these: '{redact(inside(without_query(folder), split))}-{{000000..000009}}.tar'"
                 ) from error
-        _check_names(names, folder)
+        check_names(names, folder)
         return [self._known(RemoteFile(inside(folder, name))) for name in sorted(names)]
 
     def _known(self, file: RemoteFile) -> RemoteFile:
@@ -149,17 +158,11 @@ class Locations:
                 self._descriptions[plain] = None
             else:
                 try:
-                    content = json.loads(text)
+                    content = parse_json(text)
                 except ValueError as error:
                     raise ValueError(f"{redact(place)} is not JSON ({error}); publish it again") from error
                 self._descriptions[plain] = _Description(content, _entries(content, redact(place)))
         return self._descriptions[plain]
-
-
-def _check_names(names: Collection[str], folder: str) -> None:
-    for name in names:
-        if not name or name in (".", "..") or "/" in name or "\0" in name:
-            raise ValueError(f"{redact(folder)}: {name!r} is listed, which is no name of a file in it")
 
 
 def _expanded(spec: str) -> list[str]:

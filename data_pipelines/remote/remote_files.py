@@ -9,12 +9,13 @@ A source tries nothing twice; `fetch` decides about that from the exceptions:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from data_pipelines.remote.urls import folder_of, name_of, redact
+from data_pipelines.remote.urls import check_names, folder_of, is_url, name_of, redact
 
 REQUEST_BYTES = 8 << 20  # every piece of an object store is a request
 
@@ -38,6 +39,12 @@ class RemoteFile:
     url: str = field(repr=False)
     state: FileState = FileState()
     sha256: str | None = None  # of its bytes, in hexadecimal digits
+
+    def __post_init__(self) -> None:
+        if is_url(self.url):
+            check_names([self.name], self.parent)
+        if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", self.sha256):  # it names the cache's entry
+            raise ValueError(f"{self}: its SHA-256 is told as {self.sha256[:100]!r}; publish it again")
 
     @property
     def name(self) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_MAX_NAME_BYTES = 240  # file systems permit 255, and an index has a suffix
 _USER = re.compile(r"://[^/\s]*@")
 _QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>?]*)[?][^\s'\"<>]+")
 
@@ -50,6 +52,27 @@ def name_of(place: str) -> str:
         return Path(place).name
     name = urlsplit(place).path.rstrip("/").rpartition("/")[2]
     return unquote(name) if is_http(place) else name
+
+
+def check_names(names: Iterable[str], folder: str) -> None:
+    """Raise ValueError for a name from elsewhere that is not plainly that of a file in its own folder.
+
+    All names by which something is written here pass through this, as they are after decoding: those in URLs, in
+    listings, and in what is published beside shards.
+    """
+    for name in names:
+        if (
+            name in ("", ".", "..")
+            or "/" in name
+            or "\\" in name
+            or not name.isprintable()  # with NUL, line breaks and bytes that are no UTF-8
+            or len(name.encode("utf-8", "surrogateescape")) > _MAX_NAME_BYTES
+        ):
+            shown = repr(name) if len(name) <= _MAX_NAME_BYTES else f"{name[:50]!r}... of {len(name):,} letters"
+            raise ValueError(
+                f"{redact(folder)}: {shown} is no name of a file in it (printable, without / and \\, of at most "
+                f"{_MAX_NAME_BYTES} bytes); rename it there"
+            )
 
 
 def folder_of(url: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from data_pipelines.files import atomic_write
+from data_pipelines.files import atomic_write, parse_json
 from data_pipelines.shards.sample_index import DIGEST_BYTES, PER_SAMPLE, TABLES, Findings, Index
 from data_pipelines.shards.sections import DamageError, create, fill, parse, read
 
@@ -100,7 +100,7 @@ def _index_of(found: dict[str, np.ndarray], path: str) -> Index:
         raise DamageError(f"{path}: there is no section {min(missing)!r}")
     try:
         names = tuple(found["names"].tobytes().decode("utf-8", "surrogateescape").split("\0"))
-        findings = {int(shard): _findings(entry) for shard, entry in json.loads(found["findings"].tobytes())}
+        findings = {int(shard): _findings(entry) for shard, entry in parse_json(found["findings"].tobytes())}
     except (ValueError, TypeError, AttributeError) as error:
         raise DamageError(f"{path}: {error}") from error
     tables = {name: found[name] for name in TABLES}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,9 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "npy")
 _MAX_LABEL_BYTES = 32
 _MAX_USUAL_NAME = 255  # letters; longer ones are told
 _NO_IMAGE = -1
-# WebDataset's rules: a key ends at the first dot of the base name; names in double underscores are its own
-MEMBER_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
+# WebDataset's rules: a key ends at the first dot of the base name; names in double underscores are its own, and what
+# begins with a dot, such as the ._img.jpg of Macs, is no sample
+MEMBER_NAME = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$", re.DOTALL)
 META_NAME = re.compile(r"__[^/]*__($|/)")
 
 
@@ -35,6 +36,14 @@ class _Entry:
     label: int = NO_LABEL
     has_label: bool = False
     json: tuple[int, int] = (0, 0)
+    image_field: str = ""  # what stands between the first dot of the image's name and its suffix
+    labels: dict[str, int] = field(default_factory=dict)  # by such a field, of which a.b.c.cls is of a.b.c.jpg
+
+    def settle(self) -> _Entry:
+        """With the label of the image's own name, where the key has none."""
+        if not self.has_label and self.image_field in self.labels:
+            self.label, self.has_label = self.labels[self.image_field], True
+        return self
 
 
 class _Rows:
@@ -116,7 +125,7 @@ def scan_shard(shard: Path) -> tuple[Index, Tally]:
                     tally.add("odd_name", shard.name, item.name)
                 if entry is None or entry.key != match[1]:
                     if entry is not None:
-                        rows.append(entry)
+                        rows.append(entry.settle())
                     entry = _Entry(match[1])
                 case = _enter(entry, match[2].lower(), item, file.fileno())
                 if case is not None:
@@ -125,7 +134,7 @@ def scan_shard(shard: Path) -> tuple[Index, Tally]:
             damage = error.case
             tally.add(error.case, shard.name, None, str(error))
     if entry is not None:
-        rows.append(entry)
+        rows.append(entry.settle())
     merged = rows.repeats()
     for first, later in merged:
         num_repeated = _merge(rows, first, later)
@@ -151,8 +160,15 @@ def scan_shard(shard: Path) -> tuple[Index, Tally]:
 def _enter(entry: _Entry, suffix: str, member: Member, descriptor: int) -> str | None:
     """Take a member into its sample; the case if something is wrong with it."""
     place = (member.offset // BLOCK, member.size)
-    if suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
-        return "repeated_member" if _is_second_image(entry, place, image_rank(suffix)) else None
+    name_of_field, _, kind = suffix.rpartition(".")
+    if kind in IMAGE_SUFFIXES:
+        is_second = _is_second_image(entry, place, image_rank(suffix))
+        entry.image_field = name_of_field if entry.image == place else entry.image_field
+        return "repeated_member" if is_second else None
+    if kind == "cls" and name_of_field:
+        label = _label(os.pread(descriptor, min(member.size, _MAX_LABEL_BYTES + 1), member.offset))
+        entry.labels.setdefault(name_of_field, NO_LABEL if label is None else label)
+        return None
     if suffix == "cls":
         if entry.has_label:
             return "repeated_member"

@@ -20,6 +20,9 @@ def _pair(value: object) -> object:
 
 #: Height and width in pixels; a single number stands for a square.
 Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]
+#: Who makes the crops. `native`: the kernel in C. `opencv`: libraries that need no compiler. `device`: one of those
+#: cuts and resizes, the GPU does the colours. `auto`: native where it is built, else opencv.
+BackendName = Literal["auto", "native", "opencv", "device"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 
@@ -33,18 +36,18 @@ def _check_range(name: str, low: float, high: float) -> None:
 class Crop:
     """A random resized crop and the colour operations that follow it."""
 
-    size: Size
+    size: Size  # px; one number is a square
     scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, drawn log-uniformly
-    interpolation: Interpolation = "bicubic"
-    flip: Share = 0.5
+    interpolation: Interpolation = "bicubic"  # when resizing
+    flip: Share = 0.5  # probability of a mirrored crop
     jitter: tuple[Share, Share, Share, Annotated[float, Field(ge=0, le=0.5)]] = (0, 0, 0, 0)
     """Strength of brightness, contrast, saturation (factor drawn from 1 -+ value) and hue (turns)."""
-    jitter_prob: Share = 1.0
-    grayscale: Share = 0.0
-    blur: Share = 0.0
+    jitter_prob: Share = 1.0  # probability of any
+    grayscale: Share = 0.0  # probability of greyscale
+    blur: Share = 0.0  # probability of blur
     blur_radius: tuple[float, float] = (0.1, 2.0)  # px, the Gaussian's standard deviation
-    solarise: Share = 0.0
+    solarise: Share = 0.0  # probability of inverting what is bright
 
     @model_validator(mode="after")
     def _check(self) -> Crop:
@@ -60,24 +63,24 @@ class Crop:
 class LocalCrops(Crop):
     """`count` crops of one small size: what the student of DINO sees beside the global crops."""
 
-    count: PositiveInt = 8
+    count: PositiveInt = 8  # of each image
 
 
 @section
 class TargetCrop:
     """The first global crop once more, same region and colours, at the tokenizer's size."""
 
-    size: Size
-    interpolation: Interpolation = "lanczos"
+    size: Size  # px; one number is a square
+    interpolation: Interpolation = "lanczos"  # when resizing
 
 
 @section
 class Views:
     """All crops of one image: `v` global, `u` local, and perhaps one for a tokenizer."""
 
-    global_crops: Annotated[tuple[Crop, ...], Field(min_length=1)]
-    local_crops: LocalCrops | None = None
-    target_crop: TargetCrop | None = None
+    global_crops: Annotated[tuple[Crop, ...], Field(min_length=1)]  # of one size: one, or DINO's two
+    local_crops: LocalCrops | None = None  # small crops, of DINO
+    target_crop: TargetCrop | None = None  # for a tokenizer
 
     @model_validator(mode="after")
     def _check(self) -> Views:

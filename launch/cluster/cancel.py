@@ -16,7 +16,7 @@ from pathlib import Path
 
 from data_pipelines.files import write_json
 from launch.cluster.queue import Job, ask_about, has_slurm, queued, user_name
-from launch.cluster.run_facts import CANCELLED, RunFacts, find_runs, is_run, read_run, resolve, runs_of_sweep
+from launch.cluster.run_facts import CANCELLED, RunFacts, find_runs, is_run, read_facts, resolve, runs_of_sweep
 from launch.cluster.status import is_finished, span, status
 from pretrain.survival.history import record
 
@@ -38,7 +38,7 @@ def cancel(places: Sequence[Path], now: bool, wait: float, say: Callable[[str], 
     ended. Raises ValueError where nothing is there to end, PermissionError for what is somebody else's, and
     NotCancelledError for runs that have not ended within `wait` seconds.
     """
-    runs = [read_run(folder) for place in places for folder in runs_of(place)]
+    runs = [read_facts(folder) for place in places for folder in runs_of(place)]
     there = queued([job for run in runs for job in (*run.jobs, *run.probes)]) if has_slurm() else []
     plans = []
     for run in runs:
@@ -139,7 +139,7 @@ def _wait(
             back = [job for job in mine if job.waits]
             if back:  # put back by a batch script that does not ask, or by SLURM because a node was lost
                 scancel([job.id for job in back])
-            elif not mine and not read_run(run.folder).held:
+            elif not mine and not read_facts(run.folder).held:
                 left.remove((run, jobs))
                 _over(run, jobs, say)
         again = [job for job in there if not job.waits and job.state != "COMPLETING"]
@@ -151,7 +151,7 @@ def _wait(
         if left and time.monotonic() - told > _TOLD_SECONDS:
             told = time.monotonic()
             for run, _ in left:
-                row = read_run(run.folder).row or {}
+                row = read_facts(run.folder).row or {}
                 say(f"{run.folder}: at step {row.get('step', 0)}, waiting for its end")
         if left:
             time.sleep(POLL_SECONDS)
@@ -159,7 +159,7 @@ def _wait(
 
 
 def _over(run: RunFacts, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
-    after = read_run(run.folder)
+    after = read_facts(run.folder)
     if jobs and not is_finished(after):
         last = after.last("submitted", "given_up")
         if last is None or last["event"] != "given_up":  # nobody was there who could say it

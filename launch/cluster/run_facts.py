@@ -21,7 +21,7 @@ import yaml
 
 from pretrain.config import TrainConfig
 from pretrain.engines.schedules import Timeline
-from pretrain.survival.history import read_history
+from pretrain.survival.history import read_history, standing_alarms
 
 CANCELLED = "cancelled"  # JSON, written by `selfsight cancel`: the run is not to be put back into the queue
 _TAIL_BYTES = 1 << 14
@@ -77,18 +77,9 @@ class RunFacts:
         return next((event for event in reversed(self.history) if event["event"] in events), None)
 
     def alarms(self) -> list[str]:
-        """Troubles of the last start that are not over: their names and since when."""
-        going: dict[str, str] = {}
-        for event in self.history:
-            if event["event"] == "started":
-                going.clear()
-            elif event["event"] == "alarm" and event.get("begins", True):
-                going[str(event.get("name"))] = (
-                    f"{event.get('name')} since step {event.get('step')}: {event.get('text')}"
-                )
-            elif event["event"] == "alarm":
-                going.pop(str(event.get("name")), None)
-        return list(going.values())
+        """Troubles that are not over: their names and since when."""
+        lasting = standing_alarms(self.history)
+        return [f"{name} since step {event.get('step')}: {event.get('text')}" for name, event in lasting.items()]
 
     def seconds_left(self) -> float | None:
         """At the speed of the last row."""
@@ -134,20 +125,18 @@ def is_run(folder: Path | str) -> bool:
     return any(os.path.lexists(os.path.join(folder, sign)) for sign in _SIGNS)  # noqa: PTH118 - thousands of them
 
 
-def read_run(folder: Path) -> RunFacts:
+def read_facts(folder: Path) -> RunFacts:
     """Everything above, of one run."""
     facts = RunFacts(folder, config=_sections(folder / "config.yaml", ("name", "train", "tracking")))
     with suppress(OSError):  # somebody else's, and not for us to read
         facts.history = read_history(folder)
     facts.row, facts.row_time = _last_row(folder / "metrics.jsonl")
-    facts.total_steps = _total_steps(facts)
+    facts.total_steps = total_steps(facts.config.get("train"), facts.row)
     facts.checkpoint = _last_checkpoint(folder / "checkpoints")
     facts.holder = _json(folder / ".lock")
     facts.held = _is_held(folder / ".lock", facts.holder)
-    for what in ("encoder", "tokenizer"):
-        card = _json(folder / what / "config.json")
-        if card is not None and isinstance(card.get("step"), int):
-            facts.published = card["step"]
+    step = published_card(folder).get("step")
+    facts.published = step if isinstance(step, int) else None
     facts.cancelled = _cancelled(facts)
     return facts
 
@@ -202,9 +191,15 @@ def _last_row(path: Path) -> tuple[dict[str, Any] | None, float | None]:
     return None, None
 
 
-def _total_steps(facts: RunFacts) -> int | None:
-    """From the configuration, where that is in steps; else by how many steps an epoch has had."""
-    section, row = facts.config.get("train"), facts.row or {}
+def published_card(folder: Path) -> dict[str, Any]:
+    """What the encoder, or tokenizer, that a run ended with says of itself; empty before."""
+    return _json(folder / "encoder" / "config.json") or _json(folder / "tokenizer" / "config.json") or {}
+
+
+def total_steps(section: Any, row: dict[str, Any] | None) -> int | None:
+    """How many steps a run shall have: from its section `train`, where that is in steps; else by how many steps an
+    epoch has had in its last `row`."""
+    row = row or {}
     if not isinstance(section, dict):
         return None
     try:

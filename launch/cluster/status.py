@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.cluster.queue import FAILED, Job, ended, has_slurm, queued
-from launch.cluster.run_facts import RunFacts, age, find_runs, overrides_of, read_run
+from launch.cluster.run_facts import RunFacts, age, find_runs, overrides_of, read_facts
 from pretrain.survival.stopping import EXIT_STOPPED
 
 #: A run that has reported nothing for so many of its usual intervals, and at least so many seconds, has stalled: saving
@@ -49,7 +49,7 @@ class RunStatus:
 def status(places: Sequence[Path]) -> list[RunStatus]:
     """The runs among and in these folders. Raises OSError for a folder that is not there; a SLURM that can't be asked
     leaves the state of its jobs open."""
-    runs = [read_run(folder) for folder in find_runs(places)]
+    runs = [read_facts(folder) for folder in find_runs(places)]
     given = overrides_of([*places, *(run.folder.parent for run in runs)])
     there: list[Job] | None
     try:

@@ -155,8 +155,10 @@ def queue(plan: Plan) -> Queued:
         for run in plan.runs:  # between the plan and the lock, another may have been queued
             check_not_queued(run.folder)
         if plan.wrapper is not None:
-            write_text(plan.folder / "jobs" / "python", plan.wrapper)
-            (plan.folder / "jobs" / "python").chmod(0o755)
+            wrapper = plan.folder / "jobs" / "python"
+            write_text(wrapper, plan.wrapper)
+            mode = wrapper.stat().st_mode
+            wrapper.chmod(mode | (mode & 0o444) >> 2)  # to be run by whom the umask lets read it
         jobs: list[str] = []
         try:
             job, script = _sbatch(plan.script, plan.folder, "pretrain", [])

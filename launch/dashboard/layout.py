@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from eval import registry
 from launch.known_metrics import DIAGNOSTICS, HIDDEN, KNOWN, LOSS, SCHEDULES, SPEED, known_as
 from pretrain.config.load import load_config
 from pretrain.tracking.metrics_log import read_rows
@@ -127,18 +128,18 @@ def as_text(layout: Layout) -> str:
 
 
 def _probes(by_method: bool) -> tuple[Panel, ...]:
+    names = registry.built_in()
     with_errors = tuple(
         Panel(
-            f"{title}, with one standard error",
+            f"{name}, with one standard error",
             metrics=(f"probe/{name}", f"probe/{name}_low", f"probe/{name}_high"),
             x="probe/step",
         )
-        for name, title in (("linear", "linear probe"), ("knn", "k-NN"))
+        for name in names
     )
     return (
         *with_errors,
-        Panel("last linear probe", "bars", ("probe/linear",), by_method=by_method),
-        Panel("last k-NN", "bars", ("probe/knn",), by_method=by_method),
+        *(Panel(f"last {name}", "bars", (f"probe/{name}",), by_method=by_method) for name in names),
     )
 
 

@@ -93,7 +93,7 @@ def _sync_run(run: Path, timeout_minutes: float) -> str:
         return f"{run}: {'sent' + lost.removeprefix(', with') if added else 'nothing to send'}{later}"
     for path in ready:
         mend(path)
-    command = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(path.parent) for path in ready)]
+    command = [sys.executable, "-P", "-m", "wandb", "sync", "--yes", *(str(path.parent) for path in ready)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=60 * timeout_minutes, stdin=subprocess.DEVNULL, check=False

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from pretrain.config import ALARMS
+
 Event = Mapping[str, Any]
 
 
@@ -79,17 +81,28 @@ def starts_of(history: Sequence[Event]) -> Iterator[tuple[int, str]]:
             yield job.first_step, f"start {job.number}" + (f" on {job.where}" if job.where else "")
 
 
-def alarms_of(history: Sequence[Event]) -> Iterator[tuple[int, str]]:
-    """(step, text) of every alarm as it begins, and of every checkpoint that could not be written."""
+def alarms_of(history: Sequence[Event]) -> list[tuple[int, str]]:
+    """(step, text) of every alarm as it begins, and of every checkpoint that could not be written.
+
+    An alarm counts once, though a start may tell again what stood before it; those of steps that were done again are
+    those of the last time.
+    """
+    found: list[tuple[int, str, str]] = []
+    standing: set[str] = set()
     for event in history:
-        step = _whole(event.get("step"))
-        if step is None:
-            continue
-        if event.get("event") == "alarm":
-            if not is_over(event):
-                yield step, _alarm(event)
-        elif event.get("event") == "saved_not":
-            yield step, f"no checkpoint: {event.get('reason', '')}"
+        step, kind, name = _whole(event.get("step")), event.get("event"), str(event.get("name") or "")
+        if kind == "started" and step is not None:
+            again = {name for at, name, _ in found if name and at > step}
+            standing -= again
+            found = [each for each in found if not each[1] or each[0] <= step]
+        elif kind == "alarm" and is_over(event):
+            standing.discard(name)
+        elif kind == "alarm" and step is not None and name not in standing:
+            found.append((step, name, _alarm(event)))
+            standing |= {name} & set(ALARMS) - {"non_finite"}  # of which each is a step of its own
+        elif kind == "saved_not" and step is not None:
+            found.append((step, "", f"no checkpoint: {event.get('reason', '')}"))
+    return [(step, text) for step, _, text in found]
 
 
 def is_over(event: Event) -> bool:

@@ -111,7 +111,7 @@ def _references(name: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _marks(run: Run) -> Iterator[dict[str, Any]]:
     for step, text in spread([start for start in starts_of(run.history) if start[0] > 0], MOST_MARKS):
         yield {"step": step, "kind": "restart", "label": text}
-    for step, text in spread(list(alarms_of(run.history)), MOST_MARKS):
+    for step, text in spread(alarms_of(run.history), MOST_MARKS):
         yield {"step": step, "kind": "alarm", "label": text}
 
 

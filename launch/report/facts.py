@@ -9,7 +9,6 @@ from typing import Any
 
 from launch.report import chronicle
 from launch.report.markup import Html, element, table
-from launch.report.probes import headline
 from launch.report.read import Run
 from pretrain.methods.registry import METHODS
 
@@ -44,13 +43,11 @@ def tiles(run: Run) -> Html:
     if loss is not None and loss.last is not None:
         low = (loss.extent() or (loss.last,))[0]
         shown.append(_tile("loss", f"{loss.last:.4g}", f"lowest {low:.4g}"))
-    for column, value, baseline in headline(run):
-        shown.append(_tile(column, f"{100 * value.share:.1f}\u00a0%", f"± {100 * (value.error or 0):.1f}{baseline}"))
     speed, wait = series.get("images_per_second"), series.get("data_wait")
     if speed is not None and speed.last is not None:
         waiting = "" if wait is None or wait.last is None else f"waiting for data {100 * wait.last:.1f}\u00a0%"
         shown.append(_tile("images per second", f"{speed.last:,.0f}", waiting))
-    restarts, alarms = len(list(chronicle.starts_of(run.history))), len(list(chronicle.alarms_of(run.history)))
+    restarts, alarms = len(list(chronicle.starts_of(run.history))), len(chronicle.alarms_of(run.history))
     if run.history:
         shown.append(
             _tile(

@@ -7,13 +7,13 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 _VOID = ("img", "input", "meta", "br")
 
 
-class Html(str):
-    """Text that is markup."""
-
-    __slots__ = ()
+#: Text that is markup; jinja, too, leaves it as it is.
+Html = Markup
 
 
 def element(name: str, /, *children: Any, **attributes: Any) -> Html:
@@ -34,11 +34,15 @@ def joined(children: Iterable[Any]) -> Html:
     return Html("".join(child if isinstance(child, Html) else escape(child) for child in children if child is not None))
 
 
-def escape(value: Any) -> str:
-    """Text for inside of elements and attributes. Lone surrogates and control characters, which no page may hold, are
-    shown as a replacement character."""
+def shown(value: Any) -> str:
+    """A value as text that a page may hold: lone surrogates and control characters become a replacement character."""
     text = "".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in str(value))
-    return html.escape(text.encode("utf-8", "replace").decode("utf-8"), quote=True)
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def escape(value: Any) -> str:
+    """Text for inside of elements and attributes."""
+    return html.escape(shown(value), quote=True)
 
 
 def table(header: Sequence[Any], rows: Iterable[Sequence[Any]], caption: str = "", numbers: bool = True) -> Html:

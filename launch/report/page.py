@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import Environment, StrictUndefined
 
 from data_pipelines.files import write_text
 from launch.cluster.run_facts import runs_of_sweep
@@ -16,11 +17,13 @@ from launch.report.curves import charts_of
 from launch.report.facts import facts, metrics_table, state_of, tiles
 from launch.report.galleries import galleries
 from launch.report.history import chronicle_of
-from launch.report.markup import Html, data, element, joined, table
+from launch.report.markup import Html, data, element, joined, shown, table
 from launch.report.pictures import BUDGET
 from launch.report.probes import probes, probes_compared
 from launch.report.read import Run, read_run
 from launch.report.settings import configuration
+from launch.report.verdict import verdict_of
+from pretrain.description import describe, own_words
 
 #: The browser itself refuses whatever this page might load.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'"
@@ -81,79 +84,60 @@ def _is_run(folder: Path) -> bool:
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The whole page as text."""
+    """The whole page as text, from `assets/page.html`."""
     problems = [f"{run.name}: {problem}" if len(runs) > 1 else problem for run in runs for problem in run.problems]
     one = runs[0] if len(runs) == 1 else None
-    title = runs[0].name if one else f"{len(runs)} runs: " + ", ".join(run.name for run in runs)
     charts = charts_of(runs)
-    body = [
-        _header(runs, title),
-        _section("Curves", _curves(charts), [metrics_table(run) for run in runs] if one else []),
-    ]
+    curves = joined([_curves(charts), *([metrics_table(one)] if one else [])])
     if one:
-        body += [
-            _section("Probes", probes(one, problems)),
-            _section("Pictures over time", galleries(runs, BUDGET, problems)),
-            _section("History", chronicle_of(one)),
-            _section("Configuration", configuration(one)),
+        sections = [
+            ("probes", "Probes", probes(one, problems)),
+            ("curves", "Curves", curves),
+            ("pictures", "Pictures over time", galleries(runs, BUDGET, problems)),
+            ("made", "How it was made", configuration(one)),
+            ("history", "History", chronicle_of(one)),
         ]
     else:
-        body += [
-            _section("Probes", _probes_compared(runs, problems)),
-            _section("Last pictures", galleries(runs, BUDGET, problems)),
-            _section("Settings that differ", _settings_compared(runs)),
+        sections = [
+            ("settings", "Settings that differ", _settings_compared(runs)),
+            ("probes", "Probes", _probes_compared(runs, problems)),
+            ("curves", "Curves", curves),
+            ("pictures", "Last pictures", galleries(runs, BUDGET, problems)),
         ]
     if problems:
         listed = element("ul", *(element("li", problem) for problem in dict.fromkeys(problems[:50])))
-        body.append(_section("What could not be read", listed))
-    written = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-    body.append(element("footer", f"Written by selfsight report at {written}. This file needs no network."))
-    head = [
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{title} · selfsight"),
-        element("style", _asset("report.css")),
-    ]
-    page = element(
-        "html",
-        element("head", *head),
-        element("body", *body, data(charts, id="charts"), element("script", _asset("report.js"))),
-        lang="en",
+        sections.append(("problems", "What could not be read", listed))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.finalize = lambda value: value if isinstance(value, Html) else shown(value)
+    return environment.from_string(_asset("page.html")).render(
+        policy=POLICY,
+        title=one.name if one else f"{len(runs)} runs: " + ", ".join(run.name for run in runs),
+        lead=list(filter(None, (own_words(one.config), describe(one.config)))) if one else [],
+        verdicts=[(run, _kind(number), verdict_of(run)) for number, run in enumerate(runs)],
+        several=len(runs) > 1,
+        tiles=tiles(one) if one else None,
+        facts=_facts(runs),
+        sections=[section for section in sections if section[2]],
+        data=data(charts, id="charts"),
+        css=_asset("report.css"),
+        script=_asset("report.js"),
+        written=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     )
-    return f"<!doctype html>\n{page}\n"
 
 
 def _asset(name: str) -> Html:
     return Html(files("launch.report").joinpath("assets", name).read_text(encoding="utf-8"))
 
 
-def _section(title: str, content: Html | None, further: Sequence[Html | None] = ()) -> Html | None:
-    if content is None and not any(further):
-        return None
-    return element("section", element("h2", title), content, *further)
-
-
-def _header(runs: Sequence[Run], title: str) -> Html:
-    theme = element("button", "dark / light", type="button", id="theme", title="Switch between dark and light")
+def _facts(runs: Sequence[Run]) -> Html:
+    """What the run is, or of several what each is, beside each other."""
     if len(runs) == 1:
-        run = runs[0]
-        listed = [joined([element("dt", name), element("dd", value)]) for name, value in facts(run)]
-        description = run.setting("description", default="")
-        parts = [
-            element("p", description, class_="lead") if description else None,
-            tiles(run),
-            element("dl", *listed),
-        ]
-    else:
-        names = list(dict.fromkeys(name for run in runs for name, _ in facts(run)))
-        told = [dict(facts(run)) for run in runs]
-        rows = [("state", *(state_of(run)[1] for run in runs))]
-        rows += [(name, *(each.get(name, "") for each in told)) for name in names]
-        header = ["", *(element("span", run.name, class_=_kind(number)) for number, run in enumerate(runs))]
-        parts = [table(header, rows, numbers=False)]
-    return element("header", theme, element("h1", title), *parts)
+        listed = [joined([element("dt", name), element("dd", value)]) for name, value in facts(runs[0])]
+        return element("dl", *listed)
+    told = [{"state": state_of(run)[1], **dict(facts(run))} for run in runs]
+    names = list(dict.fromkeys(name for each in told for name in each))
+    header = ["", *(element("span", run.name, class_=_kind(number)) for number, run in enumerate(runs))]
+    return table(header, [(name, *(each.get(name, "") for each in told)) for name in names], numbers=False)
 
 
 def _kind(number: int) -> str:
@@ -187,7 +171,11 @@ def _curves(charts: dict[str, Any]) -> Html:
     for number, group in enumerate(charts["groups"]):
         constant = group["constant"]
         note = element("p", "Constant: " + ", ".join(constant), class_="note") if constant else None
-        groups.append(joined([element("h3", group["title"]), element("div", class_="charts", data_group=number), note]))
+        drawn = joined([element("div", class_="charts", data_group=number), note])
+        if group["title"] == "Nodes":  # as many as a cluster has, and seldom what is asked first
+            groups.append(element("details", element("summary", f"Nodes ({len(group['charts'])} curves)"), drawn))
+        else:
+            groups.append(joined([element("h3", group["title"]), drawn]))
     without = element("noscript", element("p", "Curves are drawn by a script in this file, which is switched off."))
     return joined([controls, without, *groups])
 

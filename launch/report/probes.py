@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from eval.report import Measured, Results, read_results
+from eval.report import Results, read_results
 from launch.report.markup import Html, element, joined, table
 from launch.report.read import NO_RESULTS, Run
 
@@ -25,7 +25,12 @@ def probes(run: Run, problems: list[str]) -> Html | None:
             element(
                 "article",
                 element("h3", told.title),
-                element("div", _plot(told), table(["", *told.columns], rows, "top-1 in %"), class_="beside"),
+                element(
+                    "div",
+                    element("div", _plot(told), class_="scroll"),
+                    table(["", *told.columns], rows, "top-1 in %"),
+                    class_="beside",
+                ),
                 notes,
             )
         )
@@ -39,14 +44,7 @@ def probes(run: Run, problems: list[str]) -> Html | None:
 
 def probes_compared(runs: Sequence[Run]) -> Html | None:
     """The pretrained row of each run's newest probe, beside the untrained one, as one table."""
-    found: list[tuple[str, Results]] = []
-    for run in runs:
-        for name, results in sorted(run.probes, key=lambda probe: _step_of(probe[1]), reverse=True):
-            try:
-                found.append((f"{run.name}, step {_step_of(results):,} ({name})", read_results(results)))
-            except NO_RESULTS:
-                continue
-            break
+    found = [(f"{run.name}, step {probe[0]:,}", probe[1]) for run in runs if (probe := newest(run)) is not None]
     if len(found) < 2:
         return None
     columns = list(dict.fromkeys(column.rstrip("*") for _, told in found for column in told.columns))
@@ -61,32 +59,22 @@ def probes_compared(runs: Sequence[Run]) -> Html | None:
     return table(["", *columns], rows, "the newest probe of each run: top-1 in % (untrained)")
 
 
-def headline(run: Run) -> Iterator[tuple[str, Measured, str]]:
-    """The headline numbers of the newest probe: (column, value, words on the untrained encoder)."""
-    for _, results in sorted(run.probes, key=lambda probe: _step_of(probe[1]), reverse=True):
+def newest(run: Run) -> tuple[int, Results] | None:
+    """The step and the results of the newest probe that can be read; of several of a step, the last that was made."""
+    found = sorted(run.probes, key=lambda probe: (_step_of(probe[1]), _started(probe[1])), reverse=True)
+    for _, results in found:
         try:
-            told = read_results(results)
+            return _step_of(results), read_results(results)
         except NO_RESULTS:
             continue
-        rows = dict(told.rows)
-        marked = [place for place, column in enumerate(told.columns) if column.endswith("*")] or [0]
-        places = [*marked, *(place for place, column in enumerate(told.columns) if column == "linear")]
-        for place in dict.fromkeys(places):
-            value, untrained = rows["pretrained"][place], rows.get("untrained", [None] * len(told.columns))[place]
-            if value is not None:
-                yield (
-                    told.columns[place].rstrip("*"),
-                    value,
-                    f", untrained {100 * untrained.share:.1f}\u00a0%" if untrained else "",
-                )
-        return
+    return None
 
 
 def _plot(told: Results) -> Html:
     """Rows as points with their error, one panel a column; read by eye, the table beside it has the numbers."""
     left, width, row_height, gap = 84, 230, 19, 26
     values = [value for _, row in told.rows for value in row if value is not None]
-    top = min(1.0, max([value.share + (value.error or 0) for value in values], default=1.0) * 1.08)
+    top = min(1.0, max([value.interval[1] if value.interval else value.share for value in values], default=1.0) * 1.08)
     height = row_height * len(told.rows) + 34
     marks: list[Html] = []
     for number, (name, _) in enumerate(told.rows):
@@ -109,9 +97,9 @@ def _plot(told: Results) -> Html:
                 continue
             y, x = 24 + row_height * number + 8, start + value.share / top * width
             kind = "ours" if name == "pretrained" else "other"
-            if value.error:
-                reach = value.error / top * width
-                path = f"M{x - reach:.1f} {y - 4}v8m0 -4H{x + reach:.1f}m0 -4v8"
+            if value.interval:
+                low, high = (start + end / top * width for end in value.interval)
+                path = f"M{low:.1f} {y - 4}v8m0 -4H{high:.1f}m0 -4v8"
                 marks.append(element("path", d=path, class_=f"error {kind}"))
             title = element("title", f"{name}: {value} %")
             marks.append(element("circle", title, cx=f"{x:.1f}", cy=y, r=2.5, class_=kind))
@@ -127,3 +115,7 @@ def _step_of(results: Any) -> int:
         return int(results["target"]["step"] or 0)
     except NO_RESULTS:
         return 0
+
+
+def _started(results: Any) -> str:
+    return str(results.get("started", "")) if isinstance(results, dict) else ""

@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from data_pipelines.remote.urls import redact
+from launch.cluster.run_facts import is_run, published_card, total_steps
 from launch.report.thinning import Thinned
 from pretrain.survival.history import read_history
 
@@ -69,14 +70,7 @@ class Run:
     @property
     def total_steps(self) -> int | None:
         """How many steps the run shall have, as far as the configuration and the rows so far tell."""
-        steps = self.setting("train", "steps")
-        if _is_number(steps) and steps >= 1:
-            return int(steps)
-        epochs, row = self.setting("train", "epochs"), self.metrics.last_row
-        epoch, step = row.get("epoch"), row.get("step")
-        if _is_number(epochs) and _is_number(epoch) and _is_number(step) and min(epochs, epoch, step) > 0:
-            return max(1, round(step * epochs / epoch))
-        return None
+        return total_steps(self.config.get("train"), self.metrics.last_row)
 
     @property
     def is_finished(self) -> bool:
@@ -92,7 +86,7 @@ def read_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder of a run; name one, such as runs/NAME")
-    if not any((folder / name).exists() for name in ("config.yaml", "metrics.jsonl", "history.jsonl")):
+    if not is_run(folder):
         raise FileNotFoundError(
             f"{folder} holds neither config.yaml nor metrics.jsonl, so it is not a run; name one, such as runs/NAME"
         )
@@ -118,7 +112,7 @@ def read_run(folder: Path) -> Run:
         history=_history(folder, problems),
         probes=_probes(folder, problems),
         pictures=_pictures(folder),
-        card=_card(folder),
+        card=published_card(folder),
         num_parameters=_num_parameters(folder),
         checkpoints=sorted(
             int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*") if path.name[5:].isdigit()
@@ -251,17 +245,6 @@ def _pictures(folder: Path) -> dict[str, list[tuple[int, Path]]]:
         if match:
             found[match["name"]].append((int(match["step"]), path))
     return {name: sorted(steps) for name, steps in found.items()}
-
-
-def _card(folder: Path) -> dict[str, Any]:
-    for what in ("encoder", "tokenizer"):
-        try:
-            card = json.loads((folder / what / "config.json").read_text(encoding="utf-8", errors="replace"))
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(card, dict):
-            return card
-    return {}
 
 
 def _num_parameters(folder: Path) -> int | None:

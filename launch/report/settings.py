@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from launch.report import chronicle
 from launch.report.markup import Html, element, joined, table
 from launch.report.read import Run
@@ -10,6 +12,9 @@ from launch.report.read import Run
 def configuration(run: Run) -> Html | None:
     """What differs from the preset, the versions, and the whole configuration."""
     parts: list[Html] = []
+    command = _command(run)
+    if command:
+        parts.append(element("div", element("h3", "The command"), element("pre", command)))
     preset, lines = _differences(run)
     if preset is not None:
         shown = element("ul", *(element("li", element("code", line)) for line in lines)) if lines else "nothing"
@@ -20,6 +25,16 @@ def configuration(run: Run) -> Html | None:
     if run.config_text:
         parts.append(element("details", element("summary", "config.yaml"), element("pre", run.config_text[:200_000])))
     return joined(parts) if parts else None
+
+
+def _command(run: Run) -> str:
+    """What the run was last started with, or queued with where no start is recorded."""
+    for kind in ("started", "submitted"):
+        for event in reversed(run.history):
+            words = event.get("command")
+            if event.get("event") == kind and isinstance(words, list) and words:
+                return shlex.join(map(str, words))
+    return ""
 
 
 def _differences(run: Run) -> tuple[str | None, list[str]]:

@@ -21,6 +21,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from data_pipelines.files import parse_json
 from pretrain.checkpoints.folder import Written
 
 VALUE, MOMENTS = "value", ("exp_avg", "exp_avg_sq")
@@ -141,8 +142,8 @@ class Pieces:
         for path in sorted(files):
             file = self._stack.enter_context(safe_open(path, "pt"))
             metadata: Mapping[str, str] = file.metadata() or {}
-            self.shapes |= {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
-            self.steps |= json.loads(metadata["steps"])
+            self.shapes |= {name: tuple(shape) for name, shape in parse_json(metadata["shapes"]).items()}
+            self.steps |= parse_json(metadata["steps"])
             for key in file.keys():  # noqa: SIM118 - not a dictionary
                 kind, _, rest = key.partition("/")
                 name, _, offset = rest.rpartition("@")

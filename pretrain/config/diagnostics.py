@@ -46,4 +46,4 @@ class DiagnosticsConfig:
     knn_data: str | None = None  # labelled shards, or a folder of val-*.tar; default: the val split beside data.train
     knn_bank: PositiveInt = 2000  # samples of it that vote; of 1,000 classes take 20000
     knn_queries: PositiveInt = 1000  # samples of it that are classified
-    knn_k: PositiveInt = 20
+    knn_k: PositiveInt = 20  # neighbours that vote

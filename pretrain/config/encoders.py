@@ -33,12 +33,12 @@ class VitShape:
     """What every vision transformer is told: `size` names dim, depth and heads, each of which may be set by itself."""
 
     family: str = ""
-    size: Literal["tiny", "small", "base", "large", "huge", "giant"] = "base"
-    dim: PositiveInt | None = None
-    depth: PositiveInt | None = None
-    heads: PositiveInt | None = None
-    patch: PositiveInt = 16
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    size: Literal["tiny", "small", "base", "large", "huge", "giant"] = "base"  # names dim, depth and heads
+    dim: PositiveInt | None = None  # width; default: that of size
+    depth: PositiveInt | None = None  # blocks; default: those of size
+    heads: PositiveInt | None = None  # default: those of size
+    patch: PositiveInt = 16  # side in px
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth, of the last block
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -65,13 +65,13 @@ class VitConfig(VitShape):
 
     family: Literal["vit"] = "vit"
     decisive = ("dim", "depth", "heads", "stem", "positions")
-    positions: Literal["learned", "sincos"] = "learned"
-    class_token: bool = True
+    positions: Literal["learned", "sincos"] = "learned"  # learned, or fixed sines and cosines
+    class_token: bool = True  # beside the patch tokens
     distillation_token: bool = False  # DeiT's second prefix token, beside the class token
-    registers: NonNegativeInt = 0
-    pool: Literal["class", "mean"] = "class"
-    stem: Literal["patch", "conv"] = "patch"
-    layer_scale: PositiveFloat | None = None
+    registers: NonNegativeInt = 0  # further tokens that are not read out
+    pool: Literal["class", "mean"] = "class"  # what stands for the image: class token, or mean of the patch tokens
+    stem: Literal["patch", "conv"] = "patch"  # patch: one convolution (ViT); conv: several, each halving
+    layer_scale: PositiveFloat | None = None  # start of a factor on each branch; null: there is none
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -93,9 +93,9 @@ class BeitConfig(VitShape):
     family: Literal["beit"] = "beit"
     decisive = ("dim", "depth", "heads", "relative_positions")
     relative_positions: Literal["shared", "per_block"] = "shared"  # one table for all blocks (pretraining), or one each
-    absolute_positions: bool = False
-    pool: Literal["class", "mean"] = "mean"
-    norm_eps: PositiveFloat = 1e-6
+    absolute_positions: bool = False  # as well as relative ones
+    pool: Literal["class", "mean"] = "mean"  # what stands for the image: class token, or mean of the patch tokens
+    norm_eps: PositiveFloat = 1e-6  # of the layer norms
     pooled_norm: bool = False  # the final norm after pooling, not before (fine-tuned checkpoints)
     layer_scale: PositiveFloat | None = 0.1  # 1e-5 for L
 
@@ -105,13 +105,13 @@ class SwinShape:
     """What every Swin is told: `size` names dim, depths and heads, each of which may be set by itself."""
 
     family: str = ""
-    size: Literal["tiny", "small", "base", "large"] = "tiny"
+    size: Literal["tiny", "small", "base", "large"] = "tiny"  # names dim, depths and heads
     dim: PositiveInt | None = None  # of the first stage
-    depths: tuple[PositiveInt, ...] | None = None
-    heads: tuple[PositiveInt, ...] | None = None
-    patch: PositiveInt = 4
-    window: PositiveInt = 7
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    depths: tuple[PositiveInt, ...] | None = None  # blocks of each stage
+    heads: tuple[PositiveInt, ...] | None = None  # of each stage
+    patch: PositiveInt = 4  # side in px
+    window: PositiveInt = 7  # side in tokens
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth, of the last block
 
     @property
     def shape(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
@@ -152,7 +152,7 @@ class UmMaeSwinConfig(SwinShape):
     family: Literal["um_mae_swin"] = "um_mae_swin"
     decisive = ("dim", "depths", "heads", "position_dim")
     window: PositiveInt = 8  # on compact maps; twice that on whole images
-    position_dim: PositiveInt = 32
+    position_dim: PositiveInt = 32  # width of the small network
 
 
 # dims of the four stages, depths; heads, MLP ratios and spatial reductions are the same for all sizes
@@ -175,15 +175,15 @@ class PvtConfig:
 
     family: Literal["pvt"] = "pvt"
     decisive = ("dims", "depths", "heads", "reduction", "mlp_ratios", "sr")
-    size: Literal["tiny", "small", "medium", "large"] = "small"
-    reduction: Literal["conv", "pool"] = "conv"
-    dims: tuple[PositiveInt, ...] | None = None
-    depths: tuple[PositiveInt, ...] | None = None
-    heads: tuple[PositiveInt, ...] = (1, 2, 5, 8)
-    mlp_ratios: tuple[PositiveFloat, ...] = (8, 8, 4, 4)
+    size: Literal["tiny", "small", "medium", "large"] = "small"  # names dims and depths
+    reduction: Literal["conv", "pool"] = "conv"  # of keys and values: conv is the official model, pool is UM-MAE's
+    dims: tuple[PositiveInt, ...] | None = None  # width of each stage
+    depths: tuple[PositiveInt, ...] | None = None  # blocks of each stage
+    heads: tuple[PositiveInt, ...] = (1, 2, 5, 8)  # of each stage
+    mlp_ratios: tuple[PositiveFloat, ...] = (8, 8, 4, 4)  # hidden width of each stage's MLP, relative to dims
     sr: tuple[PositiveInt, ...] = (8, 4, 2, 1)  # side of the keys' map relative to the queries', per stage
-    patch: PositiveInt = 4
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patch: PositiveInt = 4  # side in px
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth, of the last block
 
     @property
     def shape(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -243,12 +243,12 @@ class PvtV2Config:
 
     family: Literal["pvt_v2"] = "pvt_v2"
     decisive = ("dims", "depths", "heads", "linear")
-    size: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = "b2"
+    size: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = "b2"  # names dims, depths and heads
     linear: bool = False  # published for b2 (PVTv2-B2-Li)
-    dims: tuple[PositiveInt, ...] | None = None
-    depths: tuple[PositiveInt, ...] | None = None
-    heads: tuple[PositiveInt, ...] | None = None
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dims: tuple[PositiveInt, ...] | None = None  # width of each stage
+    depths: tuple[PositiveInt, ...] | None = None  # blocks of each stage
+    heads: tuple[PositiveInt, ...] | None = None  # of each stage
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth, of the last block
     patch = 4
     stride = 32
 
@@ -273,12 +273,12 @@ class TwinsConfig:
 
     family: Literal["twins"] = "twins"
     decisive = ("dims", "depths", "heads")
-    size: Literal["small", "base", "large"] = "small"
-    dims: tuple[PositiveInt, ...] | None = None
-    depths: tuple[PositiveInt, ...] | None = None
-    heads: tuple[PositiveInt, ...] | None = None
-    window: Annotated[int, Field(ge=2)] = 7
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    size: Literal["small", "base", "large"] = "small"  # names dims, depths and heads
+    dims: tuple[PositiveInt, ...] | None = None  # width of each stage
+    depths: tuple[PositiveInt, ...] | None = None  # blocks of each stage
+    heads: tuple[PositiveInt, ...] | None = None  # of each stage
+    window: Annotated[int, Field(ge=2)] = 7  # side in tokens
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth, of the last block
     patch = 4
     stride = 32
 
@@ -324,9 +324,9 @@ class TimmConfig:
 
     family: Literal["timm"] = "timm"
     decisive = ("model",)
-    model: str
+    model: str  # its name in timm
     args: dict[str, Any] = Field(default_factory=dict)  # further arguments of timm.create_model
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth, where the model has it
 
     @model_validator(mode="after")
     def _check(self) -> TimmConfig:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import types
+import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -15,16 +14,15 @@ from pydantic import TypeAdapter, ValidationError
 from data_pipelines.remote.urls import redact
 from pretrain.config import Config
 from pretrain.config.encoders import expand_encoder
+from pretrain.config.errors import ConfigError
+from pretrain.config.keys import check_keys
+from pretrain.config.overrides import apply_overrides
+from pretrain.config.yaml_file import read_yaml
 from pretrain.methods.registry import LEFT_OUT, spec_of
 
 PRESETS = Path(__file__).parents[1] / "presets"
-MOST_VALUES = 100_000  # of one file
 #: What pydantic calls the branches of a union of plain types.
 _PLAIN_TYPES = {"int", "float", "constrained-int", "constrained-float"}
-
-
-class ConfigError(ValueError):
-    """A configuration that can't be run; the message names the key, the value, what is allowed."""
 
 
 class Preset(NamedTuple):
@@ -51,13 +49,20 @@ def load_config(preset: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError when a key, a value or a combination is not allowed, before anything has started.
     """
+    return load_noting(preset, overrides)[0]
+
+
+def load_noting(preset: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
+    """As `load_config`, and a line for each override that set more than the key it names."""
     path = _preset_path(preset, Path())
     data = _read_preset(path)
     data.setdefault("name", path.stem)
-    for override in overrides:
-        _apply(data, override)
+    notes = apply_overrides(Config, data, overrides)
     _replace_length(data, {override.partition("=")[0] for override in overrides})
-    return parse_config(data)
+    try:
+        return parse_config(data), notes
+    except ConfigError as error:  # what is wrong may be what an override set besides its key
+        raise ConfigError("\n".join([str(error), *notes])) from None
 
 
 def check_batch(config: Config, world_size: int) -> None:
@@ -90,7 +95,7 @@ def parse_config(data: Mapping[str, Any]) -> Config:
     named = data.get("method")
     if isinstance(named, Mapping) and str(named.get("name")) in LEFT_OUT:
         raise ConfigError(f"method.name: {LEFT_OUT[str(named['name'])]}")
-    _check_keys(Config, data, "")
+    check_keys(Config, data)
     try:
         return TypeAdapter(Config).validate_python(data)
     except ValidationError as error:
@@ -131,9 +136,8 @@ def override_section(section: Any, overrides: Sequence[str]) -> Any:
     """One section, such as an encoder's, with `key=value` overrides applied and checked."""
     kind = type(section)
     data = TypeAdapter(kind).dump_python(section, mode="json")
-    for override in overrides:
-        _apply(data, override)
-    _check_keys(kind, data, "")
+    apply_overrides(kind, data, overrides)
+    check_keys(kind, data)
     return TypeAdapter(kind).validate_python(data)
 
 
@@ -158,7 +162,7 @@ def _read_preset(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in below:
         chain = " -> ".join(file.name for file in (*below, path))
         raise ConfigError(f"{path} extends itself: {chain}; remove one `extends`")
-    data = read_yaml(path)
+    data = read_yaml(path, annotation=Config)
     if "encoder" in data:
         data["encoder"] = expand_encoder(data["encoder"])
     base = data.pop("extends", None)
@@ -198,164 +202,6 @@ def _merged(base: Any, over: Any) -> Any:
     return [_merged(None, item) for item in over] if isinstance(over, list) else over
 
 
-class _Loader(yaml.SafeLoader):
-    """safe_load that refuses a key written twice, which YAML would let the last one win in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                mark = key_node.start_mark
-                raise ConfigError(f"{mark.name}: {key!r} is set twice, again in line {mark.line + 1}")
-            seen.add(key)
-        self.flatten_mapping(node)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path, may_be_empty: bool = False) -> dict[str, Any]:
-    """The mapping that a YAML file holds; ConfigError for anything else, and for a key that is there twice."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            loader = _Loader(file)
-            try:
-                data = loader.get_single_data()
-            finally:
-                loader.dispose()
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    if data is None and may_be_empty:  # a file of comments
-        return {}
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds {type(data).__name__}; a configuration is a mapping of sections")
-    _count_values(data, path, {})
-    return data
-
-
-def _count_values(node: Any, path: Path, counts: dict[int, int | None]) -> int:
-    """Values of a file with each alias counted where it stands, which a few lines can make billions of."""
-    if not isinstance(node, (dict, list)):
-        return 1
-    known = counts.get(id(node), 0)
-    if known is None:
-        raise ConfigError(f"{path} holds a YAML alias that contains itself")
-    if not known:
-        counts[id(node)] = None
-        items = node.values() if isinstance(node, dict) else node
-        known = 1 + sum(_count_values(item, path, counts) for item in items)
-        if known > MOST_VALUES:
-            raise ConfigError(f"{path} holds more than {MOST_VALUES:,} values, its YAML aliases written out")
-        counts[id(node)] = known
-    return known
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        shards = f", or --data {override} for shards" if "/" in override or Path(override).exists() else ""
-        raise ConfigError(f"{override!r} is not an override; write key.sub=value, such as train.epochs=100{shards}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the value of {override!r} is not YAML: {error}") from None
-    *parents, last = key.split(".")
-    node: Any = data
-    for depth, part in enumerate(parents):
-        if isinstance(node, list):
-            node = node[_position(node, part, key)]
-        else:
-            if node.get(part) is None:
-                node[part] = {}
-            node = node[part]
-        if not isinstance(node, (dict, list)):
-            raise ConfigError(
-                f"{'.'.join(parents[: depth + 1])} is {node!r}, a value without keys; {override!r} can't be set"
-            )
-    if isinstance(node, list):
-        node[_position(node, last, key)] = value
-    else:
-        node[last] = expand_encoder(value) if key == "encoder" else value
-
-
-def _position(items: list[Any], part: str, key: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        raise ConfigError(f"{key}: {part!r} should be a position from 0 to {len(items) - 1}")
-    return int(part)
-
-
-def _check_keys(annotation: Any, data: Any, path: str) -> None:
-    """Refuse unknown keys, naming the nearest right one with its full path."""
-    section = _section_of(annotation, data)
-    if section is None:
-        if isinstance(data, (list, tuple)):
-            sequence = next((member for member in _members(annotation) if get_origin(member) in (tuple, list)), None)
-            element = next((arg for arg in get_args(sequence) if arg is not Ellipsis), None)
-            for position, item in enumerate(data):
-                _check_keys(element, item, f"{path}{position}.")
-        return
-    hints = get_type_hints(section, include_extras=True)
-    for key, value in data.items():
-        if key not in hints:
-            full = f"{path}{key}"
-            known = [f"{path}{name}" for name in hints] + [name for name in _all_keys(Config, "") if name != full]
-            near = _nearest(str(key), full, known)
-            here = ", ".join(sorted(hints))
-            raise ConfigError(f"unknown key {full}; " + (f"did you mean {near}?" if near else f"allowed here: {here}"))
-        _check_keys(hints[key], value, f"{path}{key}.")
-
-
-def _nearest(key: str, full: str, known: list[str]) -> str | None:
-    """The known full path most like `full`, or the one whose last part is most like `key`."""
-    here = [name for name in known if name.rpartition(".")[0] == full.rpartition(".")[0]]
-    for names in (here, known):
-        last = {name.rpartition(".")[2]: name for name in reversed(names)}
-        near = difflib.get_close_matches(str(key), list(last), n=1, cutoff=0.7)
-        if near:
-            return last[near[0]]
-    near = difflib.get_close_matches(full, known, n=1, cutoff=0.7)
-    return near[0] if near else None
-
-
-def _all_keys(section: type, path: str) -> Iterator[str]:
-    for name, hint in get_type_hints(section, include_extras=True).items():
-        yield f"{path}{name}"
-        for member in _members(hint):
-            if dataclasses.is_dataclass(member):
-                yield from _all_keys(member, f"{path}{name}.")
-
-
-def _bare(annotation: Any) -> Any:
-    """`annotation` without Annotated and without `| None`."""
-    if get_origin(annotation) is Annotated:
-        return _bare(get_args(annotation)[0])
-    members = [member for member in _members(annotation) if member is not type(None)]
-    return _bare(members[0]) if len(members) == 1 and members[0] is not annotation else annotation
-
-
-def _members(annotation: Any) -> list[Any]:
-    if get_origin(annotation) is Annotated:
-        return _members(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [found for member in get_args(annotation) for found in _members(member)]
-    return [annotation]
-
-
-def _section_of(annotation: Any, data: Any) -> type | None:
-    """The dataclass that `data` is meant for; of several, the one whose `family` or `name` is given."""
-    sections = [member for member in _members(annotation) if dataclasses.is_dataclass(member)]
-    if not sections or not isinstance(data, Mapping):
-        return None
-    if len(sections) == 1:
-        return sections[0]
-    for section in sections:
-        for tag in ("family", "name"):
-            if tag in data and data[tag] == getattr(section, tag, None):
-                return section
-    return None
-
-
 def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors(include_url=False):
@@ -378,6 +224,17 @@ def _explain(error: ValidationError) -> str:
         )
         if key == "data.train" and item["input"] is None:
             message, given = "no training shards are named", "; add --data PATH (short for data.train=PATH)"
+        elif item["type"] == "union_tag_invalid":
+            context = item["ctx"]
+            tag, choices = context["tag"], context["expected_tags"]
+            near = difflib.get_close_matches(tag, re.findall(r"'(.*?)'", choices), n=1)
+            key, given = (
+                f"{key}.{context['discriminator'].strip(chr(39))}",
+                f"; did you mean {near[0]}?" if near else "",
+            )
+            message = f"there is no {tag!r}, there are {choices}"
+        elif item["type"] == "tuple_type":
+            message, given = f"this takes a list, such as [{item['input']}]", f" (given: {item['input']!r})"
         elif item["type"] == "missing":
             given = f"; set it with {key}=..."
         if lines and key and lines[-1].startswith(f"{key}: "):  # the value may have another type, too

@@ -15,8 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from data_pipelines.transforms.backends.select import BackendName
-from data_pipelines.transforms.config import Share, Views, section
+from data_pipelines.transforms.config import BackendName, Share, Views, section
 from pretrain.config.combinations import check_combinations
 from pretrain.config.diagnostics import DiagnosticsConfig
 from pretrain.config.encoders import EncoderConfig
@@ -57,14 +56,12 @@ class DataConfig:
     channels: PositiveInt = 3  # of the crops: 3 is RGB, 1 grey; other files are made so where they can be
     bits: Literal[8, 16] = 8  # of a channel
     mean: tuple[float, ...] | None = None  # per channel, of pixels in 0 .. 1; default: dataset.json's, else ImageNet's
-    std: tuple[PositiveFloat, ...] | None = None
+    std: tuple[PositiveFloat, ...] | None = None  # likewise
     lanes: PositiveInt | None = None  # streams a batch draws from; default: the batch's largest divisor up to 512
     shuffle_window: PositiveInt = 1024  # samples shuffled together within a lane
     threads: PositiveInt | None = None  # default: the cores this process may use
     prefetch: PositiveInt = 2  # batches made ahead
-    repeated_augmentation: PositiveInt = (
-        1  # rows of a batch that show the same sample, decoded once; an epoch stays as many rows
-    )
+    repeated_augmentation: PositiveInt = 1  # rows of a batch that show the same sample, decoded once
     backend: BackendName = "auto"  # who makes the crops; auto: native where it is built, else opencv
     partial_decode: bool = True  # of a JPEG only what its crops touch; the crops are the same
     dct_scaling: bool = True  # a large JPEG at 1/2, 1/4 or 1/8 where its crops have px to spare
@@ -91,19 +88,19 @@ class OptimConfig:
     """AdamW and its schedules."""
 
     lr: PositiveFloat  # at `lr_reference_batch`, scaled with the global batch
-    lr_reference_batch: PositiveInt = 256
+    lr_reference_batch: PositiveInt = 256  # global batch at which the rate is `lr`
     lr_scaling: Literal["linear", "sqrt"] = "linear"  # how the rate follows the batch; sqrt: DINOv2's rule
     lr_end: NonNegativeFloat = 0.0  # absolute, not scaled
     schedule: Literal["cosine", "steps"] = "cosine"  # steps: times `step_factor` at each of `step_epochs`
-    step_epochs: tuple[PositiveFloat, ...] = ()
-    step_factor: PositiveFloat = 0.1
-    warmup_epochs: NonNegativeFloat = 0.0
+    step_epochs: tuple[PositiveFloat, ...] = ()  # with schedule steps
+    step_factor: PositiveFloat = 0.1  # with schedule steps
+    warmup_epochs: NonNegativeFloat = 0.0  # from warmup_start up to the full rate
     warmup_start: NonNegativeFloat = 0.0  # absolute, not scaled
     warmup: Literal["linear", "linear_inclusive"] = "linear"
     """`linear`: step s of w has s / w of the rate (MAE). `linear_inclusive`: s / (w - 1), as linspace (DINO, BEiT)."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.05
+    betas: tuple[Share, Share] = (0.9, 0.999)  # AdamW's averages of the gradient and its square
+    eps: PositiveFloat = 1e-8  # AdamW's
+    weight_decay: NonNegativeFloat = 0.05  # AdamW's; biases and norms have none
     weight_decay_end: NonNegativeFloat | None = None  # default: constant
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # rate of a layer relative to the one above it
     patch_embed_lr_scale: Annotated[float, Field(gt=0)] = 1.0  # on top of layer_decay; DINOv2: .2
@@ -128,10 +125,10 @@ class OptimConfig:
 class TrainConfig:
     """How long, and with what batch; `schedules.Timeline` says how lengths become whole steps."""
 
-    epochs: PositiveFloat | None = None
+    epochs: PositiveFloat | None = None  # passes over the data
     steps: PositiveInt | PositiveFloat | None = None  # instead of epochs; 1.5e3 is a number, too
     batch_size: PositiveInt = 256  # global: ranks x micro-batch x accumulation
-    grad_accum_steps: PositiveInt = 1
+    grad_accum_steps: PositiveInt = 1  # micro-batches of a rank that make one step
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -163,10 +160,10 @@ OWNED_DEEPSPEED_KEYS = {
 class EngineConfig:
     """How DeepSpeed runs the model."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
+    zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed's; from 1 on, ranks share optimizer states, gradients, parameters
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the arithmetic; parameters, teacher and average stay fp32
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = False  # computes the blocks twice, to save memory
     compile: bool = False  # the encoder's blocks
     threads: PositiveInt | None = None  # torch's, per process; default: the cores this process may use
     hang_seconds: PositiveFloat | None = 1800.0  # what takes longer ends the job, with stacks; null: nothing does
@@ -225,9 +222,9 @@ class EngineConfig:
 class CheckpointConfig:
     """When to save, and what to keep."""
 
-    every_steps: PositiveInt = 1000
+    every_steps: PositiveInt = 1000  # a checkpoint each so many steps
     every_epochs: PositiveFloat | None = None  # and at the end of each so many epochs
-    keep_last: PositiveInt = 2
+    keep_last: PositiveInt = 2  # so many of the newest are kept
     milestone_every_epochs: PositiveFloat | None = None  # these are kept for good
     asynchronous: bool = True  # written while training goes on, from a copy in host memory; else training waits
     on_failure: Literal["continue", "stop"] = "continue"  # when none can be written, as on a full disk
@@ -237,17 +234,17 @@ class CheckpointConfig:
 class TrackingConfig:
     """What is written down while training."""
 
-    log_every_steps: PositiveInt = 10
+    log_every_steps: PositiveInt = 10  # a line, and a row of metrics.jsonl
     pictures_every_steps: NonNegativeInt = 1000  # 0 is never
     picture_channels: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
     """Of images that are neither grey nor RGB, the channels that pictures show: one, or red, green and blue."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online when logged in, else offline
-    project: str = "selfsight"
+    project: str = "selfsight"  # in wandb
     entity: str | None = None  # wandb's user or team; default: that of who is logged in
-    group: str | None = None
+    group: str | None = None  # in wandb
     job_type: str = "pretrain"  # in wandb; a sweep's runs are of another
-    tags: tuple[str, ...] = ()
-    notes: str | None = None  # in wandb; default: the description
+    tags: tuple[str, ...] = ()  # in wandb
+    notes: str | None = None  # in wandb; default: the description and the settings in a sentence
     system_every_seconds: NonNegativeFloat = 15.0  # how the machines of all nodes do; 0 is never
 
 
@@ -255,10 +252,10 @@ class TrackingConfig:
 class Config:
     """Everything a run depends on."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    description: str = ""
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # default: the preset's
+    description: str = ""  # in words, for lists and reports
     runs: str = "runs"  # the run folder is runs/name
-    seed: NonNegativeInt = 0
+    seed: NonNegativeInt = 0  # of every random draw: crops, masks, weights, order
     data: DataConfig
     views: Views
     encoder: EncoderConfig | None = None  # all methods but dvae, which is a convolutional net of its own

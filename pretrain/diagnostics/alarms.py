@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 #: Log lines on which a trouble must be absent before its alarm is over.
 CALM_LINES = 3
@@ -102,6 +102,13 @@ class Alarms:
     patience: int = 10
     standing: dict[str, Standing] = field(default_factory=dict)
     _seen: dict[str, int] = field(default_factory=dict)  # lines in a row on which a trouble was there
+
+    def restore(self, standing: Mapping[str, Mapping[str, Any]]) -> None:
+        """Go on with alarms that stood when the run was stopped, as `standing_alarms` has them, so that none of them
+        begins, and is counted, a second time. How long they have stood counts anew."""
+        for rule in self.rules:
+            if (event := standing.get(rule.name)) is not None and isinstance(event.get("step"), int):
+                self.standing[rule.name] = Standing(event["step"], str(event.get("text", "")), lines=0)
 
     def look(self, now: Moment) -> list[Change]:
         """Take a log line in; what begins with it, or is over."""

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from data_pipelines.eval_loader import center_crops
 from data_pipelines.remote.urls import redact
-from data_pipelines.shards.dataset import Dataset, open_dataset
-from eval.knn import knn_accuracy
+from data_pipelines.shards.dataset import NO_LABEL, Dataset
+from data_pipelines.shards.held_out import held_out_of, open_held_out
+from eval.probes.knn import knn_accuracy
 from pretrain.config import Config
 from pretrain.config.load import ConfigError
 from pretrain.diagnostics.features import frozen_features
@@ -39,7 +40,7 @@ class KnnData:
     dataset: Dataset
     bank: np.ndarray  # sample numbers
     queries: np.ndarray
-    num_classes: int
+    classes: np.ndarray  # their labels, ascending; k-NN counts them from 0, as they may be any integers
 
 
 def find_data(config: Config) -> tuple[str | None, str]:
@@ -60,9 +61,12 @@ def find_data(config: Config) -> tuple[str | None, str]:
     if not isinstance(config.data.train, str):
         return None, f"{off}the run learns from several data sets{advice}"
     folder = Path(config.data.train).expanduser()
-    if not folder.is_dir() or not any(folder.glob("val-*.tar")):
-        return None, f"{off}there are no val-*.tar in {redact(config.data.train)}{advice}"
-    return config.data.train, _on(config, config.data.train)
+    split = held_out_of(folder) if folder.is_dir() else None
+    if split is None:
+        return None, f"{off}there are no val-*.tar in {redact(config.data.train)}, nor test-*.tar{advice}"
+    return config.data.train, _on(config, config.data.train) + (
+        " (its test split: there is no val)" * (split == "test")
+    )
 
 
 def _on(config: Config, spec: str) -> str:
@@ -74,12 +78,12 @@ def _on(config: Config, spec: str) -> str:
 
 
 def open_data(spec: str, num_bank: int, num_queries: int) -> KnnData:
-    """Bank and queries out of the labelled samples of `spec` (of a folder, its val split), without overlap.
+    """Bank and queries out of the labelled samples of `spec`, without overlap: of a folder, of its held-out split.
 
     Of fewer than are asked for, the shares stay. Raises ValueError where there are too few, or one class.
     """
-    dataset = open_dataset(spec, "val")
-    labelled = np.flatnonzero(dataset.labels >= 0)
+    dataset, _ = open_held_out(spec)
+    labelled = np.flatnonzero(dataset.labels != NO_LABEL)
     wanted = num_bank + num_queries
     if len(labelled) < min(FEWEST, wanted):
         raise ValueError(
@@ -90,10 +94,10 @@ def open_data(spec: str, num_bank: int, num_queries: int) -> KnnData:
     chosen = np.random.default_rng(SEED).permutation(labelled)
     num_bank = max(1, int(num_bank * share))
     bank, queries = chosen[:num_bank], chosen[num_bank : num_bank + max(1, int(num_queries * share))]
-    labels = dataset.labels[chosen[: num_bank + len(queries)]]
-    if len(np.unique(labels)) < 2:
+    classes = np.unique(dataset.labels[chosen[: num_bank + len(queries)]])
+    if len(classes) < 2:
         raise ValueError(f"all labelled samples of {redact(spec)} are of one class; k-NN tells classes apart")
-    return KnnData(dataset, np.sort(bank), np.sort(queries), int(labels.max()) + 1)
+    return KnnData(dataset, np.sort(bank), np.sort(queries), classes)
 
 
 def named_data(config: Config) -> KnnData | None:
@@ -149,14 +153,15 @@ class OnlineKnn:
         features, read, reason = self._features(encoder, samples)
         if self._fails(reason):
             return {}
-        labels = torch.from_numpy(data.dataset.labels[samples].astype(np.int64)).to(self.device)
+        numbers = np.searchsorted(data.classes, data.dataset.labels[samples])
+        labels = torch.from_numpy(numbers.astype(np.int64)).to(self.device)
         bank, queries = torch.zeros_like(read), torch.zeros_like(read)
         bank[: len(data.bank)], queries[len(data.bank) :] = read[: len(data.bank)], read[len(data.bank) :]
         if not bank.any() or not queries.any():
             return {}
         k = min(self.settings.knn_k, int(bank.sum()))
         accuracy = knn_accuracy(
-            features[bank], labels[bank], features[queries], labels[queries], num_classes=data.num_classes, ks=(k,)
+            features[bank], labels[bank], features[queries], labels[queries], num_classes=len(data.classes), ks=(k,)
         )[k]["top1"]
         seconds = time.monotonic() - began
         self.seconds += seconds

@@ -48,7 +48,7 @@ from pretrain.engines.collectives import GatheredScalars, all_gather_objects
 from pretrain.engines.schedules import Cosine, Steps, Timeline
 from pretrain.methods.base import Method
 from pretrain.stream.batches import seed_dropout
-from pretrain.survival.history import read_history, try_record
+from pretrain.survival.history import read_history, standing_alarms, try_record
 
 
 class Diagnostics:
@@ -91,6 +91,7 @@ class Diagnostics:
         """What the ranks must know of each other; what to say of k-NN. Collective, once, at optimizer step `step`."""
         host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         events = read_history(self.folder) if self.rank == 0 else []
+        self.alarms.restore(standing_alarms([*events, {"event": "started", "step": step}]))
         skipped = [event["step"] for event in events if event.get("skipped") and event["step"] <= step]
         told = all_gather_objects({"host": host, "skipped": skipped}, self.device)
         self.skipped: set[int] = set(told[0]["skipped"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange, reduce, repeat
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -66,7 +66,7 @@ def attention_pictures(
 ) -> dict[str, Tensor]:
     """A named picture of what an encoder makes of `images`, which are `crops` (b, c, h, w), normalised.
 
-    The attention of the class token (mean of the heads, then some of them), each from black to its brightest patch;
+    The attention of the class token (mean of the heads, then some of them), each over the greyed image;
     without one, the patch tokens along the three directions in which they vary most, as red, green and blue. Nothing
     where neither can be drawn. `show` makes uint8 pictures of crops; `of` names the encoder.
     """
@@ -77,8 +77,9 @@ def attention_pictures(
         maps = torch.cat([reduce(patches, "b heads n -> b 1 n", "mean"), patches[:, :MOST_HEADS]], dim=1)
         maps = maps / maps.amax(dim=-1, keepdim=True).clamp_min(1e-12)
         maps = _enlarged(rearrange(maps, "b k (h w) -> b k h w", h=features.grid[0]), crops)
-        maps = rearrange(maps, "b k h w -> b 1 h (k w)").expand(-1, shown.shape[1], -1, -1)
-        label = f"attention of the {of}'s class token (image, mean of the heads, then a head each; last block)"
+        maps = _over(shown, maps)
+        columns = "image, mean of the heads, then a head each, over the greyed image; last block"
+        label = f"attention of the {of}'s class token ({columns})"
         return {label: torch.cat([shown, maps], dim=-1)}
     few = features.grid is None or min(features.tokens[..., 0].numel(), features.tokens.shape[-1]) < 3
     if shown.shape[1] != 3 or few or not features.tokens.isfinite().all():
@@ -106,6 +107,19 @@ def main_directions(tokens: Tensor, along_with: Tensor | None = None) -> Tensor:
         along = torch.where(along.T @ (guide - guide.mean()) < 0, -along, along)
     low, high = along.amin(dim=0), along.amax(dim=0)
     return rearrange((along - low) / (high - low).clamp_min(1e-12), "(b n) c -> b n c", b=len(tokens))
+
+
+def _over(shown: Tensor, maps: Tensor) -> Tensor:
+    """Heat maps (b, k, h, w) uint8 over the greyed picture (b, 3, h, w), beside each other: (b, 3, h, k w) uint8. The
+    hotter a patch, the more of its colour, from dark red over yellow to white. Of pictures that are not RGB the maps
+    stand alone, in grey."""
+    flat = rearrange(maps, "b k h w -> b 1 h (k w)")
+    if shown.shape[1] != 3:
+        return flat.expand(-1, shown.shape[1], -1, -1)
+    heat = flat.float() / 255
+    colour = torch.cat([(3 * heat - start).clamp(0, 1) for start in range(3)], dim=1)
+    grey = repeat(shown.float().mean(dim=1) / 255, "b h w -> b 1 h (k w)", k=maps.shape[1])
+    return ((0.6 * grey * (1 - heat) + colour * heat) * 255).round().to(torch.uint8)
 
 
 def _enlarged(maps: Tensor, crops: Tensor) -> Tensor:

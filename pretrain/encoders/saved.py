@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from data_pipelines.files import parse_json
 from pretrain.config import (
     BeitConfig,
     Config,
@@ -164,11 +165,11 @@ def read_card(place: Path) -> EncoderCard:
 
 def _parse_card(text: str, file: Path) -> EncoderCard:
     try:
-        described = json.loads(text)
+        described = parse_json(text)
         if isinstance(described, dict):
             described.pop("timm", None)
         card = TypeAdapter(EncoderCard).validate_python(described)
-    except (ValidationError, json.JSONDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"the description of the encoder in {file} can't be read: {error}") from error
     if not len(card.mean) == len(card.std) == card.channels or not all(value > 0 for value in card.std):
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 
+from data_pipelines.files import parse_json
 from pretrain.encoders import Encoder
 from pretrain.encoders.saved import EncoderCard, encoder_bytes
 
@@ -56,6 +57,6 @@ def is_hub_folder(folder: Path) -> bool:
     if not folder.is_dir() or {path.name for path in folder.iterdir()} != set(HUB_FILES):
         return False
     try:
-        return "architecture" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return "architecture" in parse_json((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError:
         return False

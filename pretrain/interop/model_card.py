@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from data_pipelines.files import read_json
 from pretrain.config import EncoderConfig
+from pretrain.description import describe, own_words
 from pretrain.encoders.saved import EncoderCard
 
 HIDDEN_SECTIONS = ("runs", "tracking", "checkpoint")  # of the configuration: they change nothing that is learned
@@ -76,8 +77,10 @@ def _summary(card: EncoderCard, config: dict[str, Any] | None, imported: dict[st
         f"An image encoder {origin}. It has no classifier: it gives features of images of "
         f"{card.image_size[0]}x{card.image_size[1]} px with {card.channels} channels."
     )
-    description = (config or {}).get("description")
-    return f"{text}\n\n> {' '.join(str(description).split())}" if description else text
+    if config is None:
+        return text
+    said = own_words(config)
+    return f"{text}\n\n> {describe(config)}." + (f"\n>\n> {said}" if said else "")
 
 
 def _last(source: str) -> str:

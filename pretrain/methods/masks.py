@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from data_pipelines.transforms.config import section
+from pretrain.methods.mask_counts import check_mask_counts
 from pretrain.methods.spec import Tokens
 
 
@@ -37,6 +38,7 @@ def check_mask(mask: MaskConfig, image_size: tuple[int, int], tokens: Tokens | N
     for side in image_size:
         if side % mask.unit:
             raise ValueError(f"method.mask.unit is {mask.unit} px and does not divide the image's side of {side} px")
+    check_mask_counts(mask, image_size)
     if tokens is None:
         return
     unit, (stride, patch) = mask.unit, tokens

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data_pipelines.buffers import map_batch
 from data_pipelines.loader import Batch, Loader
+from data_pipelines.rng import Purpose, stream_key
 from data_pipelines.transforms.backends.device import finish
 
 
@@ -90,8 +91,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def seed_dropout(seed: int, step: int, rank: int, micro_batch: int) -> None:
     """Seed torch's generators for drop path, so that a resumed run draws what an uninterrupted one would."""
-    state = np.random.SeedSequence([seed, step, rank, micro_batch]).generate_state(2, np.uint32)
-    torch.manual_seed(int(state[0]) << 32 | int(state[1]))
+    torch.manual_seed(stream_key(seed, Purpose.DROP_PATH, step, rank, micro_batch))
 
 
 def ids_digest(batch: Batch) -> int:

@@ -8,70 +8,61 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from einops import rearrange
 
+from data_pipelines.rng import Purpose, Stream, permutation
+from pretrain.methods.mask_counts import num_hidden, num_shown
+
 if TYPE_CHECKING:
     from pretrain.methods.masks import MaskConfig
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+#: How masks are drawn. A run whose checkpoints say otherwise, or nothing, began under another version of these draws.
+DRAWS = "splitmix64"
 
 
-def mask_grid(mask: MaskConfig, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of mask units in an image of `image_size` (h, w) px."""
-    return image_size[0] // mask.unit, image_size[1] // mask.unit
+def mask_stream(seed: int, step: int, row: int) -> Stream:
+    """Of one row of one global batch: the same on any number of ranks, and under any version of NumPy."""
+    return Stream(seed, Purpose.MASKS, step, row)
 
 
-def num_hidden(mask: MaskConfig, grid: tuple[int, int]) -> int:
-    """Units hidden in every image (blockwise: at most so many).
-
-    MAE keeps int(n * (1 - ratio)) and SimMIM hides ceil(n * ratio): the same number, here free of float rounding.
-    BEiT hides int(n * ratio).
-    """
-    exact = round(grid[0] * grid[1] * mask.ratio, 6)
-    hidden = math.floor(exact) if mask.kind == "blockwise" else math.ceil(exact)
-    return min(max(hidden, 1), grid[0] * grid[1] - 1)
-
-
-def draw_units(rng: np.random.Generator, mask: MaskConfig, grid: tuple[int, int]) -> BoolArray:
+def draw_units(stream: Stream, mask: MaskConfig, grid: tuple[int, int]) -> BoolArray:
     """The hidden units (gh, gw) of one image, of the kind that `mask` says."""
     if mask.kind == "random":
-        return random_units(rng, grid, num_hidden(mask, grid))
+        return random_units(stream, grid, num_hidden(mask, grid))
     if mask.kind == "one_in_2x2":
-        return one_in_2x2(rng, grid)
-    return blockwise(rng, grid, num_hidden(mask, grid), mask.min_block, mask.min_aspect)
+        return one_in_2x2(stream, grid)
+    return blockwise(stream, grid, num_hidden(mask, grid), mask.min_block, mask.min_aspect)
 
 
-def random_units(rng: np.random.Generator, grid: tuple[int, int], count: int) -> BoolArray:
+def random_units(stream: Stream, grid: tuple[int, int], count: int) -> BoolArray:
     """`count` hidden units at random: the largest of uniform noise (MAE, appendix A; SimMIM, section 3.2)."""
-    order = np.argsort(rng.random(grid[0] * grid[1]), kind="stable")
     hidden = np.ones(grid[0] * grid[1], dtype=np.bool_)
-    hidden[order[: hidden.size - count]] = False
+    hidden[permutation(stream, hidden.size)[: hidden.size - count]] = False
     return hidden.reshape(grid)
 
 
-def one_in_2x2(rng: np.random.Generator, grid: tuple[int, int]) -> BoolArray:
+def one_in_2x2(stream: Stream, grid: tuple[int, int]) -> BoolArray:
     """One visible unit in every 2x2 quad; each corner is visible equally often over the image, or nearly so.
 
     UM-MAE's uniform sampling (Li et al. 2022, section 3.1): the visible units form a dense map of half the side.
     """
     quads = (grid[0] // 2) * (grid[1] // 2)
-    corners = rng.permutation(quads) + rng.integers(4)
+    corners = permutation(stream, quads) + stream.integer(4)
     hidden = np.ones((quads, 4), dtype=np.bool_)
     hidden[np.arange(quads), corners % 4] = False
     return rearrange(hidden, "(qh qw) (dy dx) -> (qh dy) (qw dx)", qh=grid[0] // 2, dy=2)
 
 
-def with_secondary(rng: np.random.Generator, mask: MaskConfig, dropped: BoolArray) -> tuple[BoolArray, BoolArray]:
+def with_secondary(stream: Stream, mask: MaskConfig, grid: tuple[int, int]) -> tuple[BoolArray, BoolArray]:
     """Some of the visible units become a mask token as well (UM-MAE, section 3.2)."""
+    dropped = one_in_2x2(stream, grid)
     visible = np.flatnonzero(~dropped)
-    kept = int(round(visible.size * (1 - mask.secondary), 6))  # as the authors count
-    chosen = rng.permutation(visible)[kept:]
+    kept = num_shown(mask, grid)
     replaced = np.zeros(dropped.size, dtype=np.bool_)
-    replaced[chosen] = True
+    replaced[visible[permutation(stream, visible.size)[kept:]]] = True
     return dropped, replaced.reshape(dropped.shape)
 
 
-def blockwise(
-    rng: np.random.Generator, grid: tuple[int, int], count: int, min_block: int, min_aspect: float
-) -> BoolArray:
+def blockwise(stream: Stream, grid: tuple[int, int], count: int, min_block: int, min_aspect: float) -> BoolArray:
     """Rectangles until about `count` units are hidden, never more (BEiT, Bao et al. 2022, algorithm 1).
 
     A block has between `min_block` and the remaining number of units, whichever is less, and a log-uniform aspect.
@@ -86,12 +77,14 @@ def blockwise(
         added = 0
         for _ in range(10):
             remaining = count - total
-            area = rng.uniform(*sorted((min_block, remaining)))  # as the paper's code: smaller blocks towards the end
-            aspect = math.exp(rng.uniform(low, high))
+            area = stream.uniform(
+                *sorted((min_block, remaining))
+            )  # as the paper's code: smaller blocks towards the end
+            aspect = math.exp(stream.uniform(low, high))
             rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if not (0 < rows < height and 0 < columns < width):
                 continue
-            top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
+            top, left = stream.integer(height - rows + 1), stream.integer(width - columns + 1)
             block = hidden[top : top + rows, left : left + columns]
             added = int(block.size - block.sum())
             if 0 < added <= remaining:
@@ -102,5 +95,5 @@ def blockwise(
             break
         total += added
     if not total:  # a grid too small for any block: hide one unit, for a loss over nothing is no loss
-        hidden[rng.integers(height), rng.integers(width)] = True
+        hidden[stream.integer(height), stream.integer(width)] = True
     return hidden

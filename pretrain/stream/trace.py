@@ -9,7 +9,6 @@ from typing import Any
 
 from data_pipelines.images.bad_samples import Decoder
 from data_pipelines.images.parts import Part, whole
-from data_pipelines.loader import row_generator
 from data_pipelines.sampler import Row, Sampler
 from data_pipelines.transforms.backends.any_channels import fitting
 from data_pipelines.transforms.params import draw
@@ -98,7 +97,7 @@ class Trace:
         if self._draw is None:
             return {"mask": None}
         digest = hashlib.sha256()
-        for name, field in sorted(self._draw(row_generator(seed, step, row), step, row).items()):
+        for name, field in sorted(self._draw(seed, step, row).items()):
             digest.update(name.encode() + field.tobytes())
         return {"mask": digest.hexdigest()[:16]}
 

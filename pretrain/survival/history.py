@@ -4,7 +4,7 @@ Every event has `time` (ISO 8601, UTC), `event`, `job` and `restart` (SLURM's, o
 depends on the event:
 
     submitted   jobs, command, log         the jobs queued for the run, by `selfsight submit`
-    started     step, ranks, nodes, zero_stage, versions, seconds    after the first step: what took how long
+    started     step, command, ranks, nodes, zero_stage, versions, seconds    after the first step: what took how long
     saved_not   step, reason               a checkpoint that could not be written
     alarm       step, name, text, begins   trouble with training, as diagnostics names it; begins: false when it is over
     ended       step, code, reason         by the run itself: finished, stopped, hung, trouble, an error
@@ -19,7 +19,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,7 +49,7 @@ def record(run: Path, event: str, **details: Any) -> dict[str, Any]:
         **details,
     }
     run.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run / FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(run / FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(descriptor).st_size
         begun = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # a line that a full disk cut
@@ -96,3 +96,23 @@ def read_history(run: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and "event" in row:
             events.append(row)
     return events
+
+
+def standing_alarms(history: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Alarms that have begun and are not over, by name. A run that comes back still has those of before the step it
+    goes on from; what began later is of steps that are done again, and is told again if it comes again."""
+    standing: dict[str, Mapping[str, Any]] = {}
+    for event in history:
+        if event["event"] == "started":
+            standing = {name: alarm for name, alarm in standing.items() if not is_later(alarm, event)}
+        elif event["event"] == "alarm" and event.get("begins", True):
+            standing.setdefault(str(event.get("name")), event)
+        elif event["event"] == "alarm":
+            standing.pop(str(event.get("name")), None)
+    return standing
+
+
+def is_later(event: Mapping[str, Any], start: Mapping[str, Any]) -> bool:
+    """Whether an event is of a step that a later `start` does again."""
+    steps = event.get("step"), start.get("step")
+    return all(isinstance(step, int) for step in steps) and steps[0] > steps[1]

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.remote.urls import redact
 from pretrain.survival.history import try_record
 
 PACKAGES = ("torch", "deepspeed", "timm", "selfsight")
@@ -53,11 +54,19 @@ class StartUp:
     def details(self, environ: Mapping[str, str], world_size: int) -> dict[str, Any]:
         """What the run's history remembers of a start."""
         return {
+            "command": command_line(),
             "ranks": world_size,
             "nodes": num_nodes(environ, world_size),
             "versions": {"python": sys.version.split()[0], **versions()},
             "seconds": {phase: round(seconds, 2) for phase, seconds in self.seconds.items()},
         }
+
+
+def command_line() -> list[str]:
+    """What this process was started with, as it would be typed: without the folder of the interpreter."""
+    program = Path(sys.argv[0])
+    module = program.parent.name if program.name == "__main__.py" else None
+    return [*(["python", "-m", module] if module else [program.name]), *map(redact, sys.argv[1:])]
 
 
 def process_age() -> float:

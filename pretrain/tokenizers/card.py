@@ -10,8 +10,8 @@ from pydantic import TypeAdapter
 
 from data_pipelines.files import read_json
 from pretrain.config import EncoderConfig
+from pretrain.methods.mask_counts import mask_grid
 from pretrain.methods.registry import MethodConfig, exporting
-from pretrain.stream.masking import mask_grid
 
 if TYPE_CHECKING:
     from pretrain.config import Config

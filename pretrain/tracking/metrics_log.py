@@ -76,7 +76,7 @@ class MetricsLog:
 
     def _append(self, text: str) -> None:
         """All of `text` or nothing of it, as far as the file system lets us take a part back."""
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             size = os.fstat(descriptor).st_size
             rest = memoryview((("\n" if self._torn else "") + text).encode())

@@ -13,6 +13,7 @@ from typing import Any
 from data_pipelines.files import write_text
 from pretrain.config import Config
 from pretrain.config.load import as_shown, dump_config
+from pretrain.description import describe, own_words
 from pretrain.tracking.console import say
 
 FILE = "wandb.json"
@@ -54,7 +55,7 @@ def identity_of(folder: Path, config: Config, keep: bool = True) -> Identity:
         name=config.name,
         group=tracking.group,
         job_type=tracking.job_type,
-        notes=tracking.notes or config.description or None,
+        notes=tracking.notes or ". ".join(filter(None, (own_words(config), describe(config)))),
         tags=tracking.tags,
         config={"yaml": dump_config(config)} | as_shown(config),
         kept=keep,

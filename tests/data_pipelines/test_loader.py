@@ -22,8 +22,7 @@ from data_pipelines.sampler import Sampler
 from data_pipelines.shards.dataset import Dataset, open_dataset
 from data_pipelines.transforms.backends import native
 from data_pipelines.transforms.backends.device import finish
-from data_pipelines.transforms.backends.select import BackendName
-from data_pipelines.transforms.config import Crop, LocalCrops, TargetCrop, Views
+from data_pipelines.transforms.config import BackendName, Crop, LocalCrops, TargetCrop, Views
 
 COLOUR = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grayscale": 0.2}
 DINO = Views(
@@ -35,8 +34,8 @@ FLIP = Views(global_crops=(Crop(size=16),))
 STEPS, BATCH = 200, 12
 
 
-def draw(rng: np.random.Generator, step: int, row: int) -> dict[str, np.ndarray]:
-    return {"drop_mask": rng.random((4, 4)) < 0.5}
+def draw(*place: int) -> dict[str, np.ndarray]:
+    return {"drop_mask": np.random.default_rng(place).random((4, 4)) < 0.5}
 
 
 def digest(parts: list[Batch]) -> str:
@@ -214,7 +213,7 @@ def test_colours_left_to_the_device_come_out_alike(photos: Dataset) -> None:
 def test_ready_says_whether_the_next_step_is_there(dataset: Dataset) -> None:
     open_gate = threading.Event()
 
-    def gated(rng: np.random.Generator, step: int, row: int) -> dict[str, np.ndarray]:
+    def gated(seed: int, step: int, row: int) -> dict[str, np.ndarray]:
         if step == 1:
             open_gate.wait(30)
         return {"token_mask": np.zeros((2, 2), dtype=bool)}
@@ -232,7 +231,7 @@ def test_ready_says_whether_the_next_step_is_there(dataset: Dataset) -> None:
 
 
 def test_an_error_in_a_thread_reaches_the_consumer(dataset: Dataset) -> None:
-    def broken(rng: np.random.Generator, step: int, row: int) -> dict[str, np.ndarray]:
+    def broken(seed: int, step: int, row: int) -> dict[str, np.ndarray]:
         if step == 2 and row == 5:
             raise OSError("the mask is gone")
         return {}
@@ -251,7 +250,7 @@ def test_an_error_in_a_thread_reaches_the_consumer(dataset: Dataset) -> None:
 def test_threads_make_no_more_than_there_are_buffers_for(dataset: Dataset) -> None:
     made: set[int] = set()
 
-    def count(rng: np.random.Generator, step: int, row: int) -> dict[str, np.ndarray]:
+    def count(seed: int, step: int, row: int) -> dict[str, np.ndarray]:
         made.add(step)
         return {}
 

@@ -56,7 +56,8 @@ CASES = {
 }
 
 
-def draw(rng: np.random.Generator, step: int, row: int) -> dict[str, np.ndarray]:
+def draw(*place: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(place)
     return {"drop_mask": rng.random((4, 4)) < 0.5, "token_mask": rng.random((2, 2)) < 0.3}
 
 

@@ -28,7 +28,7 @@ def photos(tmp_path: Path) -> Dataset:
     return open_dataset(tmp_path)
 
 
-def slow_mask(rng: np.random.Generator, step: int, row: int) -> dict[str, np.ndarray]:
+def slow_mask(seed: int, step: int, row: int) -> dict[str, np.ndarray]:
     time.sleep(0.002)
     return {"token_mask": np.zeros((2, 2), dtype=bool)}
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 
-def _write_shard(path, labels, seed=0, side=16):
-    """A shard of PNGs whose brightness follows the label; a label of None is left out."""
+def _write_shard(path, labels, seed=0, side=16, names=None):
+    """A shard of PNGs whose brightness follows the label; None is left out, others are named by `names`."""
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -17,7 +17,9 @@ def _write_shard(path, labels, seed=0, side=16):
             image = np.clip(rng.normal(60 + 40 * (label or 0), 25, (side, side, 3)), 0, 255).astype(np.uint8)
             png = io.BytesIO()
             Image.fromarray(image).save(png, "PNG")
-            members = [("png", png.getvalue())] + ([] if label is None else [("cls", str(label).encode())])
+            members = [("png", png.getvalue())] + (
+                [] if label is None else [("cls", str((names or {}).get(label, label)).encode())]
+            )
             for suffix, content in members:
                 entry = tarfile.TarInfo(f"{path.stem}-{number:05d}.{suffix}")
                 entry.size = len(content)
@@ -26,5 +28,5 @@ def _write_shard(path, labels, seed=0, side=16):
 
 @pytest.fixture
 def write_shard():
-    """write_shard(path, labels, seed=0, side=16)."""
+    """write_shard(path, labels, seed=0, side=16, names=None)."""
     return _write_shard

@@ -1,6 +1,7 @@
 """Features of every kind of encoder: which columns are what, in which order, and what is refused."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from data_pipelines.shards.dataset import open_dataset
-from eval.features import FeatureSet, centred, extract, pixels
+from eval.features import centred, extract, pixels
 from pretrain.config import SwinConfig, VitConfig
 from pretrain.encoders import build_encoder
 
@@ -90,7 +91,7 @@ def test_pixels_and_their_centre(dataset):
     features = pixels(dataset, 16, progress=False)
     assert features.inputs["pixels"].shape == (6, 3 * 16 * 16)
     assert 0 <= float(features.inputs["pixels"].min()) <= float(features.inputs["pixels"].max()) <= 1
-    shifted = FeatureSet({"pixels": features.inputs["pixels"] + 1}, "pixels", features.labels, features.ids)
+    shifted = replace(features, inputs={"pixels": features.inputs["pixels"] + 1})
     train, val = centred(features, shifted)
     torch.testing.assert_close(train.inputs["pixels"].mean(dim=0), torch.zeros(768), rtol=0, atol=1e-5)
     torch.testing.assert_close(val.inputs["pixels"].mean(dim=0), torch.ones(768), rtol=0, atol=1e-5)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from eval import knn
-from eval.knn import knn_accuracy
+from eval.probes import knn
+from eval.probes.knn import knn_accuracy
 
 
 def slow_votes(train, train_labels, query, k, temperature, num_classes):

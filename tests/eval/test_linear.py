@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eval.linear import LinearRecipe, _fit, linear_probe, stratified_split
+from eval.probes.linear import LinearRecipe, _fit, linear_probe, stratified_split
 
 QUICK = LinearRecipe(learning_rates=(1e-4, 1e-2, 1e-1), epochs=20)
 
@@ -112,7 +112,7 @@ def test_deterministic_by_seed():
 
 def test_a_diverged_head_is_never_chosen_and_all_diverged_is_an_error():
     features, labels = planted(300, seed=1)
-    recipe = LinearRecipe(learning_rates=(1e-1, 1e38), epochs=2, standardised=(False,))
+    recipe = LinearRecipe(learning_rates=(1e-1, 1e38), bounds=(1e-1, 1e38), epochs=2, standardised=(False,))
     scores = linear_probe({"a": features}, labels, {"a": features}, labels, num_classes=3, recipe=recipe)
     assert scores.chosen.learning_rate == 1e-1
     broken = torch.full_like(features, math.nan)
@@ -138,3 +138,24 @@ def test_errors_name_what_differs():
         linear_probe({"a": features}, labels, {"a": features}, labels, num_classes=3, seeds=())
     with pytest.raises(ValueError, match=r"held_out is 1\.5"):
         LinearRecipe(held_out=1.5)
+
+
+@pytest.mark.parametrize(("scale", "side"), [(1.0, "larger"), (300.0, "smaller")])
+def test_the_grid_grows_to_where_the_best_rate_is_inside(scale, side):
+    features, labels = planted(400, seed=1, scale=scale, noise=0.8)
+    val, val_labels = planted(200, seed=2, scale=scale, noise=0.8)
+    grid = {"larger": (1e-4, 1e-3, 1e-2), "smaller": (1e-1, 1.0, 10.0)}[side]
+
+    def probe(**changes):
+        recipe = LinearRecipe(learning_rates=grid, standardised=(False,), epochs=20, **changes)
+        return linear_probe({"a": features}, labels, {"a": val}, val_labels, num_classes=3, recipe=recipe)
+
+    wide, fixed = probe(), probe(bounds=(grid[0], grid[-1]))
+    assert fixed.at_grid_edge
+    assert fixed.rates == grid
+    assert not wide.at_grid_edge
+    assert set(grid) < set(wide.rates)
+    assert (wide.chosen.learning_rate > grid[-1]) == (side == "larger")
+    assert wide.chosen.held_out >= fixed.chosen.held_out
+    bounded = probe(bounds=(grid[0] / 2, grid[-1] * 2))
+    assert bounded.rates in ((*grid, 2 * grid[-1]), (grid[0] / 2, *grid))

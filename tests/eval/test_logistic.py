@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from eval.logistic import COARSE_GRID, FULL_GRID, fit, logistic_probe
+from eval.probes.logistic import COARSE_GRID, FULL_GRID, fit, logistic_probe
 
 
 @pytest.fixture(scope="module")

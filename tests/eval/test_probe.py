@@ -11,6 +11,7 @@ from rich.console import Console
 from eval import baselines, probe
 from eval.probe import run_probe
 from eval.report import markdown_table, probe_table
+from eval.scores import wilson
 from eval.splits import open_splits
 from eval.target import open_target, run_of
 from pretrain.config import VitConfig
@@ -64,7 +65,7 @@ def test_probe_from_shards_to_tables(run, data, monkeypatch):
     monkeypatch.setattr(
         "pretrain.tracking.probes.log_probe", lambda folder, step, scores: logged.update({folder: (step, scores)})
     )
-    results = quick(run, data, untrained_seeds=(0, 1), logistic=True)
+    results = quick(run, data, untrained_seeds=(0, 1), also=("logistic",))
     (written,) = (run / "eval").glob("probe-40-*.json")
     assert json.loads(written.read_text()) == json.loads(json.dumps(results))
 
@@ -203,9 +204,9 @@ def test_data_that_cannot_be_probed(tmp_path, data, write_shard):
         open_splits(str(tmp_path / "mixed"), str(tmp_path / "mixed" / "train-000001.tar"))
     with pytest.raises(ValueError, match="same samples"):
         open_splits(str(data / "train-000000.tar"), str(data / "train-000000.tar"))
-    write_shard(tmp_path / "more" / "val-000000.tar", [0, 1, 5])
-    with pytest.raises(ValueError, match=r"val has the label 5, but there are 3 classes"):
-        open_splits(str(data), str(tmp_path / "more"))
+    write_shard(tmp_path / "other" / "val-000000.tar", [7, 8, 9])
+    with pytest.raises(ValueError, match=r"no class of val is in train: train has the labels 0 \.\. 2, val 7 \.\. 9"):
+        open_splits(str(data), str(tmp_path / "other"))
     write_shard(tmp_path / "none" / "val-000000.tar", [None, None])
     with pytest.raises(ValueError, match="none of the 2 val samples has a label"):
         open_splits(str(data), str(tmp_path / "none"))
@@ -227,3 +228,47 @@ def test_cache_survives_damage_and_tells_keys_apart(cache):
         entry.write_text("{")
     assert baselines.cached({"a": 1}, compute(4)) == {"value": 4}
     assert calls == [1, 2, 4]
+
+
+def test_labels_of_any_range_are_the_classes_they_are(run, data, tmp_path, write_shard):
+    """Ten classes named 900000 .. 900009 took 23.7 GB."""
+    far = {0: 900_000, 1: 900_004, 2: 2_000_000_000}
+    plain, sparse = quick(run, data), None
+    for name, labels, seed in (("train", [0, 1, 2] * 20, 0), ("val", [0, 1, 2] * 8, 1)):
+        write_shard(tmp_path / "far" / f"{name}-000000.tar", labels, seed=seed, names=far)
+    sparse = quick(run, tmp_path / "far")
+    assert sparse["rows"] == plain["rows"]
+    assert (sparse["data"]["classes"], sparse["data"]["num_classes"]) == (list(far.values()), 3)
+
+
+def test_images_of_val_that_are_in_train_are_counted(run, data, tmp_path, write_shard, capsys):
+    write_shard(tmp_path / "twins" / "train-000000.tar", [0, 1, 2] * 20)
+    write_shard(tmp_path / "twins" / "val-000000.tar", [0, 1, 2] * 2)  # of the same seed: train's first six
+    line = (
+        "6 of 6 val images are in train as well, to the pixel "
+        "(val-000000-00000, val-000000-00001, val-000000-00002, ...): every accuracy here is too good"
+    )
+    results = quick(run, tmp_path / "twins")
+    assert line in results["warnings"]
+    assert f"warning: {line}" in capsys.readouterr().err
+    assert line in markdown_table(results)
+    assert not any("in train as well" in warning for warning in quick(run, data)["warnings"])
+
+
+def test_a_probe_of_a_few_images_says_how_little_it_knows(run, data):
+    results = quick(run, data)
+    assert "only 24 val images: read the intervals, not the shares" in results["warnings"]
+    best = results["rows"]["pretrained"]["knn"]["class"]["20"]
+    assert best["interval"] == pytest.approx(wilson(best["top1"], 24))
+    assert "[{:.1f}, {:.1f}]".format(*(100 * end for end in best["interval"])) in markdown_table(results)
+
+
+def test_test_is_the_split_to_test_on_where_there_is_no_val(tmp_path, data):
+    (data / "val-000000.tar").rename(data / "test-000000.tar")
+    splits = open_splits(str(data))
+    assert (splits.held_out, splits.val.num_samples) == ("test", 24)
+
+
+def test_an_option_that_no_probe_has_is_refused(run, data):
+    with pytest.raises(ValueError, match=r"full is a setting of none of knn, linear; .*logistic"):
+        quick(run, data, full=True)

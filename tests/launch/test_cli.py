@@ -103,5 +103,5 @@ def test_launch_runs_the_pretrain_command(run, monkeypatch: pytest.MonkeyPatch) 
     result = run("launch", "--nproc", "2", "mine.yaml", "--data", "shards/", "name=x")
     assert result.exit_code == 3
     assert seen == [
-        ([sys.executable, "-m", "launch", "pretrain", "mine.yaml", "--data", "shards/", "name=x"], 2),
+        ([sys.executable, "-P", "-m", "launch", "pretrain", "mine.yaml", "--data", "shards/", "name=x"], 2),
     ]

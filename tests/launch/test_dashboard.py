@@ -174,7 +174,7 @@ def test_a_dashboard_is_laid_out_and_then_brought_up_to_date(
         "Pictures",
     ]
     probes = [panel["config"] for panel in sections["Probes"]]
-    assert probes[0]["metrics"] == ["probe/linear", "probe/linear_low", "probe/linear_high"]
+    assert probes[1]["metrics"] == ["probe/linear", "probe/linear_low", "probe/linear_high"]
     assert probes[0]["xAxis"] == "probe/step"
     assert sections["Machines, node by node"][0]["config"]["metricRegex"] == "system/.*/cpu_percent"
     assert sections["Pictures"][0]["config"]["mediaKeys"] == ["pictures/masked-input"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,5 +58,5 @@ def test_what_another_version_made_is_not_taken_for_done(
 
 
 def test_a_command_that_dies_is_told_as_a_shell_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch.demo.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     assert launch.demo._run(["pack"]) == 1

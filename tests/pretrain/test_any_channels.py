@@ -138,7 +138,7 @@ def test_dino_leaves_out_what_needs_colours_and_says_so(
     data["data"] |= {"channels": 13, "bits": 16}
     data["tracking"]["pictures_every_steps"] = 1
     run = pretrain(parse_config(data))
-    assert "left out of views: saturation, hue, grey, which need RGB" in capsys.readouterr().out
+    assert "left out of views: saturation, hue, grayscale, which need RGB" in capsys.readouterr().out
     assert list((run / "pictures").glob("attention-*.png"))
 
 

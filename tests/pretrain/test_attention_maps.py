@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pretrain.config import BeitConfig, EncoderConfig, PvtConfig, SwinConfig, TimmConfig, VitConfig
 from pretrain.encoders import Encoder, build_encoder
-from pretrain.encoders.attention_maps import attention_pictures, class_token_attention, main_directions
+from pretrain.encoders.attention_maps import _over, attention_pictures, class_token_attention, main_directions
 
 VIT = VitConfig(dim=32, depth=2, heads=2, patch=4, registers=1)
 BEIT = {"dim": 32, "depth": 2, "heads": 2, "patch": 4}
@@ -119,3 +119,19 @@ def test_main_directions_keep_their_sign_when_the_tokens_turn() -> None:
     there, back = main_directions(tokens, guide), main_directions(turned, guide)
     # -tokens has the same directions; pointing along the guide, its picture is the same one
     torch.testing.assert_close(there, back, atol=1e-4, rtol=0)
+
+
+def test_heat_lies_over_the_greyed_picture() -> None:
+    shown = torch.full((1, 3, 2, 2), 100, dtype=torch.uint8)
+    shown[:, 0] = 220  # red, which greying takes out: (220 + 100 + 100) / 3 = 140
+    maps = torch.tensor([[[[0, 0], [255, 255]], [[85, 85], [0, 0]]]], dtype=torch.uint8)
+    over = _over(shown, maps)
+    assert over.shape == (1, 3, 2, 4)
+    assert over[0, :, 0, 0].tolist() == [84, 84, 84], "no heat: the grey picture, darkened to .6"
+    assert over[0, :, 1, 0].tolist() == [255, 255, 255], "the hottest patch is white"
+    assert over[0, :, 0, 2].tolist() == [141, 56, 56], "a third of the heat: red, a third of 255, over grey"
+
+
+def test_maps_over_pictures_that_are_not_rgb_stand_alone() -> None:
+    maps = torch.tensor([[[[7, 9]]]], dtype=torch.uint8)
+    assert _over(torch.zeros(1, 5, 1, 2, dtype=torch.uint8), maps)[0, :, 0].tolist() == [[7, 9]] * 5

@@ -372,7 +372,7 @@ def test_overwrite_replaces_earlier_exports_only(tmp_path: Path, source: Path) -
 
 
 def row(top1: float) -> dict[str, Any]:
-    score = {"top1": top1, "standard_error": 0.007}
+    score = {"top1": top1, "standard_error": 0.007, "interval": [top1 - 0.014, top1 + 0.014]}
     chosen = {"input": "mean", "standardised": True, "learning_rate": 0.05, "held_out": 0.5}
     linear = {**score, "chosen": chosen, "std_over_seeds": None, "top1_of_seed": {"0": top1}, "at_grid_edge": False}
     return {"headline": "mean", "knn": {"mean": {"20": score}}, "linear": linear}
@@ -413,6 +413,12 @@ def run(tmp_path: Path) -> Path:
                 "untrained": [row(0.355)],
                 "pretrained": row(top1),
             },
+            "columns": [
+                {"probe": "knn", "name": "knn_mean", "title": "k-NN mean", "paths": [["mean", "20"]], "headline": True},
+                {"probe": "linear", "name": "linear", "title": "linear", "paths": [[]], "headline": True},
+            ],
+            "notes": ["linear: on mean"],
+            "warnings": [],
         }
         (folder / "eval" / f"probe-{step}-0.json").write_text(json.dumps(results))
     return folder

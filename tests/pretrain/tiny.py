@@ -120,7 +120,7 @@ def random_batch(config: Config, size: int = 4, seed: int = 0) -> Batch:
     fields: list[Any] = [{}] * size
     spec, stride = spec_of(config.method), getattr(config.encoder, "stride", None)
     if draw := spec.draw(config.method, views.global_size, stride, size):
-        fields = [draw(np.random.default_rng((seed, row)), 0, row) for row in range(size)]
+        fields = [draw(seed, 0, row) for row in range(size)]
     batch = {
         "global_crops": crops(len(views.global_crops), views.global_size),
         "ids": torch.stack([torch.zeros(size, dtype=torch.int64), torch.arange(size)], dim=1),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -13,12 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from data_pipelines.images.pixels import check_file_size
-from data_pipelines.packing.listing import Group, Listing, Skipped
-
-#: Names of folders and files that are splits, and the splits' names.
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_PART = re.compile(r"(.+?)[-_.]\d+(-of-\d+)?")  # train-000000, train-00000-of-00010
-_WORDS = re.compile(r"[-_]")
+from data_pipelines.packing.listing import Listing, Membership, Skipped
 
 
 class Content(NamedTuple):
@@ -33,6 +27,7 @@ class Columns(NamedTuple):
 
     image: str | None = None
     label: str | None = None
+    group: str | None = None  # of what must not be divided between splits, such as a patient
 
 
 ANY_COLUMNS = Columns()
@@ -48,7 +43,7 @@ class Source(Protocol):
     kind: str  # as in --from
     root: Path
     listing: Listing
-    groups: list[Group]  # by the numbers in `listing.group_numbers`
+    memberships: list[Membership]  # by the numbers in `listing.membership_numbers`
     classes: tuple[str, ...] | None  # names of the labels that are numbers, where the source knows them
     skipped: list[Skipped]  # what of the source is not in the listing
     notes: list[str]  # what else was passed over, in words
@@ -99,63 +94,6 @@ class ListedSource(ABC):
     @abstractmethod
     def _content(self, number: int) -> Content:
         """Read an entry."""
-
-
-def split_of(file: str) -> str | None:
-    """The split that a file's path names: a folder on the way, or the file's own name up to its number."""
-    *folders, name = file.split("/")
-    for folder in folders:
-        if folder in SPLIT_NAMES:
-            return SPLIT_NAMES[folder]
-    stem = name.partition(".")[0]
-    numbered = _PART.fullmatch(stem)
-    name = numbered[1] if numbered else stem
-    last = _WORDS.split(name)[-1]  # cifar10-train
-    if last in SPLIT_NAMES:
-        return SPLIT_NAMES[last]
-    return name if numbered else None
-
-
-def splits_of_files(files: Sequence[str]) -> list[str | None]:
-    """The split of each file; all None where the names do not tell splits.
-
-    Raises:
-        ValueError: Some files are train's, and of others it is not known.
-    """
-    found = [split_of(file) for file in files]
-    if "train" in found:
-        unknown = [file for file, split in zip(files, found, strict=True) if split is None]
-        if unknown:
-            raise ValueError(
-                f"{len(unknown)} of {len(files)} files belong to no split, the first of them {unknown[0]}; name them "
-                "as train-00000, or pack them by themselves"
-            )
-        return found
-    return found if set(found) <= {"val", "test"} else [None] * len(files)
-
-
-def groups_of_folders(folders: Iterable[str], labels: bool = True) -> list[Group]:
-    """Splits and classes of images from the folders they lie in (with forward slashes, "" for none).
-
-    If all images lie in folders named train, val (or valid, validation) and test, train among them, each is a split.
-    Below that, the first-level folder is the class, unless `labels` is False.
-
-    Raises:
-        ValueError: Two folders are one split; or images lie both in and beside class folders.
-    """
-    parts = [folder.split("/") if folder else [] for folder in folders]
-    first = sorted({part[0] if part else "" for part in parts})
-    depth = int("train" in first and set(first) <= SPLIT_NAMES.keys())
-    if depth and len({SPLIT_NAMES[name] for name in first}) < len(first):
-        raise ValueError(f"the folders {', '.join(first)} have more than one for the split val; leave one of them")
-    names = [part[depth] if labels and len(part) > depth else None for part in parts]
-    if None in names and any(name is not None for name in names):
-        loose = "/".join(parts[names.index(None)]) or "the topmost folder"
-        raise ValueError(
-            f"images lie beside the class folders, some of them in {loose}; move them into a class folder or out of "
-            "the tree, or pack without labels (--no-labels)"
-        )
-    return [Group(SPLIT_NAMES[part[0]] if depth else None, name) for part, name in zip(parts, names, strict=True)]
 
 
 def read_exactly(path: Path, size: int) -> bytes:

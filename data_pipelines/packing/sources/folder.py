@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from data_pipelines.packing.listing import Entry, Group, Listing, Skipped, key_text
-from data_pipelines.packing.sources.base import Content, ListedSource, groups_of_folders, read_exactly
+from data_pipelines.packing.listing import Entry, Listing, Membership, Skipped, key_text
+from data_pipelines.packing.sources.base import Content, ListedSource, read_exactly
+from data_pipelines.packing.sources.dicom_files import DicomFiles
+from data_pipelines.packing.sources.splits import memberships_of_folders
 from data_pipelines.shards.shard_scan import IMAGE_SUFFIXES
 
 _NO_IMAGES = ("json", "csv", "tsv")  # metadata and lists, which nobody takes for images
@@ -16,12 +20,19 @@ _MAX_SUFFIXES = 10
 _SUFFIXES = ", ".join("." + suffix for suffix in IMAGE_SUFFIXES)
 
 
+class _Other(NamedTuple):
+    """A file whose suffix is none of an image's."""
+
+    path: str
+    suffix: str
+
+
 class FolderSource(ListedSource):
     """The images below a folder, in the order of their paths.
 
-    What its folders mean, says `groups_of_folders`. Names that begin with a dot or with `__` are passed over. A `.json`
-    of an image's name beside it is its metadata. Files of other suffixes are counted in `notes`: they may be images of
-    a kind that is not read.
+    What its folders mean, says `memberships_of_folders`. Names that begin with a dot or with `__` are passed over. A
+    `.json` of an image's name beside it is its metadata. Files of other suffixes are counted in `notes`: they may be
+    images of a kind that is not read.
 
     Raises:
         FileNotFoundError: No image in it.
@@ -30,9 +41,18 @@ class FolderSource(ListedSource):
 
     kind = "folder"
 
-    def __init__(self, root: Path, spool_folder: Path, labels: bool = True) -> None:
+    def __init__(
+        self,
+        root: Path,
+        spool_folder: Path,
+        labels: bool = True,
+        split_folders: bool = True,
+        group_pattern: re.Pattern[str] | None = None,
+        dicom_window: tuple[float, float] | None = None,
+    ) -> None:
         self.root = root
-        self.listing = Listing(spool_folder)
+        self._dicom = DicomFiles(dicom_window)
+        self.listing = Listing(spool_folder, group_pattern)
         self.shards: dict[str, int] = {}
         self.classes: tuple[str, ...] | None = None
         self.skipped: list[Skipped] = []
@@ -42,12 +62,20 @@ class FolderSource(ListedSource):
         for found in _walk(root):
             if found is None:
                 num_arrays += 1
-            elif isinstance(found, str):
-                others[found] += 1
+            elif isinstance(found, _Other):
+                entries = self._dicom.entries(root / found.path, found.path)
+                if entries is None:
+                    others[found.suffix] += 1
+                elif isinstance(entries, Skipped):
+                    self.skipped.append(entries)
+                else:
+                    for entry in entries:
+                        self.listing.add(entry, Membership(label=found.path.rpartition("/")[0]))
             elif isinstance(found, Skipped):
                 self.skipped.append(found)
             else:
-                self.listing.add(found, Group(label=found.path.rpartition("/")[0]))
+                self.listing.add(found, Membership(label=found.path.rpartition("/")[0]))
+        self.notes += self._dicom.notes()
         if num_arrays:
             self.notes.append(f"{num_arrays:,} .npy files beside an image of the same name are left out")
         if others:
@@ -57,10 +85,16 @@ class FolderSource(ListedSource):
             also = f", but {_told(others)}" if others else ""
             links = f"; {self.skipped[0].path} is {self.skipped[0].reason}" if self.skipped else ""
             raise FileNotFoundError(f"{root} holds no image ({_SUFFIXES}){also}{links}")
-        self.groups = groups_of_folders([str(group.label) for group in self.listing.groups], labels)
+        stored = self.listing.memberships
+        belongs, notes = memberships_of_folders([str(one.label) for one in stored], labels, split_folders)
+        self.memberships = [one._replace(group=was.group) for one, was in zip(belongs, stored, strict=True)]
+        self.notes += notes
 
     def _content(self, number: int) -> Content:
         entry = self.listing.entry(number)
+        image = self._dicom.content(self.root, entry)
+        if image is not None:
+            return Content(image, None)
         path = self.root / entry.path
         json = read_exactly(path.with_suffix(".json"), entry.json_size) if entry.json_size else None
         return Content(read_exactly(path, entry.size), json)
@@ -75,7 +109,7 @@ def _told(others: Counter[str]) -> str:
 
 def _walk(
     root: Path, below: str = "", ancestors: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[Entry | Skipped | str | None]:
+) -> Iterator[Entry | Skipped | _Other | None]:
     """All images below the root in the order of their paths.
 
     Between them come None for an array that belongs to one, a link to nothing as skipped, and of every other file the
@@ -96,8 +130,8 @@ def _walk(
             yield from _walk(root, path, ancestors | {here})
         elif not _is_image(name, but=()):
             suffix = Path(name).suffix.lower()
-            if suffix[1:] not in _NO_IMAGES:
-                yield suffix
+            if suffix[1:] not in _NO_IMAGES and entry.is_file():
+                yield _Other(path, suffix)
         elif entry.is_file():
             if name.lower().endswith(".npy") and key_text(name) in stems:
                 yield None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,9 @@ def open_source(
     root: Path | None = None,
     columns: Columns = ANY_COLUMNS,
     labels: bool = True,
+    split_folders: bool = True,
+    group_pattern: str | None = None,
+    dicom_window: tuple[float, float] | None = None,
 ) -> Source:
     """List what `spec` holds.
 
@@ -38,6 +42,9 @@ def open_source(
         root: Where the relative paths of a list begin; default: the list's folder.
         columns: Of tables and lists.
         labels: Whether to take labels.
+        split_folders: Whether folders named train, val and so on are splits, see `memberships_of_folders`.
+        group_pattern: A regular expression that finds the group of an image in its path, see `Listing`.
+        dicom_window: Centre and width by which DICOM files become images of 8 bits; None: all their levels are kept.
 
     Raises:
         FileNotFoundError: There is no such thing, or no image in it.
@@ -68,26 +75,42 @@ def open_source(
         base = Path(os.path.commonpath([file.absolute().parent for file in files]))
         files = [file.absolute() for file in files]
     if columns != ANY_COLUMNS and kind in ("folder", "tars"):
-        raise ValueError(f"--image-column and --label-column are for tables, and {path} is of kind {kind}")
+        raise ValueError(
+            f"--group-column, --image-column and --label-column are for tables, and {path} is of kind {kind}"
+            + ("; name its groups by --group-pattern" if columns.group is not None else "")
+        )
+    if group_pattern is not None and (kind in ("parquet", "arrow") or columns.group is not None):
+        raise ValueError("--group-pattern finds groups in paths of files; a table names them by --group-column alone")
+    pattern = _compiled(group_pattern)
     if root is not None and kind != "list":
         raise ValueError(f"--root is for lists of paths, and {path} is of kind {kind}")
     if kind == "folder":
-        source = FolderSource(path, spool_folder, labels)
+        source = FolderSource(path, spool_folder, labels, split_folders, pattern, dicom_window)
         lists = sorted(file.name for file in path.iterdir() if _KIND_OF_SUFFIX.get(file.suffix) == "list")
         source.notes += [
             f"{name} is not read; to take labels and metadata from it, pack {path / name}" for name in lists
         ]
         return source
     if kind == "tars":
-        return TarSource(files, base, spool_folder, labels)
+        return TarSource(files, base, spool_folder, labels, split_folders, pattern)
     if kind == "list":
         if len(files) > 1:
             raise ValueError(f"{path} names {len(files)} lists; join them into one")
-        return PathListSource(files[0], root or files[0].parent, spool_folder, columns, labels)
+        return PathListSource(files[0], root or files[0].parent, spool_folder, columns, labels, pattern, dicom_window)
     import data_pipelines.packing.sources.table_files  # noqa: F401  first, as it says how to install pyarrow
     from data_pipelines.packing.sources.tables import TableSource
 
     return TableSource(files, base, kind, spool_folder, columns, labels)
+
+
+def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+    try:
+        return None if pattern is None else re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"--group-pattern is {pattern!r}, which is no regular expression ({error}); for the number in p12_003.png "
+            "it is 'p([0-9]+)_'"
+        ) from error
 
 
 def _kind_of_file(file: Path) -> str | None:

@@ -13,9 +13,16 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.packing.listing import Entry, Group, Listing, Skipped, key_text
-from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Content, splits_of_files
-from data_pipelines.packing.sources.path_list import LABEL_COLUMNS, find_column
+from data_pipelines.packing.listing import Entry, Listing, Skipped, key_text
+from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Content
+from data_pipelines.packing.sources.path_list import (
+    LABEL_COLUMNS,
+    SPLIT_COLUMNS,
+    find_column,
+    group_text,
+    usual_columns,
+)
+from data_pipelines.packing.sources.splits import membership, split_kind, splits_of_files
 from data_pipelines.packing.sources.table_files import TableFile, features_of, is_binary, open_table, plain
 from data_pipelines.rng import Purpose, random_bits, stream_key
 
@@ -30,6 +37,8 @@ class Layout(NamedTuple):
     in_struct: bool  # its bytes are a field of it
     path: str | None  # "image.path", where there is that field
     label: str | None
+    split: str | None
+    group: str | None
     metadata: tuple[str, ...]
     left_out: tuple[str, ...]  # columns of bytes
 
@@ -43,7 +52,7 @@ class TableSource:
 
     The image is a column of bytes, or a struct with `bytes` and perhaps `path`, from which the key is made. The label
     is text or a number, whose name Hugging Face's `ClassLabel` tells. Other columns but those of bytes become the json.
-    Splits are told by the files' names or folders, see `splits_of_files`.
+    Splits are told by the files' names or folders, see `splits_of_files`, else by a column `split`.
 
     Rows lie in row groups, which are read as a whole or, if they are large, from their beginning. So the row groups are
     shuffled, and the rows within windows of 64 MB of them.
@@ -78,7 +87,8 @@ class TableSource:
         with open_table(self._files[0]) as table:
             self._layout = find_layout(table.schema, self._files[0], columns, labels)
             self.classes = _class_names(table.schema, self._layout.label)
-        unused = [name for name in LABEL_COLUMNS if name in self._layout.metadata]
+        self.listing.group_key = self._layout.group or self.listing.group_key
+        unused = usual_columns(self._layout.metadata, LABEL_COLUMNS)
         if labels and self._layout.label is None and unused:
             self.notes.append(f"column {unused[0]} is neither text nor whole numbers: no label, but in the json")
         if self._layout.left_out:
@@ -102,7 +112,7 @@ class TableSource:
         self._units = np.array(units, dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self._units[:, 2])])
         self._windows = np.zeros(len(self.listing), dtype=np.int32)
-        self.groups = self.listing.groups
+        self.memberships = self.listing.memberships
 
     def windows(self, seed: int) -> np.ndarray:
         """See `Source`. Row groups of more than a window's bytes fill several, one after the other."""
@@ -154,19 +164,35 @@ class TableSource:
         """Append the rows of a row group, the first of which is the file's row `first`; no image is read."""
         layout = self._layout
         rows, num_bytes = table.group_size(group, layout.image)
-        columns = [column for column in (layout.label, layout.path) if column is not None]
+        columns = [column for column in (layout.label, layout.path, layout.split, layout.group) if column is not None]
+        columns = list(dict.fromkeys(columns))
         batches = list(table.read(group, columns, 0, rows)) if columns and rows else []
         labels: list = [None] * rows
         paths: list = [None] * rows
+        own: list = [split] * rows
+        groups: list = [None] * rows
         if layout.label is not None:
             labels = [label for batch in batches for label in batch.column(layout.label).to_pylist()]
         if layout.path is not None:
             column, _, field = layout.path.partition(".")
             paths = [path for batch in batches for path in batch.column(column).field(field).to_pylist()]
-        for row, (label, path) in enumerate(zip(labels, paths, strict=True), first):
+        if layout.split is not None and split is None:
+            stored = (str(value or "").strip() for batch in batches for value in batch.column(layout.split).to_pylist())
+            own = [split_kind(value) or value or None for value in stored]
+        if layout.group is not None:
+            groups = [
+                group_text(value, layout.group, f"a row of {name}")
+                for batch in batches
+                for value in batch.column(layout.group).to_pylist()
+            ]
+        for row, (label, path, kind, group_of_row) in enumerate(zip(labels, paths, own, groups, strict=True), first):
             key = key_text(path) if path else f"{key_text(name)}-{row:09d}"
             is_class = label is not None and label != "" and (isinstance(label, str) or label >= 0)
-            self.listing.add(Entry(f"{name}/{row}", num_bytes // rows), Group(split, label if is_class else None), key)
+            self.listing.add(
+                Entry(f"{name}/{row}", num_bytes // rows),
+                membership(kind, label if is_class else None, group_of_row),
+                key,
+            )
 
     def _read(self, tables: _OpenTables, numbers: Sequence[int]) -> dict[int, tuple[pa.RecordBatch, int]]:
         """Of every entry the batch and the row in it."""
@@ -230,6 +256,12 @@ def find_layout(schema: pa.Schema, file: Path, columns: Columns, labels: bool) -
     fields = [kind.field(place) for place in range(kind.num_fields)] if pa.types.is_struct(kind) else []
     has_path = any(field.name == "path" and _is_text(field.type) for field in fields)
     label = _find_label(schema, file, columns.label) if labels else None
+    split = next(
+        (name for name in usual_columns(schema.names, SPLIT_COLUMNS) if _is_text(schema.field(name).type)), None
+    )
+    group = None
+    if columns.group is not None:
+        group = find_column(schema.names, columns.group, (), file, "groups", "--group-column")
     others = [name for name in schema.names if name not in (image, label)]
     left_out = tuple(name for name in others if _holds_images(schema.field(name).type))
     return Layout(
@@ -237,6 +269,8 @@ def find_layout(schema: pa.Schema, file: Path, columns: Columns, labels: bool) -
         in_struct=bool(fields),
         path=f"{image}.path" if has_path else None,
         label=label,
+        split=split,
+        group=group,
         metadata=tuple(name for name in others if name not in left_out),
         left_out=left_out,
     )
@@ -263,7 +297,7 @@ def _only(candidates: list[str]) -> tuple[str, ...]:
 
 def _find_label(schema: pa.Schema, file: Path, wanted: str | None) -> str | None:
     named = [name for name, feature in features_of(schema).items() if _is_class_label(feature) and name in schema.names]
-    usual = [name for name in LABEL_COLUMNS if name in schema.names]
+    usual = usual_columns(schema.names, LABEL_COLUMNS)
     if wanted is None and not usual:
         if len(named) > 1:
             raise ValueError(

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from data_pipelines.files import read_json
-from data_pipelines.packing.listing import Entry, Group, Listing, Skipped
-from data_pipelines.packing.sources.base import Content, ListedSource, groups_of_folders, read_piece, splits_of_files
+from data_pipelines.packing.listing import Entry, Listing, Membership, Skipped
+from data_pipelines.packing.sources.base import Content, ListedSource, read_piece
+from data_pipelines.packing.sources.splits import membership, memberships_of_folders, splits_of_files
 from data_pipelines.shards.shard_scan import IMAGE_SUFFIXES, MEMBER_NAME, META_NAME, image_rank
 from data_pipelines.shards.tar import Member, TarDamageError, Trailing, members, walk
 
 _MAX_LABEL_BYTES = 32
 _NOTHING = Member("", 0, 0)
+_DIGITS = re.compile(r"[0-9]+")
 
 
 class TarSource(ListedSource):
     """The images of tars, in the order in which they lie there.
 
     Shards of WebDataset: a sample is the image, `.cls` and `.json` under one key; keys are kept where they are letters,
-    digits, `_` and `-`, and no other tar has them. The names of the classes are taken from a `dataset.json` beside the
+    digits, `_` and `-`, and no other tar has them. A key ends at the first dot of a name, as in WebDataset; but where
+    what follows numbers the images (scan.0000.jpg, scan.0001.jpg), or is different for nearly each of them, it is part
+    of the name, and each of them is a sample. The names of the classes are taken from a `dataset.json` beside the
     tars. Of a tar cut short, everything before the cut. Other members are left out, counted in `notes`.
 
     Archives of class folders: tars of nothing but images, all of them in folders; the first tar with an image decides.
-    What the folders mean, says `groups_of_folders`; a folder that holds all the others is passed over.
+    What the folders mean, says `memberships_of_folders`; a folder that holds all the others is passed over.
 
     The split is told by the folders in an archive, else by the names of the tars, see `splits_of_files`.
 
@@ -37,6 +43,8 @@ class TarSource(ListedSource):
         root: A folder that they all lie below.
         spool_folder: See `Listing`.
         labels: Whether to take labels from members or folders.
+        split_folders: See `memberships_of_folders`.
+        group_pattern: See `Listing`.
 
     Raises:
         FileNotFoundError: No image in them.
@@ -45,11 +53,19 @@ class TarSource(ListedSource):
 
     kind = "tars"
 
-    def __init__(self, tars: Sequence[Path], root: Path, spool_folder: Path, labels: bool = True) -> None:
+    def __init__(
+        self,
+        tars: Sequence[Path],
+        root: Path,
+        spool_folder: Path,
+        labels: bool = True,
+        split_folders: bool = True,
+        group_pattern: re.Pattern[str] | None = None,
+    ) -> None:
         self.root, self._tars = root, tuple(tars)
         self._sizes = [tar.stat().st_size for tar in self._tars]
         self._names = [tar.relative_to(root).as_posix() for tar in self._tars]
-        self.listing = Listing(spool_folder)
+        self.listing = Listing(spool_folder, group_pattern)
         bases = Counter(tar.name for tar in self._tars)
         self.shards = {tar.name: file for file, tar in enumerate(self._tars) if bases[tar.name] == 1}
         for file, (tar, name) in enumerate(zip(self._tars, self._names, strict=True)):
@@ -57,8 +73,9 @@ class TarSource(ListedSource):
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
         self.classes: tuple[str, ...] | None = None
+        self._named_by_more: set[int] = set()  # tars in which keys go on behind the first dot
         if _are_archives(self._tars):
-            self._list_archives(labels)
+            self._list_archives(labels, split_folders)
         else:
             self._list_shards(labels)
         self.listing.finish()
@@ -72,7 +89,10 @@ class TarSource(ListedSource):
         entry = self.listing.entry(number)
         member = entry.path[len(self._names[entry.file]) + 1 :]
         folder, slash, name = member.rpartition("/")
-        return entry.file, folder + slash + name.partition(".")[0]
+        stem, _, suffix = name.partition(".")
+        if entry.file in self._named_by_more and "." in suffix:
+            stem = f"{stem}.{suffix.rpartition('.')[0]}"
+        return entry.file, folder + slash + stem
 
     def _content(self, number: int) -> Content:
         entry = self.listing.entry(number)
@@ -95,10 +115,11 @@ class TarSource(ListedSource):
         except TarDamageError as error:
             self.skipped.append(Skipped(self._names[file], f"{error}; what lies before that is used"))
 
-    def _list_archives(self, labels: bool) -> None:
+    def _list_archives(self, labels: bool, split_folders: bool) -> None:
         others: Counter[str] = Counter()
         splits = splits_of_files(self._names)
         for file, (name, split) in enumerate(zip(self._names, splits, strict=True)):
+            before = len(self.listing)
             for member in self._members(file):
                 path = member.name.removeprefix("./")
                 suffix = path.rpartition(".")[2].lower()
@@ -107,7 +128,7 @@ class TarSource(ListedSource):
                 if suffix in IMAGE_SUFFIXES:
                     entry = Entry(f"{name}/{member.name}", member.size, file, member.offset)
                     folder = path.lstrip("/").rpartition("/")[0]
-                    self.listing.add(entry, Group(split, folder), path.rpartition(".")[0])
+                    self.listing.add(entry, Membership(split, folder), path.rpartition(".")[0])
                 elif suffix == "cls" and labels:
                     raise ValueError(
                         f"{name} holds labels ({path}), and the first tar with an image holds nothing but class "
@@ -115,23 +136,25 @@ class TarSource(ListedSource):
                     )
                 else:
                     others[suffix] += 1
+            self._note_empty(name, before)
         self._note_others(others)
-        found = self.listing.groups
-        folders: dict[str | None, list[str]] = {}
-        for group in found:
-            folders.setdefault(group.split, []).append(str(group.label))
-        outer = min(map(_num_outer, folders.values()), default=0)
-        inner = [str(group.label).split("/", outer)[-1] for group in found]
-        groups = groups_of_folders(inner, labels)
-        self.groups = [
-            group._replace(split=group.split or stored.split) for group, stored in zip(groups, found, strict=True)
-        ]
+        found = self.listing.memberships
+        by_split: dict[str | None, list[int]] = {}
+        for place, one in enumerate(found):
+            by_split.setdefault(one.split, []).append(place)
+        self.memberships = [*found]
+        for split, places in by_split.items():  # of each archive, or of all where their names tell no split
+            below, notes = memberships_of_folders([str(found[place].label) for place in places], labels, split_folders)
+            self.notes += notes
+            for place, one in zip(places, below, strict=True):
+                self.memberships[place] = membership(split or one.split, one.label, found[place].group)
 
     def _list_shards(self, labels: bool) -> None:
         others: Counter[str] = Counter()
         num_bad_labels = 0
         splits = splits_of_files(self._names)
         for file, (name, split) in enumerate(zip(self._names, splits, strict=True)):
+            before = len(self.listing)
             samples: dict[str, _Sample] = {}
             for member in self._members(file):
                 match = MEMBER_NAME.match(member.name)
@@ -139,35 +162,40 @@ class TarSource(ListedSource):
                     continue
                 sample = samples.setdefault(match[1], _Sample())
                 suffix = match[2].lower()
-                if suffix == "cls":
-                    sample.label = sample.label or member
-                elif suffix == "json":
-                    sample.json = member if sample.json is _NOTHING else sample.json
-                elif suffix.rpartition(".")[2] in IMAGE_SUFFIXES and image_rank(suffix) > sample.rank:
-                    if sample.image is not None:
-                        others[sample.suffix] += 1
-                    sample.image, sample.suffix, sample.rank = member, suffix, image_rank(suffix)
+                name_of_field, _, kind = suffix.rpartition(".")
+                if kind in IMAGE_SUFFIXES:
+                    sample.images.append((suffix, member))
+                elif kind in ("cls", "json"):
+                    (sample.labels if kind == "cls" else sample.jsons).setdefault(name_of_field, member)
                 else:
                     others[suffix] += 1
+            if _go_on_behind_the_dot(samples.values()):
+                self._named_by_more.add(file)
             with self._tars[file].open("rb") as tar:
                 for key, sample in samples.items():
-                    if sample.image is None:
+                    if not sample.images:
                         self.skipped.append(Skipped(f"{name}/{key}", "a key without an image"))
                         continue
-                    label = None
-                    if labels and sample.label is not None:
-                        size = min(sample.label.size, _MAX_LABEL_BYTES)
-                        label = _label(os.pread(tar.fileno(), size, sample.label.offset))
-                        num_bad_labels += label is None
-                    image, json = sample.image, sample.json
-                    entry = Entry(f"{name}/{image.name}", image.size, file, image.offset, json.offset, json.size)
-                    self.listing.add(entry, Group(split, label), key.removeprefix("./"))
+                    for one in sample.chosen(key, file in self._named_by_more, others):
+                        label = None
+                        if labels and one.label is not None:
+                            size = min(one.label.size, _MAX_LABEL_BYTES)
+                            label = _label(os.pread(tar.fileno(), size, one.label.offset))
+                            num_bad_labels += label is None
+                        image, json = one.image, one.json
+                        entry = Entry(f"{name}/{image.name}", image.size, file, image.offset, json.offset, json.size)
+                        self.listing.add(entry, membership(split, label), one.key.removeprefix("./"))
+            self._note_empty(name, before)
         self._note_others(others)
         if num_bad_labels:
             self.notes.append(f"{num_bad_labels:,} .cls members are no number of 0 or more; their images have no label")
         if labels:
             self.classes = self._stored_classes()
-        self.groups = self.listing.groups
+        self.memberships = self.listing.memberships
+
+    def _note_empty(self, name: str, before: int) -> None:
+        if len(self.listing) == before:
+            self.notes.append(f"{name} holds no image")
 
     def _note_others(self, others: Counter[str]) -> None:
         if others:
@@ -191,13 +219,70 @@ class TarSource(ListedSource):
         return next(iter(found)) if len(found) == 1 else None
 
 
+class _Chosen(NamedTuple):
+    """One image with what belongs to it."""
+
+    key: str
+    image: Member
+    label: Member | None
+    json: Member
+
+
 @dataclass(slots=True)
 class _Sample:
-    image: Member | None = None
-    suffix: str = ""  # of the image
-    rank: int = -1  # see `image_rank`
-    label: Member | None = None
-    json: Member = _NOTHING
+    """The members of one key up to the first dot; fields are what stands between it and the suffix, mostly nothing."""
+
+    images: list[tuple[str, Member]] = field(default_factory=list)  # by suffix, such as depth.png
+    labels: dict[str, Member] = field(default_factory=dict)  # by field
+    jsons: dict[str, Member] = field(default_factory=dict)
+
+    def best(self) -> dict[str, tuple[str, Member]]:
+        """The images of the highest `image_rank` by field, of each the first."""
+        rank = max(image_rank(suffix) for suffix, _ in self.images)
+        found: dict[str, tuple[str, Member]] = {}
+        for suffix, member in self.images:
+            if image_rank(suffix) == rank:
+                found.setdefault(suffix.rpartition(".")[0], (suffix, member))
+        return found
+
+    def chosen(self, key: str, named_by_more: bool, others: Counter[str]) -> list[_Chosen]:
+        """The samples that these are; `others` counts the suffixes of what is none of them."""
+        best = self.best()
+        if not named_by_more:
+            best = dict([next(iter(best.items()))])
+        used = {id(member) for _, member in best.values()}
+        found = []
+        for name, (_, image) in best.items():
+            label = self.labels.get("", self.labels.get(name))  # a.b.c.cls is of a.b.c.jpg
+            json = self.jsons.get("", self.jsons.get(name, _NOTHING))
+            if named_by_more:
+                label, json = self.labels.get(name, label), self.jsons.get(name, json)
+            used |= {id(label), id(json)}
+            found.append(_Chosen(f"{key}.{name}" if named_by_more and name else key, image, label, json))
+        others.update(suffix for suffix, member in self.images if id(member) not in used)
+        others.update(
+            f"{name}.{kind}" if name else kind
+            for kind, members in (("cls", self.labels), ("json", self.jsons))
+            for name, member in members.items()
+            if id(member) not in used
+        )
+        return found
+
+
+def _go_on_behind_the_dot(samples: Iterable[_Sample]) -> bool:
+    """Whether the images under one key are different ones (scan.0000.jpg) and not fields of one sample (1.left.jpg).
+
+    They are where the fields are numbers in one place of them, or more than there are keys.
+    """
+    fields: set[str] = set()
+    num_keys = 0
+    for sample in samples:
+        found = sample.best() if len(sample.images) > 1 else {}
+        if len(found) > 1:
+            num_keys += 1
+            fields |= found.keys()
+    numbered = {_DIGITS.sub("#", name) for name in fields}
+    return len(fields) > num_keys or (len(numbered) == 1 and "#" in numbered.pop())
 
 
 def _are_archives(tars: Sequence[Path]) -> bool:
@@ -222,13 +307,6 @@ def _are_archives(tars: Sequence[Path]) -> bool:
 def _is_litter(path: str) -> bool:
     """What a computer's own programs leave in archives."""
     return META_NAME.search(path) is not None or path.rpartition("/")[2].startswith(".")
-
-
-def _num_outer(folders: Sequence[str]) -> int:
-    """How many folders, one in the other, hold all of these."""
-    parts = [folder.split("/") for folder in folders]
-    most = min(map(len, parts)) - 1
-    return next((depth for depth in range(most) if len({part[depth] for part in parts}) > 1), most)
 
 
 def _label(text: bytes) -> int | None:

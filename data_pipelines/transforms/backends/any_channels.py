@@ -72,7 +72,7 @@ def left_out_line(views: Views, channels: int) -> list[str]:
 
 
 def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
-    """Make the crops that `jobs` ask for, of (h, w, c) uint8 or uint16; see `crops.Backend`.
+    """Make the crops that `jobs` ask for, of (h, w, c) uint8 or uint16; see `base.Backend`.
 
     Brightness multiplies. Contrast goes towards the mean: of the luma for RGB, else of each channel. Solarisation
     inverts the upper half of the range. Saturation, hue and grey are for RGB only.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +16,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
 
-from data_pipelines.buffers import Batch
 from data_pipelines.transforms.backends.base import SOLARISE_THRESHOLD
 from data_pipelines.transforms.params import JITTER_OPERATIONS, CropParams
+
+if TYPE_CHECKING:
+    from data_pipelines.buffers import Batch
 
 _NUM_OPERATIONS = len(JITTER_OPERATIONS)
 _GREY, _BLUR, _SOLARISE = 2 * _NUM_OPERATIONS, 2 * _NUM_OPERATIONS + 1, 2 * _NUM_OPERATIONS + 2

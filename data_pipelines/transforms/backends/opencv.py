@@ -33,7 +33,7 @@ cv2.setNumThreads(1)  # the loader's threads share the cores already; torch's re
 
 
 def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
-    """Make the crops that `jobs` ask for, of (h, w, 3) or (h, w, 1) uint8; see `crops.Backend`."""
+    """Make the crops that `jobs` ask for, of (h, w, 3) or (h, w, 1) uint8; see `base.Backend`."""
     if image.strides[1:] != (image.shape[2], 1) or image.strides[0] < 0 or not image.flags.writeable:
         image = image.copy()  # into what torch takes
     for params, interpolation, out in jobs:

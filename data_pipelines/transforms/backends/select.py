@@ -11,10 +11,8 @@ import numpy as np
 
 from data_pipelines.transforms.backends import native
 from data_pipelines.transforms.backends.base import Backend, CropJob
+from data_pipelines.transforms.config import BackendName
 
-#: `native`: the kernel in C. `opencv`: libraries that need no compiler. `device`: one of those cuts and resizes, the
-#: GPU does the colours. `auto`: native where it is built, else opencv.
-BackendName = Literal["auto", "native", "opencv", "device"]
 CpuBackendName = Literal["auto", "native", "opencv"]
 _log = logging.getLogger(__name__)
 

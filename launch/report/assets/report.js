@@ -30,6 +30,15 @@ function html(name, className, text) {
   return made;
 }
 
+/** Offer a text as a file. */
+function save(name, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: name.endsWith("svg") ? "image/svg+xml" : "text/csv" }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
 /** The classes of the series of a number: 8 colours and, for eyes that do not tell them apart, 3 dashes; 24 pairs. */
 function kind(number) {
   return `c${number % 8} d${number % 3}`;
@@ -122,6 +131,12 @@ class Chart {
     this.button.type = "button";
     this.button.title = "Logarithmic scale for this curve";
     this.button.addEventListener("click", () => { this.ownLog = !this.ownLog; this.draw(); });
+    for (const [form, make] of [["csv", () => this.csv()], ["svg", () => this.image()]]) {
+      const button = right.appendChild(html("button", "save", form));
+      button.type = "button";
+      button.title = `Download this curve as ${form.toUpperCase()}`;
+      button.addEventListener("click", () => save(`${this.title.replace(/[^\p{L}\p{N}]+/gu, "-")}.${form}`, make()));
+    }
     this.plot = this.figure.appendChild(svg("svg", { role: "img", tabindex: 0 }));
     this.plot.addEventListener("pointermove", (event) => this.moved(event));
     this.plot.addEventListener("pointerleave", () => { if (!this.from) charts.forEach((chart) => chart.point(null)); });
@@ -133,6 +148,31 @@ class Chart {
     const parts = this.series.filter((each) => each.y.length).map((each) =>
       `${each.label} ends at ${told(each.y.at(-1), this.percent)} in step ${each.x.at(-1)}`);
     this.plot.setAttribute("aria-label", `${this.title}: ${parts.join("; ") || "no finite value"}`);
+  }
+
+  /** Its values, a line a point: of several neighbours that were joined, mean, lowest and highest. */
+  csv() {
+    const quoted = (text) => `"${String(text).replace(/^(?=[=+@\-\t])/, "'").replaceAll('"', '""')}"`;  // no formula
+    const lines = ["series,step,value,low,high"];
+    for (const each of this.series)
+      each.x.forEach((x, index) => lines.push([quoted(each.label), x, each.y[index], each.lo?.[index] ?? "", each.hi?.[index] ?? ""].join()));
+    return lines.join("\r\n") + "\r\n";
+  }
+
+  /** The drawing as a file of its own, with the colours it has now. */
+  image() {
+    this.point(null);
+    const copy = this.plot.cloneNode(true), parts = this.plot.querySelectorAll("*"), box = this.plot.viewBox.baseVal;
+    copy.querySelectorAll("*").forEach((part, index) => {
+      const style = getComputedStyle(parts[index]);
+      for (const name of ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-size", "font-family", "font-weight"])
+        part.style.setProperty(name, style.getPropertyValue(name));
+    });
+    for (const [name, value] of [["xmlns", SVG], ["width", box.width], ["height", box.height + 20], ["viewBox", `0 -20 ${box.width} ${box.height + 20}`]])
+      copy.setAttribute(name, value);
+    const ground = svg("rect", { x: 0, y: -20, width: "100%", height: "100%", fill: getComputedStyle(document.body).backgroundColor });
+    copy.prepend(ground, svg("text", { x: 4, y: -6, "font-family": "sans-serif", "font-size": 12, fill: getComputedStyle(document.body).color }, this.title));
+    return new XMLSerializer().serializeToString(copy);
   }
 
   get range() {
@@ -374,6 +414,7 @@ function drawAll() {
     for (const chart of group.charts) charts.push(new Chart(chart, given.marks, whole, place));
   }
   redraw();
+  for (const part of document.querySelectorAll("details:has(.charts)")) part.addEventListener("toggle", redraw);
   let width = window.innerWidth;
   window.addEventListener("resize", () => {
     if (window.innerWidth !== width) { width = window.innerWidth; requestAnimationFrame(redraw); }
@@ -419,6 +460,7 @@ function turnPictures() {
       show();
     });
     strip.before(bar);
+    if (!document.querySelector(".side")) toggle.click();
   }
 }
 

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from data_pipelines.rng import DrawFields
 from data_pipelines.transforms.config import Share, section
 from pretrain.methods.dino.auto import resolve
-from pretrain.methods.dino.masks import ibot_masks
+from pretrain.methods.dino.masks import check_ibot_counts, ibot_masks
 from pretrain.methods.spec import Crops, MethodSpec, Metric, Needs, Tokens
 
 if TYPE_CHECKING:
@@ -72,21 +72,23 @@ def _needs(section: DinoConfig) -> Needs:
 
 
 def _check(config: Config, tokens: Tokens | None) -> None:
-    ibot = config.method.ibot
-    if ibot is None or tokens is None:
+    ibot, size = config.method.ibot, config.views.global_size
+    if ibot is None:
         return
-    assert config.encoder is not None
     unit = ibot.unit or getattr(config.encoder, "stride", None)
     if unit is None:
-        raise ValueError(f"set method.ibot.unit for this encoder; a token of it is {tokens.stride} px")
-    if unit % tokens.stride:
+        if tokens is not None:
+            raise ValueError(f"set method.ibot.unit for this encoder; a token of it is {tokens.stride} px")
+        return
+    if tokens is not None and unit % tokens.stride:
         raise ValueError(
             f"method.ibot.unit is {unit} px; the teacher's tokens are {tokens.stride} px, so it must be a multiple of "
             "that (null: one token)"
         )
-    for side in config.views.global_size:
+    for side in size:
         if side % unit:
             raise ValueError(f"method.ibot.unit is {unit} px and does not divide the image's side of {side} px")
+    check_ibot_counts(ibot, unit, size)
 
 
 def _check_batch(config: Config, rows: int) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
+from data_pipelines.rng import Purpose, stream_key
 from pretrain.config import Config
 from pretrain.engines.ema import Gathered, already_whole
 from pretrain.engines.schedules import Cosine, Timeline
@@ -131,6 +131,5 @@ def gumbel_noise(like: Tensor, rows: Tensor, seed: int, step: int) -> Tensor:
     generator = torch.Generator(device=like.device)
     noise = torch.empty_like(like)
     for part, row in zip(noise, rows.tolist(), strict=True):
-        key = np.random.SeedSequence([seed, step, row]).generate_state(1, np.uint64)[0]
-        part.exponential_(generator=generator.manual_seed(int(key) >> 1))
+        part.exponential_(generator=generator.manual_seed(stream_key(seed, Purpose.GUMBEL, step, row) >> 1))
     return -noise.clamp_min(torch.finfo(noise.dtype).tiny).log()

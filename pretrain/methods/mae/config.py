@@ -9,9 +9,10 @@ from pydantic import PositiveInt, model_validator
 
 from data_pipelines.rng import DrawFields
 from data_pipelines.transforms.config import section
+from pretrain.methods.mask_counts import mask_grid
 from pretrain.methods.masks import MaskConfig, check_mask
 from pretrain.methods.spec import MethodSpec, Needs, Tokens
-from pretrain.stream.masking import draw_units, mask_grid, one_in_2x2, with_secondary
+from pretrain.stream.masking import draw_units, mask_stream, with_secondary
 
 if TYPE_CHECKING:
     from pretrain.config import Config
@@ -59,10 +60,10 @@ def _check(config: Config, tokens: Tokens | None) -> None:
 def _draw(section: MaeConfig, image_size: tuple[int, int], stride: int | None, batch_size: int) -> DrawFields:
     mask, grid = section.mask, mask_grid(section.mask, image_size)
     if not mask.secondary:
-        return lambda rng, step, row: {"drop_mask": draw_units(rng, mask, grid)}
+        return lambda *place: {"drop_mask": draw_units(mask_stream(*place), mask, grid)}
 
-    def both(rng: np.random.Generator, step: int, row: int) -> dict[str, np.ndarray]:
-        dropped, replaced = with_secondary(rng, mask, one_in_2x2(rng, grid))
+    def both(seed: int, step: int, row: int) -> dict[str, np.ndarray]:
+        dropped, replaced = with_secondary(mask_stream(seed, step, row), mask, grid)
         return {"drop_mask": dropped, "token_mask": replaced}
 
     return both

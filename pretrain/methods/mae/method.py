@@ -17,7 +17,7 @@ from pretrain.encoders.patches import patch_statistics, patchify, sincos_positio
 from pretrain.engines.schedules import Timeline
 from pretrain.methods.base import Method, Normalisation, mask_of
 from pretrain.methods.mae.config import MaeConfig
-from pretrain.stream.masking import mask_grid, num_hidden
+from pretrain.methods.mask_counts import mask_grid, num_hidden
 
 
 def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> MaskedAutoencoder:

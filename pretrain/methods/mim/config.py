@@ -8,9 +8,10 @@ from pydantic import PositiveInt, model_validator
 
 from data_pipelines.rng import DrawFields
 from data_pipelines.transforms.config import section
+from pretrain.methods.mask_counts import mask_grid
 from pretrain.methods.masks import MaskConfig, check_mask
 from pretrain.methods.spec import Crops, MethodSpec, Metric, Needs, Tokens
-from pretrain.stream.masking import draw_units, mask_grid
+from pretrain.stream.masking import draw_units, mask_stream
 
 if TYPE_CHECKING:
     from pretrain.config import Config
@@ -72,7 +73,7 @@ def _check(config: Config, tokens: Tokens | None) -> None:
 
 def _draw(section: MimConfig, image_size: tuple[int, int], stride: int | None, batch_size: int) -> DrawFields:
     mask, grid = section.mask, mask_grid(section.mask, image_size)
-    return lambda rng, step, row: {"token_mask": draw_units(rng, mask, grid)}
+    return lambda *place: {"token_mask": draw_units(mask_stream(*place), mask, grid)}
 
 
 SPEC = MethodSpec(

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from making import encode, picture, sample_files, write_tar
+from making import bands, encode, picture, sample_files, tiff, write_tar
+from PIL import Image
 
 from data_pipelines.checks.verify import verify
-from data_pipelines.images.bad_samples import Decoder, TooManyBadSamplesError
+from data_pipelines.images.bad_samples import Decoder, TooManyBadSamplesError, check_losses
 from data_pipelines.packing.write import pack
 from data_pipelines.shards.dataset import open_dataset
 from data_pipelines.shards.index import load_index
@@ -206,6 +208,85 @@ def test_what_a_run_will_do(tmp_path: Path, bad: int, told: str) -> None:
     report = verify(tmp_path, progress=False)
     assert told in report["run"]
     assert report["num_bad"] == bad
+
+
+def run_reads(spec: str, channels: int) -> str | None:
+    """What a run of all samples, one after the other, ends with; None: it does not."""
+    try:
+        with open_dataset(spec) as dataset:
+            check_losses(dataset, 0.01)
+            decoder = Decoder(dataset, channels)
+            for sample in range(dataset.num_samples):
+                decoder.read(sample)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
+
+
+GREY = encode(np.asarray(Image.fromarray(PIXELS).convert("L")))
+RGBA = encode(np.dstack([PIXELS, np.full(PIXELS.shape[:2], 255, np.uint8)]))
+BANDS = tiff(bands(1, 5), planarconfig="contig", photometric="minisblack")
+EMPTY = bytes(10240)  # a tar that is whole
+#: Shards, as letters for their samples or as bytes, and the channels of a run.
+DATASETS: dict[str, tuple[list[str | bytes], int]] = {
+    "sound": (["....", "...."], 3),
+    "grey among colour": (["..gg", "gggg"], 3),
+    "opacity among colour": (["..aa", "...."], 3),
+    "bands among colour": (["....", "..5."], 3),
+    "colour among bands": (["5555", "55.5"], 5),
+    "grey among bands": (["5555", "55g5"], 5),
+    "bands only": (["5555"], 5),
+    "an empty tar": (["....", EMPTY, "....", EMPTY, "...."], 3),
+    "nothing but an empty tar": ([EMPTY], 3),
+    "a shard of no bytes": (["....", b"", "...."], 3),
+    "a web page": (["....", b"<html>" * 200, "...."], 3),
+    "rows that go around the end": (["x" * 8 + "." * 4 + "x" * 8], 3),
+    "one of many": (["." * 150 + "x"], 3),
+    "several of many": (["." * 150 + "x" * 4], 3),
+    "all": (["xx", "x"], 3),
+}
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_what_verify_foretells_is_what_a_run_does(tmp_path: Path, name: str) -> None:
+    shards, channels = DATASETS[name]
+    kinds = {
+        ".": ("png", encode(PIXELS)),
+        "g": ("png", GREY),
+        "a": ("png", RGBA),
+        "5": ("tif", BANDS),
+        "x": ("jpg", b""),
+    }
+    for number, shard in enumerate(shards):
+        place = tmp_path / f"train-{number:06d}.tar"
+        if isinstance(shard, bytes):
+            place.write_bytes(shard)
+        else:
+            write_tar(place, [(f"{number}-{n:04d}.{kinds[k][0]}", kinds[k][1]) for n, k in enumerate(shard)])
+    write_tar(tmp_path / "val-000000.tar", [("v.png", encode(PIXELS))])  # no matter to a run on train
+    ended = run_reads(str(tmp_path), channels)
+    report = verify(tmp_path, progress=False)
+    foretold = "a run ends" in report["run"] or "does not start" in report["run"]
+    assert foretold == (ended is not None), (report["run"], ended)
+    assert not (report["ok"] and ended), "what ends a run is an error"
+    assert ("mixed_channels" in cases(report)) == ("among" in name and "bands" in name)
+    if channels == 5:
+        assert report["run"].startswith("train: ") == (ended is not None)
+        assert "data.channels=5" in report["run"]
+
+
+def test_an_empty_tar_and_mixed_channels_are_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-000000.tar", [(f"{n}.png", encode(PIXELS)) for n in range(9)] + [("9.tif", BANDS)])
+    (tmp_path / "train-000001.tar").write_bytes(EMPTY)
+    report = verify(tmp_path, progress=False)
+    assert cases(report) == {"mixed_channels": 1, "empty_shard": 1, "deep": 1}
+    told = "\n".join(report["problems"])
+    assert "mixed_channels (1): 9 of train-000000.tar: 5 channels, and 3 would serve most" in told
+    assert "empty_shard (1): train-000001.tar" in told
+    assert report["run"] == (
+        "1 of 10 samples (10 %) cannot be used, by a run of data.channels=3; a run ends, as that is more than "
+        "data.max_bad_share=0.01, unless it permits more"
+    )
 
 
 def test_a_row_of_bad_samples_ends_a_run(tmp_path: Path) -> None:

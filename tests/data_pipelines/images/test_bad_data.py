@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import webdataset
 from making import bands, deep_png, encode, npy, picture, sample_files, tiff, write_tar
 from PIL import Image
@@ -58,6 +59,14 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(text)) + kind + text + struct.pack(">I", zlib.crc32(kind + text)) for kind, text in parts
     )
+
+
+def pages(*pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for page in pixels:
+            writer.write(page)
+    return file.getvalue()
 
 
 def patched(content: bytes, marker: bytes, offset: int, new: bytes) -> bytes:
@@ -150,6 +159,16 @@ IMAGES: dict[str, ImageCase] = {
     "16-bit rgb png": ImageCase(deep_png(bands(1, 3)), pixels=bands(1, 3) >> 8, notes=("deep",)),
     "npy": ImageCase(npy(PIXELS), pixels=PIXELS, suffix="npy"),
     "npy under png": ImageCase(npy(PIXELS), pixels=PIXELS, notes=("wrong_suffix",)),
+    "several pages": ImageCase(pages(PIXELS, PIXELS[::-1]), pixels=PIXELS, notes=("animated",), suffix="tif"),
+    "infrared as opacity": ImageCase(
+        tiff(np.full((20, 24, 4), 100, np.uint8), photometric="rgb"),
+        pixels=np.full((20, 24, 3), round(100 * 100 / 255), np.uint8),
+        notes=("transparent", "odd_opacity"),
+        suffix="tif",
+    ),
+    "a transparent colour": ImageCase(
+        saved(Image.fromarray(ON_BLACK), "PNG", transparency=(0, 0, 0)), pixels=ON_BLACK, notes=("transparent",)
+    ),
     # replaced
     "13 bands": ImageCase(tiff(bands(1), planarconfig="contig"), "other_channels", suffix="tif"),
     "13 bands in an array": ImageCase(npy(bands(1)), "other_channels", suffix="npy"),
@@ -240,7 +259,8 @@ def check_loader(dataset: Dataset, shown: Sequence[int], log: Path, caplog: pyte
         batches.close()
         num_bad = 3 - len(set(shown))
         assert loader.num_bad >= 2 * num_bad
-    assert sum("000001" in record.getMessage() for record in caplog.records) == num_bad
+    messages = [record.getMessage() for record in caplog.records]
+    assert sum("000001" in message and message.endswith("is shown instead") for message in messages) == num_bad
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     assert [(line["key"], line["instead"]) for line in lines] == [("000001", "000002")] * num_bad
 
@@ -475,6 +495,7 @@ def test_every_case_is_made_here_or_in_the_tests_of_verify() -> None:
         "foreign_index",
         "label_out_of_range",
         "missing_shard",
+        "mixed_channels",
         "other_bytes",
         "other_counts",
         "repeated_key",
@@ -488,7 +509,7 @@ def test_every_case_is_made_here_or_in_the_tests_of_verify() -> None:
 
 def test_a_film_under_the_name_of_an_image_is_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 3 GB: more than the system reads at once, which must not look as if the shard had shrunk."""
-    for module in ("images.pixels", "shards.index", "checks.verify"):
+    for module in ("images.pixels", "shards.dataset", "checks.verify"):
         monkeypatch.setattr(f"data_pipelines.{module}.MAX_FILE_BYTES", 1 << 20)
     film = tarfile.TarInfo("b.jpg")
     film.size = 3 << 30

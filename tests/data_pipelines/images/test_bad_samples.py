@@ -8,8 +8,9 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
-from making import encode, picture, write_tar
+from making import encode, picture, tiff, write_tar
 
 from data_pipelines import retry
 from data_pipelines.images import bad_samples
@@ -129,6 +130,20 @@ def test_what_is_logged_holds_no_control_letters(tmp_path: Path, caplog: pytest.
     told = str(raised.value) + caplog.text + log.path.read_text()
     assert all(letter.isprintable() for letter in told.replace("\n", ""))
     assert r"\x1b[31m\n" in told
+
+
+def test_what_is_used_otherwise_than_meant_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    infrared = tiff(np.full((9, 9, 4), 100, np.uint8), photometric="rgb")
+    write_tar(tmp_path / "train-000000.tar", [(f"{n}.tif", infrared) for n in range(3)])
+    with open_dataset(tmp_path) as dataset:
+        decoder = Decoder(dataset)
+        for _ in range(2):
+            assert [decoder.read(sample).sample for sample in range(3)] == [0, 1, 2]
+        (told,) = [record.getMessage() for record in caplog.records]
+        assert told.startswith(f"sample 0 of {tmp_path}/train-000000.tar: an opacity that is neither nothing nor full")
+        caplog.clear()
+        Decoder(dataset, channels=4).read(0)
+        assert not caplog.records
 
 
 class FailingReads:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import struct
+import sys
+import tracemalloc
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
-from making import encode, picture
+from making import bands, deep_png, encode, picture
 from PIL import Image, ImageOps
 
 from data_pipelines.images import jpeg
-from data_pipelines.images.decode import BadSampleError, decode, decode_part
+from data_pipelines.images.decode import BadSampleError, decode, decode_part, open_image, orientation_of
 from data_pipelines.images.jpeg import decode_jpeg, has_regions, read_header
 from data_pipelines.images.parts import Part, Picture, needed, whole
 from data_pipelines.shards.dataset import Sample
@@ -253,3 +259,104 @@ def test_what_crops_need() -> None:
     assert needed(size, [(box, (101, 101))], partial=False) == whole(size)
     assert needed(size, [((0, 0, 590, 395), (500, 500))]) == whole(size)  # nearly all: no part is worth its trouble
     assert needed(size, [((10.5, 20.2, 100.1, 99.9), (224, 224))]) == Part((10, 20, 101, 100))
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (len(content) + 2).to_bytes(2, "big") + content
+
+
+EXIF = b"Exif\0\0II*\0\x08\0\0\0" + b"\x01\0" + b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0" + bytes(4)  # turned by 6
+LITTER = {
+    "exif": segment(0xE1, b"Exif\0\0" + bytes(65_000)),
+    "exif that is one": segment(0xE1, EXIF + bytes(65_000)),
+    "exif under another name": segment(0xE1, b"Exif\0\0MM\0+" + bytes(65_000)),
+    "fill": b"\xff" * 65_000,
+    "litter": bytes(65_000),
+    "escaped litter": b"\xff\0" * 32_500,
+    "comments": segment(0xFE, bytes(65_000)),
+    "photoshop": segment(0xED, b"Photoshop 3.0\0" + bytes(65_000)),
+    "profiles": segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(65_000)),
+}
+
+
+@pytest.mark.parametrize("kind", LITTER)
+@pytest.mark.parametrize("colours", ["RGB", "CMYK"])
+def test_time_before_the_pixels_grows_with_the_file_and_little(kind: str, colours: str) -> None:
+    """All that Python does is counted: the lines of ours and Pillow's that run, however long each of them takes."""
+    plain = encode(np.asarray(Image.fromarray(picture(1)).convert(colours)), "JPEG") if colours == "RGB" else cmyk()
+    found = {}
+    for count in (4, 64):
+        content = plain[:2] + count * LITTER[kind] + plain[2:]
+        num_lines, num_bytes = work(lambda content=content: decode(sample(content)))
+        found[count] = (num_lines, num_bytes / len(content))
+    assert found[64][0] < 200 * 64 + found[4][0], found
+    assert found[64][1] < 4 + 2 * found[4][1], found
+
+
+def cmyk() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture(1)).convert("CMYK").save(file, "JPEG")
+    return file.getvalue()
+
+
+def work(action: Callable[[], object]) -> tuple[int, int]:
+    """Lines that run in an action, and bytes that it holds at a time at most."""
+    count = 0
+
+    def trace(frame: object, event: str, argument: object) -> object:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    tracemalloc.start()
+    sys.settrace(trace)
+    try:
+        with contextlib.suppress(BadSampleError):
+            action()
+    finally:
+        sys.settrace(None)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    return count, peak
+
+
+def test_of_several_exif_segments_the_first_turns_the_image() -> None:
+    plain = encode(picture(1), "JPEG")
+    others = 3 * segment(0xE1, b"Exif\0\0" + bytes(65_000))
+    for content in (plain[:2] + segment(0xE1, EXIF) + others + plain[2:], plain[:2] + segment(0xE1, EXIF) + plain[2:]):
+        assert read_header(content).orientation == 6
+        assert decode(sample(content)).shape == (24, 20, 3)
+        with open_image(content) as image:
+            assert orientation_of(image) == 6
+
+
+def test_exif_is_never_joined_so_that_its_time_is_not_that_of_the_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = []
+    monkeypatch.setattr(jpeg, "_orientation", lambda data, exif: lengths.append(len(exif)) or 1)
+    plain = encode(picture(1), "JPEG")
+    content = plain[:2] + 200 * LITTER["exif"] + plain[2:]
+    assert read_header(content) is not None
+    with open_image(content) as image:
+        assert len(image.info["exif"]) == 65_006
+    assert lengths == [65_000]
+
+
+@pytest.mark.filterwarnings("ignore:Tag data larger than file")
+def test_no_tag_of_exif_takes_a_copy_of_all_of_it() -> None:
+    """A megabyte of EXIF with a thousand tags, each of them half of it long."""
+    tags = b"".join(struct.pack("<HHII", 1000 + tag, 7, 500_000, 100_000) for tag in range(1000))
+    exif = b"II*\0\x08\0\0\0" + struct.pack("<H", 1000) + tags + bytes(1_000_000)
+    chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+    png, deep = encode(picture(1)), deep_png(bands(1, 3))
+    for content in (png[:33] + chunk + png[33:], deep[:33] + chunk + deep[33:], encode(picture(1), "WEBP", exif=exif)):
+        _, peak = work(lambda content=content: decode(sample(content)))
+        assert peak < 40 * len(content)
+
+
+def test_a_jpeg_of_ever_so_many_segments_is_refused() -> None:
+    plain = encode(picture(1), "JPEG")
+    content = plain[:2] + 10_001 * segment(0xFE, b"") + plain[2:]
+    with pytest.raises(BadSampleError, match="more than 10,000 segments before its pixels") as raised:
+        decode(sample(content))
+    assert raised.value.case == "too_large"
+    assert decode(sample(plain[:2] + 5000 * segment(0xFE, b"") + plain[2:])).shape == (20, 24, 3)

@@ -16,10 +16,15 @@ from making import bands, picture, tiff
 from PIL import Image, ImageOps, TiffImagePlugin
 from tifffile import TiffWriter
 
+from data_pipelines.images import tiff as tiff_module
 from data_pipelines.images.decode import DAMAGE
-from data_pipelines.images.tiff import look_at_tiff, read_tiff
+from data_pipelines.images.tiff import look_at_tiff
 
 DEEP = bands(1, 13, 37, 53)
+
+
+def read_tiff(content: bytes, channels: int | None) -> np.ndarray:
+    return tiff_module.read_tiff(content, channels).pixels
 
 
 def flat(pixels: np.ndarray, **options: Any) -> bytes:
@@ -98,6 +103,83 @@ def test_other_pages_are_passed_over() -> None:
     np.testing.assert_array_equal(read_tiff(written((grey, {}), small_copy), 1)[:, :, 0], grey)
     np.testing.assert_array_equal(read_tiff(written((grey, {}), (grey[:20], {})), 1)[:, :, 0], grey)
     np.testing.assert_array_equal(read_tiff(written((colour, {}), (colour[::-1], {})), 3), colour)
+
+
+@pytest.mark.parametrize("channels", [2, 5, 7])
+@pytest.mark.parametrize("options", [{}, {"metadata": None}, {"bigtiff": True}, {"byteorder": ">"}])
+def test_channels_last_as_tifffile_writes_them_page_by_page(channels: int, options: dict[str, Any]) -> None:
+    pixels = DEEP[:, :, :channels]
+    content = tiff(pixels, **options)
+    np.testing.assert_array_equal(read_tiff(content, channels), pixels)
+    if "metadata" in options:  # nothing tells rows from channels but the number that is asked for
+        assert look_at_tiff(content).channels == 37
+        return
+    header = look_at_tiff(content)
+    assert (header.width, header.height, header.channels, header.num_images) == (53, 37, channels, 1)
+    np.testing.assert_array_equal(read_tiff(content, None), pixels)
+    with pytest.raises(ValueError, match=f"37 pages of {channels}x53 px .* data.channels is 3"):
+        read_tiff(content, 3)
+
+
+def test_axes_that_tifffile_names_are_believed() -> None:
+    stack = np.ascontiguousarray(np.moveaxis(DEEP[:11, :7], 2, 0))  # 13 channels of 11 x 7 px: the last axis is shorter
+    assert look_at_tiff(tiff(stack, photometric="minisblack")).channels == 7
+    named = tiff(stack, photometric="minisblack", metadata={"axes": "CYX"})
+    assert look_at_tiff(named).channels == 13
+    np.testing.assert_array_equal(read_tiff(named, None), DEEP[:11, :7])
+    last = np.ascontiguousarray(DEEP[:3, :5])
+    named = tiff(last, photometric="minisblack", metadata={"axes": "YXC"})
+    np.testing.assert_array_equal(read_tiff(named, None), last)
+
+
+def test_axes_of_one_length_are_not_guessed() -> None:
+    content = tiff(DEEP[:5, :9, :5], photometric="minisblack")
+    assert look_at_tiff(content).channels is None
+    with pytest.raises(ValueError, match=r"5x9x5 may be \(h, w, c\) as well as \(c, h, w\) with c = 5"):
+        read_tiff(content, 5)
+
+
+@pytest.mark.parametrize("shape", [(2, 37, 53, 5), (2, 5, 37, 53), (1, 2, 1, 5, 37, 53)])
+def test_of_several_many_channelled_images_the_first_is_used_and_told(shape: tuple[int, ...]) -> None:
+    many = bands(4, 10, 37, 53).reshape(-1)[: np.prod(shape)].reshape(shape)
+    content = tiff(many, photometric="minisblack")
+    found = tiff_module.read_tiff(content, 5)
+    first = many.reshape(2, *shape[-3:])[0]
+    np.testing.assert_array_equal(found.pixels, first if shape[-1] == 5 else np.moveaxis(first, 0, 2))
+    assert found.notes == ("animated",)
+    assert look_at_tiff(content).num_images == 2
+
+
+def pages(*written: tuple[np.ndarray, dict[str, Any]]) -> bytes:
+    file = io.BytesIO()
+    with TiffWriter(file) as writer:
+        for page, options in written:
+            writer.write(page, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4])
+@pytest.mark.parametrize("pixels", [DEEP[:, :, 0], picture(3)], ids=["grayscale", "colour"])
+def test_a_smaller_copy_or_mask_that_comes_first_is_passed_over(kind: int, pixels: np.ndarray) -> None:
+    small = pixels[::4, ::4] if kind != 4 else pixels[::4, ::4].reshape(10, -1) > 100  # a mask is of one bit
+    content = pages((small, {"subfiletype": kind}), (pixels, {}), (small, {"subfiletype": kind}))
+    found = tiff_module.read_tiff(content, None)
+    np.testing.assert_array_equal(found.pixels.squeeze(), pixels)
+    assert found.notes == ()
+    header = look_at_tiff(content)
+    assert (header.height, header.width, header.num_images) == (*pixels.shape[:2], 1)
+
+
+def test_a_file_of_nothing_but_smaller_copies_has_its_first() -> None:
+    small = picture(3)[::2, ::2]
+    np.testing.assert_array_equal(read_tiff(pages((small, {"subfiletype": 1})), 3), small)
+
+
+def test_several_pages_are_told() -> None:
+    colour, grey = picture(3), DEEP[:, :, 0]
+    for content in (pages((colour, {}), (colour, {}), (colour, {})), pages((grey, {}), (grey[:20], {}))):
+        assert tiff_module.read_tiff(content, None).notes == ("animated",)
+        assert look_at_tiff(content).num_images > 1
 
 
 def test_opacity_is_applied_unless_it_is_counted() -> None:

@@ -50,7 +50,7 @@ def test_whole_numbers_of_a_parquet_list_stay_what_they_are(folder: Path, labels
     assert [found[image]["label"] for image in IMAGES[:3]] == [10, 2, None]
 
 
-@pytest.mark.parametrize("label", [0.5, [1, 2], {"a": 1}])
+@pytest.mark.parametrize("label", [[1, 2], {"a": 1}])
 def test_what_can_be_no_label_is_refused(folder: Path, label: object) -> None:
     pq.write_table(pa.table({"path": ["scans/0.png"], "label": [label]}), folder / "list.parquet")
     with pytest.raises(ValueError, match=r"the label of scans/0\.png is .*; a label is text or a whole number"):
@@ -133,3 +133,58 @@ def test_named_columns(folder: Path) -> None:
     assert found[IMAGES[0]]["json"] == {"path": "x"}
     with pytest.raises(ValueError, match="no column 'gone' for labels; it has path, where, kind"):
         pack_list(folder, text, columns=Columns("where", "gone"))
+
+
+@pytest.mark.parametrize("head", ["path,Label,Split", "Path, label,SPLIT ", " PATH ,LABEL, split"])
+def test_columns_are_found_in_any_case_and_with_blanks(folder: Path, head: str) -> None:
+    """Else labels and splits would be passed over without a word."""
+    rows = "scans/0.png,ant,Train\nscans/1.png, bee ,train\nscans/2.png,ant, VALIDATION\n"
+    result, found = pack_list(folder, f"{head}\n{rows}")
+    assert result["classes"] == ["ant", "bee"]
+    assert [found[image]["label"] for image in IMAGES[:2]] == [0, 1]
+    assert found[IMAGES[0]]["json"] is None
+    assert read_back(folder / "out", "val")[IMAGES[2]]["label"] == 0
+
+
+def test_columns_that_differ_only_in_case(folder: Path) -> None:
+    _, found = pack_list(folder, "path,Label,label\nscans/0.png,7,1\nscans/1.png,7,2\n")
+    assert [found[image]["label"] for image in IMAGES[:2]] == [1, 2]
+    with pytest.raises(ValueError, match=r"has the columns 'LABEL', 'Label'; name one by --label-column"):
+        pack_list(folder, "path,LABEL,Label\nscans/0.png,7,1\n")
+
+
+@pytest.mark.parametrize("missing", ["", "nan", "NaN", "NA", "null", "<NA>", " "])
+def test_a_missing_label_makes_no_text_of_numbers(folder: Path, missing: str) -> None:
+    result, found = pack_list(folder, f"path,label\nscans/0.png,10\nscans/1.png,2.0\nscans/2.png,{missing}\n")
+    assert [found[image]["label"] for image in IMAGES[:3]] == [10, 2, None]
+    assert result["classes"] is None
+    assert "1 images have no label in column label" in result["notes"]
+
+
+def test_a_missing_label_is_no_class_of_its_own(folder: Path) -> None:
+    """But words that may be classes, such as None, are."""
+    text = "path,label\nscans/0.png,ant\nscans/1.png,nan\nscans/2.png,\nscans/3.png,None\n"
+    result, found = pack_list(folder, text)
+    assert result["classes"] == ["None", "ant"]
+    assert [found[image]["label"] for image in IMAGES[:4]] == [1, None, None, 0]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_numbers_to_predict_are_no_classes(folder: Path, kind: str) -> None:
+    values = [0.1 * number for number in range(6)]
+    if kind == "csv":
+        rows = "".join(f"scans/{number}.png,{value:g}\n" for number, value in enumerate(values))
+        result, found = pack_list(folder, f"path,Label\n{rows}")
+        expected = [{"Label": f"{value:g}"} for value in values]
+    else:
+        paths = [f"scans/{number}.png" for number in range(6)]
+        pq.write_table(pa.table({"path": paths, "Label": values}), folder / "list.parquet")
+        result = pack(folder / "list.parquet", folder / "out", progress=False)
+        found = read_back(folder / "out", "train")
+        expected = [{"Label": value} for value in values]
+    assert result["classes"] is None
+    assert [found[image]["label"] for image in IMAGES] == [None] * 6
+    assert [found[image]["json"] for image in IMAGES] == expected
+    assert any("column Label holds numbers with fractions, such as 0.1" in note for note in result["notes"])
+    with pytest.raises(ValueError, match="which are no classes; leave out --label-column"):
+        pack(folder / f"list.{kind}", folder / "other", columns=Columns(label="label"), progress=False)

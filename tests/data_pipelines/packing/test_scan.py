@@ -13,7 +13,7 @@ from packs import content, make_folder, make_shards, read_back
 
 from data_pipelines.packing import describe as describe_module
 from data_pipelines.packing import write as write_module
-from data_pipelines.packing.listing import Entry, Group, Listing
+from data_pipelines.packing.listing import Entry, Listing, Membership
 from data_pipelines.packing.write import pack
 from data_pipelines.shards.dataset import open_dataset
 
@@ -148,13 +148,13 @@ def test_entries_are_read_back_as_they_were_added(tmp_path: Path) -> None:
     listing = Listing(tmp_path)
     entries = [Entry(f"caf\udce9/{number}.png", number, number + 1, 1 << 40, number, number) for number in range(50)]
     for number, entry in enumerate(entries):
-        listing.add(entry, Group("train", number % 3), None if number % 2 else f"own {number // 4}")
-    listing.add(entries[7], Group())
+        listing.add(entry, Membership("train", number % 3), None if number % 2 else f"own {number // 4}")
+    listing.add(entries[7], Membership())
     listing.finish()
     assert [listing.entry(number) for number in range(50)] == entries
     assert listing.repeats.tolist() == [50]
     assert listing.sizes[:50].tolist() == [entry.size + entry.json_size for entry in entries]
-    assert [listing.groups[number].label for number in listing.group_numbers[:4]] == [0, 1, 2, 0]
+    assert [listing.memberships[number].label for number in listing.membership_numbers[:4]] == [0, 1, 2, 0]
     keys = [listing.key(number) for number in range(50)]
     assert len(set(keys)) == 50
     assert keys[48] == "own_12"
@@ -168,7 +168,7 @@ MEMORY = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from data_pipelines.packing.listing import Entry, Group, Listing
+from data_pipelines.packing.listing import Entry, Membership, Listing
 from data_pipelines.packing.scan import scan
 from data_pipelines.packing.write import _cut
 
@@ -176,12 +176,13 @@ def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) << 10
 
 def plan(count):
-    groups = [Group(None, f"class{number}") for number in range(100)]
+    memberships = [Membership(None, f"class{number}") for number in range(100)]
     listing = Listing(Path(sys.argv[1]))
     for number in range(count):
-        listing.add(Entry(f"class{number % 100}/an image of some name {number:09d}.jpg", 100000), groups[number % 100])
+        path = f"class{number % 100}/an image of some name {number:09d}.jpg"
+        listing.add(Entry(path, 100000), memberships[number % 100])
     listing.finish()
-    source = SimpleNamespace(listing=listing, groups=groups, skipped=[], classes=None)
+    source = SimpleNamespace(listing=listing, memberships=memberships, skipped=[], notes=[], classes=None)
     found = scan(source, val_share=0.1)
     settings = {"seed": 0, "samples_per_shard": 10000, "bytes_per_shard": 1 << 29}
     return found, [list(_cut(found, members, None, name, settings)) for name, members in found.splits.items()]

@@ -12,7 +12,7 @@ import pytest
 from making import encode, picture, write_tar
 from packs import read_back
 
-from data_pipelines.packing.sources.base import split_of
+from data_pipelines.packing.sources.splits import split_of
 from data_pipelines.packing.write import pack
 from data_pipelines.shards.index import load_index
 
@@ -72,7 +72,7 @@ def test_a_sample_is_what_our_reader_takes_for_one(tmp_path: Path) -> None:
     assert result["skipped"] == [{"path": "a.tar/3", "reason": "a key without an image"}]
     assert result["notes"] == [
         "members other than one image, .cls and .json a key are left out: "
-        "1 .depth.png, 1 .jpg, 1 .txt, 1 .features.npy, 1 .npy",
+        "1 .txt, 1 .depth.png, 1 .jpg, 1 .features.npy, 1 .npy",
         "1 .cls members are no number of 0 or more; their images have no label",
     ]
 
@@ -217,3 +217,57 @@ def test_tars_are_not_packed_onto_themselves(tmp_path: Path, overwrite: bool) ->
 def test_no_image_at_all(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="hold no image"):
         pack(write_tar(tmp_path / "a.tar", [("a.txt", b"x")]), tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["scan.{:04d}.png", "a/p1.s.{:d}.png", "v1.2/x.{:d}.5.png", "photo.{}.png", "cam{}.day1.png"]
+)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_images_of_dotted_names_are_all_kept_with_their_labels(tmp_path: Path, name: str, labelled: bool) -> None:
+    words = ["rome", "oslo", "paris", "bern", "wien", "bonn"]
+    names = [name.format(words[number] if name.startswith("photo") else number) for number in range(6)]
+    files = [(one, IMAGES[number]) for number, one in enumerate(names)]
+    files += [(one.removesuffix("png") + "cls", b"%d" % number) for number, one in enumerate(names) if labelled]
+    result = pack(write_tar(tmp_path / "x.tar", files), tmp_path / "out", progress=False)
+    found = read_back(tmp_path / "out", "train")
+    if labelled or "/" not in name:
+        expected = [number if labelled else None for number in range(6)]
+        assert [found[image]["label"] for image in IMAGES[:6]] == expected
+    assert len(found) == 6
+    assert result["num_skipped"] == 0
+
+
+@pytest.mark.parametrize("name", ["a.b.c", "v1.2/22.0/1.2"])
+def test_a_label_of_a_dotted_name_is_its_images(tmp_path: Path, name: str) -> None:
+    tar = write_tar(tmp_path / "x.tar", [(f"{name}.png", IMAGES[0]), (f"{name}.cls", b"7"), (f"{name}.json", b"{}")])
+    pack(tar, tmp_path / "out", progress=False)
+    sample = read_back(tmp_path / "out", "train")[IMAGES[0]]
+    assert (sample["label"], sample["json"]) == (7, {})
+    assert load_index(tar).labels.tolist() == [7]
+
+
+def test_fields_of_a_sample_are_no_images_of_their_own(tmp_path: Path) -> None:
+    files = [
+        (f"{n}.{field}.png", IMAGES[2 * n + place]) for n in range(3) for place, field in enumerate(("rgb", "seg"))
+    ]
+    files += [(f"{n}.cls", b"%d" % n) for n in range(3)]
+    result = pack(write_tar(tmp_path / "x.tar", files), tmp_path / "out", progress=False)
+    found = read_back(tmp_path / "out", "train")
+    assert [found[IMAGES[2 * n]]["label"] for n in range(3)] == [0, 1, 2]
+    assert result["notes"] == ["members other than one image, .cls and .json a key are left out: 3 .seg.png"]
+
+
+@pytest.mark.parametrize("name", ["cats/._1.png", "._1.png", "a/b/._x.y.png", "__MACOSX/cats/._1.png"])
+def test_what_a_mac_leaves_beside_images_is_no_sample(tmp_path: Path, name: str) -> None:
+    tar = write_tar(tmp_path / "x.tar", [(name, b"\0\5\x16\7"), ("cats/1.png", IMAGES[0]), ("cats/1.cls", b"3")])
+    assert load_index(tar).keys == ("cats/1",) or list(load_index(tar).keys) == ["cats/1"]
+    result = pack(tar, tmp_path / "out", progress=False)
+    assert (result["splits"]["train"]["samples"], result["num_skipped"]) == (1, 0)
+
+
+@pytest.mark.parametrize("folder", ["", "cats/"])
+def test_a_tar_without_an_image_is_named(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "in").mkdir()
+    write_tar(tmp_path / "in/a.tar", [(f"{folder}1.png", IMAGES[0])])
+    write_tar(tmp_path / "in/b.tar", [])
+    assert pack(tmp_path / "in", tmp_path / "out", progress=False)["notes"] == ["b.tar holds no image"]

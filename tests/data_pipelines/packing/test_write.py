@@ -342,3 +342,31 @@ def test_refusals_say_what_to_do(tmp_path: Path) -> None:
         pack(tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="val_share is 1"):
         pack(tmp_path, tmp_path / "out", val_share=1.0)
+
+
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        (tmp_path / f"in/{number}.png").write_bytes(encode(picture(number)))
+    (tmp_path / "in/cut.jpg").write_bytes(encode(picture(9, 200, 200), "JPEG")[:-2000])
+    result = pack(tmp_path / "in", tmp_path / "out")
+    assert result["statistics"]["bad"] == 1
+    (named,) = result["statistics"]["bad_samples"]
+    assert named.startswith("cut of train-000000.tar: ")
+    assert f"packed, and cannot be decoded: {named}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("escape", ["\x1b[31m", "\x07", "\x9b2J", "\u202e", "\r"])
+def test_no_name_writes_to_the_terminal(escape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for label in ("a", f"b{escape}"):
+        (tmp_path / "in" / label).mkdir(parents=True)
+        (tmp_path / "in" / label / "good.png").write_bytes(encode(picture(len(label))))
+    (tmp_path / f"in/a/bad{escape}.png").write_bytes(b"none")
+    pack(tmp_path / "in", tmp_path / "out")
+    told = capsys.readouterr()
+    assert escape not in (told.out + told.err).replace("\r\n", "\n") or escape == "\r"
+    assert f"bad{repr(escape)[1:-1]}.png: not a JPEG" in told.out
+    assert f"b{repr(escape)[1:-1]} 1" in told.out
+    with pytest.raises(ValueError, match="bad") as refused:
+        pack(tmp_path / "in", tmp_path / "other", bad="refuse", progress=False)
+    assert escape not in str(refused.value)

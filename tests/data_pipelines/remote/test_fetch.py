@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -142,14 +143,16 @@ def test_waits_grow_and_are_drawn(server: Server, monkeypatch: pytest.MonkeyPatc
     assert len(set(waits)) == 11
 
 
-def test_cancelled_at_once(server: Server) -> None:
-    server.faults["set/x.tar"].extend(["500"] * 100)
+@pytest.mark.parametrize("fault", ["500", "hang", "stall"])
+def test_cancelled_at_once(server: Server, fault: str) -> None:
+    """Whatever it waits for: the next try, the head of an answer, or the rest of its body."""
+    server.faults["set/x.tar"].extend([fault] * 100)
     event, ends = threading.Event(), []
 
     def run() -> None:
         cancel_on(event)
         try:
-            read_bytes(f"{server.url}/set/x.tar", Patience(tries=100, backoff_seconds=50))
+            read_bytes(f"{server.url}/set/x.tar", Patience(tries=100, timeout_seconds=60, backoff_seconds=50))
         except CancelledError:
             ends.append(time.monotonic())
 
@@ -157,10 +160,34 @@ def test_cancelled_at_once(server: Server) -> None:
     thread.start()
     while not server.requests:
         time.sleep(0.01)
+    time.sleep(0.2)
     began = time.monotonic()
     event.set()
     thread.join(10)
     assert ends[0] - began < 2
+
+
+def test_a_file_system_that_hangs_is_left_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, over, event, ends = fsspec.filesystem("memory"), threading.Event(), threading.Event(), []
+    asked = threading.Event()
+    monkeypatch.setattr(type(memory), "info", lambda *args, **kwargs: asked.set() or over.wait(20))
+
+    def run() -> None:
+        cancel_on(event)
+        with suppress(CancelledError):
+            state("memory://set/x.tar", Patience(timeout_seconds=60))
+        ends.append(time.monotonic())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert asked.wait(10)
+        began = time.monotonic()
+        event.set()
+        thread.join(10)
+        assert ends[0] - began < 2
+    finally:
+        over.set()
 
 
 def test_other_file_systems() -> None:

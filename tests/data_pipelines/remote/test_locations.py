@@ -6,16 +6,20 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import fsspec
 import pytest
+from making import encode, picture, write_tar
 from serving import SECRET, Server, describe, serve
 
+from data_pipelines.checks.verify import verify
+from data_pipelines.files import parse_json, write_json
 from data_pipelines.remote.cache import Cache
 from data_pipelines.remote.fetch import Patience
 from data_pipelines.remote.locations import Locations, Spec
 from data_pipelines.remote.remote_files import RemoteFile, Shard
-from data_pipelines.remote.urls import redact
+from data_pipelines.remote.urls import check_names, redact
 from data_pipelines.shards.dataset import open_dataset
 from data_pipelines.shards.dataset_index import write_index
 
@@ -123,6 +127,87 @@ def test_commands_and_chains_are_refused() -> None:
     for spec in ("pipe:curl https://x/y.tar", "simplecache::s3://bucket/x.tar", "pipe:cat x |"):
         with pytest.raises(ValueError, match="are not run"):
             find(spec)
+
+
+#: Names that no file in a folder has, as they are after decoding.
+NO_NAMES = (
+    "../x.tar", "/home/x.tar", "a/../../x.tar", "..\\x.tar", "c:\\x.tar", "a\0.tar", "a\n.tar", "\x1b[31m.tar",
+    "\u202e.tar", "\x7f.tar", "a" * 300 + ".tar", "\xe9" * 130 + ".tar",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_NAMES, ids=ascii)
+def test_names_of_remote_files_stay_in_their_folder(name: str) -> None:
+    """Wherever the name comes from: a URL by braces, dataset.json, a published index, a listing."""
+    with pytest.raises(ValueError, match="is no name of a file in it") as raised:
+        RemoteFile("http://127.0.0.1:9/set/" + quote(name, safe=""))
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 1500
+    with pytest.raises(ValueError, match="is no name of a file in it"):
+        check_names(["train-000000.tar", name], "s3://bucket/set")
+    if not {"/", "\n"} & set(name):  # a URL's line breaks count as not there
+        with pytest.raises(ValueError, match="is no name of a file in it"):
+            RemoteFile("s3://bucket/" + name)
+
+
+@pytest.mark.parametrize(
+    "name", ["train-0.tar", "a b.tar", "gr\xf6\xdfe.tar", "x..tar", "...tar", "100%.tar", "%2F.tar"]
+)
+def test_odd_names_that_are_names_pass(name: str) -> None:
+    check_names([name], "s3://bucket/set")
+    assert RemoteFile("https://host/set/" + quote(name)).name == name
+
+
+@pytest.mark.parametrize("way", ["verify", "open"])
+@pytest.mark.parametrize("up", ["..%2F..%2Fhome%2Fx", "..%5C..%5Cx", "%2Fhome%2Fx", "a%00b", "%2e%2e%2fx"])
+def test_nothing_is_written_outside_the_cache(
+    server: Server, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, up: str
+) -> None:
+    monkeypatch.setenv("SELFSIGHT_CACHE", str(tmp_path / "a" / "b" / "cache"))
+    spec = f"{server.url}/{shards.name}/{{train-000000,{up}}}.tar"
+    with pytest.raises(ValueError, match="is no name of a file in it"):
+        verify(spec, progress=False) if way == "verify" else open_dataset(spec)
+    assert {path.name for path in tmp_path.iterdir()} <= {"a"}
+    assert not any("%" in path for path, _ in server.requests)
+
+
+def test_a_checksum_that_is_none_names_no_file() -> None:
+    with pytest.raises(ValueError, match="SHA-256 is told as"):
+        RemoteFile("https://host/x.tar", sha256="../../" + "0" * 58)
+
+
+@pytest.mark.parametrize(
+    "text", [b"[" * 100_000, b'{"a":' * 100_000, b'{"splits": ' + b"[" * 5000 + b"]" * 5000 + b"}"]
+)
+def test_json_of_strangers_that_is_nested_too_deep_is_refused_in_words(
+    server: Server, shards: Path, tmp_path: Path, text: bytes
+) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / NAMES[0]).write_bytes((shards / NAMES[0]).read_bytes())
+    for place in (tmp_path / "set" / "dataset.json", shards / "dataset.json"):
+        place.write_bytes(text)
+    try:
+        for way in (find, lambda spec: verify(spec, progress=False), open_dataset):
+            with pytest.raises(ValueError, match=r"dataset\.json is not JSON \(its values are nested too deep"):
+                way(f"{server.url}/{shards.name}")
+        for way in (lambda spec: verify(spec, progress=False), open_dataset):
+            with pytest.raises(ValueError, match=r"dataset\.json is not JSON \(its values are nested too deep"):
+                way(tmp_path / "set")
+        deep = write_tar(tmp_path / "x-000001.tar", [("a.png", encode(picture(1))), ("a.json", text)])
+        assert verify(deep, progress=False)["cases"]["bad_json"]["count"] == 1
+        with pytest.raises(ValueError, match="nested too deep"):
+            parse_json(text)
+    finally:
+        (shards / "dataset.json").unlink()
+
+
+def test_json_that_can_be_read_and_not_written_is_refused_in_words(tmp_path: Path) -> None:
+    deep: list = []
+    for _ in range(2000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="nested too deep"):
+        write_json(tmp_path / "x.json", deep)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_description_is_not_taken_at_its_word(server: Server, shards: Path) -> None:

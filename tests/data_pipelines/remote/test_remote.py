@@ -190,12 +190,13 @@ def test_what_cannot_be_fetched_ends_with_step_and_shard(server: Server, folder:
         assert time.monotonic() - began < 10
 
 
-def test_closing_does_not_wait_for_a_fetch(server: Server, folder: Path) -> None:
+@pytest.mark.parametrize("fault", ["500", "hang", "stall"])
+def test_closing_does_not_wait_for_a_fetch(server: Server, folder: Path, fault: str) -> None:
     write_index(folder, "train")
     describe(folder)
     for number in range(NUM_SHARDS):
-        server.faults[f"set/train-{number:06d}.tar"].extend(["500"] * 1000)
-    patience = Patience(tries=1000, timeout_seconds=5, backoff_seconds=30)
+        server.faults[f"set/train-{number:06d}.tar"].extend([fault] * 1000)
+    patience = Patience(tries=1000, timeout_seconds=60, backoff_seconds=30)
     before = threading.active_count()
     with open_dataset(f"{server.url}/set", cache=Cache(patience=patience)) as dataset:
         sampler = Sampler((dataset,), seed=7, batch_size=BATCH, lanes=3)

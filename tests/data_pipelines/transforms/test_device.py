@@ -101,7 +101,7 @@ def test_every_hue(turns: float) -> None:
 
 
 def test_all_together_each_in_its_own_order() -> None:
-    crop = Crop(size=8, jitter=(0.4, 0.4, 0.2, 0.1), grey=0.2, blur=0.5, solarise=0.2)
+    crop = Crop(size=8, jitter=(0.4, 0.4, 0.2, 0.1), grayscale=0.2, blur=0.5, solarise=0.2)
     params = [draw_crop(crop, Stream(number), (50, 50)) for number in range(300)]
     pixels = crops(300)
     before = pixels.copy()
@@ -112,7 +112,7 @@ def test_all_together_each_in_its_own_order() -> None:
 
 
 def test_greyscale() -> None:
-    crop = Crop(size=8, jitter=(0.4, 0.4, 0, 0), blur=0.5, solarise=0.5, grey=0.5)
+    crop = Crop(size=8, jitter=(0.4, 0.4, 0, 0), blur=0.5, solarise=0.5, grayscale=0.5)
     params = [draw_crop(crop, Stream(number), (50, 50)) for number in range(30)]
     pixels = crops(30, channels=1)
     theirs = np.stack([pillow(*pair) for pair in zip(pixels, params, strict=True)])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from making import photo
 
+from data_pipelines.native import kernel
 from data_pipelines.rng import PythonStream, Stream
 from data_pipelines.transforms.backends import native
 from data_pipelines.transforms.backends.base import CropJob
@@ -20,7 +21,7 @@ from data_pipelines.transforms.config import Crop, Interpolation
 from data_pipelines.transforms.params import CropParams, draw_crop
 
 ROOT = Path(__file__).parents[3]
-SOURCES = ROOT / "data_pipelines" / "transforms" / "backends" / "native"
+SOURCES = ROOT / "data_pipelines" / "native"
 COMPILER = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
 BUILT = pytest.mark.skipif(not native.BUILT, reason=f"the crop kernel is not built: {native.HOW_TO_BUILD}")
 IMAGE = photo(0, 120, 160)
@@ -43,7 +44,7 @@ def both_forms(
 @pytest.mark.parametrize("number", range(10))
 def test_the_portable_form_gives_the_same_bytes(number: int, interpolation: Interpolation) -> None:
     rng = np.random.default_rng(number)
-    crop = Crop(size=8, scale=(0.01, 1), jitter=(0.8, 0.8, 0.8, 0.5), grey=0.2, blur=0.5, solarise=0.3)
+    crop = Crop(size=8, scale=(0.01, 1), jitter=(0.8, 0.8, 0.8, 0.5), grayscale=0.2, blur=0.5, solarise=0.3)
     params = draw_crop(crop, Stream(number), IMAGE.shape[:2])
     size = (int(rng.integers(1, 200)), int(rng.integers(1, 200)))
     first, second = both_forms(IMAGE, params, size, interpolation)
@@ -111,7 +112,7 @@ def test_a_job_that_is_refused_leaves_the_others_undone() -> None:
 @BUILT
 def test_streams_in_c_are_the_streams_in_python() -> None:
     for words in ((), (0,), (1, 2, 3), (-1, 2**64 + 5, 2**200), (5, 3, 0, 2, 12345)):
-        theirs, ours = PythonStream(*words), native.Stream(*words)
+        theirs, ours = PythonStream(*words), kernel.Stream(*words)
         for _ in range(20):
             assert ours.bits() == theirs.bits()
             assert ours.random() == theirs.random()
@@ -119,7 +120,7 @@ def test_streams_in_c_are_the_streams_in_python() -> None:
             assert ours.integer(1000) == theirs.integer(1000)
     for wrong in (("a",), (1.5,), (None,)):
         with pytest.raises(TypeError):
-            native.Stream(*wrong)
+            kernel.Stream(*wrong)
 
 
 def test_the_kernel_survives_a_fuzz_under_sanitizers(tmp_path: Path) -> None:
@@ -148,5 +149,5 @@ def test_without_a_compiler_installing_goes_on_and_says_so_in_a_line(tmp_path: P
     )
     assert done.returncode == 0, done.stderr
     notices = [line for line in done.stderr.splitlines() if line.startswith("notice: ")]
-    assert any("data_pipelines.transforms.backends.native._crops is not built" in line for line in notices)
+    assert any("data_pipelines.native._crops is not built" in line for line in notices)
     assert not list(tmp_path.glob("lib/**/*.so"))

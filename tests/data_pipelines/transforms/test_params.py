@@ -39,7 +39,7 @@ def test_the_whole_image_when_asked_for() -> None:
 
 
 def test_shares_and_ranges() -> None:
-    crop = Crop(size=8, flip=0.3, jitter=(0.4, 0.3, 0.2, 0.1), jitter_prob=0.8, grey=0.2, blur=0.5, solarise=0.1)
+    crop = Crop(size=8, flip=0.3, jitter=(0.4, 0.3, 0.2, 0.1), jitter_prob=0.8, grayscale=0.2, blur=0.5, solarise=0.1)
     drawn = [draw_crop(crop, Stream(5, number), (30, 40)) for number in range(4000)]
     shares = {
         "flip": np.mean([params.flip for params in drawn]),
@@ -81,12 +81,12 @@ def test_jitter_is_distributed_like_torchvisions() -> None:
 
 
 def test_blur_radii_are_uniform_and_choices_independent() -> None:
-    crop = Crop(size=8, flip=0.5, jitter=(0.4, 0, 0, 0), jitter_prob=0.5, grey=0.5, blur=0.5, solarise=0.5)
+    crop = Crop(size=8, flip=0.5, jitter=(0.4, 0, 0, 0), jitter_prob=0.5, grayscale=0.5, blur=0.5, solarise=0.5)
     drawn = [draw_crop(crop, Stream(12, number), (30, 40)) for number in range(4000)]
     radii = [params.blur_radius for params in drawn if params.blur_radius is not None]
     assert kstest(radii, uniform(0.1, 1.9).cdf).pvalue > 1e-3
     choices = np.array(
-        [(p.flip, bool(p.jitter), p.grey, p.blur_radius is not None, p.solarise) for p in drawn], dtype=float
+        [(p.flip, bool(p.jitter), p.grayscale, p.blur_radius is not None, p.solarise) for p in drawn], dtype=float
     )
     correlations = np.corrcoef(choices.T) - np.eye(5)
     assert np.abs(correlations).max() < 4.5 / math.sqrt(4000)

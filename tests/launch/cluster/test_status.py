@@ -15,7 +15,7 @@ import pytest
 
 from data_pipelines.files import lock
 from launch.cluster.queue import Job, parse_queue, seconds_of
-from launch.cluster.run_facts import find_runs, overrides_of, read_run
+from launch.cluster.run_facts import find_runs, overrides_of, read_facts
 from launch.cluster.status import judge, show, span, status, table
 from pretrain.survival.history import record
 
@@ -42,14 +42,14 @@ def job(name: str = "12", state: str = "RUNNING", elapsed: float = 1e6, **other:
 
 
 def test_a_folder_is_read_up_to_where_it_is_whole(run: Path) -> None:
-    facts = read_run(run)
+    facts = read_facts(run)
     assert facts.row is not None
     assert (facts.row["step"], facts.total_steps, facts.seconds_left()) == (50, 150, 50.0)
     assert facts.checkpoint is not None
     assert facts.checkpoint[0] == 40
     for cut in ("config.yaml", "history.jsonl", ".lock", "cancelled"):
         (run / cut).write_text("{\x00half")
-    assert read_run(run).total_steps is None
+    assert read_facts(run).total_steps is None
     assert status([run])[0].step == 50
 
 
@@ -61,62 +61,62 @@ def test_a_run_whose_history_can_not_be_read_does_not_hide_the_others(run: Path)
 def test_states_beside_a_queue(run: Path) -> None:
     record(run, "submitted", jobs=["12"], probes=["13"], log="/logs/12.out")
     waiting = job(state="PENDING", reason="Resources", start="2026-01-01T10:00:00")
-    assert judge(read_run(run), [waiting], {}, []).state == "queued"
-    assert judge(read_run(run), [waiting], {}, []).why == "12 waits: Resources, expected to start 2026-01-01 10:00:00"
+    assert judge(read_facts(run), [waiting], {}, []).state == "queued"
+    assert judge(read_facts(run), [waiting], {}, []).why == "12 waits: Resources, expected to start 2026-01-01 10:00:00"
     record(run, "started", step=0)
-    found = judge(read_run(run), [job(), job("13", "PENDING")], {}, ["seed=1"])
+    found = judge(read_facts(run), [job(), job("13", "PENDING")], {}, ["seed=1"])
     assert (found.state, found.seconds_left, found.jobs, found.probes) == (
         "running",
         50,
         ["12 RUNNING"],
         ["13 PENDING"],
     )
-    assert judge(read_run(run), [waiting], {}, []).state == "requeued"
-    assert judge(read_run(run), [job(elapsed=0.0)], {}, []).state == "starting", "its last row is of an earlier start"
+    assert judge(read_facts(run), [waiting], {}, []).state == "requeued"
+    assert judge(read_facts(run), [job(elapsed=0.0)], {}, []).state == "starting", "its last row is of an earlier start"
     long_ago = time.time() - 4000
     os.utime(run / "metrics.jsonl", (long_ago, long_ago))
-    assert judge(read_run(run), [job()], {}, []).why == "has reported nothing for 1:07 h"
-    assert judge(read_run(run), [job()], {}, []).state == "stalled"
-    assert judge(read_run(run), [], {"12": "NODE_FAIL"}, []).why == "job 12 ended as NODE_FAIL"
+    assert judge(read_facts(run), [job()], {}, []).why == "has reported nothing for 1:07 h"
+    assert judge(read_facts(run), [job()], {}, []).state == "stalled"
+    assert judge(read_facts(run), [], {"12": "NODE_FAIL"}, []).why == "job 12 ended as NODE_FAIL"
     record(run, "started", step=40)
-    assert judge(read_run(run), [], {}, []).restarts == 1
+    assert judge(read_facts(run), [], {}, []).restarts == 1
     record(run, "given_up", code=87, reason="training went wrong")
-    assert (judge(read_run(run), [], {}, []).state, judge(read_run(run), [], {}, []).why) == (
+    assert (judge(read_facts(run), [], {}, []).state, judge(read_facts(run), [], {}, []).why) == (
         "failed",
         "training went wrong",
     )
     record(run, "given_up", code=85, reason="cancelled by me")
-    assert judge(read_run(run), [], {}, []).state == "cancelled"
+    assert judge(read_facts(run), [], {}, []).state == "cancelled"
 
 
 def test_a_note_that_an_interrupted_cancel_left_is_about_its_own_jobs_only(run: Path) -> None:
     (run / "cancelled").write_text(json.dumps({"by": "me", "jobs": ["5"]}))
     record(run, "submitted", jobs=["5"])
-    assert judge(read_run(run), [job("5", "RUNNING")], {}, []).state == "stopping"
+    assert judge(read_facts(run), [job("5", "RUNNING")], {}, []).state == "stopping"
     record(run, "submitted", jobs=["6"])
-    assert judge(read_run(run), [job("6", "RUNNING")], {}, []).state != "stopping"
+    assert judge(read_facts(run), [job("6", "RUNNING")], {}, []).state != "stopping"
 
 
 def test_what_ended_and_what_is_finished(run: Path) -> None:
-    assert judge(read_run(run), [], {}, []).state == "stopped"
+    assert judge(read_facts(run), [], {}, []).state == "stopped"
     record(run, "started", step=0)
     record(run, "alarm", step=3, name="slow", text="26 images/s", begins=True)
     record(run, "alarm", step=4, name="collapse", text="rank 2", begins=True)
     record(run, "alarm", step=5, name="slow", text="over", begins=False)
     record(run, "ended", step=50, code=85, reason="stopped by SIGTERM")
-    found = judge(read_run(run), [], {}, [])
+    found = judge(read_facts(run), [], {}, [])
     assert (found.state, found.why) == ("stopped", "stopped by SIGTERM")
     assert found.alarms == ["collapse since step 4: rank 2"]
     (run / "encoder").mkdir()
     (run / "encoder" / "config.json").write_text('{"step": 150}')
-    assert judge(read_run(run), [], {}, []).state == "finished"
+    assert judge(read_facts(run), [], {}, []).state == "finished"
 
 
 def test_an_array_element_goes_by_either_name(run: Path) -> None:
     record(run, "submitted", jobs=["12_1"], probes=[])
     other = job("12_0", number="12")
-    assert judge(read_run(run), [other], {}, []).state == "gone"
-    assert judge(read_run(run), [job("12_1", number="15"), other], {}, []).jobs == ["12_1 RUNNING"]
+    assert judge(read_facts(run), [other], {}, []).state == "gone"
+    assert judge(read_facts(run), [job("12_1", number="15"), other], {}, []).jobs == ["12_1 RUNNING"]
 
 
 def test_a_local_run_is_alive_while_its_process_holds_it(run: Path) -> None:

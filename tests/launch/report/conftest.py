@@ -21,7 +21,7 @@ views: {{global_crops: [{{size: [32, 32]}}, {{size: [32, 32]}}], local_crops: {{
 encoder: {{family: vit, dim: 32, depth: 2, heads: 2, patch: 4}}
 method: {{name: dino, prototypes: 64}}
 optim: {{lr: {lr}}}
-train: {{steps: 200, batch_size: 24, accumulation: 2}}
+train: {{steps: 200, batch_size: 24, grad_accum_steps: 2}}
 engine: {{precision: fp32, zero_stage: 1}}
 """
 
@@ -47,7 +47,7 @@ def results(step: int, share: float) -> dict[str, Any]:
     """A probe's file, as much of it as its readers ask for."""
 
     def scores(top1: float, feature: str) -> dict[str, Any]:
-        measured = {"top1": top1, "standard_error": 0.01}
+        measured = {"top1": top1, "standard_error": 0.01, "interval": [top1 - 0.02, top1 + 0.02]}
         chosen = {"input": feature, "standardised": True, "learning_rate": 0.1, "held_out": 0.5}
         linear = {"chosen": chosen, "std_over_seeds": 0.002, "at_grid_edge": False, "top1_of_seed": {"0": top1}}
         return {"headline": feature, "knn": {feature: {"20": measured}}, "linear": {**measured, **linear}}
@@ -63,6 +63,18 @@ def results(step: int, share: float) -> dict[str, Any]:
             "untrained": [scores(0.3, "class")],
             "pretrained": scores(share, "class"),
         },
+        "columns": [
+            {
+                "probe": "knn",
+                "name": "knn_class",
+                "title": "k-NN class",
+                "paths": [["class", "20"], ["pixels", "20"]],
+                "headline": True,
+            },
+            {"probe": "linear", "name": "linear", "title": "linear", "paths": [[]], "headline": True},
+        ],
+        "notes": ["linear: lr 0.1"],
+        "warnings": [],
         "versions": {"torch": "2.14.1", "timm": "1.0.31"},
     }
 

@@ -73,10 +73,14 @@ def test_everything_is_drawn_and_moves(make_run: Any, tmp_path: Path) -> None:
     assert [told.partition(":")[0] for told in found["typed"]] == ["step 1", "step 2", "step 200"]
     assert found["single"] == [True, False, False]
     assert found["turned"] != found["paper"]
+    header, first, *rest = found["csv"].splitlines()
+    assert (header, first) == ("series,step,value,low,high", '"photos",1,4.95031,,')
+    assert len(rest) == 199
+    assert (found["svg"], found["svgLines"]) == ("svg", 1)
 
 
 def test_a_narrow_screen_shows_it_all(make_run: Any, tmp_path: Path) -> None:
-    found = opened(write_report([make_run()]), tmp_path, size=(500, 900))
+    found = opened(write_report([make_run()]), tmp_path, size=(400, 900))
     assert found["wide"] <= 0
     assert found["outside"] == 0
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
+
+from eval.base import Column, ProbeSpec, Scores, Store
+from eval.scores import deviation_of, mean_of, with_error
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 
@@ -23,7 +26,8 @@ LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e
 class LinearRecipe:
     """How the linear layers are trained: SGD with momentum, no weight decay, cosine to zero."""
 
-    learning_rates: tuple[float, ...] = LEARNING_RATES  # at batch size 256, scaled linearly
+    learning_rates: tuple[float, ...] = LEARNING_RATES  # at batch size 256, scaled linearly; of several ..
+    bounds: tuple[float, float] = (1e-8, 100.0)  # .. more are tried up to here while the best lies at the edge
     standardised: tuple[bool, ...] = (False, True)  # MAE's BatchNorm without affine parameters
     epochs: int = 100
     batch_size: int = 1024  # smaller where train has fewer than 16 such batches
@@ -56,7 +60,8 @@ class LinearScores:
     top5: tuple[float, ...] | None  # above 5 classes
     chosen: Head
     best_of_input: dict[str, float]  # held-out accuracy of the best head on each input
-    at_grid_edge: bool  # the chosen rate is the smallest or largest: a wider grid may do better
+    at_grid_edge: bool  # the chosen rate is the smallest or largest, and the bound allows no other
+    rates: tuple[float, ...]  # all that were tried with the chosen input, in order
     batch_size: int
 
 
@@ -87,19 +92,25 @@ def linear_probe(
     train_labels, val_labels = train_labels.cpu(), val_labels.cpu()
     kept, held_out = stratified_split(train_labels, recipe.held_out, seeds[0])
 
-    heads, rates = [], recipe.learning_rates
+    heads: list[Head] = []
     for name, features in train.items():
         for standardised in recipe.standardised:
-            progress(f"linear: {name}{', standardised' if standardised else ''}")
-            classifiers = _fit(features, train_labels, kept, standardised, rates, num_classes, recipe, seeds[0], device)
-            accuracy, _, loss = classifiers.score(features, train_labels, held_out)
-            for rate, share, value in zip(rates, accuracy, loss, strict=True):
-                heads.append(Head(name, standardised, rate, share, value))
-    chosen = max(heads, key=lambda head: (head.held_out, -head.held_out_loss))
+            tried: list[Head] = []
+            rates: Sequence[float] = recipe.learning_rates
+            while rates:
+                kind = f"{name}{', standardised' if standardised else ''}"
+                progress(f"linear: {kind}" + (f", rates to {rates[-1]:g}" if tried else ""))
+                fitted = _fit(features, train_labels, kept, standardised, rates, num_classes, recipe, seeds[0], device)
+                accuracy, _, loss = fitted.score(features, train_labels, held_out)
+                tried += [Head(name, standardised, *cell) for cell in zip(rates, accuracy, loss, strict=True)]
+                rates = _further(tried, recipe.bounds)
+            heads += tried
+    chosen = _best(heads)
+    beside = [head.learning_rate for head in heads if _kind(head) == _kind(chosen)]
     if not math.isfinite(chosen.held_out_loss):
         raise ValueError(
-            f"all {len(heads)} linear heads diverged, at rates {min(rates):g} .. {max(rates):g}; look for values that "
-            "are not finite in the features, or give smaller learning_rates"
+            f"all {len(heads)} linear heads diverged, at rates {min(beside):g} .. {max(beside):g}; look for values "
+            "that are not finite in the features, or give smaller learning_rates"
         )
 
     everything, all_val = torch.arange(len(train_labels)), torch.arange(len(val_labels))
@@ -118,9 +129,34 @@ def linear_probe(
         top5=tuple(top5) if num_classes > 5 else None,
         chosen=chosen,
         best_of_input={name: max(head.held_out for head in heads if head.input == name) for name in train},
-        at_grid_edge=len(rates) > 1 and chosen.learning_rate in (min(rates), max(rates)),
+        at_grid_edge=len(beside) > 1 and chosen.learning_rate in (min(beside), max(beside)),
+        rates=tuple(sorted(beside)),
         batch_size=_batch_size(recipe, len(train_labels)),
     )
+
+
+def _kind(head: Head) -> tuple[str, bool]:
+    return head.input, head.standardised
+
+
+def _best(heads: Sequence[Head]) -> Head:
+    """The head that classifies most of the held-out part rightly, of equals the one of the smallest loss."""
+    return max(heads, key=lambda head: (head.held_out, -head.held_out_loss))
+
+
+def _further(tried: Sequence[Head], bounds: tuple[float, float]) -> list[float]:
+    """Three rates beyond the edge at which the best of `tried` lies, within the bounds; none where it lies inside."""
+    rates, best = [head.learning_rate for head in tried], _best(tried)
+    if len(rates) < 2 or not math.isfinite(best.held_out_loss):
+        return []
+    if best.learning_rate == max(rates):
+        beyond = [best.learning_rate * factor for factor in (2, 5, 10)]
+    elif best.learning_rate == min(rates):
+        beyond = [best.learning_rate / factor for factor in (2, 5, 10)]
+    else:
+        return []
+    # ten times a tenth is not always one: rates are round numbers here
+    return [rate for rate in (float(f"{rate:.6g}") for rate in beyond) if bounds[0] <= rate <= bounds[1]]
 
 
 def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -256,3 +292,42 @@ def _statistics(features: Tensor, rows: Tensor, chunk: int = 8192) -> tuple[Tens
     mean, square = total / len(rows)
     variance = (square - mean.square()).clamp_min(0)
     return (mean + shift).float(), (variance + 1e-6).rsqrt().float()  # BatchNorm's way; 1e-6 as in MAE's probe
+
+
+def run(store: Store, settings: LinearRecipe) -> Scores:
+    """Accuracy of the chosen head, the mean over seeds, and how it was chosen among all inputs."""
+    train, val = store.train, store.val
+    found = linear_probe(
+        train.inputs, train.labels, val.inputs, val.labels, num_classes=store.num_classes, recipe=settings,
+        seeds=store.seeds, device=store.device, progress=store.progress,
+    )  # fmt: skip
+    return {
+        **asdict(found),
+        **with_error({"top1": mean_of(found.top1)}, len(val.labels)),
+        "top5": None if found.top5 is None else mean_of(found.top5),
+        "top1_of_seed": dict(zip(map(str, store.seeds), found.top1, strict=True)),
+        "std_over_seeds": deviation_of(found.top1),
+    }
+
+
+def notes(result: Scores, settings: LinearRecipe) -> list[str]:
+    """How the head was chosen; and where its rate lies at the edge of all that may be tried."""
+    chosen, spread, rates = result["chosen"], result["std_over_seeds"], result["rates"]
+    lines = [
+        f"linear: on {chosen['input']}{', standardised' if chosen['standardised'] else ''}, "
+        f"lr {chosen['learning_rate']:g} x batch / 256 of {rates[0]:g} .. {rates[-1]:g}, chosen on "
+        f"{100 * settings.held_out:g} % held out of train ({100 * chosen['held_out']:.1f} there); "
+        f"{settings.epochs} epochs on cached centre crops; "
+        + (f"std over {len(result['top1_of_seed'])} seeds {100 * spread:.2f}" if spread is not None else "one seed")
+    ]
+    if result["at_grid_edge"]:
+        lines.append(f"warning: the linear probe's rate {chosen['learning_rate']:g} lies at the edge of what is tried")
+    return lines
+
+
+def columns(result: Scores, headline: str) -> list[Column]:
+    """One."""
+    return [Column("linear", "linear")]
+
+
+SPEC = ProbeSpec("linear", run, columns, LinearRecipe, notes=notes, always=True)

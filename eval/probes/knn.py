@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from eval.base import Column, ProbeSpec, Scores, Store
+from eval.scores import HEADLINE_K, with_error
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -87,3 +91,51 @@ def _check(
                 f"{name} labels lie in {low} .. {high}; with num_classes={num_classes} they must lie in "
                 f"0 .. {num_classes - 1}: leave unlabelled samples (-1) out"
             )
+
+
+@dataclass(frozen=True)
+class KnnSettings:
+    """How many neighbours vote, and how much a nearer one counts."""
+
+    ks: tuple[int, ...] = KS
+    temperature: float = TEMPERATURE
+
+    def __post_init__(self) -> None:
+        if HEADLINE_K not in self.ks:
+            raise ValueError(f"ks is {self.ks}; k = {HEADLINE_K} is the headline and must be among them")
+
+
+def run(store: Store, settings: KnnSettings) -> Scores:
+    """{input: {k: accuracy}} of every single feature, the headline first."""
+    train, val, found = store.train, store.val, {}
+    for name in dict.fromkeys((store.headline, "class", "mean", "pooled")):
+        if name not in train.inputs:
+            continue
+        store.progress(f"k-NN: {name}")
+        by_k = knn_accuracy(
+            train.inputs[name].to(store.device), train.labels, val.inputs[name], val.labels,
+            num_classes=store.num_classes, ks=settings.ks, temperature=settings.temperature,
+        )  # fmt: skip
+        found[name] = {str(k): with_error(shares, len(val.labels)) for k, shares in by_k.items()}
+    return found
+
+
+def columns(result: Scores, headline: str) -> list[Column]:
+    """One a feature; raw pixels have a single one, which stands in each."""
+    k, several = str(HEADLINE_K), len(result) > 1
+    return [
+        Column(
+            f"knn_{name}", f"k-NN {name}{'*' if several and name == headline else ''}", ((name, k), ("pixels", k)),
+            headline=name == headline,
+        )
+        for name in result
+    ]  # fmt: skip
+
+
+def notes(result: Scores, settings: KnnSettings) -> list[str]:
+    """What the numbers were made with."""
+    starred = f"; the headline (*) is {next(iter(result))}" if len(result) > 1 else ""
+    return [f"k-NN: k = {HEADLINE_K}, T = {settings.temperature:g}{starred}"]
+
+
+SPEC = ProbeSpec("knn", run, columns, KnnSettings, notes=notes, always=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.linear import stratified_split
+from eval.base import Column, ProbeSpec, Scores, Store
+from eval.probes.linear import stratified_split
+from eval.scores import with_error
 
 #: DINOv2's grid (Oquab et al. 2023, appendix B.3): 10^linspace(-6, 5, 45).
 FULL_GRID = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))
@@ -122,3 +124,38 @@ def _accuracy(solution: tuple[Tensor, Tensor], features: Tensor, labels: Tensor,
     weight, bias = solution
     best = torch.addmm(bias, features, weight.T).topk(min(top, len(bias)), dim=1).indices
     return int((best == labels[:, None]).any(dim=1).sum()) / len(labels)
+
+
+@dataclass(frozen=True)
+class LogisticSettings:
+    """Which strengths of regularisation are tried; `full`: all of DINOv2's."""
+
+    full: bool = False
+    held_out: float = 0.1  # share of train that chooses the strength
+
+
+def run(store: Store, settings: LogisticSettings) -> Scores:
+    """Accuracy of logistic regression on the headline feature, and how its strength was chosen."""
+    train, val, name = store.train, store.val, store.headline
+    found = logistic_probe(
+        train.inputs[name], train.labels, val.inputs[name], val.labels, num_classes=store.num_classes,
+        grid=FULL_GRID if settings.full else COARSE_GRID, held_out=settings.held_out, seed=store.seeds[0],
+        device=store.device, progress=store.progress,
+    )  # fmt: skip
+    return {"input": name, **with_error(asdict(found), len(val.labels))}
+
+
+def notes(result: Scores, settings: LogisticSettings) -> list[str]:
+    """The chosen strength; and where it lies at the edge of the grid."""
+    lines = [f"logistic: on {result['input']}, C {result['chosen']:.2g} of {len(result['grid'])}"]
+    if result["at_grid_edge"]:
+        lines.append(f"warning: the logistic probe's C {result['chosen']:.2g} lies at the edge of its grid")
+    return lines
+
+
+def columns(result: Scores, headline: str) -> list[Column]:
+    """One."""
+    return [Column("logistic", "logistic")]
+
+
+SPEC = ProbeSpec("logistic", run, columns, LogisticSettings, notes=notes)

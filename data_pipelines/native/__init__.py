@@ -1,0 +1,14 @@
+"""The kernel in C, where it is built: crops for `transforms/backends/native.py`, random numbers for `rng.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+kernel: Any
+try:
+    from data_pipelines.native import _crops as kernel
+except ImportError:
+    kernel = None
+
+BUILT = kernel is not None
+HOW_TO_BUILD = "with a C compiler installed, run `python setup.py build_ext --inplace` in the checkout"

@@ -1,0 +1,116 @@
+"""The seam of probes: what a probe is given, what it says of itself and of its numbers (imports no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Scores = dict[str, Any]  # plain JSON values
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of n labelled images.
+
+    inputs: by name, (n, d) float32, each with its d; what a probe may read. They are views of one matrix, so the
+        combinations cost no memory. With a class token: `class`, `mean` (of the patch tokens), `class + mean`,
+        `class of last 4`, `class of last 4 + mean`; without: `mean`, `mean of last 4`. `pooled` where the model
+        gives its own classifier something else.
+    pooled_as: the name of the input that is the model's own pooled feature.
+    labels: (n,) int64. ids: (n,) int64 sample numbers, in order; a data set's `key` tells each one's name.
+    digests: (n,) int64, equal where the images are, as they are cropped.
+    """
+
+    inputs: dict[str, Tensor]
+    pooled_as: str
+    labels: Tensor
+    ids: Tensor
+    digests: Tensor
+
+
+@dataclass(frozen=True)
+class Store:
+    """What a probe is given: the frozen features of one row of the table (an encoder, or a baseline), once for all.
+
+    train, val: labels lie in 0 .. num_classes - 1, whatever the data set calls them. What only val has is among the
+        classes too.
+    headline: the input that a probe of a single feature reads.
+    seeds: one repetition each, where a probe draws anything; the first makes what is drawn once.
+    device: where to compute; features lie in the CPU's memory.
+    progress: is told what runs.
+    """
+
+    train: FeatureSet
+    val: FeatureSet
+    num_classes: int
+    headline: str
+    seeds: Sequence[int] = (0,)
+    device: str = "cpu"
+    progress: Callable[[str], None] = lambda what: None
+
+
+class Column(NamedTuple):
+    """A number of a probe that tables, the report, wandb and the model card show.
+
+    name: in wandb, as `probe/NAME`. title: above its column.
+    paths: where its score lies in the probe's result; of several, the first that a row has. A score has `top1`,
+        `standard_error` and `interval`, see `eval.scores.with_error`.
+    headline: the one that stands for the probe where there is room for one.
+    """
+
+    name: str
+    title: str
+    paths: tuple[tuple[str, ...], ...] = ((),)
+    headline: bool = True
+
+
+def no_notes(result: Scores, settings: Any) -> list[str]:
+    """For a probe that has nothing to add to its numbers."""
+    return []
+
+
+@dataclass(frozen=True)
+class ProbeSpec:
+    """A probe. The same `run` measures the encoder and every baseline beside it.
+
+    name: key of its result and of its settings; as `--also NAME` on the command line.
+    run: (store, settings) -> its result, plain JSON values. Whatever it chooses, it chooses on train.
+    columns: (result of the pretrained row, headline input) -> what is shown of it.
+    settings: a frozen dataclass with defaults for everything. They are part of every result and of the key under which
+        baselines are kept. `epochs` and `full` are set by the options of that name.
+    needs: what it reads. labels: what kind of them it takes.
+    notes: (result of the pretrained row, settings) -> lines below the table.
+    always: it runs unasked.
+    """
+
+    name: str
+    run: Callable[[Store, Any], Scores]
+    columns: Callable[[Scores, str], Sequence[Column]]
+    settings: type
+    needs: Literal["pooled", "tokens", "encoder"] = "pooled"
+    labels: Literal["class", "several", "number", "mask", "none"] = "class"
+    notes: Callable[[Scores, Any], Sequence[str]] = no_notes
+    always: bool = False
+
+    def configured(self, options: Mapping[str, Any]) -> Any:
+        """Its settings with those of the `options` that it has."""
+        return self.settings(**{f.name: options[f.name] for f in fields(self.settings) if f.name in options})
+
+    def described(self, result: Scores, settings: Any, headline: str) -> tuple[list[dict[str, Any]], list[str]]:
+        """Columns and notes as JSON values, so that a result is read without the probe that made it."""
+        columns = [{"probe": self.name, **column._asdict()} for column in self.columns(result, headline)]
+        return columns, list(self.notes(result, settings))
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """Of a probe that has none."""
+
+
+def settings_as_json(settings: Any) -> dict[str, Any]:
+    """A probe's settings as they are kept in results."""
+    return asdict(settings)

@@ -1,0 +1,100 @@
+"""Which probes there are: the files of `eval/probes`, and what installed distributions add (imports no torch).
+
+A distribution adds one by an entry point of the group `selfsight.probes` that leads to its `ProbeSpec`; README.md has
+an example.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+
+import eval.probes
+from eval.base import ProbeSpec
+
+GROUP = "selfsight.probes"
+_RESERVED = {"headline", "dim", "num_train", "num_val"}  # they stand beside the probes' results
+
+
+def built_in() -> tuple[str, ...]:
+    """Names of the probes of this package, without importing any."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(eval.probes.__path__)))
+
+
+@cache
+def plug_ins() -> dict[str, tuple[EntryPoint, ...]]:
+    """What other distributions register, by name, without importing any."""
+    found: dict[str, tuple[EntryPoint, ...]] = {}
+    for entry in entry_points(group=GROUP):
+        found[entry.name] = (*found.get(entry.name, ()), entry)
+    return found
+
+
+def names() -> tuple[str, ...]:
+    """Of every probe there is: those of this package, then those of others that no name is taken from."""
+    return (*built_in(), *sorted(name for name, entries in plug_ins().items() if _refusal(name, entries) is None))
+
+
+def problems() -> list[str]:
+    """A line for each name of other distributions that is refused."""
+    lines = (_refusal(name, entries) for name, entries in sorted(plug_ins().items()))
+    return [line for line in lines if line is not None]
+
+
+def origin(name: str) -> str | None:
+    """The distribution and version that a probe comes from; None for one of this package."""
+    return None if name in built_in() else _origin(plug_ins()[name][0])
+
+
+def load(name: str) -> ProbeSpec:
+    """The probe of that name, which is imported only now.
+
+    Raises ValueError for a name that is not there or refused, for a plug-in that does not import or is no probe, and
+    for a probe of what is not extracted yet.
+    """
+    if name in built_in():
+        spec = import_module(f"eval.probes.{name}").SPEC
+        assert isinstance(spec, ProbeSpec)
+        assert spec.name == name, f"eval/probes/{name}.py names its probe {spec.name}"
+        return spec
+    entries = plug_ins().get(name, ())
+    if not entries:
+        raise ValueError(f"there is no probe {name!r}; there are {', '.join(names())}")
+    if (refusal := _refusal(name, entries)) is not None:
+        raise ValueError(refusal)
+    try:
+        spec = entries[0].load()
+    except Exception as error:  # whatever another's module does when it is imported
+        raise ValueError(f"the probe {name} of {_origin(entries[0])} can't be imported: {error!r}") from error
+    if not isinstance(spec, ProbeSpec) or spec.name != name:
+        what = f"a ProbeSpec named {spec.name!r}" if isinstance(spec, ProbeSpec) else repr(spec)[:80]
+        raise ValueError(f"{entries[0].value} of {_origin(entries[0])} is {what}, not a ProbeSpec named {name!r}")
+    if spec.needs != "pooled" or spec.labels not in ("class", "none"):
+        raise ValueError(
+            f"the probe {name} of {_origin(entries[0])} needs {spec.needs} and labels of kind {spec.labels!r}; this "
+            "version gives pooled features and one class an image"
+        )
+    return spec
+
+
+def chosen(also: tuple[str, ...] = ()) -> list[ProbeSpec]:
+    """The probes that always run, then those asked for by name; ValueError as of `load`."""
+    always = [spec for spec in map(load, built_in()) if spec.always]
+    return always + [spec for spec in map(load, dict.fromkeys(also)) if not spec.always]
+
+
+def _refusal(name: str, entries: tuple[EntryPoint, ...]) -> str | None:
+    whose = ", ".join(_origin(entry) for entry in entries)
+    if name in built_in():
+        return f"{whose} registers a probe {name}, but that name is taken by Selfsight's own; it is left out"
+    if len(entries) > 1:
+        return f"{whose} register a probe {name} each; uninstall all but one of them"
+    if not name.isidentifier() or name in _RESERVED:
+        return f"{whose} registers a probe {name!r}, which can't be its name: give it letters and underscores"
+    return None
+
+
+def _origin(entry: EntryPoint) -> str:
+    return "an unknown distribution" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"

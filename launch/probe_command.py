@@ -1,0 +1,79 @@
+"""`selfsight probe`: a frozen encoder measured, or all milestones of a run while it is trained."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.data_commands import Progress
+
+PROBE_EXAMPLES = (
+    "Examples:\n\n[bold]selfsight probe runs/mae_vit_cifar_cpu --data shards/[/]\n\n"
+    "[bold]selfsight probe timm:vit_small_patch16_224.augreg_in21k --data shards/ --also logistic[/]"
+)
+
+
+def probe(
+    target: Annotated[str, typer.Argument(help="A run, a checkpoint or an encoder folder, or timm:MODEL.")],
+    data: Annotated[str, typer.Option(help="Labelled shards with a train and a val split.")],
+    val_data: Annotated[str | None, typer.Option(help="The val split, where it is not in DATA.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The JSON file; default: eval/ of the run.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="A further probe by its name, such as logistic or a plug-in's; may be repeated."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Of probes that are trained by steps, such as linear.")] = 100,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of linear probes; their spread is reported.")] = 3,
+    full: Annotated[bool, typer.Option("--full", help="The whole grid of probes that have one, as logistic.")] = False,
+    untrained_seeds: Annotated[int, typer.Option(min=1, help="Untrained encoders to compare with.")] = 1,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
+    project: Annotated[str | None, typer.Option(help="Of wandb, for a TARGET that is no run.")] = None,
+    group: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Probe the milestone checkpoints of a run while it is trained.")
+    ] = False,
+    progress: Progress = True,
+) -> None:
+    """Measure a frozen encoder: k-NN, linear and further probes, beside chance, raw pixels and an untrained one."""
+    from rich.console import Console
+
+    from eval.probe import run_probe
+    from eval.report import probe_table
+    from launch.report.page import refresh
+
+    measure = partial(
+        run_probe,
+        data=data,
+        val_data=val_data,
+        device=device,
+        epochs=epochs,
+        seeds=range(seeds),
+        also=also or (),
+        full=full,
+        untrained_seeds=range(untrained_seeds),
+        image_size=image_size,
+        batch_size=batch_size,
+        project=project,
+        group=group,
+        progress=progress,
+    )
+    if follow:
+        if out is not None:
+            raise ValueError("--out names one file and --follow makes many; leave out one of them")
+        from launch.follow_command import end_when_asked, follow_run
+
+        end_when_asked()
+
+        def measure_and_show(checkpoint: str) -> None:
+            measure(checkpoint)
+            refresh(checkpoint)
+
+        follow_run(Path(target), data, measure_and_show)
+        return
+    Console().print(probe_table(measure(target, out=out)))
+    refresh(target)
