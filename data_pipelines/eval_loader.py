@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data_pipelines.datasets.dataset import Dataset
+from data_pipelines.datasets.prefetch import FetchAhead, in_batches, in_order
 from data_pipelines.images.decode import BadSampleError, decode
 from data_pipelines.loader import default_threads
 from data_pipelines.remote.fetch import cancel_on
-from data_pipelines.remote.prefetch import FetchAhead, in_batches, in_order
-from data_pipelines.shards.dataset import Dataset
 from data_pipelines.transforms.backends import any_channels
 from data_pipelines.transforms.backends.base import to_pillow, write_channels
 

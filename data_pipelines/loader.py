@@ -12,12 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
-from data_pipelines.images.bad_samples import BadSampleLog, Decoder
+from data_pipelines.datasets.bad_samples import BadSampleLog, Decoder
+from data_pipelines.datasets.dataset import NO_LABEL, Dataset
+from data_pipelines.datasets.prefetch import FETCH_AHEAD, FetchAhead, Need, naming
 from data_pipelines.remote.fetch import cancel_on
-from data_pipelines.remote.prefetch import FETCH_AHEAD, FetchAhead, Need, naming
 from data_pipelines.rng import DrawFields
 from data_pipelines.sampler import Row, Sampler
-from data_pipelines.shards.dataset import NO_LABEL, Dataset
 from data_pipelines.transforms.backends.any_channels import fitting
 from data_pipelines.transforms.backends.device import NUM_COLOURS
 from data_pipelines.transforms.backends.select import backend as make_backend

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.images.bad_samples import Decoded, Decoder
+from data_pipelines.datasets.bad_samples import Decoded, Decoder
 from data_pipelines.images.jpeg import read_header
 from data_pipelines.images.parts import Choose, Part
 from data_pipelines.loader import Loader

@@ -6,7 +6,10 @@ import errno
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
 
 _Result = TypeVar("_Result")
 #: What may pass; a file that is gone or forbidden, or a full disk, stays so.
@@ -41,19 +44,35 @@ def patiently(
         doing: What is done with it, for messages: "reading", "writing".
 
     Raises:
-        OSError: It goes on failing, or fails with what does not pass; the message names the file.
+        OSError: It goes on failing, or fails with what does not pass; the message names the file. That is no property
+            of a sample, so nobody should skip one for it.
     """
-    for pause in (*_PAUSES, None):
-        try:
-            return action()
-        except OSError as error:
-            if error.errno is None:
-                raise
-            if pause is None or error.errno not in passing:
-                tried = "" if pause is not None else f" (tried {len(_PAUSES) + 1} times)"
-                raise OSError(error.errno, f"{error.strerror}, {doing}{tried}", str(path)) from error
-            _log.warning("%s %s: %s; trying again in %g s", doing, path, error.strerror, pause)
-            time.sleep(pause)
-            if between is not None:
-                between()
-    raise AssertionError("the last try returns or raises")
+
+    def prepare(state: RetryCallState) -> None:
+        if between is not None and state.attempt_number > 1:
+            between()
+
+    attempts = Retrying(
+        sleep=lambda seconds: time.sleep(seconds),
+        stop=stop_after_attempt(len(_PAUSES) + 1),
+        wait=wait_chain(*map(wait_fixed, _PAUSES)),
+        retry=retry_if_exception(lambda error: isinstance(error, OSError) and error.errno in passing),
+        before=prepare,
+        before_sleep=partial(_warn, path, doing),
+        reraise=True,
+    )
+    try:
+        return attempts(action)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        tried = f" (tried {len(_PAUSES) + 1} times)" if error.errno in passing else ""
+        raise OSError(error.errno, f"{error.strerror}, {doing}{tried}", str(path)) from error
+
+
+def _warn(path: object, doing: str, state: RetryCallState) -> None:
+    assert state.outcome is not None
+    assert state.next_action is not None
+    error = state.outcome.exception()
+    assert isinstance(error, OSError)
+    _log.warning("%s %s: %s; trying again in %g s", doing, path, error.strerror, state.next_action.sleep)

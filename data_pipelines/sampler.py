@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.mixture import Mixture
 from data_pipelines.order import MAX_LANES, Order, default_lanes
 from data_pipelines.rng import Purpose
-from data_pipelines.shards.dataset import Dataset
 
 
 class Row(NamedTuple):

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from data_pipelines.shards.sample_index import NO_LABEL
+from data_pipelines.shards.index import NO_LABEL
 from eval.base import FeatureSet
 
 if TYPE_CHECKING:
-    from data_pipelines.shards.dataset import Dataset
+    from data_pipelines.datasets.dataset import Dataset
     from pretrain.encoders import Encoder, Features
 
 

@@ -29,7 +29,7 @@ from eval.splits import Splits, open_splits
 from eval.target import Target, open_target
 
 if TYPE_CHECKING:
-    from data_pipelines.shards.dataset import Dataset
+    from data_pipelines.datasets.dataset import Dataset
     from pretrain.encoders import Encoder
 
 MAX_PIXEL_SIDE = 32  # raw pixels are compared at most this large: 3,072 values of a colour image

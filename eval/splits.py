@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.datasets.dataset import Dataset, open_dataset
+from data_pipelines.datasets.held_out import open_held_out
 from data_pipelines.remote.remote_files import Shard
 from data_pipelines.remote.urls import redact
-from data_pipelines.shards.dataset import Dataset, open_dataset
-from data_pipelines.shards.held_out import open_held_out
-from data_pipelines.shards.sample_index import NO_LABEL
+from data_pipelines.shards.index import NO_LABEL
 
 #: Fewer val images than this, or of a class, are warned of.
 FEW_VAL, FEW_OF_A_CLASS = 100, 5

@@ -11,8 +11,9 @@ import torch
 from pydantic import TypeAdapter
 
 from pretrain.config import EncoderConfig
+from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
 from pretrain.encoders import Encoder
-from pretrain.encoders.load import TIMM_PREFIX, find_encoder, load_any
+from pretrain.encoders.load import load_any
 
 
 @dataclass(frozen=True)

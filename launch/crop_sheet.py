@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from data_pipelines.checks.contact_sheet import Display, Tile, fitted, grid
+from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.images.decode import decode
 from data_pipelines.loader import Loader
 from data_pipelines.rng import Purpose
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.dataset import Dataset
 from data_pipelines.transforms.backends.any_channels import fitting
 from data_pipelines.transforms.backends.device import finish
 from data_pipelines.transforms.params import CropParams, draw

@@ -147,7 +147,7 @@ def stats(
     """Measure mean, deviation and range of every channel; runs normalise by what dataset.json says."""
     import json
 
-    from data_pipelines.shards.dataset_info import data_stats
+    from data_pipelines.datasets.dataset_info import data_stats
 
     if bits not in (None, 8, 16):
         raise typer.BadParameter(f"{bits}; a channel has 8 or 16 bits", param_hint="--bits")

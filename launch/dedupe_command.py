@@ -17,10 +17,10 @@ from data_pipelines.checks.contact_sheet import Display, Tile, fitted, grid
 from data_pipelines.checks.dedupe import DEFAULT_RADIUS, HELD_OUT, KINDS, FindNear, Found, NearByHash, Splits, dedupe
 from data_pipelines.checks.fingerprint import Fingerprints
 from data_pipelines.checks.neighbours import Pairs, cosine_pairs
+from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.eval_loader import center_crops
 from data_pipelines.files import atomic_write, check_writable
 from data_pipelines.images.decode import decode
-from data_pipelines.shards.dataset import Dataset, open_dataset
 
 if TYPE_CHECKING:
     from eval.target import Target

@@ -11,12 +11,14 @@ _SPLITS = ("train", "val")
 
 def export(target: str, out: Path, to: str, overwrite: bool) -> None:
     """Export what TARGET names and print how to use it; see `pretrain.interop.export` for the errors."""
-    from eval.target import run_of
-    from pretrain.encoders.load import TIMM_PREFIX, find_encoder
+    from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
 
     if target.startswith(TIMM_PREFIX):
         raise ValueError(f"{target} is a model that timm has already; name a run, a checkpoint or an encoder folder")
     source = find_encoder(Path(target).expanduser())
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists; choose another place, or replace it (--overwrite)")
+    from eval.target import run_of
     from pretrain.encoders.saved import read_card
     from pretrain.interop.export import export_encoder
 

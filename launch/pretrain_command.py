@@ -17,8 +17,8 @@ from launch.data_commands import changes_of
 from launch.ranks import check_gpus, rank_environment
 
 if TYPE_CHECKING:
+    from data_pipelines.datasets.dataset import Dataset
     from data_pipelines.sampler import Sampler
-    from data_pipelines.shards.dataset import Dataset
     from pretrain.config import Config
 
 PRETRAIN_EXAMPLES = (

@@ -40,6 +40,7 @@ def probe(
     progress: Progress = True,
 ) -> None:
     """Measure a frozen encoder: k-NN, linear and further probes, beside chance, raw pixels and an untrained one."""
+    _refuse_early(target, data)
     from rich.console import Console
 
     from eval.probe import run_probe
@@ -77,3 +78,13 @@ def probe(
         return
     Console().print(probe_table(measure(target, out=out)))
     refresh(target)
+
+
+def _refuse_early(target: str, data: str) -> None:
+    """What is not there is told before torch is imported, which takes seconds."""
+    from data_pipelines.datasets.dataset import find_shards
+    from pretrain.encoder_folder import check_target
+
+    check_target(target)
+    if "://" not in data:
+        find_shards(data)

@@ -9,8 +9,8 @@ from typing import BinaryIO
 from rich.console import Console
 
 from data_pipelines.checks.show import measure, samples_sheet, statistics_figure, summary
+from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.files import atomic_write, check_writable
-from data_pipelines.shards.dataset import open_dataset
 
 
 def show(

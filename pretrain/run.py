@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines.cores import cores_per_process
+from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import read_json
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.dataset import Dataset
 from data_pipelines.transforms.backends.any_channels import left_out_line
 from pretrain.checkpoints.folder import CheckpointFolder, damage, read_state
 from pretrain.checkpoints.saving import NotSavedError
@@ -37,6 +37,7 @@ from pretrain.survival.run_folder import alone_in, begun_config, check_run_folde
 from pretrain.survival.startup import StartUp
 from pretrain.survival.stopping import EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, StopRequest
 from pretrain.survival.watchdog import STACKS, Limits, Watchdog
+from pretrain.tracking.log_file import logged
 from pretrain.train import Trainer
 
 
@@ -81,6 +82,7 @@ def pretrain(
     with ExitStack() as held:
         if rank == 0:
             held.enter_context(alone_in(folder))
+            held.enter_context(logged(folder))
             held.enter_context(recorded_end(folder, about))
         watchdog = held.enter_context(Watchdog(limits, folder, rank, world_size, dump_flight_recorder))
         if device.type == "cuda":

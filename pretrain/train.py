@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipelines.images.bad_samples import BadSampleLog
+from data_pipelines.datasets.bad_samples import BadSampleLog
 from data_pipelines.loader import Batch
 from data_pipelines.retry import patiently
 from data_pipelines.sampler import Sampler

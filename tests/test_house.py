@@ -22,7 +22,7 @@ PACKAGES = ("data_pipelines", "eval", "launch", "pretrain", "slurm")
 MAY_IMPORT = {
     "data_pipelines": (),
     "pretrain": ("data_pipelines", "eval.probes.knn"),
-    "eval": ("data_pipelines", "pretrain.encoders", "pretrain.config", "pretrain.tracking"),
+    "eval": ("data_pipelines", "pretrain.encoder_folder", "pretrain.encoders", "pretrain.config", "pretrain.tracking"),
     "slurm": (),
 }
 HEAVY = ("torch", "torchvision", "timm", "deepspeed", "wandb", "matplotlib", "sklearn", "webdataset")
@@ -42,6 +42,7 @@ LIGHT_MODULES = (
     "launch.pretrain_command",
     "pretrain.checkpoints.folder",
     "pretrain.config.load",
+    "pretrain.encoder_folder",
     "pretrain.engines.schedules",
     "pretrain.survival.startup",
     "pretrain.survival.stopping",
@@ -127,3 +128,45 @@ def test_presets_are_package_data() -> None:
 def test_the_readme_names_every_preset() -> None:
     table = (ROOT / "README.md").read_text(encoding="utf-8").split("## Presets")[1].split("##")[0]
     assert set(re.findall(r"^\| `(\w+)` ", table, re.MULTILINE)) == {preset.name for preset in list_presets()}
+
+
+def rooms() -> dict[str, set[str]]:
+    """Every folder of the packages (a loose module is a room of its own), and the rooms that it imports."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+    }
+
+    def room(name: str) -> str:
+        parts = name.split(".")
+        return ".".join(parts[:2] if len(parts) > 2 or modules[name].name == "__init__.py" else parts)
+
+    found: dict[str, set[str]] = {room(name): set() for name in modules}
+    for name, path in modules.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        typing_only = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom) or node.module is None or id(node) in typing_only:
+                continue
+            for alias in node.names:
+                inner, outer = f"{node.module}.{alias.name}", node.module
+                imported = inner if inner in modules else outer
+                if imported in modules:
+                    found[room(name)].add(room(imported))
+    return found
+
+
+@pytest.mark.parametrize("package", ["data_pipelines"])
+def test_no_room_imports_one_that_imports_it(package: str) -> None:
+    """Neither at once nor by a detour; imports within functions count."""
+    graph = {name: rooms_of - {name} for name, rooms_of in rooms().items() if within(name, (package,))}
+    while free := [name for name, imported in graph.items() if not imported & graph.keys()]:
+        for name in free:
+            del graph[name]
+    assert not graph, f"these import each other: {sorted(graph)}"

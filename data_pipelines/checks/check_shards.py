@@ -12,12 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.checks.tally import Tally
+from data_pipelines.datasets.dataset_index import is_true, joint_place
 from data_pipelines.files import parse_json, read_json
-from data_pipelines.shards.dataset_index import is_true, joint_place
-from data_pipelines.shards.index import INDEX_SUFFIX, load_index
-from data_pipelines.shards.sample_index import NO_LABEL, Index
-from data_pipelines.shards.shard_scan import scan_shard
+from data_pipelines.images.tally import Tally
+from data_pipelines.shards.index import NO_LABEL, Index
+from data_pipelines.shards.scan import INDEX_SUFFIX, load_index, scan_shard
 
 _KEYS_AT_A_TIME = 1 << 24  # 128 MB of hashes
 _NUM_NAMED = 20  # repeated keys

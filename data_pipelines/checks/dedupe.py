@@ -21,8 +21,8 @@ from data_pipelines.checks.fingerprint import (
     take_fingerprints,
 )
 from data_pipelines.checks.neighbours import Pairs, hamming_pairs
+from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import atomic_write
-from data_pipelines.shards.dataset import Dataset
 
 #: Splits that others are measured on: a duplicate leaves the split that is further down.
 HELD_OUT = ("test", "val")

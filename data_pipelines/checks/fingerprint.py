@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from einops import rearrange, reduce
 
+from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.images.decode import BadSampleError, decode
 from data_pipelines.loader import default_threads
-from data_pipelines.shards.dataset import Dataset
 
 HASH_BITS = 128
 THUMBNAIL_SIDE = 16

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_pipelines.checks.contact_sheet import Display, Tile, fitted, grid
 from data_pipelines.cores import cores_per_process
+from data_pipelines.datasets.dataset import NO_LABEL, Dataset
 from data_pipelines.images.decode import DAMAGE, BadSampleError, decode, look
-from data_pipelines.shards.dataset import NO_LABEL, Dataset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,18 +16,18 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from data_pipelines.checks.check_shards import Census, Listed, ShardCheck, ShardFacts, check_shard, unreadable
-from data_pipelines.checks.tally import Tally
+from data_pipelines.datasets.dataset import find_shards
+from data_pipelines.datasets.local_view import LocalView
 from data_pipelines.files import write_json
 from data_pipelines.images.issues import Severity, shown
 from data_pipelines.images.pixels import MAX_FILE_BYTES
+from data_pipelines.images.tally import Tally
 from data_pipelines.images.tolerance import MAX_BAD_SHARE, ShardCount, best_channels, dead_end, losses_told, too_many
 from data_pipelines.images.validate import Verdict, judge
 from data_pipelines.remote.cache import Cache
 from data_pipelines.remote.fetch import cancel_on
-from data_pipelines.remote.local_view import LocalView
 from data_pipelines.remote.urls import inside, is_url, name_of
-from data_pipelines.shards.dataset import find_shards
-from data_pipelines.shards.sample_index import Index
+from data_pipelines.shards.index import Index
 from data_pipelines.shards.tar import BLOCK, suffix_in
 
 _PIECE = 64  # samples a thread decodes at a time
@@ -230,8 +230,8 @@ def outlook(census: Census, account: _Account, listed: Listed, whole: bool, quic
         shards.setdefault(split_of(facts.shard.name, whole), []).append(facts)
     packed = {name: entry.samples for name, entry in listed.shards.items()}
     found = []
-    for name, facts in shards.items():
-        rank, told = _outlook(facts, account.splits[name], packed, quick)
+    for name, group in shards.items():
+        rank, told = _outlook(group, account.splits[name], packed, quick)
         found.append((rank, f"{name}: {told}" if len(shards) > 1 else told))
     worst, _ = max(found)
     return (

@@ -26,8 +26,8 @@ from data_pipelines.images.pixels import (
     unlike_opacity,
 )
 from data_pipelines.images.png import key_of_grey
+from data_pipelines.images.sample import Sample
 from data_pipelines.remote.remote_files import Shard
-from data_pipelines.shards.dataset import Sample
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # of Pillow; no other decoder of its ever sees the bytes
 _GREY = ("1", "L", "LA", "La")

@@ -136,7 +136,8 @@ def tidied(data: bytes) -> bytes:
     Raises:
         UnusableImageError: There are more segments than anybody means.
     """
-    kept, begin, place, num_segments, has_exif = [], 0, 2, 0, False
+    kept: list[bytes] = []
+    begin, place, num_segments, has_exif = 0, 2, 0, False
     while num_segments < _MAX_SEGMENTS:
         match = _MARKER.search(data, place)
         if match is None:

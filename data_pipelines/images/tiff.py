@@ -197,7 +197,7 @@ def _guarded(content: bytes) -> tuple[io.BytesIO, int, bytes]:
 
     place, total = int(read(of_size, 1, 8 if big else 4)[0]), 0
     ends: dict[int, int] = {}  # of the pages' tags by their start
-    blanks = []
+    blanks: list[tuple[np.ndarray, np.ndarray]] = []
     description = b""
     while place:
         if place in ends or len(ends) == _MAX_PAGES:

@@ -19,7 +19,7 @@ from data_pipelines.images.decode import (
     orientation_of,
 )
 from data_pipelines.images.pixels import Header, check_file_size
-from data_pipelines.shards.dataset import Sample
+from data_pipelines.images.sample import Sample
 
 #: The suffixes that name a format; a phone's JPEG with several pictures is an MPO to Pillow.
 _SUFFIXES = {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 kernel: Any
 try:
-    from data_pipelines.native import _crops as kernel
+    kernel = importlib.import_module("data_pipelines.native._crops")
 except ImportError:
     kernel = None
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.checks.statistics import common_kind, draw_samples, headers_of, measure
+from data_pipelines.datasets.dataset import Dataset, open_dataset
+from data_pipelines.datasets.statistics import common_kind, draw_samples, headers_of, measure
 from data_pipelines.packing.pack_folder import read_receipt
 from data_pipelines.packing.reencode import REENCODED
 from data_pipelines.packing.scan import Catalogue
-from data_pipelines.shards.dataset import Dataset, open_dataset
 
 FORMAT_VERSION = 2
 _MAX_MEASURED = 1000  # images whose pixels make the mean and the standard deviation

@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.checks.statistics import draw_samples
+from data_pipelines.datasets.dataset import open_dataset
+from data_pipelines.datasets.statistics import draw_samples
 from data_pipelines.images.decode import DAMAGE, BadSampleError, decode, look, reason_of
 from data_pipelines.images.depth import bits_used
 from data_pipelines.images.issues import shown
+from data_pipelines.images.sample import Sample
 from data_pipelines.packing.scan import scan
 from data_pipelines.packing.sources.opening import open_source
-from data_pipelines.shards.dataset import Sample, open_dataset
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _MAX_NAMED = 5  # unreadable images

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from data_pipelines.datasets.dataset_index import joint_place
 from data_pipelines.files import TEMPORARY_SUFFIX, lock, read_json, write_json
-from data_pipelines.shards.dataset_index import joint_place
-from data_pipelines.shards.index import INDEX_SUFFIX
+from data_pipelines.shards.scan import INDEX_SUFFIX
 
 WORK = ".pack"  # in the folder of shards while a pack is under way: its plan, and a receipt for every finished shard
 SKIPPED = "skipped.jsonl"

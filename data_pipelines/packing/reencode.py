@@ -20,7 +20,7 @@ from data_pipelines.images.decode import (
     orientation_of,
 )
 from data_pipelines.images.pixels import Header
-from data_pipelines.shards.dataset import Sample
+from data_pipelines.images.sample import Sample
 
 REENCODED = "re-encoded"
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")

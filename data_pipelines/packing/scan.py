@@ -13,7 +13,7 @@ from data_pipelines.images.issues import shown
 from data_pipelines.packing.listing import Skipped
 from data_pipelines.packing.sources.base import Source
 from data_pipelines.rng import Purpose, random_bits, stream_key
-from data_pipelines.shards.sample_index import NO_LABEL
+from data_pipelines.shards.index import NO_LABEL
 
 _MAX_LABEL = 999_999
 _FEW = 30  # labelled images in val, below which a probe says little

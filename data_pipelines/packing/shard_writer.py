@@ -23,7 +23,7 @@ from data_pipelines.packing.listing import GROUP_KEY
 from data_pipelines.packing.reencode import Prepared, Reencoding, prepare
 from data_pipelines.packing.scan import Catalogue
 from data_pipelines.packing.sources.base import Content
-from data_pipelines.shards.sample_index import NO_LABEL
+from data_pipelines.shards.index import NO_LABEL
 
 
 @dataclass

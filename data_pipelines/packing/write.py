@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from data_pipelines.cores import cores_per_process
+from data_pipelines.datasets.dataset_index import write_index
 from data_pipelines.files import atomic_write, check_writable, read_json, write_json
 from data_pipelines.images.depth import depth_warning
 from data_pipelines.images.issues import shown, visible
@@ -29,8 +30,7 @@ from data_pipelines.packing.shard_writer import Workshop, write_shard
 from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns
 from data_pipelines.packing.sources.opening import open_source
 from data_pipelines.rng import Purpose, random_bits, stream_key
-from data_pipelines.shards.dataset_index import write_index
-from data_pipelines.shards.index import load_index
+from data_pipelines.shards.scan import load_index
 
 CHECKS = ("header", "full")
 BAD = ("skip", "refuse")

@@ -52,7 +52,7 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        extra = f"pip install 'selfsight[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else str(error)
+        extra = f"pip install '.[{_EXTRAS[scheme]}]' in the checkout of selfsight" if scheme in _EXTRAS else str(error)
         raise ValueError(f"{redact(url)}: {scheme}:// needs a package that is not installed: {extra}") from None
     except ValueError as error:
         raise ValueError(

@@ -24,11 +24,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.files import check_writable
 from data_pipelines.remote.cache import Cache, default_folder
 from data_pipelines.remote.fetch import Patience
 from data_pipelines.remote.urls import redact
-from data_pipelines.shards.dataset import Dataset, open_dataset
 from launch.cluster.gpus import Gpu, SmiError, driver_version, visible_gpus
 from launch.cluster.rendezvous import Report, free_bytes
 from launch.ranks import Ranks

@@ -24,7 +24,7 @@ def save(layout: Layout, folder: Path) -> str:
         import wandb_workspaces.workspaces  # noqa: F401
     except ImportError:
         raise ValueError(
-            "`selfsight dashboard` needs the package wandb-workspaces: pip install 'selfsight[dashboard]'; "
+            "`selfsight dashboard` needs the package wandb-workspaces: pip install '.[dashboard]' in the checkout; "
             "--dry-run shows the layout without it"
         ) from None
     layout = replace(layout, entity=layout.entity or _default_entity())

@@ -258,7 +258,7 @@ class Config:
     seed: NonNegativeInt = 0  # of every random draw: crops, masks, weights, order
     data: DataConfig
     views: Views
-    encoder: EncoderConfig | None = None  # all methods but dvae, which is a convolutional net of its own
+    encoder: EncoderConfig | None = None  # null for a method with a network of its own, such as dvae
     init_from: str | None = None  # start from these weights: a run, a checkpoint, an imported folder, or timm:NAME
     method: MethodConfig
     optim: OptimConfig

@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_pipelines.datasets.dataset import NO_LABEL, Dataset
+from data_pipelines.datasets.held_out import held_out_of, open_held_out
 from data_pipelines.eval_loader import center_crops
 from data_pipelines.remote.urls import redact
-from data_pipelines.shards.dataset import NO_LABEL, Dataset
-from data_pipelines.shards.held_out import held_out_of, open_held_out
 from eval.probes.knn import knn_accuracy
 from pretrain.config import Config
 from pretrain.config.load import ConfigError

@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
 from pretrain.encoders.base import Encoder
-from pretrain.tokenizers.card import is_tokenizer
 
 if TYPE_CHECKING:
     from pretrain.encoders.timm.encoder import TimmEncoder
-
-ENCODER_FILES = ("config.json", "model.safetensors")
-TIMM_PREFIX = "timm:"
 
 
 class LoadedEncoder(NamedTuple):
@@ -38,40 +35,6 @@ def load_any(target: str, image_size: tuple[int, int] | None = None) -> LoadedEn
         return LoadedEncoder(model.eval(), model.mean, model.std, model.image_size, model.channels)
     encoder, card = load_encoder(find_encoder(Path(target).expanduser()))
     return LoadedEncoder(encoder, tuple(card.mean), tuple(card.std), card.image_size, card.channels)
-
-
-def find_encoder(folder: Path) -> Path:
-    """The encoder folder that `folder` is or holds: a run's final one, or else its latest checkpoint's.
-
-    An exported .safetensors file is an encoder as well, and is returned as it is.
-    """
-    if folder.is_file() and folder.suffix == ".safetensors":
-        return folder
-    if not folder.is_dir():
-        near = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
-        hint = f"; {folder.parent} holds {', '.join(near[:10])}" if near else ""
-        raise FileNotFoundError(
-            f"{folder} is not a folder{hint}. Name a run, a checkpoint, an encoder folder, an exported "
-            ".safetensors file, or timm:MODEL"
-        )
-    candidates = [folder, folder / "encoder"]
-    latest = folder / "checkpoints" / "latest"
-    if latest.is_file():
-        candidates.append(latest.parent / latest.read_text(encoding="utf-8").strip() / "encoder")
-    for candidate in candidates:
-        if all((candidate / name).is_file() for name in ENCODER_FILES) and not is_tokenizer(candidate):
-            return candidate
-    tokenizers = [folder, *(candidate.with_name("tokenizer") for candidate in candidates[1:])]
-    if any(is_tokenizer(place) for place in tokenizers):
-        raise FileNotFoundError(
-            f"{folder} holds a tokenizer (method dvae or vqkd), which gives codes to predict and no features: there is "
-            "no encoder to load or probe. Pretrain on its codes (method.target=codes) and name that run"
-        )
-    found = sorted(path.name for path in folder.iterdir())
-    raise FileNotFoundError(
-        f"no encoder in {folder}: it holds {', '.join(found[:10]) or 'nothing'}, and an encoder is a folder with "
-        f"{' and '.join(ENCODER_FILES)}. A run has one from its first checkpoint on (see checkpoint.every_steps)"
-    )
 
 
 def _load_timm(name: str, image_size: tuple[int, int] | None = None) -> TimmEncoder:

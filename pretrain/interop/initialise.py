@@ -11,8 +11,9 @@ from torch import nn
 
 from pretrain.config import Config, EncoderConfig
 from pretrain.config.load import ConfigError
+from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
 from pretrain.encoders.base import Encoder
-from pretrain.encoders.load import TIMM_PREFIX, find_encoder, load_any
+from pretrain.encoders.load import load_any
 from pretrain.encoders.saved import read_card
 from pretrain.encoders.timm.encoder import TimmEncoder
 from pretrain.encoders.timm.survey import check_name

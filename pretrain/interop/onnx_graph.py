@@ -52,7 +52,7 @@ def check_packages() -> None:
     if missing:
         raise ValueError(
             f"an export to ONNX needs {', '.join(missing)}, which this installation lacks: "
-            "pip install 'selfsight[onnx]' (in a checkout: pip install --constraint constraints.txt '.[onnx]')"
+            "pip install --constraint constraints.txt '.[onnx]' in the checkout of selfsight"
         )
 
 

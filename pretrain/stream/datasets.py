@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-from data_pipelines.images.bad_samples import check_losses
+from data_pipelines.datasets.bad_samples import check_losses
+from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.remote.cache import Cache, default_folder
 from data_pipelines.remote.fetch import Patience
 from data_pipelines.remote.urls import redact
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.dataset import Dataset, open_dataset
 from pretrain.config import Config
 from pretrain.config.sections import DataConfig, SourceConfig
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import read_json, write_json
 from data_pipelines.sampler import Part, Sampler, Segment
-from data_pipelines.shards.dataset import Dataset
 from pretrain.config.load import ConfigError
 
 _MOST_NAMED = 5

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import timm
 
+from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.remote.urls import redact
-from data_pipelines.shards.dataset import Dataset
 from pretrain.config import Config
 from pretrain.config.load import ConfigError
-from pretrain.encoders.load import TIMM_PREFIX, find_encoder
+from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
 from pretrain.encoders.saved import read_card
 from pretrain.methods.base import Normalisation
 from pretrain.stream.datasets import sources, weights_of

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.images.bad_samples import Decoder
+from data_pipelines.datasets.bad_samples import Decoder
 from data_pipelines.images.parts import Part, whole
 from data_pipelines.sampler import Row, Sampler
 from data_pipelines.transforms.backends.any_channels import fitting

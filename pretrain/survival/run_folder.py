@@ -29,7 +29,17 @@ FREE_KEYS = (
 )
 #: What a run folder may hold before its run has begun: what is written by those who queue it and look after it,
 #: and by ranks that start before the first one.
-BEFORE_A_START = ("cancelled", "heartbeats", "history.jsonl", "jobs", "logs", "preflight", "stacks", "sweep.json")
+BEFORE_A_START = (
+    "cancelled",
+    "heartbeats",
+    "history.jsonl",
+    "jobs",
+    "log.txt",
+    "logs",
+    "preflight",
+    "stacks",
+    "sweep.json",
+)
 _EARLIER_START_SECONDS = 300.0
 FREE_PATHS = re.compile(r"data\.train\.\d+\.path")  # of each of several data sets
 FREE_SECTIONS = ("checkpoint.", "tracking.", "diagnostics.", "data.cache.")

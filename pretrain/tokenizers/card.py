@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from data_pipelines.files import read_json
 from pretrain.config import EncoderConfig
+from pretrain.encoder_folder import is_tokenizer
 from pretrain.methods.mask_counts import mask_grid
 from pretrain.methods.registry import MethodConfig, exporting
 
@@ -57,16 +58,6 @@ def find_tokenizer(folder: Path) -> Path:
     raise FileNotFoundError(
         f"no tokenizer in {folder}: it holds {', '.join(found[:10]) or 'nothing'}. A run of method {methods} has "
         "one in tokenizer/ from its first checkpoint on (see checkpoint.every_steps)"
-    )
-
-
-def is_tokenizer(folder: Path) -> bool:
-    """Whether `folder` is a saved tokenizer itself."""
-    described = read_json(folder / "config.json")
-    return (
-        isinstance(described, dict)
-        and described.get("kind") in exporting("tokenizer")
-        and (folder / "model.safetensors").is_file()
     )
 
 

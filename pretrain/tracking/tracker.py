@@ -34,7 +34,10 @@ class Tracker:
         self.run, self.config = run, config
         self.log = MetricsLog(run / METRICS, start_step)
         self.system_log = MetricsLog(run / SYSTEM, start_step)
-        self.wandb = WandbRun(identity_of(run, config), start_step)
+        identity = identity_of(run, config)
+        if identity.mode == "disabled":
+            self.say("wandb: disabled")
+        self.wandb = WandbRun(identity, start_step)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log the metrics of a finished step (counted from 1)."""

@@ -19,7 +19,7 @@ from typing import Any
 from pretrain.tracking.console import say
 from pretrain.tracking.metrics_log import read_lines, read_rows
 from pretrain.tracking.wandb_files import Had, key_of, kind_of, what_wandb_has
-from pretrain.tracking.wandb_identity import Identity, keep_identity, stored_identity
+from pretrain.tracking.wandb_identity import Identity, keep_identity
 
 PROBES = "probes.jsonl"  # rows of probes, as wandb gets them
 FINISH_SECONDS = 20.0
@@ -200,8 +200,13 @@ def _init(identity: Identity, mode: str) -> Any:
 def _announce(identity: Identity, mode: str, run: Any) -> None:
     """Say once where the run is to be seen."""
     url = run.url if mode == "online" else None
-    if url and stored_identity(identity.folder).get("url") != url:
-        say(f"wandb: {url}")
+    if url:
+        say(f"wandb: online, project {identity.project}{f' of {run.entity}' if run.entity else ''}: {url}")
+    else:
+        say(
+            f"wandb: offline, project {identity.project}; `selfsight dashboard {identity.folder} --sync` sends it from "
+            "where there is a network, tracking.wandb=disabled leaves it out"
+        )
     keep_identity(replace(identity, mode=mode), url)
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from _photos import write_shards
 from PIL import Image
 
+from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.loader import Loader
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.dataset import Dataset, open_dataset
 from data_pipelines.transforms.config import Views
 
 

@@ -25,8 +25,8 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
 from torchvision.transforms import functional as tv
 
+from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.images.jpeg import decode_jpeg
-from data_pipelines.shards.dataset import open_dataset
 from data_pipelines.transforms.backends import native
 from data_pipelines.transforms.backends.base import Backend, CropJob
 from data_pipelines.transforms.backends.select import backend

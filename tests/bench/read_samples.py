@@ -8,9 +8,9 @@ from pathlib import Path
 import webdataset as wds
 from _compare import compare
 
+from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.demo import build_demo
 from data_pipelines.packing.write import pack
-from data_pipelines.shards.dataset import open_dataset
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from data_pipelines.shards.dataset import Dataset
+from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.transforms.config import Crop, LocalCrops, Views
 
 ROWS, BATCH, WORKERS = 512, 64, 2

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.shards.dataset_index import joint_place
+from data_pipelines.datasets.dataset_index import joint_place
+from data_pipelines.shards.index import Findings, Index, one_shard
 from data_pipelines.shards.index_format import store, write_joined
-from data_pipelines.shards.sample_index import Findings, Index, one_shard
 from data_pipelines.shards.shard import Identity
 
 IMAGE_BYTES, STAMP = 110_000, 1_700_000_000_000_000_000
@@ -23,14 +23,14 @@ IMAGE_BYTES, STAMP = 110_000, 1_700_000_000_000_000_000
 OPEN = """
 import os, sys, time
 import numpy as np
-import data_pipelines.shards.dataset, data_pipelines.sampler
+import data_pipelines.datasets.dataset, data_pipelines.sampler
 
 def megabytes():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
 
 before, began = megabytes(), time.perf_counter()
-dataset = data_pipelines.shards.dataset.open_dataset(sys.argv[1])
+dataset = data_pipelines.datasets.dataset.open_dataset(sys.argv[1])
 sampler = data_pipelines.sampler.Sampler((dataset,), seed=0, batch_size=4096)
 sampler.state()
 opened, memory = time.perf_counter() - began, megabytes()

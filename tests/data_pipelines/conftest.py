@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from making import sample_files, write_tar
 
-from data_pipelines.shards.dataset import Dataset, open_dataset
+from data_pipelines.datasets.dataset import Dataset, open_dataset
 
 
 @pytest.fixture(autouse=True)

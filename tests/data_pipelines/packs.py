@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import webdataset
 from making import encode, picture, write_tar
 
-from data_pipelines.shards.dataset import open_dataset
-from data_pipelines.shards.index import INDEX_SUFFIX
+from data_pipelines.datasets.dataset import open_dataset
+from data_pipelines.shards.scan import INDEX_SUFFIX
 
 CLASSES = ("ant", "bee", "cat")
 FEATURES = {

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from data_pipelines.shards.index import build_index
+from data_pipelines.shards.scan import build_index
 
 SECRET = "hunter2"
 

@@ -12,8 +12,8 @@ from making import encode, picture, write_tar
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 
+from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.eval_loader import center_crop, center_crops
-from data_pipelines.shards.dataset import Dataset, open_dataset
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (83, 41), (20, 24), (33, 33)])

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.loader import Loader
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.dataset import open_dataset
 from data_pipelines.transforms.config import Crop, LocalCrops, Views
 
 ROOT = Path(__file__).parents[2]

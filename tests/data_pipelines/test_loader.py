@@ -16,10 +16,10 @@ import torch
 from making import encode, picture, sample_files, write_tar
 
 from data_pipelines.buffers import map_batch
-from data_pipelines.images.bad_samples import Decoder, TooManyBadSamplesError
+from data_pipelines.datasets.bad_samples import Decoder, TooManyBadSamplesError
+from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.loader import Batch, Loader
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.dataset import Dataset, open_dataset
 from data_pipelines.transforms.backends import native
 from data_pipelines.transforms.backends.device import finish
 from data_pipelines.transforms.config import BackendName, Crop, LocalCrops, TargetCrop, Views

@@ -19,11 +19,11 @@ import torch
 from making import sample_files, write_tar
 from serving import serve
 
+from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.loader import Batch, Loader
 from data_pipelines.remote.cache import Cache
 from data_pipelines.remote.fetch import Patience
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.dataset import Dataset, open_dataset
 from data_pipelines.transforms.config import Crop, LocalCrops, TargetCrop, Views
 
 COLOUR = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grayscale": 0.2}

@@ -11,10 +11,10 @@ import pytest
 import torch
 from making import encode, picture, write_tar
 
+from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.loader import Loader
 from data_pipelines.profile import STAGES, Profile, Watch, profile, ranks_for_profiling
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.dataset import Dataset, open_dataset
 from data_pipelines.transforms.config import Crop, LocalCrops, Views
 
 VIEWS = Views(

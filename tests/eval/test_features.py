@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines.shards.dataset import open_dataset
+from data_pipelines.datasets.dataset import open_dataset
 from eval.features import centred, extract, pixels
 from pretrain.config import SwinConfig, VitConfig
 from pretrain.encoders import build_encoder

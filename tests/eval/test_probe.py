@@ -15,8 +15,8 @@ from eval.scores import wilson
 from eval.splits import open_splits
 from eval.target import open_target, run_of
 from pretrain.config import VitConfig
+from pretrain.encoder_folder import find_encoder
 from pretrain.encoders import build_encoder
-from pretrain.encoders.load import find_encoder
 from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.interop.export import export_encoder
 from pretrain.tracking.probes import Accuracy

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -105,3 +108,33 @@ def test_launch_runs_the_pretrain_command(run, monkeypatch: pytest.MonkeyPatch) 
     assert seen == [
         ([sys.executable, "-P", "-m", "launch", "pretrain", "mine.yaml", "--data", "shards/", "name=x"], 2),
     ]
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["probe", "runs/nothing", "--data", "shards"], "runs/nothing is not a folder"),
+        (["probe", "timm:a model", "--data", "shards"], "names no model"),
+        (["probe", "timm:resnet18", "--data", "no_shards"], "no_shards"),
+        (["export", "runs/nothing", "out", "--to", "hf"], "runs/nothing is not a folder"),
+        (["pretrain", "mae_vit_cifar_cpu", "--data", "no_shards"], "no_shards"),
+        (["pretrain", "no_preset"], "there is no preset"),
+        (["pretrain", "mae_vit_cifar_cpu", "learning_rate=1"], "did you mean optim.lr?"),
+        (["report", "runs/nothing"], "runs/nothing"),
+        (["status", "runs/nothing"], "runs/nothing"),
+        (["settings", "learning_rate"], "did you mean optim.lr?"),
+    ],
+)
+def test_what_needs_no_torch_is_refused_before_it_is_imported(command: list[str], told: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from launch.cli import main\n"
+        f"try: main({command!r})\nexcept SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stdout.splitlines()[-1:] == ["2 False"], done.stdout + done.stderr
+    assert told in done.stderr
+
+
+def test_the_version_is_told() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"selfsight {version('selfsight')}\n")

@@ -234,7 +234,7 @@ def test_what_is_missing_is_said(
     assert "several projects" in refused(capsys, "dashboard", str(run), str(elsewhere))
     monkeypatch.setitem(__import__("sys").modules, "wandb_workspaces", None)
     monkeypatch.setitem(__import__("sys").modules, "wandb_workspaces.workspaces", None)
-    assert "pip install 'selfsight[dashboard]'" in refused(capsys, "dashboard", str(run))
+    assert "pip install '.[dashboard]'" in refused(capsys, "dashboard", str(run))
 
 
 def test_a_server_that_refuses_or_is_away_is_said(

@@ -14,8 +14,8 @@ from making import bands, deep_png, npy, tiff, write_tar
 from PIL import Image
 from tiny import COLOURS, config_data
 
+from data_pipelines.datasets.dataset_info import data_stats
 from data_pipelines.packing.write import pack
-from data_pipelines.shards.dataset_info import data_stats
 from eval.probe import run_probe
 from pretrain.config import Config
 from pretrain.config.load import ConfigError, load_config, parse_config

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import config_data, write_shards
 
+from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.loader import Batch, Loader
-from data_pipelines.shards.dataset import open_dataset
 from pretrain.config.load import ConfigError, dump_config, parse_config
 from pretrain.stream.batches import DeviceSteps, ids_digest
 from pretrain.stream.datasets import sampler_of

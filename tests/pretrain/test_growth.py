@@ -12,8 +12,8 @@ import torch
 from test_train import column, run_all
 from tiny import config_data, write_shards
 
+from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.sampler import Row, Sampler
-from data_pipelines.shards.dataset import open_dataset
 from pretrain.config.auto_hparams import resolve_auto
 from pretrain.config.load import ConfigError, parse_config
 from pretrain.methods.base import Normalisation

@@ -19,7 +19,8 @@ from pretrain.checkpoints.folder import FORM, ResumeState, check_resume, read_st
 from pretrain.config.load import ConfigError, check_sources, parse_config
 from pretrain.diagnostics.alarms import Alarms, Moment
 from pretrain.diagnostics.collapse import collapse_rules
-from pretrain.encoders.load import find_encoder, load_any
+from pretrain.encoder_folder import find_encoder
+from pretrain.encoders.load import load_any
 from pretrain.encoders.patches import patchify
 from pretrain.engines.schedules import Timeline
 from pretrain.methods.dvae.method import gumbel_noise

@@ -17,7 +17,7 @@ import pytest
 import torch
 from tiny import config_data, write_shards
 
-from data_pipelines.shards.index import build_index
+from data_pipelines.shards.scan import build_index
 from pretrain.checkpoints.folder import CheckpointFolder, damage, read_state
 from pretrain.config.load import ConfigError, parse_config
 from pretrain.diagnostics import NonFiniteError, check_finite

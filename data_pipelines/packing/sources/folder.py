@@ -13,7 +13,7 @@ from data_pipelines.packing.listing import Entry, Listing, Membership, Skipped, 
 from data_pipelines.packing.sources.base import Content, ListedSource, read_exactly
 from data_pipelines.packing.sources.dicom_files import DicomFiles
 from data_pipelines.packing.sources.splits import memberships_of_folders
-from data_pipelines.shards.shard_scan import IMAGE_SUFFIXES
+from data_pipelines.shards.scan import IMAGE_SUFFIXES
 
 _NO_IMAGES = ("json", "csv", "tsv")  # metadata and lists, which nobody takes for images
 _MAX_SUFFIXES = 10

@@ -7,12 +7,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipelines.datasets.locations import local_shards
 from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Source
 from data_pipelines.packing.sources.folder import FolderSource
 from data_pipelines.packing.sources.path_list import PathListSource
 from data_pipelines.packing.sources.tars import TarSource
-from data_pipelines.remote.locations import local_shards
-from data_pipelines.shards.shard_scan import IMAGE_SUFFIXES
+from data_pipelines.shards.scan import IMAGE_SUFFIXES
 
 KINDS = ("folder", "tars", "parquet", "arrow", "list")
 _KIND_OF_SUFFIX = {".tar": "tars", ".parquet": "parquet", ".arrow": "arrow", ".csv": "list", ".tsv": "list"}

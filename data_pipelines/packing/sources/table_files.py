@@ -15,7 +15,8 @@ try:
     import pyarrow.parquet as pq
 except ImportError as error:
     raise ValueError(
-        "reading parquet and arrow files needs pyarrow, which is not installed: pip install 'selfsight[parquet]'"
+        "reading parquet and arrow files needs pyarrow, which is not installed: "
+        "pip install '.[parquet]' in the checkout of selfsight"
     ) from error
 
 _BUFFER_BYTES = 1 << 20

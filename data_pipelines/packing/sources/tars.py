@@ -14,7 +14,7 @@ from data_pipelines.files import read_json
 from data_pipelines.packing.listing import Entry, Listing, Membership, Skipped
 from data_pipelines.packing.sources.base import Content, ListedSource, read_piece
 from data_pipelines.packing.sources.splits import membership, memberships_of_folders, splits_of_files
-from data_pipelines.shards.shard_scan import IMAGE_SUFFIXES, MEMBER_NAME, META_NAME, image_rank
+from data_pipelines.shards.scan import IMAGE_SUFFIXES, MEMBER_NAME, META_NAME, image_rank
 from data_pipelines.shards.tar import Member, TarDamageError, Trailing, members, walk
 
 _MAX_LABEL_BYTES = 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pretrain.config import Config, TimmConfig
-from pretrain.encoders.load import TIMM_PREFIX, find_encoder
+from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
 from pretrain.encoders.saved import read_card
 from pretrain.encoders.timm.survey import survey, why_not_size
 

@@ -19,8 +19,8 @@ from data_pipelines.checks.fingerprint import (
     take_fingerprints,
 )
 from data_pipelines.checks.neighbours import Pairs
+from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.images.decode import decode
-from data_pipelines.shards.dataset import Dataset
 
 
 def scene(seed: int, side: int = 96) -> np.ndarray:

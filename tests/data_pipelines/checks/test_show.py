@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_pipelines.checks.contact_sheet import LINE, Display, Tile, fitted, grid
 from data_pipelines.checks.show import Statistics, balanced, measure, samples_sheet, statistics_figure, summary
-from data_pipelines.shards.dataset import NO_LABEL, Dataset
+from data_pipelines.datasets.dataset import NO_LABEL, Dataset
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from making import bands, encode, picture, sample_files, tiff, write_tar
 from PIL import Image
 
 from data_pipelines.checks.verify import verify
-from data_pipelines.images.bad_samples import Decoder, TooManyBadSamplesError, check_losses
+from data_pipelines.datasets.bad_samples import Decoder, TooManyBadSamplesError, check_losses
+from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.packing.write import pack
-from data_pipelines.shards.dataset import open_dataset
-from data_pipelines.shards.index import load_index
+from data_pipelines.shards.scan import load_index
 from launch.cli import main
 
 PIXELS = picture(0)

@@ -27,14 +27,15 @@ from making import bands, deep_png, encode, npy, picture, sample_files, tiff, wr
 from PIL import Image
 
 from data_pipelines.checks.verify import verify
-from data_pipelines.images.bad_samples import BadSampleLog
+from data_pipelines.datasets.bad_samples import BadSampleLog
+from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.images.decode import BadSampleError, decode
 from data_pipelines.images.issues import CASES, Severity
+from data_pipelines.images.sample import Sample
 from data_pipelines.images.validate import judge
 from data_pipelines.loader import Loader
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.dataset import Dataset, Sample, open_dataset
-from data_pipelines.shards.index import build_index
+from data_pipelines.shards.scan import build_index
 from data_pipelines.transforms.config import Crop, Views
 
 PIXELS = picture(1)
@@ -509,7 +510,7 @@ def test_every_case_is_made_here_or_in_the_tests_of_verify() -> None:
 
 def test_a_film_under_the_name_of_an_image_is_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 3 GB: more than the system reads at once, which must not look as if the shard had shrunk."""
-    for module in ("images.pixels", "shards.dataset", "checks.verify"):
+    for module in ("images.pixels", "datasets.dataset", "checks.verify"):
         monkeypatch.setattr(f"data_pipelines.{module}.MAX_FILE_BYTES", 1 << 20)
     film = tarfile.TarInfo("b.jpg")
     film.size = 3 << 30

@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_pipelines.images import decode as decode_module
 from data_pipelines.images.decode import BadSampleError, decode
-from data_pipelines.shards.dataset import Sample
+from data_pipelines.images.sample import Sample
 
 PIXELS = picture(1)
 

@@ -14,12 +14,11 @@ import pytest
 from making import encode, picture, sample_files, write_tar
 from PIL import Image
 
-from data_pipelines.images.bad_samples import Decoder, TooManyBadSamplesError
+from data_pipelines.datasets.bad_samples import Decoder, TooManyBadSamplesError
+from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.images.issues import CASES, Severity
 from data_pipelines.images.validate import judge
-from data_pipelines.shards.dataset import open_dataset
-from data_pipelines.shards.index import build_index
-from data_pipelines.shards.shard_scan import scan_shard
+from data_pipelines.shards.scan import build_index, scan_shard
 from data_pipelines.shards.tar import BLOCK
 
 PIXELS = picture(5, 33, 40)

@@ -7,9 +7,9 @@ import ast
 import numpy as np
 import pytest
 
-from data_pipelines.checks.tally import Tally
 from data_pipelines.images.issues import CASES, shown, table
 from data_pipelines.images.magic import kind_of
+from data_pipelines.images.tally import Tally
 
 
 @pytest.mark.parametrize("name", ["a/b_1.jpg", "Grün 図 ñ.png", "spaces and 'quotes'"])

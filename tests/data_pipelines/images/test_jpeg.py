@@ -22,7 +22,7 @@ from data_pipelines.images import jpeg
 from data_pipelines.images.decode import BadSampleError, decode, decode_part, open_image, orientation_of
 from data_pipelines.images.jpeg import decode_jpeg, has_regions, read_header
 from data_pipelines.images.parts import Part, Picture, needed, whole
-from data_pipelines.shards.dataset import Sample
+from data_pipelines.images.sample import Sample
 
 needs_regions = pytest.mark.skipif(not has_regions(), reason="the extension _jpeg_region is not built")
 KINDS = ("444", "422", "420", "440", "411", "grayscale", "progressive")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_pipelines.images import pixels as pixels_module
 from data_pipelines.images.decode import BadSampleError, decode, look
-from data_pipelines.shards.dataset import Sample
+from data_pipelines.images.sample import Sample
 
 DEEP = bands(1)
 RGB = DEEP[:, :, :3]

@@ -13,11 +13,11 @@ import pytest
 from making import bands, encode, picture, tiff
 from PIL import Image
 
-from data_pipelines.checks.statistics import Kind, measure
+from data_pipelines.datasets.statistics import Kind, measure
 from data_pipelines.images.decode import decode, decode_part, look
+from data_pipelines.images.sample import Sample
 from data_pipelines.images.validate import judge
 from data_pipelines.packing.reencode import Reencoding, prepare
-from data_pipelines.shards.dataset import Sample
 
 CLEAR = np.arange(24) < 10  # columns that are transparent
 RGB = picture(1)

@@ -12,10 +12,11 @@ from making import encode, picture
 from packs import read_back
 from PIL import Image
 
+from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.images.decode import decode
+from data_pipelines.images.sample import Sample
 from data_pipelines.packing.reencode import REENCODED, Reencoding, prepare
 from data_pipelines.packing.write import pack
-from data_pipelines.shards.dataset import Sample, open_dataset
 
 TO_64 = Reencoding(64, quality=95, subsampling="4:4:4")
 

@@ -11,11 +11,11 @@ import pytest
 from making import encode, picture, write_tar
 from packs import content, make_folder, make_shards, read_back
 
+from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.packing import describe as describe_module
 from data_pipelines.packing import write as write_module
 from data_pipelines.packing.listing import Entry, Listing, Membership
 from data_pipelines.packing.write import pack
-from data_pipelines.shards.dataset import open_dataset
 
 
 def write_lines(path: Path, *lines: object) -> Path:

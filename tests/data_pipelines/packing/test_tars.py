@@ -14,7 +14,7 @@ from packs import read_back
 
 from data_pipelines.packing.sources.splits import split_of
 from data_pipelines.packing.write import pack
-from data_pipelines.shards.index import load_index
+from data_pipelines.shards.scan import load_index
 
 IMAGES = [encode(picture(number)) for number in range(12)]
 

@@ -18,13 +18,13 @@ import pytest
 import webdataset
 from making import encode, picture
 
+from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.files import lock
 from data_pipelines.packing import write as write_module
 from data_pipelines.packing.pack_folder import alone_in
 from data_pipelines.packing.sources import folder as folder_module
 from data_pipelines.packing.write import pack
-from data_pipelines.shards.dataset import open_dataset
-from data_pipelines.shards.index import INDEX_SUFFIX
+from data_pipelines.shards.scan import INDEX_SUFFIX
 
 CLASSES = ("ant", "bee", "cat")
 EVERY_KIND = (("jpg", "JPEG"), ("JPEG", "JPEG"), ("png", "PNG"), ("webp", "WEBP"))

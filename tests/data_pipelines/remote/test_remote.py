@@ -23,17 +23,17 @@ from serving import Server, describe, serve
 
 from data_pipelines.buffers import Batch
 from data_pipelines.checks.verify import verify
+from data_pipelines.datasets import local_view
+from data_pipelines.datasets.dataset import Dataset, open_dataset
+from data_pipelines.datasets.dataset_index import write_index
+from data_pipelines.datasets.local_view import LocalView
+from data_pipelines.datasets.prefetch import FetchAhead, Need, in_order
 from data_pipelines.eval_loader import center_crops
 from data_pipelines.loader import Loader
-from data_pipelines.remote import local_view
 from data_pipelines.remote.cache import Cache
 from data_pipelines.remote.fetch import FetchError, Patience
-from data_pipelines.remote.local_view import LocalView
-from data_pipelines.remote.prefetch import FetchAhead, Need, in_order
 from data_pipelines.remote.remote_files import RemoteFile
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.dataset import Dataset, open_dataset
-from data_pipelines.shards.dataset_index import write_index
 from data_pipelines.transforms.config import Crop, Views
 
 QUICK = Patience(tries=4, timeout_seconds=0.5, backoff_seconds=0.001)
@@ -295,7 +295,7 @@ sys.path[:0] = sys.argv[4:]
 import test_remote
 from pathlib import Path
 from data_pipelines.remote.cache import Cache
-from data_pipelines.shards.dataset import open_dataset
+from data_pipelines.datasets.dataset import open_dataset
 with open_dataset(sys.argv[1], cache=Cache(Path(sys.argv[2]), patience=test_remote.QUICK)) as dataset:
     for step in test_remote.batches(dataset, stop=int(sys.argv[3])):
         print(hashlib.sha256(step[0]).hexdigest(), flush=True)

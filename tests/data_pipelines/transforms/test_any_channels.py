@@ -12,11 +12,11 @@ import torch
 from making import bands, npy, picture, tiff, write_tar
 from PIL import Image
 
+from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.eval_loader import center_crops
 from data_pipelines.loader import Loader
 from data_pipelines.rng import Stream
 from data_pipelines.sampler import Sampler
-from data_pipelines.shards.dataset import Dataset, open_dataset
 from data_pipelines.transforms.backends import opencv
 from data_pipelines.transforms.backends.any_channels import RESAMPLING, fitting, left_out_line, render
 from data_pipelines.transforms.backends.base import CropJob

@@ -14,15 +14,15 @@ from typing import BinaryIO
 
 import numpy as np
 
+from data_pipelines.datasets.locations import DESCRIPTION, Locations
+from data_pipelines.datasets.remote_index import published_parts
 from data_pipelines.files import lock, write_json
 from data_pipelines.remote.cache import Cache
-from data_pipelines.remote.locations import DESCRIPTION, Locations
 from data_pipelines.remote.remote_files import RemoteFile, Shard
-from data_pipelines.remote.remote_index import published_parts
 from data_pipelines.remote.urls import folder_of, without_query
-from data_pipelines.shards.index import INDEX_SUFFIX
+from data_pipelines.shards.index import NO_STAMP, Index
 from data_pipelines.shards.index_format import write_joined
-from data_pipelines.shards.sample_index import NO_STAMP, Index
+from data_pipelines.shards.scan import INDEX_SUFFIX
 
 _LOCK = "lock"
 

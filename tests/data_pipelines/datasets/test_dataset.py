@@ -11,8 +11,8 @@ import pytest
 import webdataset
 from making import encode, picture, sample_files, write_tar
 
-from data_pipelines.shards import dataset as dataset_module
-from data_pipelines.shards.dataset import Dataset, find_shards, open_dataset
+from data_pipelines.datasets import dataset as dataset_module
+from data_pipelines.datasets.dataset import Dataset, find_shards, open_dataset
 
 
 def test_every_sample_is_what_webdataset_reads(shards: Path, dataset: Dataset) -> None:

@@ -13,15 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.datasets.dataset_index import open_index
 from data_pipelines.remote.cache import Cache, key_of
 from data_pipelines.remote.cache_folder import gigabytes
 from data_pipelines.remote.remote_files import RemoteFile, Shard
 from data_pipelines.remote.urls import folder_of, inside, without_query
-from data_pipelines.shards.dataset_index import open_index
-from data_pipelines.shards.index import INDEX_SUFFIX, build_index, find_index, index_cache
+from data_pipelines.shards.index import NO_STAMP, DamageError, Index
 from data_pipelines.shards.index_format import join, read_index, store, write_joined
-from data_pipelines.shards.sample_index import NO_STAMP, Index
-from data_pipelines.shards.sections import DamageError
+from data_pipelines.shards.scan import INDEX_SUFFIX, build_index, find_index, index_cache
 from data_pipelines.shards.shard import identify
 
 _IN_MEMORY = 2_000_000  # samples; an index of more is kept in a file that is mapped

@@ -14,14 +14,14 @@ from making import encode, picture, write_tar
 from serving import SECRET, Server, describe, serve
 
 from data_pipelines.checks.verify import verify
+from data_pipelines.datasets.dataset import open_dataset
+from data_pipelines.datasets.dataset_index import write_index
+from data_pipelines.datasets.locations import Locations, Spec
 from data_pipelines.files import parse_json, write_json
 from data_pipelines.remote.cache import Cache
 from data_pipelines.remote.fetch import Patience
-from data_pipelines.remote.locations import Locations, Spec
 from data_pipelines.remote.remote_files import RemoteFile, Shard
 from data_pipelines.remote.urls import check_names, redact
-from data_pipelines.shards.dataset import open_dataset
-from data_pipelines.shards.dataset_index import write_index
 
 QUICK = Patience(tries=3, timeout_seconds=5, backoff_seconds=0.001)
 NAMES = [f"train-{number:06d}.tar" for number in range(3)]

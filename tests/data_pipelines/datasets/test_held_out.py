@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from making import sample_files, write_tar
 
-from data_pipelines.shards.held_out import held_out_of, open_held_out
+from data_pipelines.datasets.held_out import held_out_of, open_held_out
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from making import encode, picture, sample_files, write_tar
 
-from data_pipelines.shards.index import INDEX_SUFFIX, build_index, load_index
+from data_pipelines.shards.index import PER_SAMPLE, TABLES, Findings, Index
 from data_pipelines.shards.index_format import read_index, write_joined
-from data_pipelines.shards.sample_index import PER_SAMPLE, TABLES, Findings, Index
+from data_pipelines.shards.scan import INDEX_SUFFIX, build_index, load_index
 from data_pipelines.shards.tar import BLOCK, Member, TarDamageError, members
 
 
@@ -155,7 +155,7 @@ def test_stored_beside_the_shard_and_read_back_equal(tmp_path: Path, monkeypatch
     first = load_index(path)
     assert path.with_name("x.tar" + INDEX_SUFFIX).is_file()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.tar", "x.tar" + INDEX_SUFFIX]  # no temporary name left
-    monkeypatch.setattr("data_pipelines.shards.index.build_index", lambda shard: pytest.fail("built again"))
+    monkeypatch.setattr("data_pipelines.shards.scan.build_index", lambda shard: pytest.fail("built again"))
     assert same(first, load_index(path))
 
 
@@ -236,7 +236,7 @@ def test_a_read_only_folder_keeps_its_index_in_the_cache(tmp_path: Path, monkeyp
         first = load_index(path)
         assert [p.name for p in folder.iterdir()] == ["x.tar"]
         assert len(list(cache.rglob("*" + INDEX_SUFFIX))) == 1
-        monkeypatch.setattr("data_pipelines.shards.index.build_index", lambda shard: pytest.fail("built again"))
+        monkeypatch.setattr("data_pipelines.shards.scan.build_index", lambda shard: pytest.fail("built again"))
         assert same(first, load_index(path))
     finally:
         folder.chmod(0o755)

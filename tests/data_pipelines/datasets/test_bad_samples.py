@@ -13,9 +13,9 @@ import pytest
 from making import encode, picture, tiff, write_tar
 
 from data_pipelines import retry
-from data_pipelines.images import bad_samples
-from data_pipelines.images.bad_samples import BadSampleLog, Decoder, TooManyBadSamplesError, check_losses
-from data_pipelines.shards.dataset import Dataset, open_dataset
+from data_pipelines.datasets import bad_samples
+from data_pipelines.datasets.bad_samples import BadSampleLog, Decoder, TooManyBadSamplesError, check_losses
+from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.shards.shard import ShardChangedError
 
 GOOD = encode(picture(0))

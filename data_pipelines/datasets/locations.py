@@ -30,9 +30,9 @@ from data_pipelines.remote.urls import (
     scheme_of,
     without_query,
 )
-from data_pipelines.shards.index import IMAGE_SUFFIXES, INDEX_SUFFIX
+from data_pipelines.shards.index import DamageError
 from data_pipelines.shards.index_format import read_index
-from data_pipelines.shards.sections import DamageError
+from data_pipelines.shards.scan import IMAGE_SUFFIXES, INDEX_SUFFIX
 
 Spec = str | Path | Sequence[str | Path]
 

@@ -10,12 +10,12 @@ import pytest
 from making import bands, deep_png, encode, npy, picture, tiff, write_tar
 from PIL import Image
 
-from data_pipelines.checks.statistics import Kind, common_kind, draw_samples, measure
 from data_pipelines.checks.verify import verify
+from data_pipelines.datasets.dataset import Dataset, open_dataset
+from data_pipelines.datasets.dataset_info import data_stats
+from data_pipelines.datasets.statistics import Kind, common_kind, draw_samples, measure
 from data_pipelines.images.pixels import Header
 from data_pipelines.packing.write import pack
-from data_pipelines.shards.dataset import Dataset, open_dataset
-from data_pipelines.shards.dataset_info import data_stats
 
 #: Of sizes that differ, for every image is to weigh the same.
 IMAGES = [bands(number, 5, 8 + number, 30 - number) // (number + 1) for number in range(20)]
@@ -65,7 +65,7 @@ def test_a_narrow_band_far_from_zero_keeps_its_deviation() -> None:
     """Where a mean of squares less a squared mean would have lost it."""
     draw = np.random.default_rng(0)
     images = [draw.integers(60000, 60003, (50, 50, 1)).astype(np.uint16) for _ in range(5)]
-    from data_pipelines.shards.dataset import Sample
+    from data_pipelines.images.sample import Sample
 
     found = measure(lambda number: Sample("", Path(), npy(images[number]), None), range(5), Kind(1, 16), workers=1)
     assert found.std[0] * 65535 == pytest.approx(float(np.std(images)), rel=1e-3)

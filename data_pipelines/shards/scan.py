@@ -1,7 +1,13 @@
-"""What of a shard is a sample, and what of it is none or doubtful: told by its headers and labels."""
+"""The index of a shard, made or found: what of it is a sample, and what is none or doubtful, by its headers and labels.
+
+An index is built once per shard and kept beside it, or in the user's cache when that folder is read-only. It is rebuilt
+when the shard's size or time of change differs.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import re
 from array import array
@@ -10,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.checks.tally import Tally
 from data_pipelines.images.issues import Severity
-from data_pipelines.shards.sample_index import NO_LABEL, Findings, Index, one_shard
+from data_pipelines.images.tally import Tally
+from data_pipelines.shards.index import NO_LABEL, DamageError, Findings, Index, one_shard
+from data_pipelines.shards.index_format import read_index, store, write_joined
 from data_pipelines.shards.shard import Identity, identify, open_shard
 from data_pipelines.shards.tar import BLOCK, Member, Special, TarDamageError, Trailing, walk
 
@@ -229,3 +236,64 @@ def _finished(name: str, identity: Identity, rows: _Rows, kept: np.ndarray, find
     columns = ("image_blocks", "image_sizes", "labels", "json_blocks", "json_sizes")
     arrays = {column: numbers[:, place] for place, column in enumerate(columns)}
     return one_shard(name, identity, keys, {**arrays, "key_ends": key_ends}, findings)
+
+
+INDEX_SUFFIX = ".index"
+_log = logging.getLogger(__name__)
+
+
+def build_index(shard: Path) -> Index:
+    """Read a shard's headers and labels; what a sample is, says `scan_shard`."""
+    return scan_shard(shard)[0]
+
+
+def load_index(shard: Path) -> Index:
+    """The stored index of a shard, or a new one, which is then stored where that is possible."""
+    found = find_index(shard, identify(shard))
+    return found if isinstance(found, Index) else read_index(found)
+
+
+def find_index(shard: Path, identity: Identity, *, thorough: bool = True) -> Path | Index:
+    """The file of a shard's index, built if there is none; the index itself where there is no place for a file.
+
+    Args:
+        shard: The tar.
+        identity: Of the tar as it is now.
+        thorough: Look at every entry of a stored index, not at its tables only.
+    """
+    places = _places(shard, identity)
+    for place in places:
+        try:
+            index = read_index(place)
+        except (OSError, DamageError):
+            continue
+        if len(index.names) == 1 and fits(index, 0, shard, identity) and (not thorough or index.is_sound()):
+            return place
+    index = build_index(shard)
+    for problem in index.problems:
+        _log.warning("%s: %s", shard, problem)
+    for place in places:
+        if store(place, lambda file: write_joined(file, [lambda: index])):
+            return place
+    _log.warning("no place to keep the index of %s; set SELFSIGHT_CACHE to a folder that can be written to", shard)
+    return index
+
+
+def fits(index: Index, number: int, shard: Path, identity: Identity) -> bool:
+    """Whether shard `number` of a stored index is `shard`, unchanged."""
+    stored = index.identity(number)
+    same_stamp = identity.stamp is None or stored.stamp is None or identity.stamp == stored.stamp
+    return index.names[number] == shard.name and stored.size == identity.size and same_stamp
+
+
+def _places(shard: Path, identity: Identity) -> tuple[Path, Path]:
+    """Beside the shard, then in the user's cache under a name that holds the shard's path, size and time."""
+    text = f"{shard.resolve()}\0{identity.size}\0{identity.stamp}".encode("utf-8", "surrogateescape")
+    digest = hashlib.sha256(text).hexdigest()
+    return shard.with_name(shard.name + INDEX_SUFFIX), index_cache() / (digest[:32] + INDEX_SUFFIX)
+
+
+def index_cache() -> Path:
+    """The folder of the user's own in which indexes are kept that have no place beside their shards."""
+    cache = Path(os.environ.get("SELFSIGHT_CACHE") or Path.home() / ".cache" / "selfsight")
+    return cache / "index"

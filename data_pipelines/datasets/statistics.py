@@ -19,9 +19,9 @@ import numpy as np
 from data_pipelines.images.decode import DAMAGE, BadSampleError, decode_part, look
 from data_pipelines.images.issues import CASES, shown
 from data_pipelines.images.pixels import Header
+from data_pipelines.images.sample import Sample
 from data_pipelines.images.tolerance import best_channels
 from data_pipelines.rng import Purpose, random_bits, stream_key
-from data_pipelines.shards.dataset import Sample
 
 PERCENTILES = (1, 50, 99)
 _PIECE = 16  # images counted together, whatever the number of threads: so sums are the same to the bit

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.remote.cache_folder import gigabytes
 from data_pipelines.remote.fetch import CancelledError, cancel_on
-from data_pipelines.shards.dataset import Dataset
 
 FETCH_AHEAD = 1000  # steps
 _CONNECTIONS = 4  # shards fetched at a time

@@ -15,34 +15,25 @@ from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import NamedTuple
 from weakref import WeakSet
 
 import numpy as np
 
+from data_pipelines.datasets.dataset_index import joint_place
+from data_pipelines.datasets.locations import Locations, Spec
+from data_pipelines.datasets.remote_index import open_any_index
 from data_pipelines.images.pixels import MAX_FILE_BYTES
+from data_pipelines.images.sample import Sample
 from data_pipelines.remote.cache import Cache, default_folder
-from data_pipelines.remote.locations import Locations, Spec
 from data_pipelines.remote.remote_files import FileState, RemoteFile, Shard, mtime_version
-from data_pipelines.remote.remote_index import open_any_index
-from data_pipelines.shards.dataset_index import joint_place
-from data_pipelines.shards.sample_index import NO_LABEL
+from data_pipelines.retry import patiently
+from data_pipelines.shards.index import NO_LABEL
 from data_pipelines.shards.shard import ShardChangedError, identify, open_shard
-from data_pipelines.shards.steady import steadily
 
 _MAX_OPEN_SHARDS = 512  # of a data set
 _MIN_OPEN_SHARDS = 8
 _KEEP_SECONDS = 5.0
 _log = logging.getLogger(__name__)
-
-
-class Sample(NamedTuple):
-    """One sample as stored: `image` is the file's bytes, still encoded."""
-
-    key: str
-    shard: Shard
-    image: bytes
-    label: int | None
 
 
 class Dataset:
@@ -118,7 +109,7 @@ class Dataset:
         Raises:
             IndexError: `sample` is not one of 0 .. num_samples - 1.
             DamageError: The stored index says of it what cannot be.
-            OSError: The file system goes on failing, see `steadily`; that is no property of the sample, so nobody
+            OSError: The file system goes on failing, see `patiently`; that is no property of the sample, so nobody
                 should skip it. Or the shard has shrunk.
         """
         shard, row = self._locate(sample)
@@ -129,7 +120,7 @@ class Dataset:
             file = self._file(shard)  # held for as long as it is read
             return os.pread(file.descriptor, size, entry.image_offset)
 
-        image = steadily(self.shards[shard], read, self.close)
+        image = patiently(self.shards[shard], "reading", read, self.close)
         if len(image) < size:
             raise ShardChangedError(self.shards[shard], "has shrunk")
         return Sample(entry.key, self.shards[shard], image, None if entry.label == NO_LABEL else entry.label)

@@ -12,10 +12,9 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 
 from data_pipelines.files import lock
-from data_pipelines.shards.index import INDEX_SUFFIX, find_index, fits, index_cache
+from data_pipelines.shards.index import DamageError, Index
 from data_pipelines.shards.index_format import join, may_write, read_index, store, write_joined
-from data_pipelines.shards.sample_index import Index
-from data_pipelines.shards.sections import DamageError
+from data_pipelines.shards.scan import INDEX_SUFFIX, find_index, fits, index_cache
 from data_pipelines.shards.shard import Identity, identify_all
 
 _MANY_SHARDS = 64  # from here on a list of shards gets a joint index of its own when it is first opened

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.remote.cache import Cache
-from data_pipelines.shards.dataset import Dataset, open_dataset
 
 HELD_OUT = ("val", "test")  # the first that is there
 

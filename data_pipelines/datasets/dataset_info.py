@@ -8,7 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_pipelines.checks.statistics import (
+from data_pipelines.cores import cores_per_process
+from data_pipelines.datasets.dataset import open_dataset
+from data_pipelines.datasets.statistics import (
     PERCENTILES,
     Kind,
     common_kind,
@@ -17,11 +19,9 @@ from data_pipelines.checks.statistics import (
     measure,
     summarise_headers,
 )
-from data_pipelines.cores import cores_per_process
 from data_pipelines.files import read_json, write_json
 from data_pipelines.remote.remote_files import Shard
 from data_pipelines.remote.urls import redact
-from data_pipelines.shards.dataset import open_dataset
 
 _MAX_HEADERS = 1000  # looked at to tell what the images are
 

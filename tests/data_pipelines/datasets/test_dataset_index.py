@@ -11,14 +11,13 @@ import pytest
 from making import sample_files, write_tar
 
 from data_pipelines.checks.verify import verify
+from data_pipelines.datasets import dataset_index
+from data_pipelines.datasets.dataset import Dataset, open_dataset
+from data_pipelines.datasets.dataset_index import joint_place, open_index, write_index
 from data_pipelines.files import lock
-from data_pipelines.shards import dataset_index
-from data_pipelines.shards.dataset import Dataset, open_dataset
-from data_pipelines.shards.dataset_index import joint_place, open_index, write_index
-from data_pipelines.shards.index import INDEX_SUFFIX, build_index, load_index
+from data_pipelines.shards.index import PER_SAMPLE, TABLES, DamageError
 from data_pipelines.shards.index_format import join, read_index, write_joined
-from data_pipelines.shards.sample_index import PER_SAMPLE, TABLES
-from data_pipelines.shards.sections import DamageError
+from data_pipelines.shards.scan import INDEX_SUFFIX, build_index, load_index
 
 
 def make(folder: Path, count: int = 6) -> list[Path]:
@@ -39,11 +38,11 @@ def contents(dataset: Dataset) -> list[tuple[str, str, bytes, int | None]]:
 @pytest.fixture
 def always_joint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset_index, "_MANY_SHARDS", 2)
-    monkeypatch.setattr("data_pipelines.shards.sections._SMALL", 0)  # mapped into memory, whatever its size
+    monkeypatch.setattr("data_pipelines.shards.index_format._SMALL", 0)  # mapped into memory, whatever its size
 
 
 def no_building(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_pipelines.shards.index.build_index", lambda shard: pytest.fail("built again"))
+    monkeypatch.setattr("data_pipelines.shards.scan.build_index", lambda shard: pytest.fail("built again"))
 
 
 def test_joined_in_memory_and_in_a_file_the_samples_are_the_same(
@@ -110,7 +109,7 @@ def test_of_other_shards_only_those_are_built(
         os.utime(shards[1], ns=(5, 5))
     built = []
     monkeypatch.setattr(
-        "data_pipelines.shards.index.build_index", lambda shard: (built.append(shard.name), build_index(shard))[1]
+        "data_pipelines.shards.scan.build_index", lambda shard: (built.append(shard.name), build_index(shard))[1]
     )
     with open_dataset(tmp_path / "data") as dataset:
         found = contents(dataset)

@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.images.decode import BadSampleError, decode_part
 from data_pipelines.images.issues import CASES, shown
 from data_pipelines.images.parts import Choose, Picture, whole
+from data_pipelines.images.sample import Sample
 from data_pipelines.images.tolerance import (
     MAX_BAD_SHARE,
     ShardCount,
@@ -24,7 +26,6 @@ from data_pipelines.images.tolerance import (
     neighbours,
     too_many,
 )
-from data_pipelines.shards.dataset import Dataset, Sample
 
 _NUM_SHOWN = 5  # in the error that ends a run
 _MAX_NAMED = 10_000  # of a data set on one rank: further ones are only counted, so that memory stays bounded
