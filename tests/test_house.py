@@ -42,6 +42,7 @@ LIGHT_MODULES = (
     "launch.pretrain_command",
     "pretrain.checkpoints.folder",
     "pretrain.config.load",
+    "pretrain.encoders.registry",
     "pretrain.encoder_folder",
     "pretrain.engines.schedules",
     "pretrain.survival.startup",
@@ -90,6 +91,18 @@ def test_imports_go_one_way(package: str) -> None:
     assert not wrong
 
 
+def test_only_a_family_knows_its_settings() -> None:
+    """What others ask of a family, they ask its specification: adding one touches its own folder."""
+    names = re.compile(r"\b(Vit|Beit|Swin|UmMaeSwin|Pvt|PvtV2|Twins)Config\b")
+    wrong = [
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in modules(package)
+        if path.parents[1] != ROOT / "pretrain" / "encoders" and names.search(path.read_text(encoding="utf-8"))
+    ]
+    assert not wrong
+
+
 def test_knn_stands_alone() -> None:
     """Training calls it, so it may pull in nothing of ours but what a probe is, which pulls in nothing either."""
     light = ("eval.base", "eval.scores")
@@ -126,7 +139,7 @@ def test_presets_are_package_data() -> None:
 
 
 def test_the_readme_names_every_preset() -> None:
-    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## Presets")[1].split("##")[0]
+    table = (ROOT / "pretrain/README.md").read_text(encoding="utf-8").split("## Presets")[1].split("##")[0]
     assert set(re.findall(r"^\| `(\w+)` ", table, re.MULTILINE)) == {preset.name for preset in list_presets()}
 
 

@@ -1,20 +1,8 @@
-"""The typed sections of a configuration (imports no torch): `sections` ties them together with `encoders`
-and the methods' own."""
+"""The typed sections of a configuration (imports no torch): `sections` ties them together."""
 
 from __future__ import annotations
 
 from pretrain.config.diagnostics import ALARMS, AlarmName, DiagnosticsConfig
-from pretrain.config.encoders import (
-    BeitConfig,
-    EncoderConfig,
-    PvtConfig,
-    PvtV2Config,
-    SwinConfig,
-    TimmConfig,
-    TwinsConfig,
-    UmMaeSwinConfig,
-    VitConfig,
-)
 from pretrain.config.sections import (
     CacheConfig,
     CheckpointConfig,
@@ -25,11 +13,11 @@ from pretrain.config.sections import (
     TrackingConfig,
     TrainConfig,
 )
+from pretrain.encoders.registry import EncoderConfig
 
 __all__ = [
     "ALARMS",
     "AlarmName",
-    "BeitConfig",
     "CacheConfig",
     "CheckpointConfig",
     "Config",
@@ -38,13 +26,6 @@ __all__ = [
     "EncoderConfig",
     "EngineConfig",
     "OptimConfig",
-    "PvtConfig",
-    "PvtV2Config",
-    "SwinConfig",
-    "TimmConfig",
     "TrackingConfig",
     "TrainConfig",
-    "TwinsConfig",
-    "UmMaeSwinConfig",
-    "VitConfig",
 ]

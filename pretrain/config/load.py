@@ -13,11 +13,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from data_pipelines.remote.urls import redact
 from pretrain.config import Config
-from pretrain.config.encoders import expand_encoder
 from pretrain.config.errors import ConfigError
 from pretrain.config.keys import check_keys
 from pretrain.config.overrides import apply_overrides
 from pretrain.config.yaml_file import read_yaml
+from pretrain.encoders.registry import expand_encoder
 from pretrain.methods.registry import LEFT_OUT, spec_of
 
 PRESETS = Path(__file__).parents[1] / "presets"

@@ -19,9 +19,9 @@ from pretrain.config.annotations import (
     tag_of,
     takes_only_text,
 )
-from pretrain.config.encoders import expand_encoder
 from pretrain.config.errors import ConfigError
 from pretrain.config.yaml_file import parse_yaml
+from pretrain.encoders.registry import expand_encoder
 
 #: Keys of the command line that stand for several, and what they set.
 SHORTCUTS = {

@@ -18,7 +18,7 @@ from pydantic import (
 from data_pipelines.transforms.config import BackendName, Share, Views, section
 from pretrain.config.combinations import check_combinations
 from pretrain.config.diagnostics import DiagnosticsConfig
-from pretrain.config.encoders import EncoderConfig
+from pretrain.encoders.registry import EncoderConfig
 from pretrain.methods.registry import MethodConfig
 
 

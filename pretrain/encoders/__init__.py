@@ -1,47 +1,18 @@
-"""Image encoders behind one seam (`base.Encoder`)."""
+"""Image encoders behind one seam (`base.Encoder`), a folder for each family (importing this imports no torch)."""
 
 from __future__ import annotations
 
-from pretrain.config import (
-    BeitConfig,
-    EncoderConfig,
-    PvtConfig,
-    PvtV2Config,
-    SwinConfig,
-    TimmConfig,
-    TwinsConfig,
-    UmMaeSwinConfig,
-    VitConfig,
-)
-from pretrain.encoders.base import Encoder, Features, Mask
-from pretrain.encoders.beit.encoder import BeitEncoder
-from pretrain.encoders.pvt.encoder import PvtEncoder
-from pretrain.encoders.pvt_v2.encoder import PvtV2Encoder
-from pretrain.encoders.swin.encoder import SwinEncoder
-from pretrain.encoders.timm.encoder import TimmEncoder
-from pretrain.encoders.twins.encoder import TwinsEncoder
-from pretrain.encoders.um_mae_swin.encoder import UmMaeSwinEncoder
-from pretrain.encoders.vit.encoder import VitEncoder
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pretrain.encoders.base import Encoder, Features, Mask
+    from pretrain.encoders.registry import build_encoder
 
 __all__ = ["Encoder", "Features", "Mask", "build_encoder"]
 
-FAMILIES = {
-    VitConfig: VitEncoder,
-    BeitConfig: BeitEncoder,
-    SwinConfig: SwinEncoder,
-    UmMaeSwinConfig: UmMaeSwinEncoder,
-    PvtConfig: PvtEncoder,
-    PvtV2Config: PvtV2Encoder,
-    TwinsConfig: TwinsEncoder,
-    TimmConfig: TimmEncoder,
-}
 
-
-def build_encoder(
-    config: EncoderConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False
-) -> Encoder:
-    """A freshly initialised encoder (from torch's global generator) for images of `image_size` (h, w) px.
-
-    `mask_token` adds the learned token that stands in for replaced units.
-    """
-    return FAMILIES[type(config)](config, image_size, channels, mask_token)
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module(f"{__name__}.{'registry' if name == 'build_encoder' else 'base'}"), name)

@@ -6,7 +6,7 @@ Methods never ask which encoder they hold; encoders never ask which method calls
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from einops import rearrange, repeat
@@ -64,7 +64,8 @@ class Encoder(nn.Module):
 
     dim: width of the output tokens. stride: pixels per output token. patch: pixels per input token.
     depth: number of blocks. has_class_token: whether `Features.prefix_tokens` starts with a class token.
-    drop_layout: which units may be dropped, `any`, `one_in_2x2` (the visible ones form a dense map) or `none`.
+    pixel_weights: keys of `inner`'s state that read pixels, whose channels and patch another image may change.
+    has_square_grid: whether its positions' grid is told by their number, not by the size of image and patch.
     mean, std: of the pixels (in 0 .. 1) that its weights were trained on, where it comes with weights; else None.
     """
 
@@ -73,7 +74,8 @@ class Encoder(nn.Module):
     patch: int
     depth: int
     has_class_token: bool
-    drop_layout: Literal["any", "one_in_2x2", "none"]
+    pixel_weights: tuple[str, ...] = ("patch_embed.proj.weight",)
+    has_square_grid: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 

@@ -19,7 +19,6 @@ class Pyramid(Encoder):
     overlapping: whether the patch embedding reads beyond its patch; hidden pixels are then zeroed before it.
     """
 
-    drop_layout = "one_in_2x2"
     has_class_token = False
     overlapping = False
     mask_token: nn.Parameter | None

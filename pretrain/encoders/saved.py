@@ -14,21 +14,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from data_pipelines.files import parse_json
-from pretrain.config import (
-    BeitConfig,
-    Config,
-    EncoderConfig,
-    PvtConfig,
-    PvtV2Config,
-    SwinConfig,
-    TimmConfig,
-    TwinsConfig,
-    VitConfig,
-)
-from pretrain.encoders import Encoder, build_encoder
-from pretrain.encoders.pvt_v2 import encoder as pvt_v2
-from pretrain.encoders.timm import survey as timm_survey
-from pretrain.encoders.twins import encoder as twins
+from pretrain.config import Config, EncoderConfig
+from pretrain.encoders.base import Encoder
+from pretrain.encoders.registry import build_encoder, family_of
 from pretrain.methods.registry import METHODS, spec_of
 
 CARD_KEY = "selfsight"  # of the header of an exported .safetensors file, where the card has no file of its own
@@ -52,57 +40,15 @@ class EncoderCard:
 
 
 def headline_feature(config: Config) -> Literal["class", "mean"] | None:
-    """The class token, where the method trains it and the encoder has one, the mean of the patch tokens otherwise.
-
-    None for such a method on a timm model or with a distillation token: the pooled feature, which was trained.
-    """
-    encoder, pooled = config.encoder, spec_of(config.method).headline == "class"
-    own = isinstance(encoder, TimmConfig) or (isinstance(encoder, VitConfig) and encoder.distillation_token)
-    if pooled and own:
-        return None
-    has_class_token = (
-        (isinstance(encoder, VitConfig) and encoder.class_token)
-        or isinstance(encoder, BeitConfig)
-        or (isinstance(encoder, PvtConfig) and encoder.reduction == "conv")
-    )
-    return "class" if pooled and has_class_token else "mean"
+    """For a method that trains the class token what the encoder's family says: that, the mean of the patch tokens, or
+    None, its own pooled feature; for other methods the mean."""
+    trained = spec_of(config.method).headline == "class"
+    return family_of(config.encoder).headline(config.encoder) if trained else "mean"
 
 
 def timm_recipe(card: EncoderCard) -> dict[str, Any] | None:
     """Arguments of `timm.create_model` whose model takes the saved weights; None where timm has no such model."""
-    config = card.encoder
-    shared = {"img_size": list(card.image_size), "in_chans": card.channels, "num_classes": 0}
-    if isinstance(config, SwinConfig):
-        dim, depths, heads = config.shape
-        own = {"embed_dim": dim, "depths": list(depths), "num_heads": list(heads)}
-        own |= {"patch_size": config.patch, "window_size": config.window}
-        name = "swin_tiny_patch4_window7_224" if config.version == 1 else "swinv2_tiny_window8_256"
-        return {"model_name": name, **shared, **own}
-    if isinstance(config, PvtV2Config):
-        del shared["img_size"]  # it takes any
-        return {**pvt_v2.timm_arguments(config), **shared}
-    if isinstance(config, TwinsConfig):
-        return {**twins.timm_arguments(config), **shared}
-    if isinstance(config, TimmConfig):
-        return timm_survey.timm_arguments(config, card.image_size, card.channels)
-    if isinstance(config, BeitConfig):
-        dim, depth, heads = config.shape
-        own = {"embed_dim": dim, "depth": depth, "num_heads": heads, "patch_size": config.patch}
-        own |= {"use_abs_pos_emb": config.absolute_positions, "init_values": config.layer_scale}
-        own |= {"use_shared_rel_pos_bias": config.relative_positions == "shared"}
-        own |= {"use_rel_pos_bias": config.relative_positions == "per_block", "use_fc_norm": config.pooled_norm}
-        own |= {"global_pool": "token" if config.pool == "class" else "avg"}
-        return {"model_name": "beit_base_patch16_224", **shared, **own}
-    if not isinstance(config, VitConfig) or config.stem == "conv":
-        return None
-    dim, depth, heads = config.shape
-    own = {"embed_dim": dim, "depth": depth, "num_heads": heads, "patch_size": config.patch, "fc_norm": False}
-    own |= {"class_token": config.class_token, "reg_tokens": config.registers, "init_values": config.layer_scale}
-    own |= {"global_pool": "token" if config.pool == "class" else "avg"}
-    if config.distillation_token:
-        own["global_pool"] = "token"  # it knows no other, so with pool=mean its pooled feature is not ours
-        return {"model_name": "deit_base_distilled_patch16_224", **shared, **own}
-    return {"model_name": "vit_base_patch16_224", **shared, **own}
+    return family_of(card.encoder).timm_recipe(card.encoder, card.image_size, card.channels)
 
 
 def save_encoder(folder: Path, weights: dict[str, Tensor], card: EncoderCard) -> None:

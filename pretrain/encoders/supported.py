@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import astuple
+from typing import Any
 
-from pretrain.config import (
-    BeitConfig,
-    Config,
-    EncoderConfig,
-    PvtConfig,
-    PvtV2Config,
-    SwinConfig,
-    TimmConfig,
-    TwinsConfig,
-    UmMaeSwinConfig,
-    VitConfig,
-)
+from pretrain.config import Config, EncoderConfig
 from pretrain.config.load import ConfigError
-from pretrain.encoders import FAMILIES
-from pretrain.encoders.timm.survey import survey, why_not_size
+from pretrain.encoders.registry import FAMILIES, LEFT_OUT, family_of
+from pretrain.encoders.spec import EncoderSpec
 from pretrain.methods.registry import METHODS, example_of, exporting, spec_of
 from pretrain.methods.spec import Needs, Tokens
 
@@ -33,35 +24,18 @@ COLUMNS = (
     *sorted(exporting("encoder"), key=lambda name: [advice is None for advice in astuple(needs_of(name))]),
     "probe",
 )
-#: Rows of the table: one or more of every family, and timm models of many kinds.
-EXAMPLES: dict[str, EncoderConfig] = {
-    "vit": VitConfig(),
-    "vit, distillation_token": VitConfig(distillation_token=True),
-    "beit": BeitConfig(),
-    "swin": SwinConfig(),
-    "swin, version=2": SwinConfig(version=2),
-    "um_mae_swin": UmMaeSwinConfig(),
-    "pvt": PvtConfig(),
-    "pvt, reduction=pool": PvtConfig(reduction="pool"),
-    "pvt_v2": PvtV2Config(),
-    "pvt_v2, linear": PvtV2Config(linear=True),
-    "twins": TwinsConfig(),
-    **{
-        f"timm:{name}": TimmConfig(model=name)
-        for name in (
-            "cait_xxs24_224",
-            "coatnet_0_rw_224",
-            "convit_tiny",
-            "convnext_tiny",
-            "crossvit_9_240",
-            "focalnet_tiny_srf",
-            "hiera_tiny_224",
-            "mixer_s32_224",
-            "mobilevit_xxs",
-            "resnet50",
-        )
-    },
-}
+
+
+def _row(spec: EncoderSpec, settings: Mapping[str, Any]) -> tuple[str, EncoderConfig]:
+    config = spec.config(**settings)
+    told = [key if value is True else f"{key}={value}" for key, value in settings.items()]
+    return ", ".join([spec.name, *told]) if spec.label(config) == spec.name else spec.label(config), config
+
+
+#: Rows of the table: one or more of every family.
+EXAMPLES: dict[str, EncoderConfig] = dict(
+    _row(spec, example.settings) for spec in FAMILIES.values() for example in spec.examples
+)
 LOCAL_CROP = (96, 96)  # px; what DINO's second kind of crop has in the table
 
 
@@ -77,12 +51,13 @@ def why_not(
 
     image_size: h, w in px that it is built for; default: what timm says. local_size: of the local crops.
     """
-    if needs.drops_units and FAMILIES[type(encoder)].drop_layout == "none":
+    family = family_of(encoder)
+    if needs.drops_units and family.drop_layout == "none":
         return "takes whole images only", needs.drops_units
-    if not isinstance(encoder, TimmConfig):
+    if family.survey is None:
         return None
     try:
-        found = survey(encoder, image_size, channels)
+        found = family.survey_of(encoder, image_size, channels)
     except ValueError as error:
         return str(error), None
     if needs.replaces_tokens and found.unmaskable is not None:
@@ -91,7 +66,7 @@ def why_not(
         return "its features form no map", needs.token_map
     if needs.several_sizes and local_size is not None and local_size != found.image_size:
         height, width = found.image_size
-        reason = why_not_size(encoder, found.image_size, channels, local_size)
+        reason = family.why_not_size(encoder, found.image_size, channels, local_size)
         if reason is not None:
             return (
                 f"takes crops of one size only, and {local_size[0]}x{local_size[1]} px is another than "
@@ -109,11 +84,11 @@ def check_encoder(config: Config) -> None:
     if encoder is None:
         return
     spec, size, local = spec_of(method), config.views.global_size, config.views.local_crops
-    name = f"encoder timm:{encoder.model}" if isinstance(encoder, TimmConfig) else f"encoder {encoder.family}"
-    found = None
-    if isinstance(encoder, TimmConfig):
+    family, found = family_of(encoder), None
+    name = f"encoder {family.label(encoder)}"
+    if family.survey is not None:
         try:
-            found = survey(encoder, size, config.data.channels)
+            found = family.survey_of(encoder, size, config.data.channels)
         except ValueError as error:
             raise ConfigError(str(error)) from error
     reason = why_not(encoder, spec.needs(method), size, None if local is None else local.size, config.data.channels)
@@ -153,4 +128,4 @@ def table() -> str:
     for name, encoder in EXAMPLES.items():
         cells = " | ".join(cell(encoder, method) for method in COLUMNS)
         lines.append(f"| `{name}` | {cells} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"\n{line}" for line in LEFT_OUT.values())])

@@ -13,13 +13,6 @@ from torch import Tensor
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.positions import resize_positions, resize_relative_table
 
-#: The weights that read pixels.
-FIRST_CONVOLUTIONS = (
-    "patch_embed.proj.weight",
-    "patch_embed1.proj.weight",
-    "patch_embeds.0.proj.weight",
-    "patch_embed.convs.0.weight",
-)
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 
 
@@ -98,7 +91,7 @@ def _resized(
         if extra:  # BEiT's code keeps near offsets as they are and stretches the far ones (a geometric progression)
             return resize_rel_pos_bias_table(value, new, tuple(wanted.shape), old)
         return resize_relative_table(value, old, new)
-    if key in FIRST_CONVOLUTIONS and value.ndim == 4 and value.shape[0] == wanted.shape[0]:
+    if key in encoder.pixel_weights and value.ndim == 4 and value.shape[0] == wanted.shape[0]:
         if value.shape[1] != wanted.shape[1]:
             old, new = value.shape[1], wanted.shape[1]
             value = repeat(value.mean(dim=1) * (old / new), "d h w -> d c h w", c=new)

@@ -183,8 +183,8 @@ def gradient_norm(engine: Any) -> float | None:
     """
     if engine.zero_optimization_stage() > 0:
         return None
-    norms = [p.grad.norm() for p in engine.module.parameters() if p.grad is not None]
-    return float(torch.stack(norms).norm()) if norms else None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(nn.utils.get_total_norm(gradients)) if gradients else None
 
 
 def take_step(engine: Any, norm: float | None) -> None:

@@ -15,7 +15,6 @@ from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.load import load_any
 from pretrain.encoders.saved import read_card
-from pretrain.encoders.timm.encoder import TimmEncoder
 from pretrain.encoders.timm.survey import check_name
 from pretrain.encoders.transfer import fit
 from pretrain.methods.base import Method
@@ -125,6 +124,6 @@ def _rest_of_method(method: Method, source: Path, method_name: str) -> list[str]
 
 def _grid(encoder: Encoder, image_size: tuple[int, int]) -> tuple[int, int] | None:
     """Patches (h, w) that the source's positions were made for; a timm model's are told from their number."""
-    if isinstance(encoder, TimmEncoder):
+    if encoder.has_square_grid:
         return None
     return image_size[0] // encoder.patch, image_size[1] // encoder.patch

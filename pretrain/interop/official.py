@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 
 from data_pipelines.files import staged, write_json
-from pretrain.encoders import build_encoder
+from pretrain.encoders.layouts import CheckpointState, Imported, State, layouts, read_layout
+from pretrain.encoders.registry import build_encoder, family_of
 from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.encoders.transfer import fit
 from pretrain.interop.checkpoint_file import read_tensors
-from pretrain.interop.layouts import LAYOUTS, CheckpointState, Imported, channels_of, patch_grid, told
 
 
 def import_checkpoint(
@@ -30,11 +31,12 @@ def import_checkpoint(
     std: tuple[float, ...] | None = None,
     which: str = "teacher",
 ) -> Imported:
-    """Read `file` in a `layout` of LAYOUTS and write an encoder folder `out`, which probes, exports and starts runs.
+    """Read `file` in a family's `layout` and write an encoder folder `out`, which probes, exports and starts runs.
 
     Args:
         file: A .pth, .pt or .bin of tensors, or .safetensors.
-        overrides: `key=value` of the encoder's configuration that the weights do not tell, such as heads=6.
+        overrides: `key=value` of the encoder's configuration that the weights do not tell, such as heads=6, and
+            grid=HxW, the rows and columns of its positions where they are no square.
         image_size: Side in px to fit positions to; default: what they were made for.
         mean, std: Of the pixels it was trained on; default: the layout's.
         which: teacher or student, where the checkpoint holds both.
@@ -45,29 +47,28 @@ def import_checkpoint(
     """
     if which not in ("teacher", "student"):
         raise ValueError(f"which is {which!r}; a checkpoint holds a teacher and a student")
-    if layout not in LAYOUTS:
-        raise ValueError(f"there is no layout {layout!r}; --as takes one of {', '.join(LAYOUTS)}")
+    if layout not in layouts():
+        raise ValueError(f"there is no layout {layout!r}; --as takes one of {', '.join(layouts())}")
     if out.exists():
         raise FileExistsError(f"{out} exists; name a new folder, or remove it")
     checkpoint = read_tensors(file)
     try:
-        imported = LAYOUTS[layout](CheckpointState(checkpoint, which, tuple(overrides), image_size))
+        imported = read_layout(layout, CheckpointState(checkpoint, which, overrides, image_size))
     except ValidationError as error:  # what its weights tell is no such encoder
-        raise ValueError(f"{file} is not in layout {layout} (--as): {told(error)}") from None
-    for key, value in {**imported.weights, **imported.method}.items():
-        if not value.is_floating_point():
-            raise ValueError(
-                f"{key} holds {value.dtype}, which is no floating-point number: quantised weights, perhaps"
-            )
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{file} is not in layout {layout} (--as): {reason}") from None
+    if imported.mask_token is not None:
+        imported.method["encoder.mask_token"] = imported.mask_token
+    _check_numbers({**imported.weights, **imported.method}, file)
     size = imported.image_size if image_size is None else (image_size, image_size)
     stride = imported.encoder.stride
-    if size[0] % stride:
+    if any(side % stride for side in size):
         below = max(size[0] // stride, 1) * stride
         raise ValueError(
             f"--image-size is {size[0]}; the encoder's stride is {stride} px, so it must be a multiple of that, such "
             f"as {below} or {below + stride}"
         )
-    channels = channels_of(imported.weights)
+    channels = _channels(imported)
     imported.normalisation = _normalisation(imported, channels, mean, std)
     encoder = build_encoder(imported.encoder, size, channels, mask_token=imported.mask_token is not None)
     names = encoder.inner().state_dict()
@@ -82,14 +83,12 @@ def import_checkpoint(
                 if keys
             )
         )
-    grids = tuple(patch_grid(imported.encoder, s) for s in (imported.image_size, size))
-    fitted = fit(imported.weights, encoder, old_grid=grids[0])
+    rows, columns = (side // imported.encoder.patch for side in imported.image_size)
+    fitted = fit(imported.weights, encoder, old_grid=(rows, columns))
     if fitted.left or fitted.fresh:
         problems = [f"{key}: {why}" for key, why in {**fitted.left, **fitted.fresh}.items()]
         raise ValueError(f"{file} does not fit {imported.encoder}: {'; '.join(problems[:5])}")
     encoder.inner().load_state_dict(fitted.weights)
-    if imported.mask_token is not None:
-        imported.method["encoder.mask_token"] = imported.mask_token
     imported.resized = fitted.resized
     card = EncoderCard(
         encoder=imported.encoder,
@@ -112,10 +111,34 @@ def import_checkpoint(
             folder / "import.json",
             {
                 "file": str(file), "as": layout, "resized": fitted.resized, "left": imported.left,
-                "encoder_keys": len(imported.weights), "method_keys": sorted(imported.method),
+                "encoder_keys": len(imported.weights), "method_keys": sorted(imported.method), "notes": imported.notes,
             },
         )  # fmt: skip
     return imported
+
+
+def _check_numbers(weights: State, file: Path) -> None:
+    """Raise ValueError, by key, for weights that are no floating-point numbers, or not finite."""
+    for key, value in weights.items():
+        if not value.is_floating_point():
+            raise ValueError(
+                f"{key} holds {value.dtype}, which is no floating-point number: quantised weights, perhaps"
+            )
+    broken = {key: int((~value.isfinite()).sum()) for key, value in weights.items() if not value.isfinite().all()}
+    if broken:
+        listed = ", ".join(f"{key} ({count} of {weights[key].numel()})" for key, count in list(broken.items())[:6])
+        more = f" and {len(broken) - 6} more" if len(broken) > 6 else ""
+        raise ValueError(
+            f"{file} holds weights that are NaN, infinite, or too large for float32: {listed}{more}. No encoder "
+            "computes with them: import a checkpoint from before its training diverged"
+        )
+
+
+def _channels(imported: Imported) -> int:
+    for key in resolve_name(family_of(imported.encoder).build).pixel_weights:
+        if key in imported.weights:
+            return imported.weights[key].shape[1]
+    raise ValueError("the checkpoint has no patch embedding")
 
 
 def _normalisation(
@@ -154,6 +177,7 @@ def describe(imported: Imported, out: Path) -> str:
         f"{len(imported.weights)} tensors of the encoder",
         f"pixels in 0 .. 1, minus mean {mean}, by std {std}; others: --mean, --std",
     ]
+    lines += imported.notes
     lines += [f"resized: {key} ({shapes})" for key, shapes in imported.resized.items()]
     if imported.method:
         lines.append(f"{len(imported.method)} of its method (in method.safetensors): {', '.join(imported.method)}")

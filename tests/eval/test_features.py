@@ -10,8 +10,9 @@ from PIL import Image
 
 from data_pipelines.datasets.dataset import open_dataset
 from eval.features import centred, extract, pixels
-from pretrain.config import SwinConfig, VitConfig
 from pretrain.encoders import build_encoder
+from pretrain.encoders.swin.config import SwinConfig
+from pretrain.encoders.vit.config import VitConfig
 
 NORM = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "progress": False}
 

@@ -14,10 +14,10 @@ from eval.report import markdown_table, probe_table
 from eval.scores import wilson
 from eval.splits import open_splits
 from eval.target import open_target, run_of
-from pretrain.config import VitConfig
 from pretrain.encoder_folder import find_encoder
 from pretrain.encoders import build_encoder
 from pretrain.encoders.saved import EncoderCard, save_encoder
+from pretrain.encoders.vit.config import VitConfig
 from pretrain.interop.export import export_encoder
 from pretrain.tracking.probes import Accuracy
 

@@ -15,13 +15,13 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.config import VitConfig
 from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Encoder, Mask
+from pretrain.encoders.layouts import Imported
 from pretrain.encoders.saved import load_encoder
+from pretrain.encoders.vit.config import VitConfig
 from pretrain.engines.optim import set_rates
 from pretrain.engines.schedules import Cosine, Timeline
-from pretrain.interop.layouts import Imported
 from pretrain.interop.official import import_checkpoint
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.dino.config import DinoConfig

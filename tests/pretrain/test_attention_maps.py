@@ -8,9 +8,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from pretrain.config import BeitConfig, EncoderConfig, PvtConfig, SwinConfig, TimmConfig, VitConfig
+from pretrain.config import EncoderConfig
 from pretrain.encoders import Encoder, build_encoder
 from pretrain.encoders.attention_maps import _over, attention_pictures, class_token_attention, main_directions
+from pretrain.encoders.beit.config import BeitConfig
+from pretrain.encoders.pvt.config import PvtConfig
+from pretrain.encoders.swin.config import SwinConfig
+from pretrain.encoders.timm.config import TimmConfig
+from pretrain.encoders.vit.config import VitConfig
 
 VIT = VitConfig(dim=32, depth=2, heads=2, patch=4, registers=1)
 BEIT = {"dim": 32, "depth": 2, "heads": 2, "patch": 4}

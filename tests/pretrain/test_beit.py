@@ -9,12 +9,13 @@ from timm.layers import resize_rel_pos_bias_table
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
-from pretrain.config import BeitConfig, VitConfig
 from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Mask
+from pretrain.encoders.beit.config import BeitConfig
 from pretrain.encoders.beit.encoder import BeitEncoder, relative_bias
 from pretrain.encoders.positions import resize_relative_table
 from pretrain.encoders.transfer import fit
+from pretrain.encoders.vit.config import VitConfig
 
 
 def make(relative_positions: str = "shared", size: tuple[int, int] = (32, 32), **settings: object) -> BeitEncoder:

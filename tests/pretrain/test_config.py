@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pretrain.config import TimmConfig
 from pretrain.config.load import ConfigError, differences, dump_config, list_presets, load_config, parse_config
+from pretrain.encoders.timm.config import TimmConfig
 
 
 def test_what_is_wrong_with_the_data_is_told_once() -> None:

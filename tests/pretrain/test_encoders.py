@@ -9,10 +9,11 @@ from einops import rearrange
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
-from pretrain.config import SwinConfig, VitConfig
 from pretrain.encoders import Encoder, build_encoder
 from pretrain.encoders.base import Mask, refine
+from pretrain.encoders.swin.config import SwinConfig
 from pretrain.encoders.swin.encoder import window_mask
+from pretrain.encoders.vit.config import VitConfig
 from pretrain.stream.masking import one_in_2x2, random_units
 
 VIT = VitConfig(dim=32, depth=2, heads=2, patch=4)

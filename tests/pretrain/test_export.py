@@ -24,19 +24,17 @@ import pretrain.interop.onnx_graph as onnx_graph
 from eval.target import open_target
 from launch.cli import app, is_user_error
 from launch.export_command import probe_tables
-from pretrain.config import (
-    BeitConfig,
-    EncoderConfig,
-    PvtConfig,
-    PvtV2Config,
-    SwinConfig,
-    TimmConfig,
-    TwinsConfig,
-    UmMaeSwinConfig,
-    VitConfig,
-)
+from pretrain.config import EncoderConfig
 from pretrain.encoders import build_encoder
+from pretrain.encoders.beit.config import BeitConfig
+from pretrain.encoders.pvt.config import PvtConfig
+from pretrain.encoders.pvt_v2.config import PvtV2Config
 from pretrain.encoders.saved import EncoderCard, load_encoder, save_encoder
+from pretrain.encoders.swin.config import SwinConfig
+from pretrain.encoders.timm.config import TimmConfig
+from pretrain.encoders.twins.config import TwinsConfig
+from pretrain.encoders.um_mae_swin.config import UmMaeSwinConfig
+from pretrain.encoders.vit.config import VitConfig
 from pretrain.interop.export import check_export, export_encoder
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

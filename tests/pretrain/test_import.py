@@ -20,12 +20,17 @@ from timm.models.vision_transformer import VisionTransformer
 from tiny import build, config_data
 from torch import Tensor
 
-from pretrain.config import BeitConfig, PvtConfig, SwinConfig, TimmConfig, UmMaeSwinConfig, VitConfig
 from pretrain.config.load import ConfigError, parse_config
 from pretrain.encoders import build_encoder
+from pretrain.encoders.beit.config import BeitConfig
+from pretrain.encoders.layouts import layouts
+from pretrain.encoders.pvt.config import PvtConfig
 from pretrain.encoders.saved import load_encoder
+from pretrain.encoders.swin.config import SwinConfig
+from pretrain.encoders.timm.config import TimmConfig
+from pretrain.encoders.um_mae_swin.config import UmMaeSwinConfig
+from pretrain.encoders.vit.config import VitConfig
 from pretrain.interop.initialise import check_init_from, start_from
-from pretrain.interop.layouts import LAYOUTS
 from pretrain.interop.official import describe, import_checkpoint
 from pretrain.stream.normalisation import resolve_normalisation
 from pretrain.survival.run_folder import check_run_folder, write_config
@@ -308,7 +313,7 @@ def test_nothing_is_unpickled_or_overwritten(tmp_path: Path) -> None:
     import_checkpoint(tmp_path / "ok.safetensors", "timm", tmp_path / "out")
     with pytest.raises(FileExistsError, match="exists"):
         import_checkpoint(tmp_path / "ok.safetensors", "timm", tmp_path / "out")
-    with pytest.raises(ValueError, match=f"takes one of {', '.join(LAYOUTS)}"):
+    with pytest.raises(ValueError, match=f"takes one of {', '.join(layouts())}"):
         import_checkpoint(tmp_path / "ok.safetensors", "moco", tmp_path / "elsewhere")
 
 

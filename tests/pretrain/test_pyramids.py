@@ -12,10 +12,13 @@ from einops import rearrange
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
-from pretrain.config import PvtV2Config, SwinConfig, TwinsConfig, VitConfig
 from pretrain.encoders import Encoder, build_encoder
 from pretrain.encoders.attention_maps import class_token_attention
 from pretrain.encoders.base import Mask, refine
+from pretrain.encoders.pvt_v2.config import PvtV2Config
+from pretrain.encoders.swin.config import SwinConfig
+from pretrain.encoders.twins.config import TwinsConfig
+from pretrain.encoders.vit.config import VitConfig
 from pretrain.stream.masking import one_in_2x2, random_units
 
 STAGES: dict[str, Any] = {"dims": (8, 16, 24, 32), "depths": (1, 2, 1, 2), "heads": (1, 2, 2, 4)}

@@ -11,9 +11,13 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from pretrain.config import PvtV2Config, SwinConfig, TimmConfig, TwinsConfig, VitConfig
 from pretrain.encoders import build_encoder
+from pretrain.encoders.pvt_v2.config import PvtV2Config
 from pretrain.encoders.saved import EncoderCard, load_encoder, save_encoder
+from pretrain.encoders.swin.config import SwinConfig
+from pretrain.encoders.timm.config import TimmConfig
+from pretrain.encoders.twins.config import TwinsConfig
+from pretrain.encoders.vit.config import VitConfig
 
 STAGES: dict[str, Any] = {"dims": (8, 16, 24, 32), "depths": (1, 2, 1, 2), "heads": (1, 2, 2, 4)}
 CONFIGS = {

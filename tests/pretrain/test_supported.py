@@ -1,4 +1,4 @@
-"""The table of methods and encoders: it is the README's, and every yes of it runs forward and backward."""
+"""The table of methods and encoders: it is that of pretrain's README, and every yes of it runs forward and backward."""
 
 from __future__ import annotations
 
@@ -9,47 +9,20 @@ import pytest
 import torch
 from tiny import build, config_data, random_batch
 
-from pretrain.config import Config, TimmConfig
+import pretrain.encoders
+from pretrain.config import Config
 from pretrain.config.load import ConfigError, parse_config
-from pretrain.encoders import FAMILIES
+from pretrain.encoders.registry import FAMILIES
 from pretrain.encoders.supported import COLUMNS, EXAMPLES, cell, check_encoder, needs_of, table, why_not
+from pretrain.encoders.timm.config import TimmConfig
 
-README = Path(__file__).parents[2] / "README.md"
-PYRAMID = {"dims": [8, 16, 16, 32], "depths": [1, 1, 1, 2], "heads": [1, 2, 2, 4]}
-VIT = {"dim": 32, "depth": 2, "heads": 2, "patch": 16}
-SWIN = {"family": "swin", "dim": 8, "depths": [2, 2], "heads": [1, 2], "patch": 8, "window": 4}
-PVT = {
-    "family": "pvt",
-    "dims": [8, 16],
-    "depths": [1, 1],
-    "heads": [1, 2],
-    "mlp_ratios": [2, 2],
-    "sr": [2, 1],
-    "patch": 8,
-}
-#: Every row of the table in small.
-SMALL: dict[str, dict[str, Any]] = {
-    "vit": {"family": "vit", **VIT},
-    "vit, distillation_token": {"family": "vit", **VIT, "distillation_token": True},
-    "beit": {"family": "beit", **VIT},
-    "swin": SWIN,
-    "swin, version=2": {**SWIN, "version": 2},
-    "um_mae_swin": {**SWIN, "family": "um_mae_swin"},
-    "pvt": PVT,
-    "pvt, reduction=pool": {**PVT, "reduction": "pool"},
-    "pvt_v2": {"family": "pvt_v2", **PYRAMID},
-    "pvt_v2, linear": {"family": "pvt_v2", "linear": True, **PYRAMID},
-    "twins": {"family": "twins", **PYRAMID},
-    "timm:cait_xxs24_224": {"depth": 1, "depth_token_only": 1, "embed_dim": 32, "num_heads": 2},
-    "timm:coatnet_0_rw_224": {"embed_dim": [16, 32, 32, 32], "depths": [1, 1, 1, 1], "stem_width": 16},
-    "timm:convit_tiny": {"depth": 2, "local_up_to_layer": 1, "embed_dim": 8},
-    "timm:convnext_tiny": {"depths": [1, 1, 1, 1], "dims": [8, 16, 16, 32]},
-    "timm:crossvit_9_240": {"embed_dim": [16, 32], "depth": [[1, 1, 0]]},
-    "timm:focalnet_tiny_srf": {"mlp_ratio": 0.1},
-    "timm:hiera_tiny_224": {"stages": [1, 1, 1, 1], "embed_dim": 16},
-    "timm:mixer_s32_224": {"mlp_ratio": [0.1, 0.1]},
-    "timm:mobilevit_xxs": {},
-    "timm:resnet50": {"layers": [1, 1, 1, 1], "base_width": 16},
+README = Path(pretrain.encoders.__file__).with_name("README.md")
+#: Every row of the table in small, and the side of its images in px.
+SMALL = {
+    row: ({"family": spec.name, **example.settings, **example.small}, example.side)
+    for row, (spec, example) in zip(
+        EXAMPLES, [(spec, example) for spec in FAMILIES.values() for example in spec.examples], strict=True
+    )
 }
 
 
@@ -65,30 +38,24 @@ def config_of(
     elif method == "mim":
         data["method"]["mask"] = {"kind": "random", "ratio": 0.5, "unit": unit if size == 64 else 20}
     elif method == "mae":
-        pyramid = isinstance(encoder, dict) and encoder["family"] not in ("vit", "beit", "timm")
+        pyramid = isinstance(encoder, dict) and FAMILIES[encoder["family"]].drop_layout == "one_in_2x2"
         data["method"]["mask"] = {"kind": "one_in_2x2" if pyramid else "random", "unit": 16 if size == 64 else 20}
     return parse_config(data)
 
 
 def small(row: str) -> dict[str, Any]:
-    name = row.removeprefix("timm:")
-    return SMALL[row] if name == row else {"family": "timm", "model": name, "args": SMALL[row]}
+    return SMALL[row][0]
 
 
 def test_readme_shows_the_table() -> None:
     text = README.read_text(encoding="utf-8")
     shown = text.split("<!-- selfsight encoders -->")[1].split("<!-- end of the table -->")[0]
-    assert shown.strip() == table(), "`selfsight encoders` prints the table that belongs into README.md"
-
-
-def test_the_table_has_every_family() -> None:
-    assert {type(config) for config in EXAMPLES.values()} == set(FAMILIES)
-    assert SMALL.keys() == EXAMPLES.keys()
+    assert shown.strip() == table(), f"`selfsight encoders` prints the table that belongs into {README}"
 
 
 @pytest.mark.parametrize("row", SMALL)
 def test_every_yes_runs_forward_and_backward(row: str) -> None:
-    size = 120 if row == "timm:crossvit_9_240" else 64  # its two patch sizes, 12 and 16 px, must fit
+    size = SMALL[row][1]
     assert COLUMNS == ("mae", "mim", "dino", "probe")
     for name in COLUMNS[:3]:
         says = cell(EXAMPLES[row], name)
@@ -124,7 +91,7 @@ def test_crops_of_two_sizes_are_refused_where_a_model_takes_one() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (lambda: config_of("mae", "timm:resnet18"), "takes whole images only.*go with MAE"),
+        (lambda: config_of("mae", "timm:resnet18"), "takes whole images only.*selfsight encoders"),
         (lambda: config_of("mim", "timm:resnet18"), "no single patch embedding.*selfsight encoders"),
         (lambda: config_of("mim", "timm:levit_128s"), "its features form no map"),
         (lambda: config_of("mim", "timm:vit_tiny_patch16_224", unit=8), r"a multiple of the encoder's patch \(16 px\)"),

@@ -9,9 +9,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import TimmConfig
 from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Mask, refine
+from pretrain.encoders.timm.config import TimmConfig
 from pretrain.encoders.timm.encoder import TimmEncoder
 from pretrain.encoders.timm.survey import map_of, survey
 from pretrain.engines.ema import running_statistics

@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.config import EncoderConfig, PvtConfig, TimmConfig, TwinsConfig, VitConfig
+from pretrain.config import EncoderConfig
 from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Encoder
+from pretrain.encoders.pvt.config import PvtConfig
+from pretrain.encoders.timm.config import TimmConfig
 from pretrain.encoders.transfer import Fitted, fit
+from pretrain.encoders.twins.config import TwinsConfig
+from pretrain.encoders.vit.config import VitConfig
 
 VIT = VitConfig(dim=32, depth=2, heads=2, patch=8)
 STAGES: dict[str, Any] = {"dims": (8, 16, 16, 32), "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2)}

@@ -12,9 +12,10 @@ import webdataset as wds
 from PIL import Image
 
 from data_pipelines.loader import Batch
-from pretrain.config import Config, VitConfig
+from pretrain.config import Config
 from pretrain.encoders import build_encoder
 from pretrain.encoders.saved import EncoderCard, save_encoder
+from pretrain.encoders.vit.config import VitConfig
 from pretrain.engines.schedules import Timeline
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.dvae.config import DvaeConfig

@@ -11,8 +11,8 @@ from timm.layers import gen_relative_position_index
 from timm.models.beit import Attention, Beit, Block, RelativePositionBias
 from torch import Tensor, nn
 
-from pretrain.config import BeitConfig
 from pretrain.encoders.base import Encoder, Features, Mask, drop_path_rates, on_token_grid
+from pretrain.encoders.beit.config import BeitConfig
 from pretrain.encoders.positions import resize_positions, resize_relative_table
 
 
@@ -23,7 +23,6 @@ class BeitEncoder(Encoder):
     tokens' own offsets when units are dropped.
     """
 
-    drop_layout = "any"
     has_class_token = True
 
     def __init__(

@@ -9,10 +9,10 @@ from einops import rearrange
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from pretrain.config import PvtConfig
 from pretrain.encoders.base import Features
 from pretrain.encoders.compact import Compact
 from pretrain.encoders.patches import sincos_positions
+from pretrain.encoders.pvt.config import PvtConfig
 from pretrain.encoders.pyramid import Pyramid
 
 
@@ -23,6 +23,8 @@ class PvtEncoder(Pyramid):
     on the compact map of the visible units, half as wide, keys and values are pooled half as much, with one set of
     weights for both.
     """
+
+    pixel_weights = ("patch_embed1.proj.weight", "patch_embed.proj.weight")
 
     def __init__(
         self, config: PvtConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import timm
 from einops import rearrange
 from torch import Tensor, nn
 
-from pretrain.config import PvtV2Config
 from pretrain.encoders.compact import Compact
+from pretrain.encoders.pvt_v2.config import PvtV2Config, timm_architecture
 from pretrain.encoders.pyramid import Pyramid
 
 
@@ -29,7 +27,7 @@ class PvtV2Encoder(Pyramid):
         dims, depths, _ = config.shape
         self.patch, self.stride = config.patch, config.stride
         self.depth, self.dim = sum(depths), dims[-1]
-        recipe = timm_arguments(config) | {"in_chans": channels, "num_classes": 0}
+        recipe = timm_architecture(config) | {"in_chans": channels, "num_classes": 0}
         self.pvt = timm.create_model(**recipe, drop_path_rate=config.drop_path)
         self.make_mask_token(dims[0], mask_token)
 
@@ -76,10 +74,3 @@ class PvtV2Encoder(Pyramid):
             return before + 1
         after = before + len(self.pvt.stages[stage].blocks)
         return after + 1 if stage == len(self.pvt.stages) - 1 else after
-
-
-def timm_arguments(config: PvtV2Config) -> dict[str, Any]:
-    """What `timm.create_model` makes this architecture of."""
-    dims, depths, heads = config.shape
-    shape = {"embed_dims": list(dims), "depths": list(depths), "num_heads": list(heads), "linear": config.linear}
-    return {"model_name": f"pvt_v2_{config.size}", **shape}

@@ -9,9 +9,9 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, 
 from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
 from torch import Tensor, nn
 
-from pretrain.config import SwinConfig
 from pretrain.encoders.compact import Compact
 from pretrain.encoders.pyramid import Pyramid
+from pretrain.encoders.swin.config import SwinConfig
 
 
 class SwinEncoder(Pyramid):

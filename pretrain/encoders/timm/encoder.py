@@ -12,8 +12,8 @@ from timm.data import resolve_model_data_config
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from pretrain.config import TimmConfig
 from pretrain.encoders.base import Encoder, Features, Mask, refine, zero_hidden_pixels
+from pretrain.encoders.timm.config import TimmConfig
 from pretrain.encoders.timm.survey import check_name, create, map_of, outputs_of, survey
 
 #: First parts of the names of what follows the last block.
@@ -36,7 +36,8 @@ class TimmEncoder(Encoder):
     and for images it does not run on.
     """
 
-    drop_layout = "none"
+    pixel_weights = ("patch_embed.proj.weight", "patch_embeds.0.proj.weight")
+    has_square_grid = True
     mean: tuple[float, ...]
     std: tuple[float, ...]
 

@@ -18,7 +18,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from pretrain.config import TimmConfig
+from pretrain.encoders.timm.config import TimmConfig
 
 #: Asked of every model, and left out for those that have no such argument: they make it take images of other sizes.
 WISHES = {"dynamic_img_size": True, "strict_img_size": False}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import timm
 from einops import rearrange
 from torch import Tensor, nn
 
-from pretrain.config import TwinsConfig
 from pretrain.encoders.compact import Compact
 from pretrain.encoders.pyramid import Pyramid
+from pretrain.encoders.twins.config import TwinsConfig, timm_architecture
 
 
 class TwinsEncoder(Pyramid):
@@ -20,6 +18,8 @@ class TwinsEncoder(Pyramid):
     sub-sampled map in turn. Positions come from a depth-wise convolution after the first block of every stage.
     """
 
+    pixel_weights = ("patch_embeds.0.proj.weight",)
+
     def __init__(
         self, config: TwinsConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False
     ) -> None:
@@ -27,7 +27,7 @@ class TwinsEncoder(Pyramid):
         dims, depths, _ = config.shape
         self.patch, self.stride = config.patch, config.stride
         self.depth, self.dim = sum(depths), dims[-1]
-        recipe = timm_arguments(config) | {"img_size": image_size, "in_chans": channels, "num_classes": 0}
+        recipe = timm_architecture(config) | {"img_size": image_size, "in_chans": channels, "num_classes": 0}
         self.twins = timm.create_model(**recipe, drop_path_rate=config.drop_path)
         self.make_mask_token(dims[0], mask_token)
 
@@ -79,10 +79,3 @@ class TwinsEncoder(Pyramid):
 
     def no_decay(self, parameter_name: str) -> bool:
         return "pos_block" in parameter_name  # positions, as in the authors' code
-
-
-def timm_arguments(config: TwinsConfig) -> dict[str, Any]:
-    """What `timm.create_model` makes this architecture of."""
-    dims, depths, heads = config.shape
-    shape = {"embed_dims": list(dims), "depths": list(depths), "num_heads": list(heads)}
-    return {"model_name": f"twins_svt_{config.size}", "wss": [config.window] * 4, **shape}

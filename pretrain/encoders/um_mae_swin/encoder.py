@@ -16,11 +16,11 @@ from timm.layers import DropPath, Mlp
 from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 
-from pretrain.config import UmMaeSwinConfig
 from pretrain.encoders.compact import Compact
 from pretrain.encoders.pvt.encoder import PatchProjection
 from pretrain.encoders.pyramid import Pyramid
 from pretrain.encoders.swin.encoder import window_mask
+from pretrain.encoders.um_mae_swin.config import UmMaeSwinConfig
 
 
 class UmMaeSwinEncoder(Pyramid):

@@ -12,10 +12,10 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer, init_weights_vit_timm
 from torch import Tensor, nn
 
-from pretrain.config import VitConfig
 from pretrain.encoders.base import Encoder, Features, Mask, drop_path_rates, on_token_grid, zero_hidden_pixels
 from pretrain.encoders.patches import sincos_positions
 from pretrain.encoders.positions import resize_positions
+from pretrain.encoders.vit.config import VitConfig
 
 
 class VitEncoder(Encoder):
@@ -26,7 +26,7 @@ class VitEncoder(Encoder):
     `pool: class` is the mean of the two, as timm reads them (Touvron et al. 2021, section 4).
     """
 
-    drop_layout = "any"
+    pixel_weights = ("patch_embed.proj.weight", "patch_embed.convs.0.weight")
 
     def __init__(
         self, config: VitConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False

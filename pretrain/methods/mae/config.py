@@ -74,9 +74,7 @@ SPEC = MethodSpec(
     config=MaeConfig,
     build="pretrain.methods.mae.method:build",
     example={"mask": {"unit": 4}, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
-    needs=lambda section: Needs(
-        drops_units="The families vit, beit, swin, um_mae_swin, pvt, pvt_v2 and twins go with MAE"
-    ),
+    needs=lambda section: Needs(drops_units="`selfsight encoders` shows which go with MAE"),
     check=_check,
     draw=_draw,
     alarms="pretrain.methods.mae.alarms:alarms",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pretrain.config import Config, TimmConfig
+from pretrain.config import Config
 from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
 from pretrain.encoders.saved import read_card
+from pretrain.encoders.timm.config import TimmConfig
 from pretrain.encoders.timm.survey import survey, why_not_size
 
 

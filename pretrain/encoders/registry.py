@@ -1,0 +1,66 @@
+"""The families of encoders: a folder here each, and those that installed distributions add (imports no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+from pydantic import BeforeValidator, Field
+
+from pretrain.encoder_folder import TIMM_PREFIX
+from pretrain.encoders.spec import EncoderSpec
+from pretrain.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from pretrain.encoders.base import Encoder
+
+GROUP = "selfsight.encoders"
+
+
+def _families() -> tuple[dict[str, EncoderSpec], dict[str, str]]:
+    folders = sorted(path.parent.name for path in Path(__file__).parent.glob("*/config.py"))
+    own = {name: import_module(f"pretrain.encoders.{name}.config").SPEC for name in folders}
+    added, left_out = load_plugins(GROUP, EncoderSpec, own)
+    return own | added, left_out
+
+
+#: All families by name, and of plug-ins that can't be used, why.
+FAMILIES, LEFT_OUT = _families()
+
+
+def expand_encoder(value: object) -> object:
+    """The section that `timm:NAME` is short for; other values as they are. ValueError for a family that is broken."""
+    if isinstance(value, str) and value.startswith(TIMM_PREFIX):
+        return {"family": "timm", "model": value.removeprefix(TIMM_PREFIX)}
+    family = value.get("family") if isinstance(value, Mapping) else None
+    if isinstance(family, str) and family in LEFT_OUT and family not in FAMILIES:
+        raise ValueError(LEFT_OUT[family])
+    return value
+
+
+if TYPE_CHECKING:
+    EncoderConfig = Any  # which families there are is known when it runs
+else:
+    EncoderConfig = Annotated[
+        Union[tuple(spec.config for spec in FAMILIES.values())],  # noqa: UP007
+        Field(discriminator="family"),
+        BeforeValidator(expand_encoder),
+    ]
+
+
+def family_of(config: EncoderConfig) -> EncoderSpec:
+    """What is known of the family that a section `encoder:` names."""
+    return FAMILIES[config.family]
+
+
+def build_encoder(
+    config: EncoderConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False
+) -> Encoder:
+    """A freshly initialised encoder (from torch's global generator) for images of `image_size` (h, w) px.
+
+    `mask_token` adds the learned token that stands in for replaced units.
+    """
+    return resolve_name(family_of(config).build)(config, image_size, channels, mask_token)

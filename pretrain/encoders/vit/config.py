@@ -1,0 +1,76 @@
+"""The vision transformer's settings, and what is known of it without building it (imports no torch)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import NonNegativeInt, PositiveFloat, model_validator
+
+from data_pipelines.transforms.config import section
+from pretrain.encoders.shapes import VitShape
+from pretrain.encoders.spec import EncoderSpec, Example, Layout
+
+
+@section
+class VitConfig(VitShape):
+    """A vision transformer (Dosovitskiy et al. 2021), and DeiT's with a distillation token."""
+
+    family: Literal["vit"] = "vit"
+    decisive = ("dim", "depth", "heads", "stem", "positions")
+    positions: Literal["learned", "sincos"] = "learned"  # learned, or fixed sines and cosines
+    class_token: bool = True  # beside the patch tokens
+    distillation_token: bool = False  # DeiT's second prefix token, beside the class token
+    registers: NonNegativeInt = 0  # further tokens that are not read out
+    pool: Literal["class", "mean"] = "class"  # what stands for the image: class token, or mean of the patch tokens
+    stem: Literal["patch", "conv"] = "patch"  # patch: one convolution (ViT); conv: several, each halving
+    layer_scale: PositiveFloat | None = None  # start of a factor on each branch; null: there is none
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.positions == "sincos" and self.shape[0] % 4:
+            raise ValueError(f"dim is {self.shape[0]}; sin-cos positions need a multiple of 4")
+        if self.pool == "class" and not self.class_token:
+            raise ValueError("pool is 'class' but class_token is false; set pool=mean or class_token=true")
+        if self.distillation_token and (self.registers or not self.class_token or self.stem == "conv"):
+            raise ValueError("distillation_token is DeiT's: with a class token, without registers, stem=patch")
+        if self.stem == "conv" and (self.patch & (self.patch - 1) or self.patch < 2):
+            raise ValueError(f"patch is {self.patch}; a convolutional stem halves the image, so patch is a power of 2")
+        return self
+
+
+def timm_recipe(config: VitConfig, image_size: tuple[int, int], channels: int) -> dict[str, Any] | None:
+    """Arguments of `timm.create_model`; None for the convolutional stem."""
+    if config.stem == "conv":
+        return None
+    dim, depth, heads = config.shape
+    own = {"img_size": list(image_size), "in_chans": channels, "num_classes": 0, "embed_dim": dim, "depth": depth}
+    own |= {"num_heads": heads, "patch_size": config.patch, "fc_norm": False, "class_token": config.class_token}
+    own |= {"reg_tokens": config.registers, "init_values": config.layer_scale}
+    if config.distillation_token:  # it knows no other pooling, so with pool=mean its pooled feature is not ours
+        return {"model_name": "deit_base_distilled_patch16_224", **own, "global_pool": "token"}
+    return {"model_name": "vit_base_patch16_224", **own, "global_pool": "token" if config.pool == "class" else "avg"}
+
+
+def _headline(config: VitConfig) -> Literal["class", "mean"] | None:
+    if config.distillation_token:
+        return None  # the mean of both tokens, which was trained
+    return "class" if config.class_token else "mean"
+
+
+_SMALL = {"dim": 32, "depth": 2, "heads": 2, "patch": 16}
+
+SPEC = EncoderSpec(
+    name="vit",
+    description="the vision transformer (Dosovitskiy et al. 2021), DeiT's and DINOv2's too",
+    config=VitConfig,
+    build="pretrain.encoders.vit.encoder:VitEncoder",
+    drop_layout="any",
+    headline=_headline,
+    has_sequence=lambda config: config.class_token,
+    timm_recipe=timm_recipe,
+    layouts={name: Layout(f"pretrain.encoders.vit.layouts:read_{name}") for name in ("mae", "dino", "dinov2", "timm")},
+    examples=(
+        Example(small=_SMALL),
+        Example({"distillation_token": True}, _SMALL),
+    ),
+)
