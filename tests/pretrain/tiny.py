@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def config_data(method: str, family: str, shards: Path, runs: Path, **sections: 
     for codes with aggregation. Those of codes, and `vqkd`, need `write_sources(shards)`.
     """
     whole = {"size": 32, "scale": [0.5, 1.0]}
-    methods: dict[str, dict[str, Any]] = {name: dict(spec.example) for name, spec in METHODS.items()}
+    methods: dict[str, dict[str, Any]] = {name: copy.deepcopy(dict(spec.example)) for name, spec in METHODS.items()}
     methods["vqkd"]["teacher"] = str(shards / "teacher")
     if family == "swin":
         methods["mae"]["mask"] = {"kind": "one_in_2x2", "unit": 4}
