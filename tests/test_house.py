@@ -143,19 +143,14 @@ def test_the_readme_names_every_preset() -> None:
     assert set(re.findall(r"^\| `(\w+)` ", table, re.MULTILINE)) == {preset.name for preset in list_presets()}
 
 
-def rooms() -> dict[str, set[str]]:
-    """Every folder of the packages (a loose module is a room of its own), and the rooms that it imports."""
+def imports_of_modules() -> dict[str, set[str]]:
+    """Every module of the packages, and those that it imports, at any depth of the code but for types only."""
     modules = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
         for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
     }
-
-    def room(name: str) -> str:
-        parts = name.split(".")
-        return ".".join(parts[:2] if len(parts) > 2 or modules[name].name == "__init__.py" else parts)
-
-    found: dict[str, set[str]] = {room(name): set() for name in modules}
+    found: dict[str, set[str]] = {name: set() for name in modules}
     for name, path in modules.items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         typing_only = {
@@ -168,21 +163,39 @@ def rooms() -> dict[str, set[str]]:
             if not isinstance(node, ast.ImportFrom) or node.module is None or id(node) in typing_only:
                 continue
             for alias in node.names:
-                inner, outer = f"{node.module}.{alias.name}", node.module
-                imported = inner if inner in modules else outer
-                if imported in modules:
-                    found[room(name)].add(room(imported))
+                imported = f"{node.module}.{alias.name}"
+                imported = imported if imported in modules else node.module
+                if imported in modules and imported != name:
+                    found[name].add(imported)
     return found
 
 
-@pytest.mark.parametrize("package", ["data_pipelines"])
-def test_no_room_imports_one_that_imports_it(package: str) -> None:
-    """Neither at once nor by a detour; imports within functions count."""
-    graph = {name: rooms_of - {name} for name, rooms_of in rooms().items() if within(name, (package,))}
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """What is left of a graph when all that imports nothing of it is taken away again and again."""
+    graph = dict(graph)
     while free := [name for name, imported in graph.items() if not imported & graph.keys()]:
         for name in free:
             del graph[name]
-    assert not graph, f"these import each other: {sorted(graph)}"
+    return sorted(graph)
+
+
+def test_no_module_imports_one_that_imports_it() -> None:
+    assert not circles(imports_of_modules())
+
+
+@pytest.mark.parametrize("package", ["data_pipelines", "launch"])
+def test_no_room_imports_one_that_imports_it(package: str) -> None:
+    """Neither at once nor by a detour; a room is a folder, or a loose module of the package."""
+    modules = imports_of_modules()
+
+    def room(name: str) -> str:
+        return ".".join(name.split(".")[:2])
+
+    graph: dict[str, set[str]] = {}
+    for name, imported in modules.items():
+        if within(name, (package,)):
+            graph.setdefault(room(name), set()).update(room(other) for other in imported if room(other) != room(name))
+    assert not circles(graph)
 
 
 def test_only_a_method_knows_its_name() -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from data_pipelines.files import write_json
 from launch.cluster.queue import Job, ask_about, has_slurm, queued, user_name
-from launch.cluster.run_facts import CANCELLED, RunFacts, find_runs, is_run, read_facts, resolve, runs_of_sweep
 from launch.cluster.status import is_finished, span, status
+from launch.run_facts import CANCELLED, RunFacts, find_runs, is_run, read_facts, resolve, runs_of_sweep
 from pretrain.survival.history import record
 
 WAIT_SECONDS = 900.0  # a step, and a checkpoint of a large model on a slow file system

@@ -29,7 +29,7 @@ from typing import Any
 
 from data_pipelines.files import read_json
 from launch.cluster.queue import WAITING
-from launch.cluster.run_facts import CANCELLED
+from launch.run_facts import CANCELLED
 from pretrain.config.load import load_config
 from pretrain.survival.history import read_history, record
 from pretrain.survival.stopping import EXIT_HUNG, EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, EXIT_USER_ERROR

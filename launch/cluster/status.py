@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.cluster.queue import FAILED, Job, ended, has_slurm, queued
-from launch.cluster.run_facts import RunFacts, age, find_runs, overrides_of, read_facts
+from launch.run_facts import RunFacts, age, find_runs, overrides_of, read_facts
 from pretrain.survival.stopping import EXIT_STOPPED
 
 #: A run that has reported nothing for so many of its usual intervals, and at least so many seconds, has stalled: saving

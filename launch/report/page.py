@@ -12,7 +12,6 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from data_pipelines.files import write_text
-from launch.cluster.run_facts import runs_of_sweep
 from launch.report.curves import charts_of
 from launch.report.facts import facts, metrics_table, state_of, tiles
 from launch.report.galleries import galleries
@@ -23,6 +22,7 @@ from launch.report.probes import probes, probes_compared
 from launch.report.read import Run, read_run
 from launch.report.settings import configuration
 from launch.report.verdict import verdict_of
+from launch.run_facts import runs_of_sweep
 from pretrain.description import describe, own_words
 
 #: The browser itself refuses whatever this page might load.

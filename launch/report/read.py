@@ -15,8 +15,8 @@ from typing import Any, TypeGuard
 import yaml
 
 from data_pipelines.remote.urls import redact
-from launch.cluster.run_facts import is_run, published_card, total_steps
 from launch.report.thinning import Thinned
+from launch.run_facts import is_run, published_card, total_steps
 from pretrain.survival.history import read_history
 
 #: What reading a file of `eval/` raises that is none of ours, or of another version.

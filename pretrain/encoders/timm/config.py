@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from data_pipelines.transforms.config import section
 from pretrain.encoders.spec import EncoderSpec, Example
+
+_SURVEY = "pretrain.encoders.timm.survey"  # it builds models, so it imports torch
 
 #: Arguments of timm.create_model that other settings own, or that would load files.
 TIMM_RESERVED = {
@@ -44,9 +47,7 @@ class TimmConfig:
 
 def timm_recipe(config: TimmConfig, image_size: tuple[int, int], channels: int) -> dict[str, Any]:
     """Arguments of `timm.create_model`."""
-    from pretrain.encoders.timm.survey import timm_arguments
-
-    return timm_arguments(config, image_size, channels)
+    return import_module(_SURVEY).timm_arguments(config, image_size, channels)
 
 
 _SMALL: dict[str, dict[str, Any]] = {
@@ -74,6 +75,6 @@ SPEC = EncoderSpec(
         Example({"model": name}, {"args": args}, side=120 if name.startswith("crossvit") else 64)
         for name, args in _SMALL.items()
     ),
-    survey="pretrain.encoders.timm.survey",
+    survey=_SURVEY,
     label=lambda config: f"timm:{config.model}",
 )

@@ -15,8 +15,8 @@ import pytest
 
 from data_pipelines.files import lock
 from launch.cluster.queue import Job, parse_queue, seconds_of
-from launch.cluster.run_facts import find_runs, overrides_of, read_facts
 from launch.cluster.status import judge, show, span, status, table
+from launch.run_facts import find_runs, overrides_of, read_facts
 from pretrain.survival.history import record
 
 CONFIG = "name: {name}\nruns: runs\ntrain:\n  epochs: 10\n  batch_size: 8\ntracking:\n  log_every_steps: 10\nseed: 0\n"
