@@ -91,4 +91,7 @@ class PythonStream:
 
 
 #: `PythonStream`, or the same in C where it is built: drawing holds the interpreter's lock, so its pace limits threads.
-Stream = PythonStream if TYPE_CHECKING or not native.BUILT else native.kernel.Stream
+if TYPE_CHECKING or not native.BUILT:  # noqa: SIM108 (mypy takes no ternary for a type)
+    Stream = PythonStream
+else:
+    Stream = native.kernel.Stream
