@@ -1,11 +1,14 @@
-"""What pyproject.toml cannot say: the parts in C. Each may be missing: everything works without them, slower."""
+"""What pyproject.toml cannot say: that `import selfsight` is the folder launch/facade, and the parts in C.
+
+Each of these may be missing: everything works without them, slower.
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 #: Sums of floating-point numbers must not depend on the compiler: the portable path gives the bytes of the fast one.
@@ -36,7 +39,11 @@ class BuildOrTell(build_ext):
             print(f"notice: {ext.name} is not built ({reason}); slower code takes its place", file=sys.stderr)
 
 
+PACKAGES = ("data_pipelines", "eval", "launch", "pretrain", "slurm")
+
 setup(
+    packages=[*find_packages(include=[f"{name}*" for name in PACKAGES], exclude=["launch.facade*"]), "selfsight"],
+    package_dir={"selfsight": "launch/facade"},
     ext_modules=[
         extension("data_pipelines.native._crops"),
         extension("data_pipelines.images.native._jpeg_region", libraries=["jpeg"]),  # needs libjpeg-dev's header

@@ -101,7 +101,12 @@ def _load(dataset: Dataset, sample: int, size: int, resize: int | None, channels
     except BadSampleError as error:
         _log.warning("%s; it is left out", error)
         return None
-    out = np.empty((channels, size, size), dtype=image.dtype)
+    return cropped(image, size, resize)
+
+
+def cropped(image: np.ndarray, size: int, resize: int | None = None) -> np.ndarray:
+    """(c, size, size) of an image (h, w, c) of any channels and depth; see `center_crops`."""
+    out = np.empty((image.shape[2], size, size), dtype=image.dtype)
     if any_channels.is_plain(image):
         write_channels(center_crop(to_pillow(image), size, resize), out)
     else:

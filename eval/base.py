@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ class FeatureSet:
     pooled_as: the name of the input that is the model's own pooled feature.
     labels: (n,) int64. ids: (n,) int64 sample numbers, in order; a data set's `key` tells each one's name.
     digests: (n,) int64, equal where the images are, as they are cropped.
+    groups: (n,) int64, equal where samples belong together, such as images of one patient; in train and in val there
+        are no equal ones. None where nobody asked for groups.
+    keys: the samples' names in the data set, n of them; empty where there is none.
     """
 
     inputs: dict[str, Tensor]
@@ -30,6 +33,8 @@ class FeatureSet:
     labels: Tensor
     ids: Tensor
     digests: Tensor
+    groups: Tensor | None = None
+    keys: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -109,8 +114,3 @@ class ProbeSpec:
 @dataclass(frozen=True)
 class NoSettings:
     """Of a probe that has none."""
-
-
-def settings_as_json(settings: Any) -> dict[str, Any]:
-    """A probe's settings as they are kept in results."""
-    return asdict(settings)

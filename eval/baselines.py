@@ -14,7 +14,7 @@ from typing import Any
 from data_pipelines.files import write_json
 
 #: Raise it when a change of the code changes results that no other part of the key tells apart.
-VERSION = 1
+VERSION = 2
 
 
 def cached(key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

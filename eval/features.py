@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, overload
 
 import torch
 from einops import rearrange
@@ -60,8 +60,8 @@ def extract(
         pixels = images.to(device).float().div_(torch.iinfo(images.dtype).max)
         features = encoder(pixels.sub_(shift).div_(scale), layers=earlier)
         if not names:
-            names, pooled_as = _layout(features)
-        rows.add(_columns(features, "pooled" in names), labels, ids, digests)
+            names, pooled_as = layout(features)
+        rows.add(columns_of(features, "pooled" in names), labels, ids, digests)
     return FeatureSet(
         {name: rows.matrix[: rows.filled, columns] for name, columns in names.items()},
         pooled_as,
@@ -95,6 +95,25 @@ def centred(train: FeatureSet, val: FeatureSet) -> tuple[FeatureSet, FeatureSet]
     return subtract(train), subtract(val)
 
 
+class Keys(Sequence[str]):
+    """The names of the samples of these `ids` (n,), looked up when they are asked for: a data set may have millions."""
+
+    def __init__(self, dataset: Dataset, ids: Tensor) -> None:
+        self._dataset, self._ids = dataset, ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> Keys: ...
+    def __getitem__(self, place: int | slice) -> str | Keys:
+        if isinstance(place, slice):
+            return Keys(self._dataset, self._ids[place])
+        return self._dataset.key(int(self._ids[place]))[0]
+
+
 class _Rows:
     """A matrix that is filled row by row, allocated once when its width is known."""
 
@@ -110,9 +129,10 @@ class _Rows:
         self.filled += len(values)
         self.beside.append(beside)
 
-    def columns(self) -> Iterator[Tensor]:
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
         """What stands beside the rows: labels, ids and digests, (n,) int64 each."""
-        return (torch.cat(parts) for parts in zip(*self.beside, strict=True))
+        labels, ids, digests = (torch.cat(parts) for parts in zip(*self.beside, strict=True))
+        return labels, ids, digests
 
 
 def _last_blocks(features: Features) -> list[Features]:
@@ -126,8 +146,8 @@ def _summary(features: Features) -> Tensor:
     return features.tokens.mean(dim=1) if features.prefix_tokens is None else features.prefix_tokens[:, 0]
 
 
-def _layout(features: Features) -> tuple[dict[str, slice], str]:
-    """Which columns of `_columns` each input takes, and which of them is the pooled feature."""
+def layout(features: Features) -> tuple[dict[str, slice], str]:
+    """Which columns of `columns_of` each input takes, and which of them is the pooled feature."""
     width, count = features.tokens.shape[-1], len(_last_blocks(features))
     end, last = count * width, (count - 1) * width
     if features.prefix_tokens is None:
@@ -145,7 +165,7 @@ def _layout(features: Features) -> tuple[dict[str, slice], str]:
     return names | {"pooled": slice(end, end + features.pooled.shape[1])}, "pooled"
 
 
-def _columns(features: Features, with_pooled: bool) -> Tensor:
+def columns_of(features: Features, with_pooled: bool) -> Tensor:
     parts = [_summary(block) for block in _last_blocks(features)]
     if features.prefix_tokens is not None:
         parts.append(features.tokens.mean(dim=1))

@@ -19,13 +19,15 @@ from rich.console import Console
 
 from data_pipelines.files import write_json
 from data_pipelines.remote.urls import redact
+from data_pipelines.shards.index import NO_LABEL
 from eval import registry
 from eval.base import FeatureSet, Store
 from eval.baselines import cached
-from eval.features import centred, extract, pixels
+from eval.features import Keys, centred, extract, pixels
 from eval.protocol import Protocol, described, score
 from eval.report import score_of
-from eval.splits import Splits, open_splits
+from eval.splits import Splits, known_labels, open_splits
+from eval.stratified import stratified_split
 from eval.target import Target, open_target
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def run_probe(
     untrained_seeds: Sequence[int] = (0,),
     also: Sequence[str] = (),
     full: bool = False,
+    group_by: str | None = None,
     image_size: int | None = None,
     batch_size: int = 256,
     project: str | None = None,
@@ -66,6 +69,8 @@ def run_probe(
         image_size: Side of the centre crops in px; default: what the encoder was trained on.
         also: Names of further probes, such as logistic; see `eval.registry`.
         full: Whole grids where a probe has a coarser one, as logistic (12 of 45 strengths).
+        group_by: A field of each sample's `.json`; samples of one value belong together, such as images of one patient.
+            No group may be in train and val, nor in both parts of train where a probe chooses.
         project: Of wandb, with `group`: where the probe of a target that is no run of this machine becomes a wandb run
             of its own. The probe of a run goes into the run's.
 
@@ -74,12 +79,17 @@ def run_probe(
     start = time.time()
     device = _device(device)
     protocol = Protocol.of(also, seeds, {"epochs": epochs, **({"full": True} if full else {})})
-    splits = open_splits(data, val_data)
+    splits = open_splits(data, val_data, group_by)
     train, val = splits.train, splits.val
+    known = train.labels != NO_LABEL
+    groups = None if splits.groups is None else torch.from_numpy(splits.groups[0][known])
+    stratified_split(torch.from_numpy(known_labels(train)), 0.1, 0, groups)  # refuses now what probes would refuse late
     subject = open_target(target, image_size)
 
     console = Console(stderr=True, quiet=not progress)
     common = {"train": train.checksum, "val": val.checksum, "protocol": protocol.as_json()}
+    if group_by is not None:
+        common["group_by"] = group_by
     probe = _Probe(subject, splits, protocol, device, batch_size, console)
     for problem in registry.problems():
         probe.say(f"warning: {problem}", always=True)
@@ -116,6 +126,7 @@ def run_probe(
             },
             "num_classes": splits.num_classes,
             "classes": splits.classes.tolist(),
+            "group_by": group_by,
         },
         "protocol": {**protocol.as_json(), "untrained_seeds": tuple(untrained_seeds), "pixel_size": pixel_size},
         "rows": rows,
@@ -209,9 +220,15 @@ class _Probe:
                 f"({keys}{', ...' if len(twins) > 3 else ''}): every accuracy here is too good"
             )
 
-    def _numbered(self, features: FeatureSet) -> FeatureSet:
-        """The same with classes counted from 0."""
-        return replace(features, labels=torch.from_numpy(self.splits.numbers(features.labels.numpy())))
+    def _described(self, features: FeatureSet, place: int) -> FeatureSet:
+        """The features of train (0) or val (1) with classes counted from 0, groups and keys."""
+        splits, ids = self.splits, features.ids
+        return replace(
+            features,
+            labels=torch.from_numpy(splits.numbers(features.labels.numpy())),
+            groups=None if splits.groups is None else torch.from_numpy(splits.groups[place])[ids],
+            keys=Keys((self.train, self.val)[place], ids),
+        )
 
     def _score(self, row: str, train: FeatureSet, val: FeatureSet, headline: str) -> dict[str, Any]:
         with self.console.status(row) as status:
@@ -221,8 +238,8 @@ class _Probe:
                 self.say(f"{row}: {what}")
 
             store = Store(
-                self._numbered(train), self._numbered(val), self.splits.num_classes, headline, self.protocol.seeds,
-                self.device, tell,
+                self._described(train, 0), self._described(val, 1), self.splits.num_classes, headline,
+                self.protocol.seeds, self.device, tell,
             )  # fmt: skip
             return score(store, self.protocol)
 

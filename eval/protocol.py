@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from eval import registry
-from eval.base import ProbeSpec, Scores, Store, settings_as_json
+from eval.base import ProbeSpec, Scores, Store
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Protocol:
             "seeds": list(self.seeds),
             "last_blocks": self.last_blocks,
             "features": self.features,
-            **{spec.name: settings_as_json(settings) for spec, settings in self.probes},
+            **{spec.name: asdict(settings) for spec, settings in self.probes},
             "plug_ins": {s.name: found for s, _ in self.probes if (found := registry.origin(s.name)) is not None},
         }
 
@@ -58,10 +59,9 @@ def score(store: Store, protocol: Protocol) -> Scores:
         "dim": store.train.inputs[store.headline].shape[1],
     }
     for spec, settings in protocol.probes:
-        # as it will be read back: a row that was kept equals one that is computed
-        scores[spec.name] = _by_name(
-            spec, lambda spec=spec, settings=settings: json.loads(json.dumps(spec.run(store, settings)))
-        )
+        with _named(spec):
+            # as it will be read back: a row that was kept equals one that is computed
+            scores[spec.name] = json.loads(json.dumps(spec.run(store, settings)))
     return scores
 
 
@@ -70,20 +70,19 @@ def described(scores: Scores, protocol: Protocol) -> tuple[list[dict[str, Any]],
     columns: list[dict[str, Any]] = []
     notes: list[str] = []
     for spec, settings in protocol.probes:
-        found = _by_name(
-            spec,
-            lambda spec=spec, settings=settings: spec.described(scores[spec.name], settings, scores["headline"]),
-        )
-        columns += found[0]
-        notes += found[1]
+        with _named(spec):
+            of_columns, of_notes = spec.described(scores[spec.name], settings, scores["headline"])
+            columns += of_columns
+            notes += of_notes
     return columns, notes
 
 
-def _by_name(spec: ProbeSpec, run: Any) -> Any:
-    """What `run` gives; what another distribution's probe raises, as a line with its name."""
-    if (whose := registry.origin(spec.name)) is None:
-        return run()
+@contextmanager
+def _named(spec: ProbeSpec) -> Iterator[None]:
+    """What another distribution's probe raises, as a line with its name."""
     try:
-        return run()
+        yield
     except Exception as error:
+        if (whose := registry.origin(spec.name)) is None:
+            raise
         raise ValueError(f"the probe {spec.name} of {whose} failed: {error!r}") from error

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from eval.base import Scores
+from eval.earlier import as_today
 from eval.scores import Z95, deviation_of, mean_of
 
 
@@ -56,7 +57,8 @@ def markdown_table(results: dict[str, Any]) -> str:
 
 
 def read_results(results: dict[str, Any]) -> Results:
-    """What a file of `eval/` says; no probe is imported. KeyError or TypeError for one of another version."""
+    """What a file of `eval/` says, of earlier versions too; no probe is imported. KeyError or TypeError for others."""
+    results = as_today(results)
     rows, columns = results["rows"], results["columns"]
     blind = Measured(rows["chance"]["most_frequent_class"], None)
     cells: list[tuple[str, list[Measured | None]]] = [("chance", [blind] * len(columns))]

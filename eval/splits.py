@@ -14,6 +14,7 @@ from data_pipelines.datasets.held_out import open_held_out
 from data_pipelines.remote.remote_files import Shard
 from data_pipelines.remote.urls import redact
 from data_pipelines.shards.index import NO_LABEL
+from eval.groups import read_groups
 
 #: Fewer val images than this, or of a class, are warned of.
 FEW_VAL, FEW_OF_A_CLASS = 100, 5
@@ -26,12 +27,14 @@ class Splits:
 
     held_out: what the split to test on is called: val, or test where there is no val.
     classes: (n,) int64, ascending: the labels that train or val has, as the data have them. Probes count them from 0.
+    groups: of every sample of train, and of val, see `read_groups`.
     """
 
     train: Dataset
     val: Dataset
     held_out: str
     classes: np.ndarray
+    groups: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -97,10 +100,11 @@ def known_labels(split: Dataset) -> np.ndarray:
     return split.labels[split.labels != NO_LABEL].astype(np.int64)
 
 
-def open_splits(data: str, val_data: str | None = None) -> Splits:
+def open_splits(data: str, val_data: str | None = None, group_by: str | None = None) -> Splits:
     """The labelled train and val data sets and their classes; refuses what cannot be probed.
 
-    Where `data` has no val split, its test split is the one to test on.
+    Where `data` has no val split, its test split is the one to test on. `group_by` is a field of each sample's `.json`
+    that says which belong together.
     """
     if val_data is None and Path(data).expanduser().exists() and not Path(data).expanduser().is_dir():
         raise ValueError(
@@ -143,7 +147,8 @@ def open_splits(data: str, val_data: str | None = None) -> Splits:
             f"no class of {held_out} is in train: train has the labels {learned[0]} .. {learned[-1]}, {held_out} "
             f"{tested[0]} .. {tested[-1]}; pack both splits in one command so that a label means the same in both"
         )
-    return Splits(train, val, held_out, np.union1d(learned, tested))
+    groups = None if group_by is None else read_groups(train, val, held_out, group_by)
+    return Splits(train, val, held_out, np.union1d(learned, tested), groups)
 
 
 def _held_out(data: str, val_data: str | None) -> tuple[Dataset, str]:

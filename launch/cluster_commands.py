@@ -85,6 +85,10 @@ def submit(
     probe_every: Annotated[
         float | None, typer.Option(help="Also every so many epochs, while it runs.", rich_help_panel=_PROBES)
     ] = None,
+    probe_also: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PROBE", help="A further probe, such as logistic; repeatable.", rich_help_panel=_PROBES),
+    ] = None,
     probe_gpus: Annotated[
         int | None, typer.Option(min=0, help="Default: 1 where training has GPUs.", rich_help_panel=_PROBES)
     ] = None,
@@ -143,7 +147,9 @@ def submit(
         array_file=array_file,
         array_max=array_max,
         variables=job_variables(preflight, exclude_sick, max_failures),
-        probe=ProbeOptions(tuple(probe or ()), probe_every, probe_resources(options, profile, resources)),
+        probe=ProbeOptions(
+            tuple(probe or ()), probe_every, tuple(probe_also or ()), probe_resources(options, profile, resources)
+        ),
     )
     typer.echo("checking settings, data, cluster and run folder; nothing is queued before that", err=True)
     plan = plan_submission(request, check_cluster=not dry_run or shutil.which("sinfo") is not None)

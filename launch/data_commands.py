@@ -13,6 +13,13 @@ Preset = Annotated[str, typer.Argument(help="A preset's name, or the path of a .
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the preset.")]
 Data = Annotated[str | None, typer.Option(help="The training shards; short for data.train=PATH.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="That decode; default: the cores it may use.")]
+ValShare = Annotated[
+    float, typer.Option(help="Of images that are packed for this: the share of every class to hold back as val.")
+]
+GroupPattern = Annotated[
+    str | None, typer.Option(help="Likewise: what train and val must not share, as part of a path: '(p[0-9]+)_'.")
+]
+GroupColumn = Annotated[str | None, typer.Option(help="The same as a column of a table, such as patient.")]
 Progress = Annotated[bool, typer.Option(help="Show how far it is, and what came out.")]
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.data_commands import changes_of
+from data_pipelines.packing.grouping import Grouping
+from launch.data_commands import GroupColumn, GroupPattern, ValShare
 from launch.ranks import check_gpus, rank_environment
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from pretrain.config import Config
 
 PRETRAIN_EXAMPLES = (
-    "Examples:\n\n[bold]selfsight pretrain --list[/]\n\n"
+    "Examples:\n\n[bold]selfsight pretrain --data photos/ --val-share 0.1[/]\n\n"
+    "[bold]selfsight pretrain --list[/]\n\n"
     "[bold]selfsight pretrain mae_vit_cifar_cpu --data shards/[/]\n\n"
     "[bold]selfsight pretrain my.yaml train.epochs=100 name=longer[/]\n\n"
     '[bold]torchrun --nproc-per-node 8 "$(command -v selfsight)" pretrain my.yaml[/]'
@@ -30,9 +32,16 @@ PRETRAIN_EXAMPLES = (
 
 
 def pretrain(
-    preset: Annotated[str | None, typer.Argument(help="A preset's name, or the path of a .yaml file.")] = None,
+    preset: Annotated[
+        str | None, typer.Argument(help="A preset's name, or the path of a .yaml file; default: picked for the images.")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the preset.")] = None,
-    data: Annotated[str | None, typer.Option(help="The training shards; short for data.train=PATH.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Shards (short for data.train=PATH), or images as `pack` takes: packed once.")
+    ] = None,
+    val_share: ValShare = 0.0,
+    group_pattern: GroupPattern = None,
+    group_column: GroupColumn = None,
     list_: Annotated[bool, typer.Option("--list", help="Show the presets and stop.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and stop.")] = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
@@ -44,15 +53,13 @@ def pretrain(
     if list_:
         print_presets()
         return
-    if preset is None:
-        raise ValueError(
-            "which preset? `selfsight pretrain --list` shows them; a file of your own is named by its path"
-        )
-    changes = changes_of(overrides, data)
+    from launch.own_data import prepare
+
+    chosen = prepare(preset, overrides or (), data, Grouping(val_share, group_pattern, group_column))
     if dry_run:
-        show_plan(preset, changes)
+        show_plan(chosen.preset, chosen.overrides)
     else:
-        train(preset, changes)
+        train(chosen.preset, chosen.overrides)
 
 
 def print_presets() -> None:

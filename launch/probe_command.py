@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from launch.data_commands import Progress
+from data_pipelines.packing.grouping import Grouping
+from launch.data_commands import GroupColumn, GroupPattern, Progress, ValShare
 
 PROBE_EXAMPLES = (
     "Examples:\n\n[bold]selfsight probe runs/mae_vit_cifar_cpu --data shards/[/]\n\n"
@@ -18,7 +19,9 @@ PROBE_EXAMPLES = (
 
 def probe(
     target: Annotated[str, typer.Argument(help="A run, a checkpoint or an encoder folder, or timm:MODEL.")],
-    data: Annotated[str, typer.Option(help="Labelled shards with a train and a val split.")],
+    data: Annotated[
+        str, typer.Option(help="Labelled shards with a train and a val split; or images as `pack` takes: packed once.")
+    ],
     val_data: Annotated[str | None, typer.Option(help="The val split, where it is not in DATA.")] = None,
     out: Annotated[Path | None, typer.Option(help="The JSON file; default: eval/ of the run.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -28,19 +31,27 @@ def probe(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Of probes that are trained by steps, such as linear.")] = 100,
     seeds: Annotated[int, typer.Option(min=1, help="Number of linear probes; their spread is reported.")] = 3,
+    logistic: Annotated[bool, typer.Option("--logistic", hidden=True, help="The same as --also logistic.")] = False,
     full: Annotated[bool, typer.Option("--full", help="The whole grid of probes that have one, as logistic.")] = False,
     untrained_seeds: Annotated[int, typer.Option(min=1, help="Untrained encoders to compare with.")] = 1,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
     project: Annotated[str | None, typer.Option(help="Of wandb, for a TARGET that is no run.")] = None,
     group: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="A field of each sample's .json: those of one value, as of one patient, stay together."),
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Probe the milestone checkpoints of a run while it is trained.")
     ] = False,
+    val_share: ValShare = 0.0,
+    group_pattern: GroupPattern = None,
+    group_column: GroupColumn = None,
     progress: Progress = True,
 ) -> None:
     """Measure a frozen encoder: k-NN, linear and further probes, beside chance, raw pixels and an untrained one."""
-    _refuse_early(target, data)
+    data = _refuse_early(target, data, Grouping(val_share, group_pattern, group_column))
     from rich.console import Console
 
     from eval.probe import run_probe
@@ -54,8 +65,10 @@ def probe(
         device=device,
         epochs=epochs,
         seeds=range(seeds),
-        also=also or (),
+        # as before there were other probes: the whole grid is logistic regression's unless another probe is named
+        also=[*(also or ()), *(["logistic"] if logistic or (full and not also) else [])],
         full=full,
+        group_by=group_by,
         untrained_seeds=range(untrained_seeds),
         image_size=image_size,
         batch_size=batch_size,
@@ -80,11 +93,14 @@ def probe(
     refresh(target)
 
 
-def _refuse_early(target: str, data: str) -> None:
-    """What is not there is told before torch is imported, which takes seconds."""
+def _refuse_early(target: str, data: str, grouping: Grouping) -> str:
+    """The shards to probe on; what is not there is told before torch is imported, which takes seconds."""
     from data_pipelines.datasets.dataset import find_shards
+    from launch.own_data import shards_of
     from pretrain.encoder_folder import check_target
 
     check_target(target)
+    data = shards_of(data, grouping, partial(typer.echo, err=True))
     if "://" not in data:
         find_shards(data)
+    return data

@@ -34,7 +34,7 @@ from pretrain.survival.startup import StartUp
 from pretrain.survival.stopping import StopRequest
 from pretrain.survival.watchdog import Watchdog
 from pretrain.tracking.drawing import Drawing
-from pretrain.tracking.progress import Window, memory_gb, progress_line
+from pretrain.tracking.progress import Watched, Window, memory_gb, progress_line
 from pretrain.tracking.system_metrics import SystemMetrics
 from pretrain.tracking.tracker import Tracker
 
@@ -74,7 +74,7 @@ class Trainer:
             pin_memory=device.type == "cuda",
             bad_samples=BadSampleLog(folder / "bad_samples" / f"rank-{rank:05d}.jsonl"),
         )
-        check_ranks_agree(self.loader, normalisation, world_size, device)
+        check_ranks_agree(self.loader, normalisation, world_size, device, config.method)
         self.timeline = Timeline.of(config.train, sampler.steps_per_epoch)
         check_warmup(config.optim, self.timeline)
         self.lr = learning_rate(config.optim, config.train.batch_size, self.timeline)
@@ -95,6 +95,7 @@ class Trainer:
         self.machines = SystemMetrics(folder, config, device)
         self.startup.mark("tracking")
         self.window = Window(self.step)
+        self.watched: Watched | None = None
         self.drawing = Drawing(config, normalisation, device)
         self.diagnostics = Diagnostics(
             config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank,
@@ -106,6 +107,8 @@ class Trainer:
         self._announce()
         self.say(self.diagnostics.begin(self.step))
         self.engine.train()
+        if self.rank == 0:
+            self.watched = Watched(self.step, self.timeline.total_steps, self.config.train.batch_size, self.window)
         steps = DeviceSteps(self.loader, self.step, self.device)
         while self.step < self.timeline.total_steps:
             watchdog.step(self.step + 1)
@@ -179,9 +182,9 @@ class Trainer:
     ) -> None:
         """Write metrics and pictures down when it is time to, or the metrics at once."""
         tracking = self.config.tracking
-        last = self.step == self.timeline.total_steps
-        if self.step % tracking.log_every_steps == 0 or self.step == 1 or last or at_once:
-            epoch = self.timeline.epoch(self.step)
+        last, epoch = self.step == self.timeline.total_steps, self.timeline.epoch(self.step)
+        due = self.step % tracking.log_every_steps == 0 or self.step == 1 or last or at_once  # on all ranks alike
+        if due:
             if grad_norm is not None:
                 metrics["grad_norm"] = grad_norm
             metrics |= {"epoch": epoch, **self.window.measure(self.step, self.config.train.batch_size, self.loader)}
@@ -198,6 +201,8 @@ class Trainer:
                     self.tracker.say(knn_line(metrics))
                 for change in changes:
                     self.tracker.alarm(change.name, change.text, change.begins)
+        if self.watched:
+            self.watched.step(self.step, epoch, metrics, self.loader.wait_seconds, told=due)
         every = tracking.pictures_every_steps
         if every and (self.step % every == 0 or self.step == 1 or last):
             with self.window.paused():
@@ -240,6 +245,8 @@ class Trainer:
 
     def close(self) -> None:
         """Release threads, files and the dashboard."""
+        if self.watched:
+            self.watched.close()
         self.loader.close()
         self.machines.close()
         if self.tracker:

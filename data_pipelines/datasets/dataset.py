@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy as np
 from data_pipelines.datasets.dataset_index import joint_place
 from data_pipelines.datasets.locations import Locations, Spec
 from data_pipelines.datasets.remote_index import open_any_index
+from data_pipelines.files import parse_json
 from data_pipelines.images.pixels import MAX_FILE_BYTES
 from data_pipelines.images.sample import Sample
 from data_pipelines.remote.cache import Cache, default_folder
@@ -115,15 +117,37 @@ class Dataset:
         shard, row = self._locate(sample)
         entry = self.index.entry(shard, row)
         size = min(entry.image_size, MAX_FILE_BYTES + 1)  # of what is larger, as much as tells that it is
+        image = self._read_piece(shard, entry.image_offset, size)
+        return Sample(entry.key, self.shards[shard], image, None if entry.label == NO_LABEL else entry.label)
 
+    def read_metadata(self, sample: int) -> dict[str, Any]:
+        """What the `.json` of a sample says; empty where it has none.
+
+        Raises:
+            ValueError: It is no JSON object.
+            IndexError, DamageError, OSError: As of `read`.
+        """
+        shard, row = self._locate(sample)
+        entry = self.index.entry(shard, row)
+        if not entry.json_size:
+            return {}
+        try:
+            found = parse_json(self._read_piece(shard, entry.json_offset, min(entry.json_size, MAX_FILE_BYTES)))
+            if not isinstance(found, dict):
+                raise ValueError(f"it is a {type(found).__name__}")
+        except ValueError as error:
+            raise ValueError(f"the .json of {entry.key} in {self.shards[shard]} is no JSON object: {error}") from error
+        return found
+
+    def _read_piece(self, shard: int, offset: int, size: int) -> bytes:
         def read() -> bytes:
             file = self._file(shard)  # held for as long as it is read
-            return os.pread(file.descriptor, size, entry.image_offset)
+            return os.pread(file.descriptor, size, offset)
 
-        image = patiently(self.shards[shard], "reading", read, self.close)
-        if len(image) < size:
+        piece = patiently(self.shards[shard], "reading", read, self.close)
+        if len(piece) < size:
             raise ShardChangedError(self.shards[shard], "has shrunk")
-        return Sample(entry.key, self.shards[shard], image, None if entry.label == NO_LABEL else entry.label)
+        return piece
 
     def check_unchanged(self, sample: int) -> None:
         """Raise ShardChangedError if the shard of a sample has another size or time of change than its index."""

@@ -9,8 +9,9 @@ not used: it steadies batches of 16,384, and here the batch is about 1,024.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
 import torch
 from einops import rearrange, repeat
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from eval.base import Column, ProbeSpec, Scores, Store
 from eval.scores import deviation_of, mean_of, with_error
+from eval.stratified import stratified_split
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
+MOST_WEIGHTS = 2**27  # of all heads that are trained side by side: 512 MiB, and as much of momentum
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,16 @@ class LinearRecipe:
             raise ValueError(f"a linear probe needs epochs, a batch and at least one head; got {self}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; it is a share of train between 0 and 1, such as 0.1")
+
+
+class Kind(NamedTuple):
+    """What a head reads, and whether it is standardised."""
+
+    input: str
+    standardised: bool
+
+    def __str__(self) -> str:
+        return f"{self.input}{', standardised' if self.standardised else ''}"
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,7 @@ def linear_probe(
     val_labels: Tensor,
     *,
     num_classes: int,
+    groups: Tensor | None = None,
     recipe: LinearRecipe | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     device: torch.device | str = "cpu",
@@ -80,9 +94,9 @@ def linear_probe(
     """Train every head on 90 % of train, choose on the other 10 %, train the choice on all of train, test on val.
 
     `train` and `val` name the feature sets to choose from, (n, d) and (m, d) with d of each set its own; labels are
-    (n,) and (m,) in 0 .. num_classes - 1. The first seed splits train (stratified) and makes the choice; every seed
-    then draws its own initial weights and order of batches for the chosen head. `progress` is told what runs.
-    Features stay where they lie; batches move to `device`.
+    (n,) and (m,) in 0 .. num_classes - 1. The first seed splits train (stratified; of `groups` (n,) each lies in one
+    part) and makes the choice; every seed then draws its own initial weights and order of batches for the chosen head.
+    `progress` is told what runs. Features stay where they lie; batches move to `device`.
     """
     recipe = recipe or LinearRecipe()
     if not seeds:
@@ -90,23 +104,23 @@ def linear_probe(
     if set(train) != set(val) or not train:
         raise ValueError(f"train has the feature sets {sorted(train)} and val {sorted(val)}; they must be the same")
     train_labels, val_labels = train_labels.cpu(), val_labels.cpu()
-    kept, held_out = stratified_split(train_labels, recipe.held_out, seeds[0])
+    kept, held_out = stratified_split(train_labels, recipe.held_out, seeds[0], groups)
 
-    heads: list[Head] = []
-    for name, features in train.items():
-        for standardised in recipe.standardised:
-            tried: list[Head] = []
-            rates: Sequence[float] = recipe.learning_rates
-            while rates:
-                kind = f"{name}{', standardised' if standardised else ''}"
-                progress(f"linear: {kind}" + (f", rates to {rates[-1]:g}" if tried else ""))
-                fitted = _fit(features, train_labels, kept, standardised, rates, num_classes, recipe, seeds[0], device)
-                accuracy, _, loss = fitted.score(features, train_labels, held_out)
-                tried += [Head(name, standardised, *cell) for cell in zip(rates, accuracy, loss, strict=True)]
-                rates = _further(tried, recipe.bounds)
-            heads += tried
+    tried: dict[Kind, list[Head]] = {Kind(name, flag): [] for name in train for flag in recipe.standardised}
+    wanted: dict[Kind, Sequence[float]] = dict.fromkeys(tried, recipe.learning_rates)
+    while wanted:
+        for rates_of in _passes(wanted, train, num_classes):
+            progress("linear: " + "; ".join(f"{kind}, rates to {rates[-1]:g}" for kind, rates in rates_of.items()))
+            fitted = _fit(train, train_labels, kept, rates_of, num_classes, recipe, seeds[0], device)
+            scores = zip(*fitted.score(train, train_labels, held_out), strict=True)
+            for (kind, rates), (accuracy, _, loss) in zip(rates_of.items(), scores, strict=True):
+                tried[kind] += [Head(*kind, *cell) for cell in zip(rates, accuracy, loss, strict=True)]
+        enough = _enough([head for heads in tried.values() for head in heads], len(held_out))
+        wanted = {kind: rates for kind in wanted if (rates := _further(tried[kind], recipe.bounds, enough))}
+    heads = [head for heads in tried.values() for head in heads]
     chosen = _best(heads)
-    beside = [head.learning_rate for head in heads if _kind(head) == _kind(chosen)]
+    kind = Kind(chosen.input, chosen.standardised)
+    beside = [head.learning_rate for head in tried[kind]]
     if not math.isfinite(chosen.held_out_loss):
         raise ValueError(
             f"all {len(heads)} linear heads diverged, at rates {min(beside):g} .. {max(beside):g}; look for values "
@@ -117,13 +131,11 @@ def linear_probe(
     top1, top5 = [], []
     for seed in seeds:
         progress(f"linear: the chosen head, seed {seed}")
-        classifiers = _fit(
-            train[chosen.input], train_labels, everything, chosen.standardised, [chosen.learning_rate], num_classes,
-            recipe, seed, device,
-        )  # fmt: skip
-        first, five, _ = classifiers.score(val[chosen.input], val_labels, all_val)
-        top1.append(first[0])
-        top5.append(five[0])
+        rates_of = {kind: [chosen.learning_rate]}
+        classifiers = _fit(train, train_labels, everything, rates_of, num_classes, recipe, seed, device)
+        first, five, _ = classifiers.score(val, val_labels, all_val)
+        top1.append(first[0][0])
+        top5.append(five[0][0])
     return LinearScores(
         top1=tuple(top1),
         top5=tuple(top5) if num_classes > 5 else None,
@@ -135,19 +147,25 @@ def linear_probe(
     )
 
 
-def _kind(head: Head) -> tuple[str, bool]:
-    return head.input, head.standardised
-
-
 def _best(heads: Sequence[Head]) -> Head:
     """The head that classifies most of the held-out part rightly, of equals the one of the smallest loss."""
     return max(heads, key=lambda head: (head.held_out, -head.held_out_loss))
 
 
-def _further(tried: Sequence[Head], bounds: tuple[float, float]) -> list[float]:
-    """Three rates beyond the edge at which the best of `tried` lies, within the bounds; none where it lies inside."""
+def _enough(heads: Sequence[Head], num_held_out: int) -> float:
+    """The held-out share from which on more rates are worth their time: three standard errors below the best."""
+    share = _best(heads).held_out
+    return share - 3 * math.sqrt(share * (1 - share) / num_held_out)
+
+
+def _further(tried: Sequence[Head], bounds: tuple[float, float], enough: float) -> list[float]:
+    """Three rates beyond the edge at which the best of `tried` lies, within the bounds.
+
+    None where it lies inside, where it is not `enough`, so that more rates would hardly make it the best of all, and
+    where it makes no mistake.
+    """
     rates, best = [head.learning_rate for head in tried], _best(tried)
-    if len(rates) < 2 or not math.isfinite(best.held_out_loss):
+    if len(rates) < 2 or not math.isfinite(best.held_out_loss) or not enough <= best.held_out < 1:
         return []
     if best.learning_rate == max(rates):
         beyond = [best.learning_rate * factor for factor in (2, 5, 10)]
@@ -159,63 +177,71 @@ def _further(tried: Sequence[Head], bounds: tuple[float, float]) -> list[float]:
     return [rate for rate in (float(f"{rate:.6g}") for rate in beyond) if bounds[0] <= rate <= bounds[1]]
 
 
-def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Row indices (kept, held out) of `labels` (n,), ascending; the same `share` of every class is held out.
+def _passes(
+    wanted: Mapping[Kind, Sequence[float]], features: Mapping[str, Tensor], num_classes: int
+) -> Iterator[dict[Kind, Sequence[float]]]:
+    """What is trained side by side: features of equal width, as many rates of each, and no more than fits in memory."""
 
-    A class with a single sample is kept. Raises ValueError where no class has two samples.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    labels = labels.cpu()
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
-        rows = (labels == label).nonzero()[:, 0]
-        count = min(max(1, round(share * len(rows))), len(rows) - 1)
-        held_out[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
-    if not held_out.any():
-        raise ValueError(
-            f"every class of the {len(labels)} train samples has one sample, so none can be held out to choose a head; "
-            "pack more labelled samples"
-        )
-    return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+    def shape(kind: Kind) -> tuple[int, int]:
+        return features[kind.input].shape[1], len(wanted[kind])
+
+    for dim, num_rates in dict.fromkeys(map(shape, wanted)):
+        most = max(1, MOST_WEIGHTS // (dim * num_rates * num_classes))
+        kinds = [kind for kind in wanted if shape(kind) == (dim, num_rates)]
+        for first in range(0, len(kinds), most):
+            yield {kind: wanted[kind] for kind in kinds[first : first + most]}
 
 
 @dataclass(frozen=True)
 class _Classifiers:
-    """h linear classifiers of the same features, side by side: weight (classes * h, d), bias (classes * h, 1).
+    """h linear classifiers of each of k kinds, side by side: weight (k, classes * h, d), bias (k, classes * h, 1).
 
-    Classes come first: softmax over the slowest axis is 13 times faster on a CPU than over a short fastest one.
+    Classes come before rates: softmax over a slow axis is 13 times faster on a CPU than over a short fastest one.
+    scaling: of the kinds that are standardised (d,) mean and inverse deviation.
     """
 
+    kinds: tuple[Kind, ...]
     weight: Tensor
     bias: Tensor
-    centre: Tensor  # (d,)
-    inverse_scale: Tensor  # (d,)
+    scaling: dict[Kind, tuple[Tensor, Tensor]]
     num_classes: int
 
-    def prepare(self, features: Tensor, rows: Tensor) -> Tensor:
-        """(b, d) the given rows as the classifiers see them."""
-        chosen = features.index_select(0, rows.to(features.device))  # 9 times faster than features[rows]
-        return chosen.to(self.weight.device).float().sub_(self.centre).mul_(self.inverse_scale)
+    def prepare(self, features: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        """(k, b, d) the given rows as the classifiers see them; every input is gathered once."""
+        prepared = self.weight.new_empty(len(self.kinds), len(rows), self.weight.shape[2])
+        gathered: dict[str, Tensor] = {}
+        for place, kind in enumerate(self.kinds):
+            if kind.input not in gathered:  # index_select is 9 times faster than features[rows]
+                values = features[kind.input]
+                gathered[kind.input] = values.index_select(0, rows.to(values.device)).to(prepared)
+            if kind in self.scaling:
+                centre, inverse_scale = self.scaling[kind]
+                torch.sub(gathered[kind.input], centre, out=prepared[place]).mul_(inverse_scale)
+            else:
+                prepared[place] = gathered[kind.input]
+        return prepared
 
     def logits(self, prepared: Tensor) -> Tensor:
-        """(classes, h, b) from prepared features (b, d)."""
-        flat = torch.addmm(self.bias, self.weight, prepared.T)
-        return rearrange(flat, "(c h) b -> c h b", c=self.num_classes)
+        """(k, classes, h, b) from prepared features (k, b, d)."""
+        flat = torch.baddbmm(self.bias, self.weight, prepared.mT)
+        return rearrange(flat, "k (c h) b -> k c h b", c=self.num_classes)
 
     @torch.no_grad()
-    def score(self, features: Tensor, labels: Tensor, rows: Tensor) -> tuple[list[float], list[float], list[float]]:
-        """Top-1 share, top-5 share and mean loss of each classifier on `rows`; a diverged one scores 0 and inf."""
-        num_heads, device = len(self.bias) // self.num_classes, self.weight.device
-        totals = torch.zeros(3, num_heads, dtype=torch.float64, device=device)
-        classes = rearrange(torch.arange(self.num_classes, device=device), "c -> c 1 1")
-        for part in rows.split(max(1, 2**24 // len(self.bias))):
+    def score(
+        self, features: Mapping[str, Tensor], labels: Tensor, rows: Tensor
+    ) -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
+        """Top-1 share, top-5 share and mean loss on `rows`, [kind][rate] each; of a diverged one 0, 0 and inf."""
+        num_heads, device = self.bias.shape[1] // self.num_classes, self.weight.device
+        totals = torch.zeros(3, len(self.kinds), num_heads, dtype=torch.float64, device=device)
+        classes = rearrange(torch.arange(self.num_classes, device=device), "c -> 1 c 1 1")
+        for part in rows.split(max(1, 2**24 // (self.bias.shape[0] * self.bias.shape[1]))):
             logits = self.logits(self.prepare(features, part))
-            target = repeat(labels[part].to(device), "b -> 1 h b", h=num_heads)
-            own = logits.gather(0, target)
+            target = repeat(labels[part].to(device), "b -> k 1 h b", k=len(self.kinds), h=num_heads)
+            own = logits.gather(1, target)
             # of equal logits the lower class wins, as in k-NN
-            rank = ((logits > own) | ((logits == own) & (classes < target))).sum(dim=0)
-            loss = logits.logsumexp(dim=0) - own[0]
-            totals += torch.stack([(rank < 1).double(), (rank < 5).double(), loss.double()]).sum(dim=2)
+            rank = ((logits > own) | ((logits == own) & (classes < target))).sum(dim=1)
+            loss = logits.logsumexp(dim=1) - own[:, 0]
+            totals += torch.stack([(rank < 1).double(), (rank < 5).double(), loss.double()]).sum(dim=3)
         totals /= len(rows)
         diverged = ~totals[2].isfinite()
         totals[:2].masked_fill_(diverged, 0)
@@ -231,36 +257,33 @@ def _batch_size(recipe: LinearRecipe, num_rows: int) -> int:
 
 @torch.no_grad()
 def _fit(
-    features: Tensor,
+    features: Mapping[str, Tensor],
     labels: Tensor,
     rows: Tensor,
-    standardised: bool,
-    rates: Sequence[float],
+    rates_of: Mapping[Kind, Sequence[float]],
     num_classes: int,
     recipe: LinearRecipe,
     seed: int,
     device: torch.device | str,
 ) -> _Classifiers:
-    """One classifier a learning rate on the given rows, all of them in one pair of matrix products a step.
+    """One classifier of each kind and learning rate on the given rows, all in one pair of matrix products a step.
 
-    The classifiers share initial weights and batches, so they differ by their rate alone. The gradient of the softmax
-    cross-entropy is written out: the rates cost one product (classes * h, d) x (d, b) forward and one back.
+    The kinds are as wide as one another and have as many rates. The classifiers share initial weights and batches, so
+    they differ by kind and rate alone. The gradient of the softmax cross-entropy is written out: a step costs one
+    product (classes * h, d) x (d, b) a kind forward and one back.
     """
     generator = torch.Generator().manual_seed(seed)
-    dim, batch_size = features.shape[1], _batch_size(recipe, len(rows))
-    weight = repeat(torch.randn(num_classes, dim, generator=generator) * 0.01, "c d -> (c h) d", h=len(rates))
-    centre, inverse_scale = _statistics(features, rows) if standardised else (torch.zeros(dim), torch.ones(dim))
-    heads = _Classifiers(
-        weight=weight.to(device),
-        bias=torch.zeros(num_classes * len(rates), 1, device=device),
-        centre=centre.to(device),
-        inverse_scale=inverse_scale.to(device),
-        num_classes=num_classes,
-    )
-    scaled = torch.tensor(rates, device=device) * batch_size / 256
-    rate_of_row = repeat(scaled, "h -> (c h) 1", c=num_classes)
-    weight_momentum, bias_momentum = torch.zeros_like(heads.weight), torch.zeros_like(heads.bias)
-    minus_one = torch.full((1, len(rates), batch_size), -1.0, device=device)
+    kinds, rates = tuple(rates_of), torch.tensor(list(rates_of.values()), device=device)
+    (num_kinds, num_rates), dim = rates.shape, features[kinds[0].input].shape[1]
+    batch_size = _batch_size(recipe, len(rows))
+    first = (torch.randn(num_classes, dim, generator=generator) * 0.01).to(device)
+    scaling = {kind: _statistics(features[kind.input], rows, device) for kind in kinds if kind.standardised}
+    weight = repeat(first, "c d -> k (c h) d", k=num_kinds, h=num_rates).contiguous()
+    bias = weight.new_zeros(num_kinds, num_classes * num_rates, 1)
+    heads = _Classifiers(kinds, weight, bias, scaling, num_classes)
+    rate_of_row = repeat(rates * batch_size / 256, "k h -> k (c h) 1", c=num_classes)
+    weight_momentum, bias_momentum = torch.zeros_like(weight), torch.zeros_like(bias)
+    minus_one = torch.full((num_kinds, 1, num_rates, batch_size), -1.0, device=device)
 
     steps_per_epoch = len(rows) // batch_size
     num_steps = recipe.epochs * steps_per_epoch
@@ -271,18 +294,19 @@ def _fit(
         batch = order[begin : begin + batch_size]
         prepared = heads.prepare(features, batch)
         # (softmax - one-hot) / b is the gradient of the mean cross-entropy
-        gradient = heads.logits(prepared).softmax(dim=0)
-        gradient.scatter_add_(0, repeat(labels[batch].to(device), "b -> 1 h b", h=len(rates)), minus_one)
-        gradient = rearrange(gradient, "c h b -> (c h) b").div_(batch_size)
-        weight_momentum.mul_(recipe.momentum).addmm_(gradient, prepared)
-        bias_momentum.mul_(recipe.momentum).add_(gradient.sum(dim=1, keepdim=True))
+        gradient = heads.logits(prepared).softmax(dim=1)
+        own = repeat(labels[batch].to(device), "b -> k 1 h b", k=num_kinds, h=num_rates)
+        gradient.scatter_add_(1, own, minus_one)
+        gradient = rearrange(gradient, "k c h b -> k (c h) b").div_(batch_size)
+        weight_momentum.baddbmm_(gradient, prepared, beta=recipe.momentum)
+        bias_momentum.mul_(recipe.momentum).add_(gradient.sum(dim=2, keepdim=True))
         rate = rate_of_row * (0.5 * (1 + math.cos(math.pi * step / num_steps)))
-        heads.weight.addcmul_(weight_momentum, rate, value=-1)
-        heads.bias.addcmul_(bias_momentum, rate, value=-1)
+        weight.addcmul_(weight_momentum, rate, value=-1)
+        bias.addcmul_(bias_momentum, rate, value=-1)
     return heads
 
 
-def _statistics(features: Tensor, rows: Tensor, chunk: int = 8192) -> tuple[Tensor, Tensor]:
+def _statistics(features: Tensor, rows: Tensor, device: torch.device | str, chunk: int = 8192) -> tuple[Tensor, Tensor]:
     """(d,) mean and inverse standard deviation over the given rows; a constant feature is left at zero."""
     total = torch.zeros(2, features.shape[1], dtype=torch.float64, device=features.device)
     shift = features[0].double()  # near the mean: variances by squares lose nothing
@@ -291,15 +315,16 @@ def _statistics(features: Tensor, rows: Tensor, chunk: int = 8192) -> tuple[Tens
         total += torch.stack([values.sum(0), values.square().sum(0)])
     mean, square = total / len(rows)
     variance = (square - mean.square()).clamp_min(0)
-    return (mean + shift).float(), (variance + 1e-6).rsqrt().float()  # BatchNorm's way; 1e-6 as in MAE's probe
+    # BatchNorm's way; 1e-6 as in MAE's probe
+    return (mean + shift).float().to(device), (variance + 1e-6).rsqrt().float().to(device)
 
 
 def run(store: Store, settings: LinearRecipe) -> Scores:
     """Accuracy of the chosen head, the mean over seeds, and how it was chosen among all inputs."""
     train, val = store.train, store.val
     found = linear_probe(
-        train.inputs, train.labels, val.inputs, val.labels, num_classes=store.num_classes, recipe=settings,
-        seeds=store.seeds, device=store.device, progress=store.progress,
+        train.inputs, train.labels, val.inputs, val.labels, num_classes=store.num_classes, groups=train.groups,
+        recipe=settings, seeds=store.seeds, device=store.device, progress=store.progress,
     )  # fmt: skip
     return {
         **asdict(found),

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.base import Column, ProbeSpec, Scores, Store
-from eval.probes.linear import stratified_split
 from eval.scores import with_error
+from eval.stratified import stratified_split
 
 #: DINOv2's grid (Oquab et al. 2023, appendix B.3): 10^linspace(-6, 5, 45).
 FULL_GRID = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))
@@ -38,13 +38,15 @@ def logistic_probe(
     val_labels: Tensor,
     *,
     num_classes: int,
+    groups: Tensor | None = None,
     grid: Sequence[float] = COARSE_GRID,
     held_out: float = 0.1,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Callable[[str], None] = lambda what: None,
 ) -> LogisticScores:
-    """Choose C on a held-out part of train (stratified, by `seed`), fit it on all of train, test on val.
+    """Choose C on a held-out part of train (stratified, by `seed`; each of `groups` (n,) in one part), fit it on all of
+    train, test on val.
 
     Features are (n, d) and (m, d), labels (n,) and (m,) in 0 .. num_classes - 1. Raises ValueError for an empty grid.
     """
@@ -52,7 +54,7 @@ def logistic_probe(
         raise ValueError("grid is empty; give at least one C, such as (1.0,)")
     train, val = train.to(device).float(), val.to(device).float()
     train_labels, val_labels = train_labels.to(device), val_labels.to(device)
-    kept, rest = (rows.to(device) for rows in stratified_split(train_labels, held_out, seed))
+    kept, rest = (rows.to(device) for rows in stratified_split(train_labels, held_out, seed, groups))
 
     kept_features, kept_labels = train.index_select(0, kept), train_labels[kept]
     rest_features, rest_labels = train.index_select(0, rest), train_labels[rest]
@@ -139,8 +141,8 @@ def run(store: Store, settings: LogisticSettings) -> Scores:
     train, val, name = store.train, store.val, store.headline
     found = logistic_probe(
         train.inputs[name], train.labels, val.inputs[name], val.labels, num_classes=store.num_classes,
-        grid=FULL_GRID if settings.full else COARSE_GRID, held_out=settings.held_out, seed=store.seeds[0],
-        device=store.device, progress=store.progress,
+        groups=train.groups, grid=FULL_GRID if settings.full else COARSE_GRID, held_out=settings.held_out,
+        seed=store.seeds[0], device=store.device, progress=store.progress,
     )  # fmt: skip
     return {"input": name, **with_error(asdict(found), len(val.labels))}
 

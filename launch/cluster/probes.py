@@ -26,6 +26,7 @@ class ProbeOptions:
 
     data: tuple[str, ...] = ()
     every: float | None = None  # epochs, while training runs
+    also: tuple[str, ...] = ()  # further probes by name
     resources: Resources = field(default_factory=Resources)
 
 
@@ -47,12 +48,16 @@ class ProbeJob:
 
 def check_probes(options: ProbeOptions, config: Config) -> None:
     """Refuse probes of what can't be probed: the data are opened. Imports torch."""
+    from eval import registry
     from eval.splits import open_splits
 
     if options.every is not None and not options.data:
         raise ConfigError("--probe-every says how often to probe, but not on what; add --probe DATA")
+    if options.also and not options.data:
+        raise ConfigError("--probe-also says which further probes to run, but not on what; add --probe DATA")
     if not options.data:
         return
+    registry.chosen(options.also)  # a name that is not there is refused
     if spec_of(config.method).exports != "encoder":
         raise ConfigError(
             f"--probe: method {config.method.name} leaves a tokenizer, and probes are of encoders; leave it out"
@@ -87,9 +92,10 @@ def probe_jobs(
         chosen = set_arguments(arguments, array=any(line.startswith("#SBATCH --array") for line in lines))
         return render("probe", header, [*settings, *chosen], written_by)
 
+    also = [argument for name in options.also for argument in ("--also", name)]
     jobs = []
     for data in options.data:
-        arguments = [(str(run), "--data", data) for run in runs]
+        arguments = [(str(run), "--data", data, *also) for run in runs]
         lines = [] if array is None else [sbatch_line("array", array)]
         log = "probe-%j.out" if array is None else "probe-%A_%a.out"
         jobs.append(ProbeJob(script("probe", lines, arguments, log), array=array is not None))
@@ -97,6 +103,6 @@ def probe_jobs(
         return jobs
     for data in options.data:
         for number, run in enumerate(runs):
-            text = script("follow", [], [(str(run), "--data", data, "--follow")], "follow-%j.out")
+            text = script("follow", [], [(str(run), "--data", data, *also, "--follow")], "follow-%j.out")
             jobs.append(ProbeJob(text, follows=True, element=None if array is None else number))
     return jobs

@@ -23,7 +23,7 @@ from launch.cluster.slurm import array_limit, ask
 from launch.cluster.sweep import Element, sweep_elements
 from launch.pretrain_command import plan_of
 from pretrain.config import Config
-from pretrain.config.load import ConfigError, load_config
+from pretrain.config.load import ConfigError, load_config, load_noting
 from pretrain.survival.history import record
 
 PROBE_SECONDS = 4 * 3600  # of a probe job, where the user says nothing and the partition allows it
@@ -187,7 +187,7 @@ def _check_element(request: Request, element: Element, sweep: str | None) -> tup
             overrides += [f"{key}={value}"] if key not in given else []
     if request.probe.every is not None:
         overrides += [f"checkpoint.milestone_every_epochs={request.probe.every:g}"]
-    config = load_config(request.preset, overrides)
+    config, notes = load_noting(request.preset, overrides)
     ranks = request.resources.ranks
     fixed = any(override.partition("=")[0] == "train.grad_accum_steps" for override in overrides)
     accumulation = solve_accumulation(config, ranks, request.micro_batch, fixed)
@@ -200,7 +200,7 @@ def _check_element(request: Request, element: Element, sweep: str | None) -> tup
     preset = request.preset if not request.preset.startswith("-") else f"./{request.preset}"
     begun = newest_checkpoint(folder)
     goes_on = [f"continues {folder} from its checkpoint of step {begun:,}"] if begun >= 0 else []
-    return Run(config.name, folder, (preset, *overrides)), [*goes_on, *checked.chosen, *plan_of(checked, ranks)]
+    return Run(config.name, folder, (preset, *overrides)), [*goes_on, *notes, *checked.chosen, *plan_of(checked, ranks)]
 
 
 def _once(runs: Sequence[Run], told: Sequence[Sequence[str]]) -> list[str]:

@@ -21,6 +21,7 @@ from pretrain.encoders.registry import expand_encoder
 from pretrain.methods.registry import LEFT_OUT, spec_of
 
 PRESETS = Path(__file__).parents[1] / "presets"
+RENAMED_PRESETS = {"dino_vits16_own_data": "dino_own_data"}
 #: What pydantic calls the branches of a union of plain types.
 _PLAIN_TYPES = {"int", "float", "constrained-int", "constrained-float"}
 
@@ -150,6 +151,8 @@ def _preset_path(preset: str | Path, folder: Path) -> Path:
         return path
     path = PRESETS / f"{preset}.yaml"
     if not path.is_file():
+        if preset in RENAMED_PRESETS:
+            raise ConfigError(f"the preset {preset} is called {RENAMED_PRESETS[str(preset)]} now: write that instead")
         names = [known.name for known in list_presets()]
         near = difflib.get_close_matches(str(preset), names, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"presets: {', '.join(names)}."

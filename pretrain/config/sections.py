@@ -18,6 +18,7 @@ from pydantic import (
 from data_pipelines.transforms.config import BackendName, Share, Views, section
 from pretrain.config.combinations import check_combinations
 from pretrain.config.diagnostics import DiagnosticsConfig
+from pretrain.config.wandb_names import check_name, check_wandb_names
 from pretrain.encoders.registry import EncoderConfig
 from pretrain.methods.registry import MethodConfig
 
@@ -247,6 +248,11 @@ class TrackingConfig:
     notes: str | None = None  # in wandb; default: the description and the settings in a sentence
     system_every_seconds: NonNegativeFloat = 15.0  # how the machines of all nodes do; 0 is never
 
+    @model_validator(mode="after")
+    def _check(self) -> TrackingConfig:
+        check_wandb_names(self.project, self.entity, self.group, self.job_type, self.tags)
+        return self
+
 
 @section
 class Config:
@@ -270,5 +276,6 @@ class Config:
 
     @model_validator(mode="after")
     def _check(self) -> Config:
+        check_name(self.name)
         check_combinations(self)
         return self

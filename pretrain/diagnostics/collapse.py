@@ -21,7 +21,8 @@ def collapse_rules(config: Config, timeline: Timeline, learner: Any = None) -> l
     Early steps are spared: every DINO run starts at ln K, and every reconstruction at the mean.
     """
     method = config.method
-    start = max(1.0, getattr(method, "freeze_last_layer_epochs", 0.0), config.optim.warmup_epochs / 2)
+    # DINO shows within tens of steps after its prototypes thaw, at however low a rate
+    start = max(1.0, getattr(method, "freeze_last_layer_epochs", config.optim.warmup_epochs / 2))
     # never beyond the first third of a run, whose warm-up may be most of it
     first = max(EARLY_STEPS, min(timeline.steps(start), timeline.total_steps // 3))
 

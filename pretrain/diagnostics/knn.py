@@ -132,12 +132,18 @@ class OnlineKnn:
         self.headline = headline_feature(config)
         self.normalise, self.device = normalise, device
         self.seconds = 0.0  # spent here since the start
-        self.spec, self.line = find_data(config)
+        #: The shards and the line of `find_data`; where there are several ranks, the first one's.
+        self.found = find_data(config)
         self._data = named_data(config)
 
     @property
     def is_on(self) -> bool:
-        return self.spec is not None
+        return self.found[0] is not None
+
+    @property
+    def line(self) -> str:
+        """Whether and on what it is measured, or why not."""
+        return self.found[1]
 
     def measure(self, encoder: Encoder) -> dict[str, float]:
         """knn_top1 of the queries, its standard error, and the seconds it took; inside of `evaluating`. Collective.
@@ -172,8 +178,9 @@ class OnlineKnn:
         """Open the data, if they are not open yet; the reason where that fails."""
         if self._data is None:
             try:
-                assert self.spec is not None
-                self._data = open_data(self.spec, self.settings.knn_bank, self.settings.knn_queries)
+                spec = self.found[0]
+                assert spec is not None
+                self._data = open_data(spec, self.settings.knn_bank, self.settings.knn_queries)
             except (ValueError, OSError) as error:
                 return str(error)
         return None
@@ -182,7 +189,7 @@ class OnlineKnn:
         """Whether any rank has a reason not to go on: then k-NN is off, and training is not. Collective."""
         reasons = [each for each in all_gather_objects(reason, self.device) if each]
         if reasons:
-            self.spec = None
+            self.found = None, self.line
             if dist.get_rank() == 0:
                 print(f"online k-NN is off from here on: {reasons[0]}", flush=True)
         return bool(reasons)

@@ -93,8 +93,9 @@ class Diagnostics:
         events = read_history(self.folder) if self.rank == 0 else []
         self.alarms.restore(standing_alarms([*events, {"event": "started", "step": step}]))
         skipped = [event["step"] for event in events if event.get("skipped") and event["step"] <= step]
-        told = all_gather_objects({"host": host, "skipped": skipped}, self.device)
+        told = all_gather_objects({"host": host, "skipped": skipped, "knn": self.knn.found}, self.device)
         self.skipped: set[int] = set(told[0]["skipped"])
+        self.knn.found = told[0]["knn"]  # one rank decides: each sees the files of its own node, and k-NN is collective
         self.slowest = SlowestRank([each["host"] for each in told])
         self.began = time.monotonic()
         return self.knn.line

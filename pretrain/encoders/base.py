@@ -66,6 +66,7 @@ class Encoder(nn.Module):
     depth: number of blocks. has_class_token: whether `Features.prefix_tokens` starts with a class token.
     pixel_weights: keys of `inner`'s state that read pixels, whose channels and patch another image may change.
     has_square_grid: whether its positions' grid is told by their number, not by the size of image and patch.
+    decayed: ends of names of its tokens and tables that weight decay reaches all the same, as in its authors' code.
     mean, std: of the pixels (in 0 .. 1) that its weights were trained on, where it comes with weights; else None.
     """
 
@@ -76,6 +77,7 @@ class Encoder(nn.Module):
     has_class_token: bool
     pixel_weights: tuple[str, ...] = ("patch_embed.proj.weight",)
     has_square_grid: bool = False
+    decayed: tuple[str, ...] = ()
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -152,6 +154,15 @@ def zero_hidden_pixels(images: Tensor, *hidden_maps: Tensor | None) -> Tensor:
             pixels = refine(hidden, (images.shape[2], images.shape[3]))
             images = images.masked_fill(rearrange(pixels, "b h w -> b 1 h w"), 0.0)
     return images
+
+
+@torch.no_grad()
+def trunc_normal_at_std_(weight: Tensor, std: float = 0.02) -> None:
+    """Fill with a normal cut at one deviation, as BEiT's and SimMIM's code does: what is left deviates by .54 `std`.
+
+    PyTorch's and timm's own default cuts at 2, which for a `std` of .02 is nowhere.
+    """
+    nn.init.trunc_normal_(weight, std=std, a=-std, b=std)
 
 
 def xavier_initialise(module: nn.Module) -> None:

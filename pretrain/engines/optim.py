@@ -13,7 +13,7 @@ from pretrain.config import OptimConfig
 from pretrain.engines.schedules import Schedule
 from pretrain.methods.base import Method
 
-#: Parameters that are tokens or positions, whatever their shape: never decayed.
+#: Parameters that are tokens or positions, whatever their shape: not decayed but for `Encoder.decayed`.
 TOKENS = ("cls_token", "dist_token", "reg_token", "mask_token", "pos_embed", "relative_position_bias_table")
 
 
@@ -36,7 +36,8 @@ def parameter_groups(method: Method, layer_decay: float, patch_embed_lr_scale: f
         own = encoder is not None and name.startswith("encoder.")
         layer = encoder.layer_of(name) if own else top
         exempt = method.no_decay(name) or (own and encoder.no_decay(name))
-        decay = not (parameter.ndim <= 1 or name.endswith(".bias") or name.endswith(TOKENS) or exempt)
+        token = name.endswith(TOKENS) and not (own and name.endswith(encoder.decayed))
+        decay = not (parameter.ndim <= 1 or name.endswith(".bias") or token or exempt)
         scale = layer_decay ** (top - layer)
         if layer == 0 and _in_patch_embedding(name):
             scale *= patch_embed_lr_scale

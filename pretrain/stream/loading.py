@@ -58,13 +58,16 @@ def resolve_backend(config: Config) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, backend=name))
 
 
-def check_ranks_agree(loader: Loader, normalisation: Normalisation, world_size: int, device: torch.device) -> None:
+def check_ranks_agree(
+    loader: Loader, normalisation: Normalisation, world_size: int, device: torch.device, settings: object = None
+) -> None:
     """Refuse ranks whose batches would not be parts of the same ones, all of them together.
 
-    Each rank opens the data for itself, and a file system may show a new shard to one node before the others.
+    Each rank opens the data for itself, and a file system may show a new shard, or what the run folder says of an
+    `auto`, to one node before the others. `settings`: what of the configuration decides the shapes of the model.
     """
     sampler = loader.sampler
-    facts = (loader.backend, _order_of(sampler), repr(normalisation))
+    facts = (loader.backend, _order_of(sampler), repr(normalisation), repr(settings))
     mine = torch.tensor([zlib.crc32(fact.encode()) for fact in facts], device=device)
     all_ranks = mine.new_empty(world_size * len(facts))
     dist.all_gather_into_tensor(all_ranks, mine)
@@ -80,6 +83,8 @@ def check_ranks_agree(loader: Loader, normalisation: Normalisation, world_size: 
             "sees the same shards under data.train, and start again",
             f"this rank normalises by {normalisation}, but rank {rank} by other numbers; see to it that every node "
             "sees the same dataset.json beside the shards, or set data.mean and data.std",
+            f"this rank trains by {settings}, but rank {rank} by other settings; see to it that every node sees the "
+            "same run folder, or give a number where method says auto",
         )[fact]
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ from typing import Any, TextIO
 LOG = "log.txt"
 
 
-class _Both:
+class LoggedStream:
     """A stream of the terminal whose text also goes into a file; a file that can't be written changes nothing."""
 
     def __init__(self, terminal: TextIO, file: TextIO) -> None:
@@ -45,14 +46,21 @@ def logged(folder: Path) -> Iterator[None]:
         file = (folder / LOG).open("a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         print(f"{folder / LOG} can't be written ({error.strerror}); training goes on without it", flush=True)
-        yield
-        return
+        file = Path(os.devnull).open("a", encoding="utf-8")  # noqa: SIM115
     before = sys.stdout, sys.stderr
     file.write(f"--- started {time.strftime('%Y-%m-%d %H:%M:%S %z')} ---\n")
-    sys.stdout, sys.stderr = (_Both(stream, file) for stream in before)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (LoggedStream(stream, file) for stream in before)  # type: ignore[assignment]
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
         with suppress(OSError):
             file.close()
+
+
+def say_in_log(text: str) -> None:
+    """A line for the log alone, where the terminal shows the same in another way."""
+    if isinstance(sys.stdout, LoggedStream):
+        with suppress(OSError, ValueError):
+            sys.stdout.file.write(f"{text}\n")
+            sys.stdout.file.flush()

@@ -1,6 +1,7 @@
 """Shards made on the fly."""
 
 import io
+import json
 import tarfile
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 from PIL import Image
 
 
-def _write_shard(path, labels, seed=0, side=16, names=None):
-    """A shard of PNGs whose brightness follows the label; None is left out, others are named by `names`."""
+def _write_shard(path, labels, seed=0, side=16, names=None, jsons=None):
+    """A shard of PNGs whose brightness follows the label; None is left out.
+
+    names: what labels are called instead. jsons: of each image, its `.json`.
+    """
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -20,6 +24,7 @@ def _write_shard(path, labels, seed=0, side=16, names=None):
             members = [("png", png.getvalue())] + (
                 [] if label is None else [("cls", str((names or {}).get(label, label)).encode())]
             )
+            members += [] if jsons is None else [("json", json.dumps(jsons[number]).encode())]
             for suffix, content in members:
                 entry = tarfile.TarInfo(f"{path.stem}-{number:05d}.{suffix}")
                 entry.size = len(content)
@@ -28,5 +33,5 @@ def _write_shard(path, labels, seed=0, side=16, names=None):
 
 @pytest.fixture
 def write_shard():
-    """write_shard(path, labels, seed=0, side=16, names=None)."""
+    """write_shard(path, labels, seed=0, side=16, names=None, jsons=None)."""
     return _write_shard

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eval.probes.linear import LinearRecipe, _fit, linear_probe, stratified_split
+from eval.probes.linear import Head, Kind, LinearRecipe, _enough, _fit, _further, _passes, linear_probe
 
 QUICK = LinearRecipe(learning_rates=(1e-4, 1e-2, 1e-1), epochs=20)
 
@@ -22,10 +22,15 @@ def planted(num, seed, dim=8, num_classes=3, noise=0.5, scale=1.0):
     return features * scale, labels
 
 
+def fit(features, labels, rows, standardised, rates, recipe, seed):
+    """Heads of one kind by themselves."""
+    return _fit({"a": features}, labels, rows, {Kind("a", standardised): rates}, 3, recipe, seed, "cpu")
+
+
 def test_same_as_torch_sgd_and_cross_entropy():
     features, labels = planted(64, seed=1)
     recipe = LinearRecipe(epochs=3, batch_size=16)
-    ours = _fit(features, labels, torch.arange(64), False, [0.5], 3, recipe, 7, "cpu")
+    ours = fit(features, labels, torch.arange(64), False, [0.5], recipe, 7)
 
     generator = torch.Generator().manual_seed(7)
     layer = torch.nn.Linear(8, 3)
@@ -40,24 +45,55 @@ def test_same_as_torch_sgd_and_cross_entropy():
             F.cross_entropy(layer(features[rows]), labels[rows]).backward()
             optimizer.step()
             schedule.step()
-    torch.testing.assert_close(ours.weight, layer.weight, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(ours.bias[:, 0], layer.bias, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours.weight[0], layer.weight, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours.bias[0, :, 0], layer.bias, rtol=1e-4, atol=1e-6)
 
 
 def test_heads_side_by_side_are_the_heads_by_themselves():
     features, labels = planted(64, seed=1)
     rows, recipe = torch.arange(64), LinearRecipe(epochs=2, batch_size=16)
-    together = _fit(features, labels, rows, True, [0.01, 0.1], 3, recipe, 0, "cpu").score(features, labels, rows)
-    for index, rate in enumerate((0.01, 0.1)):
-        alone = _fit(features, labels, rows, True, [rate], 3, recipe, 0, "cpu").score(features, labels, rows)
-        assert [values[index] for values in together] == pytest.approx([values[0] for values in alone])
+    other = features.flip(1) * 3
+    both = {"a": features, "b": other}
+    rates_of = {Kind("a", True): [0.01, 0.1], Kind("b", False): [0.02, 0.1], Kind("a", False): [0.1, 1.0]}
+    together = _fit(both, labels, rows, rates_of, 3, recipe, 0, "cpu").score(both, labels, rows)
+    for place, (kind, rates) in enumerate(rates_of.items()):
+        for index, rate in enumerate(rates):
+            heads = fit(both[kind.input], labels, rows, kind.standardised, [rate], recipe, 0)
+            alone = heads.score({"a": both[kind.input]}, labels, rows)
+            assert [values[place][index] for values in together] == pytest.approx([values[0][0] for values in alone])
+
+
+def test_passes_are_of_one_width_and_number_of_rates_and_fit_in_memory(monkeypatch):
+    features = {"a": torch.zeros(1, 4), "b": torch.zeros(1, 4), "wide": torch.zeros(1, 8)}
+    wanted = {Kind("a", True): [1, 2], Kind("wide", True): [1, 2], Kind("b", True): [3, 4], Kind("b", False): [3]}
+    names = [[kind.input for kind in part] for part in _passes(wanted, features, 3)]
+    assert names == [["a", "b"], ["wide"], ["b"]]
+    monkeypatch.setattr("eval.probes.linear.MOST_WEIGHTS", 1)  # less than one needs: then one by one
+    assert [len(part) for part in _passes(wanted, features, 3)] == [1, 1, 1, 1]
+
+
+def test_the_grid_grows_only_where_that_may_change_the_choice():
+    def tried(*shares):
+        return [Head("a", True, rate, share, 1.0) for rate, share in zip((0.1, 1.0, 10.0), shares, strict=True)]
+
+    def further(*shares, enough=0.0):
+        return _further(tried(*shares), (1e-8, 100.0), enough)
+
+    assert further(0.5, 0.6, 0.7) == [20.0, 50.0, 100.0]
+    assert further(0.7, 0.6, 0.5) == [0.05, 0.02, 0.01]
+    assert further(0.6, 0.7, 0.5) == []
+    assert further(0.5, 0.6, 0.7, enough=0.71) == []  # another input is far better
+    assert further(0.5, 0.6, 1.0) == []  # nothing is left to gain
+    assert _enough([*tried(0.5, 0.5, 0.5), Head("b", True, 0.1, 0.8, 1.0)], 100) == pytest.approx(0.8 - 3 * 0.04)
 
 
 def test_standardising_is_batch_norm_without_affine():
     features, labels = planted(64, seed=1, scale=30.0)
-    heads = _fit(features, labels, torch.arange(64), True, [0.1], 3, LinearRecipe(epochs=1), 0, "cpu")
+    heads = fit(features, labels, torch.arange(64), True, [0.1], LinearRecipe(epochs=1), 0)
     norm = torch.nn.BatchNorm1d(8, affine=False, eps=1e-6)
-    torch.testing.assert_close(heads.prepare(features, torch.arange(64)), norm(features), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        heads.prepare({"a": features}, torch.arange(64))[0], norm(features), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_finds_planted_structure_whatever_its_scale():
@@ -118,16 +154,6 @@ def test_a_diverged_head_is_never_chosen_and_all_diverged_is_an_error():
     broken = torch.full_like(features, math.nan)
     with pytest.raises(ValueError, match="all 2 linear heads diverged"):
         linear_probe({"a": broken}, labels, {"a": broken}, labels, num_classes=3, recipe=recipe)
-
-
-def test_split_is_stratified_and_spares_single_samples():
-    labels = torch.tensor([0] * 100 + [1] * 30 + [2] * 2 + [3])
-    kept, held_out = stratified_split(labels, 0.1, seed=0)
-    assert torch.equal(torch.cat([kept, held_out]).sort().values, torch.arange(133))
-    assert labels[held_out].bincount(minlength=4).tolist() == [10, 3, 1, 0]
-    assert not torch.equal(held_out, stratified_split(labels, 0.1, seed=1)[1])
-    with pytest.raises(ValueError, match="every class of the 3"):
-        stratified_split(torch.arange(3), 0.1, seed=0)
 
 
 def test_errors_name_what_differs():

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from eval import baselines, probe
 from eval.probe import run_probe
+from eval.protocol import score
 from eval.report import markdown_table, probe_table
 from eval.scores import wilson
 from eval.splits import open_splits
@@ -272,3 +273,66 @@ def test_test_is_the_split_to_test_on_where_there_is_no_val(tmp_path, data):
 def test_an_option_that_no_probe_has_is_refused(run, data):
     with pytest.raises(ValueError, match=r"full is a setting of none of knn, linear; .*logistic"):
         quick(run, data, full=True)
+
+
+@pytest.fixture
+def patients(tmp_path, write_shard):
+    """Sixty images to learn from, five a patient, whom the `.json` names as text or number."""
+
+    def write(*of_val):
+        folder = tmp_path / "patients"
+        write_shard(folder / "train-000000.tar", [0, 1, 2] * 20, jsons=[{"patient": str(n // 5)} for n in range(60)])
+        write_shard(folder / "val-000000.tar", [0, 1, 2] * 2, seed=1, jsons=[{"patient": who} for who in of_val])
+        return folder
+
+    return write
+
+
+def test_groups_and_keys_reach_the_probes(run, patients, monkeypatch):
+    stores = []
+    monkeypatch.setattr(probe, "score", lambda store, protocol: stores.append(store) or score(store, protocol))
+    results = quick(run, patients(90, 90, "91", "91", 92, 92), group_by="patient")
+    assert results["data"]["group_by"] == "patient"
+    for store in stores:  # of pixels too
+        assert store.train.groups.tolist() == [n // 5 for n in range(60)]
+        assert store.val.groups.tolist() == [12, 12, 13, 13, 14, 14]
+        assert store.val.keys[1] == "val-000000-00001"
+        assert list(store.val.keys[4:]) == ["val-000000-00004", "val-000000-00005"]
+    quick(run, patients(90, 90, "91", "91", 92, 92))
+    assert stores[-1].train.groups is None
+    assert len(list((run / "eval").glob("probe-20-*.json"))) == 2  # another protocol, another file
+
+
+@pytest.mark.parametrize(
+    ("of_val", "field", "message"),
+    [
+        ((90, 0, 1, 1, 3, 90), "patient", r"3 of 13 groups by patient are in train and in val \(0, 1, 3\); .*too good"),
+        (
+            (90,) * 6,
+            "subject",
+            r"sample train-000000-00000 of .* belongs to no group: .* as subject \(it has patient\)",
+        ),
+        ((90, 90, None, 90, 90, 90), "patient", r"sample val-000000-00002 .*patient is None"),
+        ((90, [1], 90, 90, 90, 90), "patient", r"sample val-000000-00001 .*patient is \[1\]"),
+        ((90, 90, 90, 90, 90, True), "patient", r"sample val-000000-00005 .*patient is True"),
+    ],
+)
+def test_groups_that_are_in_both_splits_or_missing_are_refused(patients, of_val, field, message):
+    with pytest.raises(ValueError, match=message):
+        open_splits(str(patients(*of_val)), group_by=field)
+
+
+def test_train_that_no_probe_can_choose_on_is_refused_before_any_work(run, tmp_path, write_shard, monkeypatch):
+    monkeypatch.setattr(probe, "extract", None)
+    write_shard(tmp_path / "one" / "train-000000.tar", [0, 1, 2] * 4, jsons=[{"patient": "a"}] * 12)
+    write_shard(tmp_path / "one" / "val-000000.tar", [0, 1, 2], seed=1, jsons=[{"patient": "b"}] * 3)
+    with pytest.raises(ValueError, match="has one group, so none can be held out"):
+        quick(run, tmp_path / "one", group_by="patient")
+
+
+def test_samples_without_a_label_need_no_group(tmp_path, write_shard):
+    jsons = [{"patient": "a"}, {}, {"patient": "b"}]
+    write_shard(tmp_path / "half" / "train-000000.tar", [0, None, 1], jsons=jsons)
+    write_shard(tmp_path / "half" / "val-000000.tar", [0, 1], seed=1, jsons=[{"patient": "c"}] * 2)
+    train, val = open_splits(str(tmp_path / "half"), group_by="patient").groups
+    assert (train.tolist(), val.tolist()) == ([0, -1, 1], [2, 2])

@@ -90,7 +90,7 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 def test_a_preset_trains_resumes_is_shown_exported_and_probed(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    channels, shards = (1, "grayscale") if name == "mae_vit_16bit_grey" else (13, "multispectral")
+    channels, shards = (1, "grey") if name == "mae_vit_16bit_grey" else (13, "multispectral")
     data = request.getfixturevalue(shards)
     run = pretrain(preset(name, data, tmp_path / "runs"))
     rows = rows_of(run)

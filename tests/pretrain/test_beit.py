@@ -110,9 +110,12 @@ def test_further_blocks_go_on_with_the_shared_positions() -> None:
     torch.testing.assert_close(states, expected)
 
 
+STD = 0.02 * 0.5396  # of a normal of deviation .02 that is cut at one deviation
+
+
 @pytest.mark.parametrize("family", ["beit", "vit"])
 def test_further_blocks_are_like_those_at_their_depth(family: str) -> None:
-    """BEiT v2's head after layer 9 of 12 drops paths, and starts, as layers 10 and 11 do."""
+    """BEiT v2's head after layer 9 of 12 drops paths as layers 10 and 11 do; PyTorch's weights, divided alike."""
     config = (BeitConfig if family == "beit" else VitConfig)(dim=64, depth=12, heads=4, patch=8, drop_path=0.11)
     further = build_encoder(config, (32, 32)).further_blocks(2, after=9)
     for number, block in zip((9, 10), further.blocks, strict=True):
@@ -120,16 +123,57 @@ def test_further_blocks_are_like_those_at_their_depth(family: str) -> None:
         assert block.drop_path2.drop_prob == pytest.approx(0.11 * number / 11)
         if family == "beit":
             shrink = (2.0 * (number + 1)) ** 0.5
-            assert float(block.attn.proj.weight.detach().std()) == pytest.approx(0.02 / shrink, rel=0.05)
-            assert float(block.mlp.fc2.weight.detach().std()) == pytest.approx(0.02 / shrink, rel=0.05)
+            for layer in (block.attn.proj, block.mlp.fc2):
+                std = (3 * layer.in_features) ** -0.5  # uniform within 1 / sqrt(inputs)
+                assert float(layer.weight.detach().std()) == pytest.approx(std / shrink, rel=0.05)
+            assert float(block.mlp.fc1.weight.detach().std()) == pytest.approx((3 * 64) ** -0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_the_start_is_cut_at_one_deviation(absolute: bool) -> None:
+    """Every weight, token and position that BEiT's (and SimMIM's ViT's) code draws, and none that it leaves at 0."""
+    config = BeitConfig(dim=128, depth=2, heads=4, patch=8, absolute_positions=absolute)
+    encoder = build_encoder(config, (32, 32), mask_token=True)
+    drawn = 0
+    for name, parameter in encoder.named_parameters():
+        values = parameter.detach()
+        if name.endswith(("attn.proj.weight", "fc2.weight")):
+            values = values * (2.0 * (int(name.split(".")[2]) + 1)) ** 0.5
+        if name.endswith(("token", "pos_embed", "proj.weight", "qkv.weight", "fc1.weight", "fc2.weight")):
+            drawn += 1
+            assert float(values.abs().max()) <= 0.02 * (1 + 1e-6), name
+            assert float(values.std()) == pytest.approx(STD, rel=0.2 if values.numel() < 1000 else 0.03), name
+        elif name.endswith(("bias", "table")):
+            assert not values.any(), name
+        else:
+            assert values.unique().numel() == 1, name  # norms and layer scales
+    assert drawn == 2 + absolute + 1 + 2 * 4
+
+
+def test_a_pooled_norm_and_a_table_for_each_block_start_alike() -> None:
+    encoder = build_encoder(BeitConfig(dim=128, depth=1, heads=4, patch=8, relative_positions="per_block"), (32, 32))
+    assert encoder.mask_token is None
+    assert float(encoder.beit.blocks[0].attn.qkv.weight.detach().std()) == pytest.approx(STD, rel=0.03)
+    assert not encoder.beit.blocks[0].attn.relative_position_bias_table.any()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_table_of_all_blocks_is_of_the_top_layer(shared: bool) -> None:
+    """With layer decay: in the authors' code the shared table has the head's rate, a block's own its block's."""
+    encoder = make("shared" if shared else "per_block")
+    layers = {name: encoder.layer_of(name) for name, _ in encoder.named_parameters() if name.endswith("table")}
+    assert sorted(layers.values()) == ([encoder.depth + 1] if shared else [1, 2])
+    assert encoder.layer_of("mask_token") == encoder.layer_of("beit.cls_token") == 0
+    assert encoder.layer_of("beit.patch_embed.proj.weight") == 0
+    assert encoder.layer_of("encoder.beit.rel_pos_bias.relative_position_bias_table") == encoder.depth + 1
 
 
 def test_the_start_is_beits() -> None:
     encoder = build_encoder(BeitConfig(dim=64, depth=4, heads=4, patch=8), (32, 32))
     for number, block in enumerate(encoder.blocks()):
         shrink = (2.0 * (number + 1)) ** 0.5
-        assert float(block.attn.proj.weight.detach().std()) == pytest.approx(0.02 / shrink, rel=0.1)
-        assert float(block.mlp.fc2.weight.detach().std()) == pytest.approx(0.02 / shrink, rel=0.1)
+        assert float(block.attn.proj.weight.detach().std()) == pytest.approx(STD / shrink, rel=0.1)
+        assert float(block.mlp.fc2.weight.detach().std()) == pytest.approx(STD / shrink, rel=0.1)
         assert block.gamma_1.unique().tolist() == pytest.approx([0.1])
         assert not block.attn.qkv.bias
         assert {"q_bias", "v_bias"} <= {name for name, _ in block.attn.named_parameters()}

@@ -81,7 +81,7 @@ def test_so_does_one_in_a_file_that_extends_another(tmp_path: Path) -> None:
 def test_a_value_of_two_types_is_refused_once() -> None:
     for preset, given, told in (
         ("demo", "train.steps=many", "train.steps: Input should be a valid number, unable"),
-        ("dino_vits16_own_data", "method.teacher_momentum=high", "string as a number, or 'auto' (given: 'high')"),
+        ("dino_own_data", "method.teacher_momentum=high", "string as a number, or 'auto' (given: 'high')"),
     ):
         with pytest.raises(ConfigError) as raised:
             load_config(preset, ["data.train=x", given])

@@ -9,6 +9,7 @@ from einops import rearrange
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
+from data_pipelines.rng import Stream
 from pretrain.encoders import Encoder, build_encoder
 from pretrain.encoders.base import Mask, refine
 from pretrain.encoders.swin.config import SwinConfig
@@ -30,7 +31,7 @@ def images(size: tuple[int, int] = (32, 32), seed: int = 0, count: int = 3) -> T
 
 
 def masks(kind: str, grid: tuple[int, int], count: int = 3) -> Tensor:
-    rngs = [np.random.default_rng(seed) for seed in range(count)]
+    rngs = [Stream(seed) for seed in range(count)]
     drawn = [
         one_in_2x2(rng, grid) if kind == "quads" else random_units(rng, grid, grid[0] * grid[1] // 2) for rng in rngs
     ]

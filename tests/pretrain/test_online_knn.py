@@ -7,9 +7,28 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
-from pretrain.diagnostics.knn import open_data
+from pretrain.diagnostics import watch
+from pretrain.diagnostics.alarms import Alarms
+from pretrain.diagnostics.knn import OnlineKnn, open_data
+from pretrain.diagnostics.watch import Diagnostics
+
+
+def test_one_rank_decides_whether_it_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is collective, and a node may not see the files of another yet: ranks that differed would hang."""
+    for first, other in (((None, "off"), ("shards", "on")), (("shards", "on"), (None, "off"))):
+        here = object.__new__(Diagnostics)  # a rank that has found something else than the first
+        here.folder, here.rank, here.device = tmp_path, 1, torch.device("cpu")
+        here.alarms = Alarms([])
+        here.knn = object.__new__(OnlineKnn)
+        here.knn.found = other
+        told = {"host": "a", "skipped": [], "knn": first}
+        monkeypatch.setattr(watch, "all_gather_objects", lambda mine, device, told=told: [told, mine])
+        assert here.begin(0) == first[1]
+        assert here.knn.is_on == (first[0] is not None)
 
 
 def test_labels_of_any_range_are_few_classes(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from pretrain.engines.schedules import Timeline
 from pretrain.methods.base import Method
 from pretrain.methods.registry import build_method
 
+BEIT_DECAYS = ("mask_token", "relative_position_bias_table")
+
 
 def tiny_method(family: str, tmp_path: Path) -> Method:
     config = parse_config(config_data("dino", family, tmp_path, tmp_path))
@@ -52,9 +54,36 @@ def test_only_matrices_decay(row: str, shards: Path, tmp_path: Path) -> None:
     decayed = {name for group in parameter_groups(method, 1.0) if group["decay"] for name in group["names"]}
     assert decayed
     odd = [
-        name for name in decayed if any(part in name for part in ("token", "pos_e", "norm", "bias", "gamma", "scale"))
+        name
+        for name in decayed
+        if any(part in name for part in ("token", "pos_e", "norm", "bias", "gamma", "scale"))
+        and not (data["encoder"]["family"] == "beit" and name.endswith(BEIT_DECAYS))
     ]
     assert odd == []
+
+
+@pytest.mark.parametrize("relative_positions", ["shared", "per_block"])
+def test_decay_reaches_beits_mask_token_and_tables(relative_positions: str, tmp_path: Path) -> None:
+    """unilm and SimMIM's ViT spare class token, absolute positions, biases and what has one dimension, no more."""
+    data = config_data("mim", "vit", tmp_path, tmp_path)
+    shape = {"dim": 32, "depth": 2, "heads": 2, "patch": 4}
+    data["encoder"] = {"family": "beit", "absolute_positions": True, "relative_positions": relative_positions, **shape}
+    method = build_method(parse_config(data), NORMALISATION, Timeline(8, 4.0))
+    groups = parameter_groups(method, 1.0)
+    decayed = {name.split("encoder.")[-1] for group in groups if group["decay"] for name in group["names"]}
+    spared = {name.split("encoder.")[-1] for group in groups if not group["decay"] for name in group["names"]}
+    tables = {name for name in decayed | spared if name.endswith("table")}
+    assert len(tables) == (1 if relative_positions == "shared" else 2)
+    assert tables | {"mask_token"} <= decayed
+    assert {"beit.cls_token", "beit.pos_embed", "beit.blocks.0.gamma_1", "beit.blocks.0.attn.q_bias"} <= spared
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_decay_spares_the_mask_token_and_tables_of_others(family: str, tmp_path: Path) -> None:
+    """SimMIM's Swin names both among what it spares."""
+    method = build_method(parse_config(config_data("mim", family, tmp_path, tmp_path)), NORMALISATION, Timeline(8, 4.0))
+    decayed = {name for group in parameter_groups(method, 1.0) if group["decay"] for name in group["names"]}
+    assert not [name for name in decayed if name.endswith(BEIT_DECAYS)]
 
 
 def test_only_the_first_patch_embedding_of_a_pyramid_counts(tmp_path: Path) -> None:

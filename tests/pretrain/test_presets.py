@@ -17,7 +17,7 @@ IMAGES = 1_281_167  # ImageNet-1k's training set
 
 FLIP = "flip .5"
 BEIT_COLOURS = "flip .5, jitter .4 .4 .4 0"
-DINO_COLOURS = "flip .5, jitter .4 .4 .2 .1 p .8, grey .2, "
+DINO_COLOURS = "flip .5, jitter .4 .4 .2 .1 p .8, grayscale .2, "
 
 MAE = {
     # lr: at its peak after the scaling rule, and at the last step. decay: at the first step and the last.
@@ -151,7 +151,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "batch": 512,
         "crops": [f"224 px .08-1 bicubic: {FLIP}"],
         "encoder": "vit base/16",
-        "codes": "8192 of 32, average 0.99, commitment 1.0",
+        "codes": "8192 of 32, average 0.99, commitment 1.0, restarted below 0.0",
         "decoder": "768 wide, 3 deep, 12 heads",
     },
     "dvae_in1k": {
@@ -312,7 +312,8 @@ def of_method(config: Config) -> dict[str, Any]:
         case "vqkd":
             decoder = f"{method.decoder_dim} wide, {method.decoder_depth} deep, {method.decoder_heads} heads"
             codes = (
-                f"{method.vocab_size} of {method.code_dim}, average {method.momentum}, commitment {method.commitment}"
+                f"{method.vocab_size} of {method.code_dim}, average {method.momentum}, "
+                f"commitment {method.commitment}, restarted below {method.restart_below}"
             )
             return {"codes": codes, "decoder": decoder}
         case "dvae":

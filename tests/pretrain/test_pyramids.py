@@ -12,6 +12,7 @@ from einops import rearrange
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
+from data_pipelines.rng import Stream
 from pretrain.encoders import Encoder, build_encoder
 from pretrain.encoders.attention_maps import class_token_attention
 from pretrain.encoders.base import Mask, refine
@@ -51,7 +52,7 @@ def images(size: tuple[int, int] = (64, 64), seed: int = 0, count: int = 2) -> T
 
 
 def masks(quads: bool, grid: tuple[int, int], count: int = 2) -> Tensor:
-    rngs = [np.random.default_rng(seed) for seed in range(count)]
+    rngs = [Stream(seed) for seed in range(count)]
     drawn = [one_in_2x2(rng, grid) if quads else random_units(rng, grid, grid[0] * grid[1] // 2) for rng in rngs]
     return torch.from_numpy(np.stack(drawn))
 
@@ -92,7 +93,7 @@ def test_published_sizes_are_timms(config: Any, name: str) -> None:
 def test_hidden_pixels_change_nothing(config: Any, unit: int, size: tuple[int, int]) -> None:
     encoder = make(config, size)
     grid = (size[0] // unit, size[1] // unit)
-    few = random_units(np.random.default_rng(5), grid, max(1, grid[0] * grid[1] // 3))
+    few = random_units(Stream(5), grid, max(1, grid[0] * grid[1] // 3))
     hidden, both = masks(quads=True, grid=grid), torch.from_numpy(np.stack([few, few]))
     for mask, unseen in (
         (Mask(drop=hidden), hidden),

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from test_train import column, run_all
 from tiny import build, config_data, random_batch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.checkpoints.folder import FORM, ResumeState, check_resume, read_state
 from pretrain.config.load import ConfigError, check_sources, parse_config
@@ -128,6 +129,17 @@ def test_dead_codes_are_put_on_tokens_of_the_batch(parts: int) -> None:
     drawn = torch.randperm(12, generator=generator(1))[:4]  # different tokens, the same however the batch is split
     assert torch.equal(dead[2], tokens[drawn])
     assert codes.values()["codes_used"] > 2 / 6
+
+
+def test_by_default_dead_codes_stay_where_they_are() -> None:
+    """As in the authors' code: what no token chose is neither moved nor restarted."""
+    codes = book(momentum=0.5)
+    before = codes.vectors.clone()
+    for step in range(30):  # a share of 0.5 ** 30 / 6
+        codes(codes.vectors[:1].repeat(12, 1))
+        codes.update(step)
+    assert torch.equal(codes.vectors[1:], before[1:])
+    assert codes.values()["codes_alive"] == pytest.approx(1 / 6)
 
 
 def test_a_codebook_in_evaluation_learns_nothing() -> None:
@@ -464,6 +476,24 @@ def test_hog_is_the_slow_one() -> None:
                 length = math.sqrt(sum(value**2 for value in histogram))
                 expected = [value / length for value in histogram]
                 assert found[0, channel, row, place].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_hog_makes_no_tensors_of_all_orientations_of_all_pixels() -> None:
+    """Nine 64-bit integers and nine lengths of each pixel of 16 images of 224 px were 466 MB at once."""
+    images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    largest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest = max(largest, result.untyped_storage().nbytes())
+            return result
+
+    with Sizes():
+        oriented_gradients(images)
+    assert largest <= 8 * images.numel()  # the orientations in double
 
 
 def test_hog_is_scikit_images() -> None:

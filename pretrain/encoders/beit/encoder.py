@@ -11,7 +11,7 @@ from timm.layers import gen_relative_position_index
 from timm.models.beit import Attention, Beit, Block, RelativePositionBias
 from torch import Tensor, nn
 
-from pretrain.encoders.base import Encoder, Features, Mask, drop_path_rates, on_token_grid
+from pretrain.encoders.base import Encoder, Features, Mask, drop_path_rates, on_token_grid, trunc_normal_at_std_
 from pretrain.encoders.beit.config import BeitConfig
 from pretrain.encoders.positions import resize_positions, resize_relative_table
 
@@ -24,6 +24,7 @@ class BeitEncoder(Encoder):
     """
 
     has_class_token = True
+    decayed = ("mask_token", "relative_position_bias_table")  # unilm: no_weight_decay names pos_embed and cls_token
 
     def __init__(
         self, config: BeitConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False
@@ -51,15 +52,23 @@ class BeitEncoder(Encoder):
             use_fc_norm=config.pooled_norm,
             norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
         )
-        nn.init.trunc_normal_(self.beit.patch_embed.proj.weight, std=0.02)
-        nn.init.zeros_(self.beit.patch_embed.proj.bias)
         if shared:
             self.beit.rel_pos_bias.__class__ = SharedBias
         for block in self.beit.blocks:
             _teach(block)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.dim)) if mask_token else None
-        if self.mask_token is not None:
-            nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Tokens, positions and weights as BEiT's code starts them; timm has zeroed the biases and the tables."""
+        for token in (self.beit.cls_token, self.beit.pos_embed, self.mask_token):
+            if token is not None:
+                trunc_normal_at_std_(token)
+        for module in self.beit.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                trunc_normal_at_std_(module.weight)
+        nn.init.zeros_(self.beit.patch_embed.proj.bias)
+        self.beit.fix_init_weight()  # proj and fc2 by sqrt(2 * layer)
 
     def forward(self, images: Tensor, mask: Mask | None = None, layers: tuple[int, ...] = ()) -> Features:
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
@@ -118,13 +127,14 @@ class BeitEncoder(Encoder):
         parts = parameter_name.split(".")
         if "blocks" in parts:
             return int(parts[parts.index("blocks") + 1]) + 1
-        return self.depth + 1 if "norm" in parts or "fc_norm" in parts else 0
+        return self.depth + 1 if {"norm", "fc_norm", "rel_pos_bias"} & set(parts) else 0
 
 
 class FurtherBeitBlocks(nn.Module):
     """Blocks that go on from a BeitEncoder's states, with its shared relative positions or tables of their own.
 
-    Drop path and the shrunk start are those of blocks that follow the first `after` (BEiT v2's code).
+    Drop path and the division of proj and fc2 are those of blocks that follow the first `after`. What is divided is
+    PyTorch's own start: BEiT v2's code builds these blocks after it has initialised the encoder.
     """
 
     def __init__(self, encoder: BeitEncoder, count: int, after: int) -> None:
@@ -146,11 +156,6 @@ class FurtherBeitBlocks(nn.Module):
         )
         for position, block in enumerate(self.blocks):
             _teach(block)
-            for module in block.modules():
-                if isinstance(module, nn.Linear):
-                    nn.init.trunc_normal_(module.weight, std=0.02)
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
             for layer in (block.attn.proj, block.mlp.fc2):
                 layer.weight.data.div_((2.0 * (after + position + 1)) ** 0.5)
 

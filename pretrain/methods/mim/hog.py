@@ -50,8 +50,12 @@ def oriented_gradients(pixels: Tensor) -> Tensor:
     padded = F.pad(pixels.float(), (1, 1, 1, 1), mode="reflect")
     across = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
     down = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
-    turn = torch.atan2(down.double(), across.double()).remainder(math.pi) / math.pi
-    bins = (turn * BINS).long().clamp_max(BINS - 1)
-    binned = F.one_hot(bins, BINS) * rearrange(torch.hypot(across, down), "b c h w -> b c h w 1")
-    histograms = reduce(binned, "b c (h p) (w q) o -> b c h w o", "sum", p=CELL, q=CELL)
-    return F.normalize(histograms, dim=-1)
+    lengths = torch.hypot(across, down)
+    # in place, for these are the largest of all; in double, so that no orientation falls into its neighbour's bin
+    turn = torch.atan2(down.double(), across).remainder_(math.pi).div_(math.pi).mul_(BINS)
+    bins = turn.to(torch.uint8).clamp_max_(BINS - 1)
+    histograms = [  # one orientation at a time: together they are nine images of 64-bit integers and nine of lengths
+        reduce(lengths * (bins == number), "b c (h p) (w q) -> b c h w", "sum", p=CELL, q=CELL)
+        for number in range(BINS)
+    ]
+    return F.normalize(torch.stack(histograms, dim=-1), dim=-1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data_pipelines.loader import Batch
 from pretrain.config import Config
 from pretrain.encoders import Encoder, build_encoder
-from pretrain.encoders.base import zero_hidden_pixels
+from pretrain.encoders.base import trunc_normal_at_std_, zero_hidden_pixels
 from pretrain.engines.schedules import Timeline
 from pretrain.methods.base import Method, Normalisation, mask_of
 from pretrain.methods.mim.codes import Codes
@@ -63,7 +63,7 @@ class MaskedImageModelling(Method):
         self.finer = nn.Linear(encoder.dim, self.per_token**2 * encoder.dim) if self.per_token > 1 else None
         self.head = nn.Linear(encoder.dim, target.num_outputs)
         if config.target == "codes":
-            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            trunc_normal_at_std_(self.head.weight)
             nn.init.zeros_(self.head.bias)
         self.layer = None if config.aggregation is None else config.aggregation.layer - 1
         self.aggregation = None

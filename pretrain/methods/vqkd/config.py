@@ -24,7 +24,7 @@ class VqkdConfig:
     decoder_dim: PositiveInt | None = None  # default: the encoder's width
     decoder_heads: PositiveInt | None = None  # default: one for 64 of the width, at least 1
     kmeans_iterations: PositiveInt = 10  # that put the codes on the first batch
-    restart_below: NonNegativeFloat = 0.01  # of its even share: a code used less is put on a token of the batch
+    restart_below: NonNegativeFloat = 0.0  # of its even share: a code used less is put on a token; 0: none, as theirs
 
 
 SPEC = MethodSpec(

@@ -178,11 +178,16 @@ def test_probes_wait_for_their_training_or_watch_it(request_: Request, shards: P
     labelled.mkdir()
     shutil.copy(shards / "train-000000.tar", labelled)
     shutil.copy(shards / "train-000001.tar", labelled / "val-000000.tar")
-    options = ProbeOptions((str(labelled),), 0.2, request_.resources)
+    options = ProbeOptions((str(labelled),), 0.2, ("logistic",), request_.resources)
     behind, beside = plan(request_, probe=options).probes
     assert behind.dependency("7") == ["--dependency=afterok:7", "--kill-on-invalid-dep=yes"]
     assert beside.dependency("7") == ["--dependency=after:7"]
-    assert f"set -- {tmp_path}/runs/tiny --data '{labelled}' --follow\n" in beside.script
+    assert f"set -- {tmp_path}/runs/tiny --data '{labelled}' --also logistic --follow\n" in beside.script
+    assert f"--data '{labelled}' --also logistic\n" in behind.script
+    with pytest.raises(ValueError, match="no probe 'logstic'; there are knn"):
+        plan(request_, probe=ProbeOptions((str(labelled),), also=("logstic",)))
+    with pytest.raises(ConfigError, match="add --probe DATA"):
+        plan(request_, probe=ProbeOptions(also=("logistic",)))
     assert "checkpoint.milestone_every_epochs=0.2" in plan(request_, probe=options).script
     of_array = plan(request_, probe=options, arrays=("seed=0,1",)).probes
     assert [probe.dependency("7")[0] for probe in of_array] == [

@@ -1,0 +1,120 @@
+"""Images packed into a cache, so that a run or a probe may name them: packed once, and again where they change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipelines.files import lock, read_json
+from data_pipelines.packing.grouping import NO_GROUPS, Grouping
+from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Source
+from data_pipelines.packing.sources.opening import open_source
+from data_pipelines.packing.write import pack
+from data_pipelines.remote.cache import default_folder
+
+_TABLES = (".csv", ".tsv", ".parquet", ".arrow")
+_MAX_NAME = 40
+_POLL_SECONDS = 0.5
+
+
+class Packed(NamedTuple):
+    """Shards of images: where, whether they were there already, and what `dataset.json` says of them."""
+
+    folder: Path
+    reused: bool
+    info: dict[str, Any]
+
+
+def holds_images(spec: str | Path) -> bool:
+    """Whether `spec` names images that are to be packed, rather than shards, or nothing that is there."""
+    if "://" in str(spec):
+        return False
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return not any(path.glob("*.tar"))
+    return path.name.lower().endswith(_TABLES) and (path.is_file() or any(letter in str(spec) for letter in "*?[{"))
+
+
+def pack_cached(
+    images: str | Path,
+    grouping: Grouping = NO_GROUPS,
+    *,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> Packed:
+    """Shards of `images` in the cache, packed now or by an earlier call on the same images with the same grouping.
+
+    Images are the same whose names, sizes, labels and times of change are. The cache is `packed/` in SELFSIGHT_CACHE,
+    or else in ~/.cache/selfsight; what no run uses may be removed from it. Of several processes one packs and the
+    others wait.
+
+    Raises what `pack` raises; ValueError also for a share or a grouping that does not fit the images.
+    """
+    columns = ANY_COLUMNS._replace(group=grouping.group_column)
+    out = packed_folder() / f"{_plain(images)}-{_digest(images, grouping, columns)}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _turn(out.with_suffix(".lock"), say):
+        info = read_json(out / "dataset.json")
+        if info is not None:
+            say(f"{images} is unchanged since it was packed into {out}")
+            return Packed(out, True, info)
+        say(f"packing {images} into {out}")
+        info = pack(
+            images,
+            out,
+            columns=columns,
+            group_pattern=grouping.group_pattern,
+            val_share=grouping.val_share,
+            progress=progress,
+        )
+    return Packed(out, False, info)
+
+
+def packed_folder() -> Path:
+    """Where packed images are kept."""
+    return default_folder().with_name("packed")
+
+
+def _plain(images: str | Path) -> str:
+    """The images' name as part of a folder's, for people."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(images).expanduser().resolve().name).strip("-")
+    return name[:_MAX_NAME] or "images"
+
+
+def _digest(images: str | Path, grouping: Grouping, columns: Columns) -> str:
+    with tempfile.TemporaryDirectory() as spool:
+        source = open_source(images, Path(spool), columns=columns, group_pattern=grouping.group_pattern)
+        try:
+            told = json.dumps([source.listing.fingerprint, source.kind, *grouping])
+            return hashlib.sha256(told.encode() + _times(images, source)).hexdigest()[:16]
+        finally:
+            source.close()
+
+
+def _times(images: str | Path, source: Source) -> bytes:
+    """When each file was last changed, as far as an entry of the source is a file."""
+    root, listing = source.root, source.listing
+    paths = [Path(images).expanduser(), *(root / listing.entry(number).path for number in range(len(listing)))]
+    return np.array([path.stat().st_mtime_ns if path.is_file() else 0 for path in paths], dtype=np.int64).tobytes()
+
+
+@contextmanager
+def _turn(place: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lock file, after whoever holds it."""
+    with place.open("a") as file:
+        told = False
+        while not lock(file):
+            if not told:
+                say(f"another process is packing into {place.with_suffix('')}; waiting for it")
+            told = True
+            time.sleep(_POLL_SECONDS)
+        yield

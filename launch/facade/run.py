@@ -1,0 +1,129 @@
+"""A training run started from Python, and what it left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.local import python_module, safe_environment
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run, and what is in it."""
+
+    folder: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every setting."""
+        from pretrain.config.yaml_file import read_yaml
+
+        return dict(read_yaml(self.folder / "config.yaml"))
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl: step, loss and so on."""
+        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line]
+
+    def load(self, **options: Any) -> Model:
+        """Its encoder; options as of `selfsight.load`."""
+        from .model import load
+
+        return load(self.folder, **options)
+
+
+def pretrain(
+    preset: str | Path | None = None,
+    data: str | Path | None = None,
+    *,
+    val_share: float = 0.0,
+    group_pattern: str | None = None,
+    group_column: str | None = None,
+    quiet: bool = False,
+    **overrides: Any,
+) -> Run:
+    """Train in a process of its own, as `selfsight pretrain` does, and wait; the same call again continues a run.
+
+    Args:
+        preset: A preset's name or the path of a .yaml file; None: picked for the images.
+        data: Images (packed into the cache), or shards.
+        val_share: Of images: the share of each class to hold back for probes.
+        group_pattern: What train and val must not share, as a regular expression on paths.
+        group_column: The same as a column of a table.
+        quiet: Show nothing of what it prints.
+        overrides: Settings, by section or by full name: `train={"epochs": 3}`, `**{"optim.lr": 1e-3}`, `name="first"`.
+
+    Raises:
+        ValueError: It was refused; with the message.
+        RuntimeError: It ended early; with the exit code and the last lines.
+    """
+    arguments = ["pretrain", *([str(preset)] if preset is not None else []), *_flat(overrides)]
+    options = {"data": data, "val-share": val_share, "group-pattern": group_pattern, "group-column": group_column}
+    arguments += [f"--{name}={value}" for name, value in options.items() if value not in (None, 0.0)]
+    environ = {**safe_environment(os.environ), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        python_module("launch", *arguments),
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line.rstrip("\n"))
+            if not quiet:
+                print(lines[-1], flush=True)
+    text = "\n".join(lines)
+    if process.returncode == 2:
+        raise ValueError(text[text.rfind("error: ") :].removeprefix("error: ") if "error: " in text else text)
+    if process.returncode:
+        raise RuntimeError(f"training ended with exit code {process.returncode}:\n" + "\n".join(lines[-20:]))
+    return Run(_folder_of(preset, data, overrides))
+
+
+def _folder_of(preset: str | Path | None, data: str | Path | None, overrides: Mapping[str, Any]) -> Path:
+    """Where such a call trains."""
+    from launch.own_data import name_for
+
+    if "name" in overrides:
+        name = str(overrides["name"])
+    elif preset is not None:
+        name = _name_in(preset)
+    else:
+        name = name_for(str(data))
+    return Path(str(overrides.get("runs", "runs"))) / name
+
+
+def _name_in(preset: str | Path) -> str:
+    """The name that a preset gives its run."""
+    from pretrain.config.yaml_file import read_yaml
+
+    path = Path(preset)
+    given = read_yaml(path).get("name") if path.suffix in (".yaml", ".yml") else None
+    return str(given or path.stem)
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> list[str]:
+    """`key.sub=value` of nested settings."""
+    from pretrain.config.overrides import written
+
+    found: list[str] = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{above}{key}.")
+        else:
+            found.append(f"{above}{key}={written(str(value) if isinstance(value, Path) else value)}")
+    return found

@@ -1,0 +1,249 @@
+"""`selfsight pretrain --data photos/`: images are packed once, looked at, and settings chosen for them (no torch)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from data_pipelines.packing.cached import holds_images, pack_cached
+from data_pipelines.packing.grouping import NO_GROUPS, Grouping
+from launch.ranks import rank_environment
+from pretrain.config.own_data import (
+    PRESETS,
+    Device,
+    Start,
+    choose,
+    choose_method,
+    start_of_timm,
+    warnings_of,
+)
+
+if TYPE_CHECKING:
+    from data_pipelines.packing.inspect_images import ImagesSummary
+
+
+class Prepared(NamedTuple):
+    """What to train: a preset, and overrides of it that name the shards."""
+
+    preset: str
+    overrides: list[str]
+
+
+def prepare(preset: str | None, overrides: Sequence[str], data: str | None, grouping: Grouping) -> Prepared:
+    """Make shards of images, and settings of what they are where the preset leaves them open; says what and why.
+
+    Only rank 0 speaks. A run that has begun keeps what was chosen then.
+
+    Raises ValueError and OSError where data, preset or grouping are not as they should be.
+    """
+    from pretrain.config.load import load_noting
+
+    ranks = rank_environment(os.environ)
+    say: Callable[[str], None] = print if ranks.rank == 0 else lambda line: None
+    given = dict(override.partition("=")[::2] for override in overrides)
+    data = data or given.get("data.train")
+    images = data is not None and holds_images(data)
+    own = preset is None or preset in PRESETS.values()
+    if preset is not None and not images and not own and grouping == NO_GROUPS:
+        return Prepared(preset, _with_data(overrides, data))
+    if data is None:
+        if preset is not None:  # what is missing, the schema says
+            return Prepared(preset, list(overrides))
+        raise ValueError(
+            "which images? --data photos/ names a folder of them and a preset is picked for it; "
+            "or name a preset, which `selfsight pretrain --list` shows, and its --data"
+        )
+    if preset is not None:  # a wrong name or setting is told of before anything is packed
+        load_noting(preset, _with_data(overrides, data))
+    shards = shards_of(data, grouping, say, progress=ranks.rank == 0)
+    if not Path(shards).expanduser().is_dir():
+        if preset is not None:
+            say(f"{preset} is taken as it is: what its settings are chosen from is looked up in a folder only")
+            return Prepared(preset, _with_data(overrides, shards))
+        raise ValueError(f"--data is {data}; a preset is picked for a folder only, so name one (`pretrain --list`)")
+    from data_pipelines.packing.inspect_images import inspect_images
+
+    found = inspect_images(shards)
+    say(found_line(found))
+    chosen: dict[str, Any] = {}
+    if own:
+        preset, chosen = _choose(preset, found, given, data, ranks.world_size, say)
+    assert preset is not None
+    settings = _with_data([*_superseded(chosen, given), *overrides], shards)
+    config = load_noting(preset, settings)[0]
+    crop = min(min(_sides(view.size)) for view in config.views.global_crops)
+    for line in warnings_of(found, crop, config.data.channels, config.data.bits):
+        say(f"note: {line}")
+    if images:
+        _say_of_probes(found, data, f"{config.runs}/{config.name}", grouping, say)
+    return Prepared(preset, settings)
+
+
+def shards_of(data: str, grouping: Grouping, say: Callable[[str], None], progress: bool = True) -> str:
+    """`data` where it names shards; the shards of images, packed now or before, where it names those.
+
+    Raises ValueError for a grouping of shards, and what `pack_cached` raises.
+    """
+    if holds_images(data):
+        return str(pack_cached(data, grouping, progress=progress, say=say).folder)
+    if grouping != NO_GROUPS:
+        raise ValueError("--val-share and --group-... divide images when they are packed, and --data names shards")
+    return data
+
+
+def name_for(data: str) -> str:
+    """What a run on `data` is called where neither a preset nor the user names it."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data).expanduser().resolve().stem)
+    return name.strip("-._") or "images"
+
+
+def found_line(found: ImagesSummary) -> str:
+    """What was found, in a line."""
+    channels = ", ".join(f"{count} with {number}" for number, count in found.channels.items())
+    channels = next(iter(found.channels)) if len(found.channels) == 1 else channels
+    sides = found.short_side
+    return (
+        f"found {found.number:,} images to learn from; of {found.looked_at} looked at, short sides "
+        f"{sides.least} to {sides.most} px (median {sides.median}), channels {channels}, {found.bits_stored} bits, "
+        f"{', '.join(found.formats)}"
+    )
+
+
+def device_of(given: dict[str, str]) -> Device:
+    """The device that a run will use, as far as can be told without torch."""
+    wanted = given.get("engine.device", "auto")
+    if wanted in ("cpu", "cuda"):
+        return "cpu" if wanted == "cpu" else "cuda"
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
+        return "cpu"
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return "cuda" if pynvml.nvmlDeviceGetCount() else "cpu"
+    except Exception:  # no driver: pynvml has a class of error for every reason
+        return "cpu"
+
+
+def _choose(
+    preset: str | None,
+    found: ImagesSummary,
+    given: dict[str, str],
+    data: str,
+    world_size: int,
+    say: Callable[[str], None],
+) -> tuple[str, dict[str, Any]]:
+    from pretrain.config.yaml_file import read_yaml
+
+    settings: dict[str, Any] = {}
+    if preset is None and "name" not in given:
+        settings["name"] = name_for(data)
+    name = given.get("name") or settings.get("name") or preset
+    stored = Path(given.get("runs", "runs")) / str(name) / "config.yaml"
+    begun = read_yaml(stored) if stored.is_file() else None
+    device = device_of(given)
+    method: Literal["mae", "dino"]
+    if preset is not None:
+        method = "mae" if preset == PRESETS["mae"] else "dino"
+    elif begun is not None and begun["method"]["name"] in PRESETS:
+        method = begun["method"]["name"]
+    else:
+        method, why = choose_method(found, device)
+        say(f"preset: {PRESETS[method]} ({why})")
+    choice = choose(found, device, method, world_size, _start_of(given))
+    if begun is not None:
+        say(f"{stored.parent} has begun: it goes on with the settings that were chosen then")
+        settings |= {key: _stored(begun, key, value) for key, value in choice.settings.items()}
+    else:
+        settings |= choice.settings
+        for reason in choice.reasons:
+            say(f"  {reason}")
+    return choice.preset, settings
+
+
+def _start_of(given: dict[str, str]) -> Start | None:
+    """What the weights that `init_from` names decide."""
+    source = given.get("init_from")
+    if not source or source == "null":
+        return None
+    from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
+
+    if source.startswith(TIMM_PREFIX):
+        return start_of_timm(source)
+    from data_pipelines.files import read_json
+
+    folder = find_encoder(Path(source).expanduser())
+    card = read_json(folder / "config.json") if folder.is_dir() else None
+    if not isinstance(card, dict) or "encoder" not in card:
+        return None
+    encoder = card["encoder"]
+    return Start(encoder, min(card["image_size"]), encoder.get("patch", 32) if encoder["family"] == "vit" else 32)
+
+
+def _stored(begun: Any, key: str, value: Any) -> Any:
+    """The value of a setting in a stored configuration; `value` where it has none."""
+    node = begun
+    for part in key.split("."):
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict) and part in node:
+            node = node[part]
+        else:
+            return value
+    return node
+
+
+def _superseded(chosen: dict[str, Any], given: dict[str, str]) -> list[str]:
+    """What was chosen, without what the user decides: by the same key, by a shortcut, or by another encoder."""
+    from pretrain.config.overrides import written
+
+    gone: set[str] = set(given)
+    if {"image_size", "crop_size"} & gone:
+        gone.add("views.global_crops")
+    if {"encoder", "encoder.family"} & gone:
+        gone |= {key for key in chosen if key.partition(".")[0] == "encoder"}
+    if "train.steps" in gone:
+        gone.add("train.epochs")
+    return [f"{key}={written(value)}" for key, value in chosen.items() if not _is_in(key, gone)]
+
+
+def _is_in(key: str, gone: set[str]) -> bool:
+    """Whether a setting is set by its own name, by a section's that it is in, or for all of a list."""
+    parts = key.split(".")
+    named = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+    return bool(named & gone) or ".".join(part for part in parts if not part.isdigit()) in gone
+
+
+def _with_data(overrides: Sequence[str], data: str | None) -> list[str]:
+    kept = [override for override in overrides if data is None or not override.startswith("data.train=")]
+    return kept + ([f"data.train={data}"] if data is not None else [])
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _say_of_probes(found: ImagesSummary, data: str, run: str, grouping: Grouping, say: Callable[[str], None]) -> None:
+    """How the encoder is measured afterwards."""
+    if not found.classes:
+        say("no labels: training needs none; a probe does (a folder a class, or a list with a label column)")
+        return
+    options = "".join(
+        f" --{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in grouping._asdict().items() if value
+    )
+    held = next((split for split in ("val", "test") if split in found.splits), None)
+    if held is None:
+        say(
+            f"labels of {found.classes} classes are for the probe only, and nothing is held back to test on: "
+            "add --val-share 0.1 (and --group-pattern where images belong together) to hold some back"
+        )
+        return
+    say(
+        f"labels of {found.classes} classes are for the probe only; afterwards "
+        f"`selfsight probe {run} --data {shlex.quote(data)}{options}` "
+        f"tests on the {found.splits[held]:,} images of {held}"
+    )

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from making import encode, picture
+
+from data_pipelines.packing.cached import Packed, holds_images, pack_cached, packed_folder
+from data_pipelines.packing.grouping import NO_GROUPS, Grouping
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SELFSIGHT_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "my photos"
+    for number in range(12):
+        path = folder / f"class{number % 2}" / f"p{number // 6}_{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(picture(number)))
+    return folder
+
+
+def packed(images: Path, grouping: Grouping = NO_GROUPS) -> tuple[Packed, list[str]]:
+    said: list[str] = []
+    return pack_cached(images, grouping, progress=False, say=said.append), said
+
+
+def test_images_are_packed_once(photos: Path) -> None:
+    first, said = packed(photos)
+    assert (first.reused, first.info["splits"]["train"]["samples"]) == (False, 12)
+    assert first.folder.parent == packed_folder()
+    assert first.folder.name.startswith("my-photos-")
+    assert said == [f"packing {photos} into {first.folder}"]
+    again, said = packed(photos)
+    assert again == first._replace(reused=True)
+    assert said == [f"{photos} is unchanged since it was packed into {first.folder}"]
+
+
+@pytest.mark.parametrize("change", ["one more", "one gone", "another content of the same size", "renamed"])
+def test_changed_images_are_packed_again(photos: Path, change: str) -> None:
+    first, _ = packed(photos)
+    image = photos / "class0" / "p0_0.png"
+    if change == "one more":
+        (photos / "class0" / "new.png").write_bytes(encode(picture(99)))
+    elif change == "one gone":
+        image.unlink()
+    elif change == "renamed":
+        image.rename(image.with_name("other.png"))
+    else:
+        content = image.read_bytes()
+        image.write_bytes(content)
+        os.utime(image, ns=(1, 1))
+    again, _ = packed(photos)
+    assert not again.reused
+    assert again.folder != first.folder
+    assert first.folder.is_dir(), "a run may be reading it"
+
+
+def test_what_is_held_back_is_part_of_what_is_packed(photos: Path) -> None:
+    whole, _ = packed(photos)
+    divided, _ = packed(photos, Grouping(0.5, r"(p[0-9])_"))
+    assert whole.folder != divided.folder
+    assert {name: split["samples"] for name, split in divided.info["splits"].items()} == {"train": 6, "val": 6}
+
+
+def test_what_are_images_and_what_shards(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path\na.png\n")
+    shards = packed(photos)[0].folder
+    assert holds_images(photos)
+    assert holds_images(tmp_path / "list.csv")
+    for other in (shards, shards / "train-000000.tar", f"{shards}/*.tar", "http://host/photos", tmp_path / "nothing"):
+        assert not holds_images(other), other

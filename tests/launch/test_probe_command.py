@@ -1,0 +1,36 @@
+"""What `selfsight probe` hands on: the options of earlier versions go on meaning what they meant."""
+
+from __future__ import annotations
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from launch import probe_command
+
+
+@pytest.mark.parametrize(
+    ("options", "also", "full"),
+    [
+        ([], [], False),
+        (["--also", "nearest"], ["nearest"], False),
+        (["--logistic"], ["logistic"], False),
+        (["--logistic", "--full"], ["logistic"], True),
+        (["--full"], ["logistic"], True),  # alone it was enough
+        (["--also", "nearest", "--full"], ["nearest"], True),
+        (["--also", "nearest", "--logistic"], ["nearest", "logistic"], False),
+    ],
+)
+def test_the_probes_that_options_name(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], also: list[str], full: bool
+) -> None:
+    asked: dict = {}
+    monkeypatch.setattr(probe_command, "_refuse_early", lambda *_: None)
+    monkeypatch.setattr("eval.probe.run_probe", lambda target, **more: asked.update(more))
+    monkeypatch.setattr("eval.report.probe_table", lambda results: "")
+    monkeypatch.setattr("launch.report.page.refresh", lambda target: None)
+    app = typer.Typer()
+    app.command()(probe_command.probe)
+    result = CliRunner().invoke(app, ["runs/x", "--data", "shards", "--group-by", "patient", *options])
+    assert result.exit_code == 0, result.output
+    assert (asked["also"], asked["full"], asked["group_by"]) == (also, full, "patient")
