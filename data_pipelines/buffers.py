@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NotRequired, TypedDict, cast
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -14,26 +13,17 @@ from data_pipelines.transforms.config import Views
 Shape = tuple[int, ...]
 
 
-class Batch(TypedDict):
-    """A micro-batch of b rows; crops are uint8, or uint16 for 16 bits. None: the recipe has no such part."""
-
-    global_crops: Tensor  # (b, v, c, H, W)
-    local_crops: Tensor | None  # (b, u, c, h, w)
-    target_crops: Tensor | None  # (b, c, h, w), the tokenizer's view
-    drop_mask: Tensor | None  # (b, gh, gw) bool
-    token_mask: Tensor | None  # (b, gh, gw) bool
-    labels: Tensor | None  # (b,) int64, -1 where unknown
-    ids: Tensor  # (b, 2) int64: data set, sample shown
-    rows: Tensor  # (b,) int64, position in the global batch
-    global_colours: NotRequired[Tensor]  # (b, v, p) float32: colours left to the device, see `device.finish`
-    local_colours: NotRequired[Tensor]  # (b, u, p)
-    mean_hidden: NotRequired[Tensor]  # () replaced units per micro-batch of the global batch; set by the trainer
+#: A micro-batch of b rows by name. Always there: `global_crops` (b, v, c, H, W), crops being uint8, or uint16 for 16
+#: bits; `ids` (b, 2) int64, data set and sample shown; `rows` (b,) int64, positions in the global batch; `labels` (b,)
+#: int64, -1 where unknown. Where the recipe has them: `local_crops` (b, u, c, h, w), `target_crops` (b, c, h, w), and
+#: `global_colours` (b, v, p) and `local_colours` (b, u, p) float32, see `device.finish`. Beside these what the method
+#: asked for (b, ...), masks for example, and what it notes itself.
+Batch = dict[str, Tensor]
 
 
 def map_batch(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     """The batch with `change` applied to each tensor."""
-    parts = {name: change(part) if isinstance(part, Tensor) else None for name, part in batch.items()}
-    return cast("Batch", parts)
+    return {name: change(part) for name, part in batch.items()}
 
 
 class StepBuffer:
@@ -43,7 +33,7 @@ class StepBuffer:
         views: The crops.
         channels: Of every crop.
         rows: Positions in the global batch.
-        mask_shapes: (gh, gw) of the dropped and of the replaced units, None for what is not drawn.
+        fields: What is drawn of a row beside its crops, for names, shapes and types.
         pin_memory: Page-locked, so that a GPU copies from it asynchronously.
         num_colours: Numbers for each crop whose colours are left to the device; 0 where none are.
         bits: Of a channel, 8 or 16.
@@ -54,7 +44,7 @@ class StepBuffer:
         views: Views,
         channels: int,
         rows: range,
-        mask_shapes: tuple[Shape | None, Shape | None],
+        fields: Mapping[str, np.ndarray],
         pin_memory: bool,
         num_colours: int = 0,
         bits: int = 8,
@@ -65,25 +55,26 @@ class StepBuffer:
             return torch.empty((len(rows), *shape), dtype=dtype, pin_memory=pin_memory)
 
         local, target = views.local_crops, views.target_crop
-        dropped, replaced = mask_shapes
-        self._tensors = Batch(
-            global_crops=allocate((len(views.global_crops), channels, *views.global_size)),
-            local_crops=None if local is None else allocate((local.count, channels, *local.size)),
-            target_crops=None if target is None else allocate((channels, *target.size)),
-            drop_mask=None if dropped is None else allocate(dropped, torch.bool),
-            token_mask=None if replaced is None else allocate(replaced, torch.bool),
-            labels=allocate((), torch.int64),
-            ids=allocate((2,), torch.int64),
-            rows=torch.arange(rows.start, rows.stop),
-        )
+        self._tensors: Batch = {
+            "global_crops": allocate((len(views.global_crops), channels, *views.global_size)),
+            "labels": allocate((), torch.int64),
+            "ids": allocate((2,), torch.int64),
+            "rows": torch.arange(rows.start, rows.stop),
+        }
+        if local is not None:
+            self._tensors["local_crops"] = allocate((local.count, channels, *local.size))
+        if target is not None:
+            self._tensors["target_crops"] = allocate((channels, *target.size))
+        for name, field in fields.items():
+            if name in self._tensors:
+                raise ValueError(f"a method asks for a field {name!r}, which every batch has; name it otherwise")
+            self._tensors[name] = allocate(field.shape, torch.from_numpy(field).dtype)
         if num_colours:
             self._tensors["global_colours"] = allocate((len(views.global_crops), num_colours), torch.float32)
             if local is not None:
                 self._tensors["local_colours"] = allocate((local.count, num_colours), torch.float32)
         #: The tensors' memory, under their names.
-        self.arrays: dict[str, np.ndarray] = {
-            name: tensor.numpy() for name, tensor in self._tensors.items() if isinstance(tensor, Tensor)
-        }
+        self.arrays: dict[str, np.ndarray] = {name: tensor.numpy() for name, tensor in self._tensors.items()}
         self._num_rows, self._pin_memory = len(rows), pin_memory
         self._copied: torch.cuda.Event | None = None
 

@@ -7,11 +7,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
-
-import numpy as np
 
 from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
@@ -19,6 +16,7 @@ from data_pipelines.datasets.bad_samples import BadSampleLog, Decoder
 from data_pipelines.datasets.dataset import NO_LABEL, Dataset
 from data_pipelines.datasets.prefetch import PREFETCH_STEPS, Need, ShardPrefetcher, naming
 from data_pipelines.remote.fetch import cancel_on
+from data_pipelines.rng import DrawFields
 from data_pipelines.sampler import Row, Sampler
 from data_pipelines.transforms.backends.any_channels import fitting
 from data_pipelines.transforms.backends.device import NUM_COLOURS
@@ -26,10 +24,6 @@ from data_pipelines.transforms.backends.select import backend as make_backend
 from data_pipelines.transforms.backends.select import on_cpu, resolve_backend
 from data_pipelines.transforms.config import BackendName, Views
 from data_pipelines.transforms.transform import Recipe, SampleCrops
-
-#: Draws the masks of one image, given the seed, the step and its row in the global batch: bool (gh, gw) arrays, or with
-#: further axes in front, of the units dropped and of those replaced, or None.
-DrawMask = Callable[[int, int, int], tuple[np.ndarray | None, np.ndarray | None]]
 
 _THUMBNAIL_BYTES = 8192
 
@@ -47,7 +41,7 @@ class Loader:
         rank: r of `world_size`.
         world_size: R.
         grad_accum_steps: Micro-batches of a step; the global batch is a multiple of `world_size * grad_accum_steps`.
-        draw_mask: Called once a row with (seed, step, row), of which its masks are to be a function.
+        draw: Draws what batches hold beside crops, ids, rows and labels; called once a row, see `rng.DrawFields`.
         threads: Default: see `default_threads`.
         prefetch: Steps made ahead of the one in use; each costs a buffer.
         pin_memory: Buffers that a GPU can copy from asynchronously. They are not written to again before
@@ -70,7 +64,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         grad_accum_steps: int = 1,
-        draw_mask: DrawMask | None = None,
+        draw: DrawFields | None = None,
         threads: int | None = None,
         prefetch: int = 2,
         pin_memory: bool = False,
@@ -107,7 +101,7 @@ class Loader:
             dct_scaling=dct_scaling,
         )
         self._channels, self._bits = channels, bits
-        self.draw_mask, self.prefetch, self._pin_memory = draw_mask, prefetch, pin_memory
+        self.draw, self.prefetch, self._pin_memory = draw, prefetch, pin_memory
         padded = maker == "native"
         self.decoders = {
             key: Decoder(dataset, channels, max_bad_share, padded, bad_samples, bits)
@@ -205,13 +199,10 @@ class Loader:
 
     def _allocate(self, rows: range | None = None) -> StepBuffer:
         """Memory for `rows` of the global batch, by default this rank's."""
-        shapes: tuple[Any, Any] = (None, None)
-        if self.draw_mask is not None:
-            dropped, replaced = self.draw_mask(self.sampler.seed, 0, 0)  # for their shapes only
-            shapes = (None if dropped is None else dropped.shape, None if replaced is None else replaced.shape)
+        fields = {} if self.draw is None else self.draw(self.sampler.seed, 0, 0)  # for names, shapes and types
         rows = rows or range(self.first_row, self.first_row + self.num_rows)
         num_colours = NUM_COLOURS if self.recipe.colour_on_device else 0
-        return StepBuffer(self.recipe.views, self._channels, rows, shapes, self._pin_memory, num_colours, self._bits)
+        return StepBuffer(self.recipe.views, self._channels, rows, fields, self._pin_memory, num_colours, self._bits)
 
     def _fill(self, buffer: StepBuffer, step: int) -> list[Future[None]]:
         """Have the threads make a step, in pieces small enough to keep them all busy to its end."""
@@ -238,13 +229,11 @@ class Loader:
             for place in places.values():
                 arrays["labels"][place] = NO_LABEL if decoded.label is None else decoded.label
                 arrays["ids"][place] = (row.dataset, decoded.sample)
-        if self.draw_mask is not None:
+        if self.draw is not None:
             for place in range(first, first + len(rows)):
                 number = int(arrays["rows"][place])
-                masks = self.draw_mask(seed, step, number)
-                for name, mask in zip(("drop_mask", "token_mask"), masks, strict=True):
-                    if mask is not None:
-                        arrays[name][place] = mask
+                for name, field in self.draw(seed, step, number).items():
+                    arrays[name][place] = field
 
 
 def default_threads(datasets: Sequence[Dataset]) -> int:

@@ -59,8 +59,8 @@ class Watch:
         for key, decoder in loader.decoders.items():
             decoder.dataset = _WatchedDataset(decoder.dataset, self)  # type: ignore[assignment]
             loader.decoders[key] = _WatchedDecoder(decoder, self)  # type: ignore[assignment]
-        if loader.draw_mask is not None:
-            loader.draw_mask = self._timed("masks", loader.draw_mask)
+        if loader.draw is not None:
+            loader.draw = self._timed("masks", loader.draw)
         self._backend, loader.recipe.backend = loader.recipe.backend, self._execute
 
     @contextmanager

@@ -7,12 +7,17 @@ NumPy, whose `Generator` promises no such thing, and because a stream of it cost
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_pipelines import native
+
+#: Draws the fields that a method asks for of one row, masks for example: a function of (seed, step, row of the global
+#: batch) alone, to arrays of always the same names, shapes and types.
+DrawFields = Callable[[int, int, int], Mapping[str, np.ndarray]]
 
 
 class Purpose(IntEnum):

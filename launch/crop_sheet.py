@@ -20,8 +20,8 @@ from data_pipelines.transforms.backends.any_channels import fitting
 from data_pipelines.transforms.backends.device import finish
 from data_pipelines.transforms.params import CropParams, draw
 from pretrain.config import Config
+from pretrain.methods.registry import draw_fields_for
 from pretrain.stream.datasets import sampler_of
-from pretrain.stream.masking import draw_mask_for
 
 _SIDE = 144  # px of a crop's longer side
 _FRAME = 3
@@ -45,13 +45,11 @@ def crop_sheet(
     num_rows = next(
         n for n in range(min(count, sampler.batch_size), sampler.batch_size + 1) if not sampler.batch_size % n
     )
-    stride = getattr(config.encoder, "stride", None)
-    draw_mask = draw_mask_for(config.method, config.views.global_size, stride, sampler.batch_size)
     with Loader(
         sampler,
         config.views,
         world_size=sampler.batch_size // num_rows,  # rank 0 of so many: the first rows
-        draw_mask=draw_mask,
+        draw=draw_fields_for(config),
         prefetch=0,
         max_bad_share=1.0,
         channels=config.data.channels,

@@ -143,7 +143,7 @@ def check_run(config: Config, world_size: int) -> Checked:
     """
     from pretrain.checkpoints.folder import check_continues
     from pretrain.config.auto_hparams import resolve_auto
-    from pretrain.config.load import check_batch
+    from pretrain.config.load import check_batch, check_sources
     from pretrain.engines.schedules import Timeline, check_warmup
     from pretrain.stream.datasets import data_lines, open_datasets, sampler_of
 
@@ -158,7 +158,6 @@ def check_run(config: Config, world_size: int) -> Checked:
     from pretrain.diagnostics.knn import named_data
     from pretrain.encoders.supported import check_encoder
     from pretrain.interop.initialise import check_init_from
-    from pretrain.methods import check_sources
     from pretrain.stream.loading import resolve_backend
     from pretrain.stream.normalisation import choose_normalisation, resolve_normalisation
 

@@ -111,13 +111,13 @@ def _details(found: Sequence[object]) -> None:
     for setting in found:
         assert isinstance(setting, Setting)
         default = default_of(setting)
-        lines: tuple[str, ...] = (
+        entry = (
             meaning(setting),
             f"takes    {takes(setting.annotation)}",
             f"default  {'none: it has to be set' if default is None else default}",
             f"example  {setting.path}={example_of(setting)}",
         )
-        told.setdefault(lines, []).append(setting.kind or "")
+        told.setdefault(entry, []).append(setting.kind or "")
         path = setting.path
     for lines, kinds in told.items():
         typer.echo(path + (f" (of {', '.join(kinds)})" if any(kinds) else ""))

@@ -46,7 +46,7 @@ def find_encoder(folder: Path) -> Path:
     tokenizers = [folder, *(candidate.with_name("tokenizer") for candidate in candidates[1:])]
     if any(is_tokenizer(place) for place in tokenizers):
         raise FileNotFoundError(
-            f"{folder} holds a tokenizer (method dvae or vqkd), which gives codes to predict and no features: there is "
+            f"{folder} holds a tokenizer, which gives codes to predict and no features: there is "
             "no encoder to load or probe. Pretrain on its codes (method.target=codes) and name that run"
         )
     found = sorted(path.name for path in folder.iterdir())
@@ -61,6 +61,6 @@ def is_tokenizer(folder: Path) -> bool:
     described = read_json(folder / "config.json")
     return (
         isinstance(described, dict)
-        and described.get("kind") in ("dvae", "vqkd")
+        and {"kind", "vocab_size"} <= described.keys()
         and (folder / "model.safetensors").is_file()
     )

@@ -21,13 +21,13 @@ from pretrain.checkpoints.folder import CheckpointFolder, damage, read_state
 from pretrain.checkpoints.saving import NotSavedError
 from pretrain.config import Config
 from pretrain.config.auto_hparams import resolve_auto
-from pretrain.config.load import check_batch
+from pretrain.config.load import check_batch, check_sources
 from pretrain.diagnostics import TroubleError, named_data
 from pretrain.encoders.supported import check_encoder
 from pretrain.engines.engine import choose_device, import_deepspeed, initialise_distributed
 from pretrain.engines.schedules import Timeline, check_warmup
 from pretrain.interop.initialise import check_init_from
-from pretrain.methods import check_sources, export_folder
+from pretrain.methods.registry import spec_of
 from pretrain.stream.datasets import data_lines, open_datasets, sampler_of
 from pretrain.stream.loading import resolve_backend
 from pretrain.stream.normalisation import choose_normalisation, keep_normalisation, resolve_normalisation
@@ -68,7 +68,7 @@ def pretrain(
     check_warmup(config.optim, Timeline.of(config.train, sampler.steps_per_epoch))  # before anything is written
     # of many ranks, some might not see the files of the others' last start yet: those go the long way, together
     if os.environ.get("WORLD_SIZE", "1") == "1" and is_finished(folder, config, sampler):
-        what = export_folder(config.method)
+        what = spec_of(config.method).exports
         print(f"{folder} is finished; its {what} is in {folder / what}. To train longer, take another name=...")
         return folder
     check_sources(config)
@@ -132,7 +132,7 @@ def resolve(config: Config, datasets: Sequence[Dataset]) -> tuple[Config, list[s
 
 def is_finished(folder: Path, config: Config, sampler: Sampler) -> bool:
     """Whether the run has published the encoder, or tokenizer, of its last step."""
-    card = read_json(folder / export_folder(config.method) / "config.json")
+    card = read_json(folder / spec_of(config.method).exports / "config.json")
     if card is None:
         return False
     for path in CheckpointFolder(folder, config.checkpoint).all()[-1:]:  # of data that grew, the first number counts

@@ -24,9 +24,10 @@ from pretrain.engines.engine import build_engine, gathered_for, gradient_norm, t
 from pretrain.engines.optim import set_rates
 from pretrain.engines.schedules import Timeline, check_warmup, learning_rate, weight_decay
 from pretrain.interop.initialise import start_from
-from pretrain.methods import Method, Normalisation, build_method, export_folder
+from pretrain.methods.base import Method, Normalisation
+from pretrain.methods.registry import build_method, spec_of
 from pretrain.stream import masking
-from pretrain.stream.batches import DeviceSteps, reduce_mask_counts, seed_dropout
+from pretrain.stream.batches import DeviceSteps, seed_dropout
 from pretrain.stream.growth import continued, pin
 from pretrain.stream.loading import check_ranks_agree, loader_of
 from pretrain.survival.startup import StartUp
@@ -113,7 +114,6 @@ class Trainer:
             watchdog.step(self.step + 1)
             micro_batches, digest = next(steps)
             watchdog.phase("step")
-            reduce_mask_counts(micro_batches, self.world_size)
             self.method.before_step(self.step, micro_batches, self.look)
             self.diagnostics.before_step()
             metrics, grad_norm = self.optimizer_step(micro_batches)
@@ -234,7 +234,7 @@ class Trainer:
 
     def publish(self) -> None:
         """Put the last checkpoint's encoder at `RUN/encoder`, or its tokenizer at `RUN/tokenizer`."""
-        what = export_folder(self.config.method)
+        what = spec_of(self.config.method).exports
         last = self.saver.last
         if last != self.checkpoints.path(self.step):
             raise NotSavedError(f"the last checkpoint could not be written; the same command continues from {last}")
@@ -261,7 +261,7 @@ class Trainer:
 
     def _pinned(self) -> dict[str, Any]:
         """What a resumed run must agree on."""
-        masks = {"masks": masking.DRAWS} if self.loader.draw_mask is not None else {}
+        masks = {"masks": masking.DRAWS} if self.loader.draw is not None else {}
         return {**self.loader.sampler.state(), "backend": self.loader.backend, **masks, **self.method.pinned()}
 
     def _is_milestone(self) -> bool:

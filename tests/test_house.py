@@ -196,3 +196,19 @@ def test_no_room_imports_one_that_imports_it(package: str) -> None:
         if within(name, (package,)):
             graph.setdefault(room(name), set()).update(room(other) for other in imported if room(other) != room(name))
     assert not circles(graph)
+
+
+def test_only_a_method_knows_its_name() -> None:
+    """What the rest asks of a method stands in its spec; the ladders over names must not grow back."""
+    ladder = re.compile(
+        r"isinstance\([a-z_.]*method|\.name (==|in|!=) \(?\"(mae|mim|dino|dvae|vqkd)|\b(Mae|Mim|Dino|Dvae|Vqkd)Config"
+    )
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for package in PACKAGES
+        for path in modules(package)
+        if not path.is_relative_to(ROOT / "pretrain" / "methods")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if ladder.search(line)
+    ]
+    assert not found

@@ -17,6 +17,7 @@ from launch.cluster.render import render, set_arguments
 from launch.cluster.resources import Resources
 from pretrain.config import Config
 from pretrain.config.load import ConfigError
+from pretrain.methods.registry import spec_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,6 @@ def check_probes(options: ProbeOptions, config: Config) -> None:
     """Refuse probes of what can't be probed: the data are opened. Imports torch."""
     from eval import registry
     from eval.splits import open_splits
-    from pretrain.methods import export_folder
 
     if options.every is not None and not options.data:
         raise ConfigError("--probe-every says how often to probe, but not on what; add --probe DATA")
@@ -58,7 +58,7 @@ def check_probes(options: ProbeOptions, config: Config) -> None:
     if not options.data:
         return
     registry.chosen(options.also)  # a name that is not there is refused
-    if export_folder(config.method) != "encoder":
+    if spec_of(config.method).exports != "encoder":
         raise ConfigError(
             f"--probe: method {config.method.name} leaves a tokenizer, and probes are of encoders; leave it out"
         )

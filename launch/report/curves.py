@@ -12,6 +12,7 @@ from launch.report.chronicle import alarms_of, starts_of
 from launch.report.pictures import spread
 from launch.report.read import NO_RESULTS, Run
 from launch.report.thinning import Thinned
+from pretrain.methods.registry import METHODS
 
 #: Of all series of a page together; the buckets of each are joined until they are no more.
 MOST_POINTS = 60_000
@@ -96,10 +97,12 @@ def _series(label: str, number: int, thinned: Thinned, errors: Sequence[float] =
 
 
 def _references(name: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Values that a curve should be compared with: of DINO, the loss and entropy of a teacher that tells nothing."""
-    prototypes = {run.setting("method", "prototypes") for run in runs if run.setting("method", "name") == "dino"}
-    if name in ("loss", "dino", "teacher_entropy") and len(prototypes) == 1:
-        (count,) = prototypes
+    """Values that a curve should be compared with: of DINO, for example, those of a teacher that tells nothing."""
+    names = [(run, str(run.setting("method", "name"))) for run in runs]
+    guessing = [(run, METHODS[method].guessing) for run, method in names if method in METHODS]
+    counts = {run.setting("method", settings[name]) for run, settings in guessing if name in settings}
+    if len(counts) == 1:
+        (count,) = counts
         if isinstance(count, int) and count > 1:
             return [{"label": "ln K", "y": math.log(count)}]
     return []

@@ -10,6 +10,7 @@ from typing import Any
 from launch.report import chronicle
 from launch.report.markup import Html, element, table
 from launch.report.read import Run
+from pretrain.methods.registry import METHODS
 
 
 def state_of(run: Run) -> tuple[str, str]:
@@ -75,8 +76,10 @@ def facts(run: Run) -> list[tuple[str, str]]:
     views = [f"{len(crops)} x {_size(crops[0])}"] if isinstance(crops, list) and crops else []
     if isinstance(local, dict):
         views.append(f"{local.get('count')} x {_size(local)}")
+    method = METHODS.get(str(setting("method", "name")))
+    shown = (method.shown,) if method is not None and method.shown else ()
     rows: list[tuple[str, Any]] = [
-        ("method", _named(setting("method"), "name", ("target", "prototypes", "vocab_size"))),
+        ("method", _named(setting("method"), "name", shown)),
         (
             "encoder",
             encoder.get("model")

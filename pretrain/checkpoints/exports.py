@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pretrain.config import Config
 from pretrain.encoders.saved import EncoderCard, headline_feature, save_encoder
-from pretrain.methods import Method, Normalisation
+from pretrain.methods.base import Method, Normalisation
 from pretrain.tokenizers.card import TokenizerCard
 from pretrain.tokenizers.saved import save_tokenizer
 

@@ -3,17 +3,6 @@
 from __future__ import annotations
 
 from pretrain.config.diagnostics import ALARMS, AlarmName, DiagnosticsConfig
-from pretrain.config.methods import (
-    AggregationConfig,
-    DinoConfig,
-    DvaeConfig,
-    IbotConfig,
-    MaeConfig,
-    MaskConfig,
-    MethodConfig,
-    MimConfig,
-    VqkdConfig,
-)
 from pretrain.config.sections import (
     CacheConfig,
     CheckpointConfig,
@@ -28,24 +17,15 @@ from pretrain.encoders.registry import EncoderConfig
 
 __all__ = [
     "ALARMS",
-    "AggregationConfig",
     "AlarmName",
     "CacheConfig",
     "CheckpointConfig",
     "Config",
     "DataConfig",
     "DiagnosticsConfig",
-    "DinoConfig",
-    "DvaeConfig",
     "EncoderConfig",
     "EngineConfig",
-    "IbotConfig",
-    "MaeConfig",
-    "MaskConfig",
-    "MethodConfig",
-    "MimConfig",
     "OptimConfig",
     "TrackingConfig",
     "TrainConfig",
-    "VqkdConfig",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pretrain.config.mask_counts import check_ibot_counts, check_mask_counts
+from pretrain.methods.registry import spec_of
+from pretrain.methods.spec import Tokens
 
 if TYPE_CHECKING:
     from pretrain.config import Config
@@ -17,9 +18,9 @@ def check_combinations(config: Config) -> None:
     _check_encoder(config)
     _check_views(config)
     _check_sizes(config)
-    _check_mask(config)
-    _check_ibot(config)
-    _check_aggregation(config)
+    encoder = config.encoder
+    known = hasattr(encoder, "stride")  # a timm model's tokens are known when it is built: encoders/supported.py
+    spec_of(config.method).check(config, Tokens(encoder.stride, encoder.patch) if known else None)
 
 
 def _check_channels(config: Config) -> None:
@@ -57,50 +58,41 @@ def _check_schedule(config: Config) -> None:
 
 
 def _check_encoder(config: Config) -> None:
-    method, encoder = config.method, config.encoder
-    if method.name == "dvae":
+    name, encoder = config.method.name, config.encoder
+    if spec_of(config.method).stride is not None:
         if encoder is not None:
-            raise ValueError("dvae is a convolutional network of its own: set encoder=null")
+            raise ValueError(f"{name} has a network of its own: set encoder=null")
         engine, optim = config.engine, config.optim
-        for name, value, without in (
+        for key, value, without in (
             ("engine.activation_checkpointing", engine.activation_checkpointing, False),
             ("engine.compile", engine.compile, False),
             ("optim.layer_decay", optim.layer_decay, 1.0),
             ("optim.patch_embed_lr_scale", optim.patch_embed_lr_scale, 1.0),
         ):
             if value != without:
-                raise ValueError(f"{name} is about an encoder's blocks, and dvae has none: set {name}={without}")
+                raise ValueError(f"{key} is about an encoder's blocks, and {name} has none: set {key}={without}")
     elif encoder is None:
-        raise ValueError(f"{method.name} needs an encoder; set encoder.family=vit, for example")
+        raise ValueError(f"{name} needs an encoder; set encoder.family=vit, for example")
 
 
 def _check_views(config: Config) -> None:
-    views, method = config.views, config.method
-    if method.name == "dino":
-        if len(views.global_crops) != 2:
-            raise ValueError(f"DINO takes 2 views.global_crops, not {len(views.global_crops)}")
-    else:
-        if len(views.global_crops) != 1:
-            raise ValueError(f"{method.name} takes 1 entry in views.global_crops, not {len(views.global_crops)}")
-        if views.local_crops is not None:
-            raise ValueError(f"{method.name} sees no local crops; remove views.local_crops")
-    wanted = method.name == "mim" and method.target == "codes"
-    if wanted and views.target_crop is None:
-        raise ValueError("target codes needs views.target_crop, the crop that the tokenizer sees")
-    if views.target_crop is not None and not wanted:
-        raise ValueError(
-            "views.target_crop is for method.target=codes; the other targets are read from the global crop"
-        )
+    views, name, crops = config.views, config.method.name, spec_of(config.method).crops(config.method)
+    if len(views.global_crops) != crops.num_global:
+        raise ValueError(f"{name} takes {crops.num_global} in views.global_crops, not {len(views.global_crops)}")
+    if views.local_crops is not None and not crops.local:
+        raise ValueError(f"{name} sees no local crops; remove views.local_crops")
+    if crops.target is not None and views.target_crop is None:
+        raise ValueError(f"method {name} as it is set needs views.target_crop: {crops.target}")
+    if views.target_crop is not None and crops.target is None:
+        raise ValueError(f"method {name} as it is set reads no views.target_crop; remove it")
 
 
 def _check_sizes(config: Config) -> None:
-    if config.encoder is not None and config.encoder.family == "timm":
-        return  # what it takes is known when it is built: encoders/supported.py
-    if config.method.name == "dvae":
-        who, stride = "the dVAE", 2 ** (config.method.groups - 1)
-    else:
-        assert config.encoder is not None
-        who, stride = "the encoder", config.encoder.stride
+    own = spec_of(config.method).stride
+    if own is None and not hasattr(config.encoder, "stride"):
+        return  # what a timm model takes is known when it is built: encoders/supported.py
+    who = "the encoder" if own is None else config.method.name
+    stride = config.encoder.stride if own is None else own(config.method)
     named = [("views.global_crops", config.views.global_size)]
     if config.views.local_crops is not None:
         named.append(("views.local_crops", config.views.local_crops.size))
@@ -112,71 +104,3 @@ def _check_sizes(config: Config) -> None:
                     f"{where} is {size[0]}x{size[1]} px; {who}'s stride is {stride}, "
                     f"so each side must be a multiple of it, such as {below or stride} or {below + stride}"
                 )
-
-
-def _check_mask(config: Config) -> None:
-    method, encoder = config.method, config.encoder
-    if method.name not in ("mae", "mim"):
-        return
-    assert encoder is not None
-    mask, size = method.mask, config.views.global_size
-    for side in size:
-        if side % mask.unit:
-            raise ValueError(f"method.mask.unit is {mask.unit} px and does not divide the image's side of {side} px")
-    check_mask_counts(mask, size)
-    if encoder.family == "timm":
-        return
-    check_units(mask.unit, encoder.stride, encoder.patch)
-    finest = max(mask.unit, encoder.stride)
-    if method.name == "mae" and encoder.family not in ("vit", "beit") and mask.kind != "one_in_2x2":
-        raise ValueError(
-            f"MAE on {encoder.family} needs method.mask.kind=one_in_2x2, not {mask.kind}: "
-            "the visible units must form a dense map"
-        )
-    if mask.kind == "one_in_2x2":
-        for side in size:
-            if side % (2 * finest):
-                raise ValueError(
-                    f"the image's side is {side} px; with one visible unit in 2x2 it must be a multiple of "
-                    f"{2 * finest} px (twice the larger of mask unit {mask.unit} and encoder stride {encoder.stride})"
-                )
-
-
-def _check_ibot(config: Config) -> None:
-    method, encoder = config.method, config.encoder
-    if method.name != "dino" or method.ibot is None or (encoder.family == "timm" and method.ibot.unit is None):
-        return  # of timm, encoders/supported.py asks for it
-    unit = method.ibot.unit or encoder.stride
-    if encoder.family != "timm" and unit % encoder.stride:
-        raise ValueError(
-            f"method.ibot.unit is {unit} px; the teacher's tokens are {encoder.stride} px, so it must be a multiple of "
-            "that (null: one token)"
-        )
-    for side in config.views.global_size:
-        if side % unit:
-            raise ValueError(f"method.ibot.unit is {unit} px and does not divide the image's side of {side} px")
-    check_ibot_counts(method.ibot, unit, config.views.global_size)
-
-
-def _check_aggregation(config: Config) -> None:
-    method, encoder = config.method, config.encoder
-    if method.name != "mim" or method.aggregation is None:
-        return
-    if method.target != "codes":
-        raise ValueError(f"method.aggregation is BEiT v2's head for target codes, not {method.target}")
-    if encoder.family not in ("vit", "beit") or not getattr(encoder, "class_token", True):
-        raise ValueError(
-            "method.aggregation goes through the class token, so it needs family vit or beit with one; "
-            f"the encoder is {encoder.family}" + (" without" if encoder.family in ("vit", "beit") else "")
-        )
-    depth, layer = encoder.shape[1], method.aggregation.layer
-    if layer >= depth:
-        raise ValueError(f"method.aggregation.layer is {layer}; it must lie below the last of the {depth} blocks")
-
-
-def check_units(unit: int, stride: int, patch: int) -> None:
-    """Raise ValueError unless mask units fit an encoder's input tokens of `patch` px and output tokens of `stride`."""
-    if unit % patch:
-        raise ValueError(f"method.mask.unit is {unit} px; it must be a multiple of the encoder's patch ({patch} px)")
-    if unit % stride and stride % unit:
-        raise ValueError(f"method.mask.unit {unit} px and the encoder's stride {stride} px: one must divide the other")

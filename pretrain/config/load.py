@@ -18,6 +18,7 @@ from pretrain.config.keys import check_keys
 from pretrain.config.overrides import apply_overrides
 from pretrain.config.yaml_file import read_yaml
 from pretrain.encoders.registry import expand_encoder
+from pretrain.methods.registry import LEFT_OUT, spec_of
 
 PRESETS = Path(__file__).parents[1] / "presets"
 RENAMED_PRESETS = {"dino_vits16_own_data": "dino_own_data"}
@@ -76,17 +77,25 @@ def check_batch(config: Config, world_size: int) -> None:
             f"train.batch_size {batch} (global) does not divide over {world_size} ranks x {accumulation} "
             f"accumulation steps = {share}; the nearest batch sizes are {near}"
         )
-    method = config.method
-    if method.name == "dino" and method.koleo_weight and batch == share:
-        raise ConfigError(
-            f"method.koleo_weight is {method.koleo_weight:g}, which spreads the images of a micro-batch, and train."
-            f"batch_size {batch} over {world_size} ranks x {accumulation} accumulation steps leaves one in each; give "
-            "each two or more, or set method.koleo_weight=0"
-        )
+    try:
+        spec_of(config.method).check_batch(config, batch // share)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def check_sources(config: Config) -> None:
+    """Raise ConfigError unless the other runs that a method learns from are there and fit; starts nothing."""
+    try:
+        spec_of(config.method).call("sources", config)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(str(error)) from None
 
 
 def parse_config(data: Mapping[str, Any]) -> Config:
     """Check a nested dictionary against the schema."""
+    named = data.get("method")
+    if isinstance(named, Mapping) and str(named.get("name")) in LEFT_OUT:
+        raise ConfigError(f"method.name: {LEFT_OUT[str(named['name'])]}")
     check_keys(Config, data)
     try:
         return TypeAdapter(Config).validate_python(data)

@@ -18,9 +18,9 @@ from pydantic import (
 from data_pipelines.transforms.config import BackendName, Share, Views, section
 from pretrain.config.combinations import check_combinations
 from pretrain.config.diagnostics import DiagnosticsConfig
-from pretrain.config.methods import MethodConfig
 from pretrain.config.wandb_names import check_name, check_wandb_names
 from pretrain.encoders.registry import EncoderConfig
+from pretrain.methods.registry import MethodConfig
 
 
 @section
@@ -264,7 +264,7 @@ class Config:
     seed: NonNegativeInt = 0  # of every random draw: crops, masks, weights, order
     data: DataConfig
     views: Views
-    encoder: EncoderConfig | None = None  # all methods but dvae, which is a convolutional net of its own
+    encoder: EncoderConfig | None = None  # null for a method with a network of its own, such as dvae
     init_from: str | None = None  # start from these weights: a run, a checkpoint, an imported folder, or timm:NAME
     method: MethodConfig
     optim: OptimConfig

@@ -42,7 +42,8 @@ class Limit:
     """A metric that should stay on one side of a number.
 
     says: the text, with {value} and {limit}. since: when the metric begins to count. slack: share of the limit by
-    which a metric must be back within it for the alarm to be over.
+    which a metric must be back within it for the alarm to be over. derive: the value from other metrics, where
+    `metric` is no single one of them.
     """
 
     name: str
@@ -53,12 +54,17 @@ class Limit:
     since: Callable[[Moment], bool] = lambda now: True
     slack: float = 0.1
     lines: int = 1
+    derive: Callable[[Mapping[str, float]], float | None] | None = None
+
+    def _value(self, now: Moment) -> float | None:
+        return now.metrics.get(self.metric) if self.derive is None else self.derive(now.metrics)
 
     def can_tell(self, now: Moment) -> bool:
-        return self.metric in now.metrics and self.since(now)
+        return self._value(now) is not None and self.since(now)
 
     def trouble(self, now: Moment, standing: bool) -> str | None:
-        value = now.metrics[self.metric]
+        value = self._value(now)
+        assert value is not None
         limit = self.limit * (1 + self.slack * (-1 if self.high else 1)) if standing else self.limit
         if value > limit if self.high else value < limit:
             return self.says.format(value=value, limit=self.limit)

@@ -26,6 +26,7 @@ from pretrain.diagnostics.features import frozen_features
 from pretrain.encoders import Encoder
 from pretrain.encoders.saved import headline_feature
 from pretrain.engines.collectives import all_gather_objects
+from pretrain.methods.registry import spec_of
 
 CHUNK = 64  # images of a forward pass: always the same ones together, so that their number of ranks changes no bit
 FEWEST = 30  # labelled samples of which an accuracy says anything
@@ -48,7 +49,7 @@ def find_data(config: Config) -> tuple[str | None, str]:
     Reads the names of files only.
     """
     settings = config.diagnostics
-    if settings.knn_every_epochs is None or config.method.name in ("dvae", "vqkd"):
+    if settings.knn_every_epochs is None or spec_of(config.method).exports != "encoder":
         return None, ""
     height, width = config.views.global_size
     off = "online k-NN is off: "

@@ -7,10 +7,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
-from pretrain.config import Config, DinoConfig
+from pretrain.config import Config
 from pretrain.diagnostics.alarms import Limit, Moment, Rule
 from pretrain.diagnostics.collapse import EARLY_STEPS
 from pretrain.engines.schedules import Timeline
+from pretrain.methods.registry import spec_of
 
 MIN_STALLED_STEPS = 1000
 
@@ -54,7 +55,7 @@ def learning_rules(config: Config, timeline: Timeline, peak_rate: float, warmup_
         ),
         TeacherStill(end),
     ]
-    if not isinstance(config.method, DinoConfig):  # whose loss says little: its target moves
+    if spec_of(config.method).loss_falls:
         rules.append(Stalled(max(MIN_STALLED_STEPS, timeline.total_steps // 5)))
     return rules
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from data_pipelines.files import write_json
 from data_pipelines.loader import Batch, Loader
 from pretrain.checkpoints.folder import CheckpointFolder
-from pretrain.config import ALARMS, Config, MimConfig
+from pretrain.config import ALARMS, Config
 from pretrain.diagnostics.alarms import Alarms, Change, Moment
 from pretrain.diagnostics.clock import ForwardClock, SlowestRank
-from pretrain.diagnostics.collapse import collapse_rules, derived
+from pretrain.diagnostics.collapse import collapse_rules
 from pretrain.diagnostics.features import (
     MOST_ROWS,
     evaluating,
@@ -46,7 +46,7 @@ from pretrain.encoders import Encoder
 from pretrain.encoders.saved import headline_feature
 from pretrain.engines.collectives import GatheredScalars, all_gather_objects
 from pretrain.engines.schedules import Cosine, Steps, Timeline
-from pretrain.methods import Method
+from pretrain.methods.base import Method
 from pretrain.stream.batches import seed_dropout
 from pretrain.survival.history import read_history, standing_alarms, try_record
 
@@ -75,10 +75,9 @@ class Diagnostics:
         self.engine, self.method, self.loader = engine, method, loader
         self.timeline, self.device, self.rank = timeline, device, rank
         self.spikes = (loss_spikes(), gradient_spikes())
-        codes = isinstance(config.method, MimConfig) and config.method.target == "codes"
         rules = [
             *self.spikes,
-            *collapse_rules(config, timeline, method.target.num_outputs if codes else None),
+            *collapse_rules(config, timeline, method),
             *learning_rules(config, timeline, rate.peak, rate.warmup_steps),
         ]
         self.slow = next(rule for rule in rules if isinstance(rule, Slow))
@@ -153,7 +152,7 @@ class Diagnostics:
         """Take a log line in, on rank 0: alarms that begin or are over. What stands is added to `metrics`."""
         if self.slow.can_tell(Moment(step, epoch, metrics)):
             self.slow.suspect = self.slowest.named()
-        changes = self.alarms.look(Moment(step, epoch, {**metrics, **derived(self.config, metrics)}))
+        changes = self.alarms.look(Moment(step, epoch, metrics))
         metrics |= self.alarms.metrics() | {spikes.name: float(spikes.count) for spikes in self.spikes}
         for change in changes:
             try_record(self.folder, "alarm", step=step, name=change.name, text=change.text, begins=change.begins)

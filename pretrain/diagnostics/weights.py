@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pretrain.methods import Method
+from pretrain.methods.base import Method
 
 
 @torch.no_grad()

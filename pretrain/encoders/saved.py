@@ -15,8 +15,9 @@ from torch import Tensor
 
 from data_pipelines.files import parse_json
 from pretrain.config import Config, EncoderConfig
-from pretrain.encoders.base import Encoder, xavier_initialise
+from pretrain.encoders.base import Encoder
 from pretrain.encoders.registry import build_encoder, family_of
+from pretrain.methods.registry import METHODS, spec_of
 
 CARD_KEY = "selfsight"  # of the header of an exported .safetensors file, where the card has no file of its own
 
@@ -39,9 +40,10 @@ class EncoderCard:
 
 
 def headline_feature(config: Config) -> Literal["class", "mean"] | None:
-    """For DINO what the encoder's family says: the class token, the mean of the patch tokens, or None, its own pooled
-    feature; for other methods the mean."""
-    return family_of(config.encoder).headline(config.encoder) if config.method.name == "dino" else "mean"
+    """For a method that trains the class token what the encoder's family says: that, the mean of the patch tokens, or
+    None, its own pooled feature; for other methods the mean."""
+    trained = spec_of(config.method).headline == "class"
+    return family_of(config.encoder).headline(config.encoder) if trained else "mean"
 
 
 def timm_recipe(card: EncoderCard) -> dict[str, Any] | None:
@@ -67,8 +69,8 @@ def save_encoder(folder: Path, weights: dict[str, Tensor], card: EncoderCard) ->
 def fresh_encoder(card: EncoderCard) -> Encoder:
     """The encoder of `card` as its run started with it, weights from torch's current seed, in evaluation mode."""
     encoder = build_encoder(card.encoder, card.image_size, card.channels)
-    if card.method == "mae":
-        xavier_initialise(encoder)
+    if card.method in METHODS:
+        METHODS[card.method].call("start", encoder)
     return encoder.eval()
 
 

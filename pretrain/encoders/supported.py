@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import astuple
 from typing import Any
 
 from pretrain.config import Config, EncoderConfig
-from pretrain.config.combinations import check_units
 from pretrain.config.load import ConfigError
 from pretrain.encoders.registry import FAMILIES, LEFT_OUT, family_of
 from pretrain.encoders.spec import EncoderSpec
+from pretrain.methods.registry import METHODS, example_of, exporting, spec_of
+from pretrain.methods.spec import Needs, Tokens
 
-#: Columns of the table.
-METHODS = ("mae", "mim", "dino", "probe")
+
+def needs_of(column: str) -> Needs:
+    """What a method asks of an encoder at its simplest; a probe asks nothing."""
+    return METHODS[column].needs(example_of(column)) if column in METHODS else Needs()
+
+
+#: Columns of the table: the methods that train encoders, those first that ask for more unusual things, and a probe.
+COLUMNS = (
+    *sorted(exporting("encoder"), key=lambda name: [advice is None for advice in astuple(needs_of(name))]),
+    "probe",
+)
 
 
 def _row(spec: EncoderSpec, settings: Mapping[str, Any]) -> tuple[str, EncoderConfig]:
@@ -30,35 +41,37 @@ LOCAL_CROP = (96, 96)  # px; what DINO's second kind of crop has in the table
 
 def why_not(
     encoder: EncoderConfig,
-    method: str,
+    needs: Needs,
     image_size: tuple[int, int] | None = None,
     local_size: tuple[int, int] | None = None,
     channels: int = 3,
-) -> str | None:
-    """Why `method` (of METHODS, or vqkd) can't be had with an encoder, in a few words; None where it can.
+) -> tuple[str, str | None] | None:
+    """Why a method that asks for `needs` can't be had with an encoder, in a few words, and the method's advice; None
+    where it can.
 
-    image_size: h, w in px that it is built for; default: what timm says. local_size: of DINO's local crops.
+    image_size: h, w in px that it is built for; default: what timm says. local_size: of the local crops.
     """
     family = family_of(encoder)
-    if method == "mae" and family.drop_layout == "none":
-        return "takes whole images only"
+    if needs.drops_units and family.drop_layout == "none":
+        return "takes whole images only", needs.drops_units
     if family.survey is None:
         return None
     try:
         found = family.survey_of(encoder, image_size, channels)
     except ValueError as error:
-        return str(error)
-    if method == "mim":
-        return found.unmaskable
-    if method == "vqkd" and found.grid is None:
-        return "its features form no map"
-    if method == "dino" and local_size is not None and local_size != found.image_size:
+        return str(error), None
+    if needs.replaces_tokens and found.unmaskable is not None:
+        return found.unmaskable, needs.replaces_tokens
+    if needs.token_map and found.grid is None:
+        return "its features form no map", needs.token_map
+    if needs.several_sizes and local_size is not None and local_size != found.image_size:
+        height, width = found.image_size
         reason = family.why_not_size(encoder, found.image_size, channels, local_size)
         if reason is not None:
             return (
                 f"takes crops of one size only, and {local_size[0]}x{local_size[1]} px is another than "
-                f"{found.image_size[0]}x{found.image_size[1]} ({reason})"
-            )
+                f"{height}x{width} ({reason})"
+            ), needs.several_sizes.format(h=height, w=width)
     return None
 
 
@@ -70,7 +83,7 @@ def check_encoder(config: Config) -> None:
     encoder, method = config.encoder, config.method
     if encoder is None:
         return
-    size, local = config.views.global_size, config.views.local_crops
+    spec, size, local = spec_of(method), config.views.global_size, config.views.local_crops
     family, found = family_of(encoder), None
     name = f"encoder {family.label(encoder)}"
     if family.survey is not None:
@@ -78,23 +91,15 @@ def check_encoder(config: Config) -> None:
             found = family.survey_of(encoder, size, config.data.channels)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-    reason = why_not(encoder, method.name, size, None if local is None else local.size, config.data.channels)
+    reason = why_not(encoder, spec.needs(method), size, None if local is None else local.size, config.data.channels)
     if reason is not None:
-        raise ConfigError(f"{name} does not go with method {method.name}: {reason}. {_hint(method.name, size)}")
+        raise ConfigError(f"{name} does not go with method {method.name}: {reason[0]}. {reason[1]}")
     if found is None:
         return
-    if method.name == "dino" and method.ibot is not None:
-        if found.unmaskable is not None:
-            raise ConfigError(f"{name} does not go with method.ibot, which masks tokens: {found.unmaskable}")
-        if method.ibot.unit is None:
-            raise ConfigError(f"set method.ibot.unit for {name}; a token of it is {found.stride} px")
-        if method.ibot.unit % found.stride or any(side % method.ibot.unit for side in size):
-            raise ConfigError(
-                f"method.ibot.unit is {method.ibot.unit} px; it must be a multiple of the {found.stride} px of a token "
-                f"of {name}, and divide {size[0]}x{size[1]} px"
-            )
-    if method.name == "mim":
-        check_units(method.mask.unit, found.stride, found.patch)
+    try:
+        spec.check(config, Tokens(found.stride, found.patch))
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
     if not found.uniform:
         for switch in ("activation_checkpointing", "compile"):
             if getattr(config.engine, switch):
@@ -106,29 +111,21 @@ def check_encoder(config: Config) -> None:
         raise ConfigError(f"timm does not say how deep the parameters of {name} are; set optim.layer_decay=1")
 
 
-def _hint(method: str, size: tuple[int, int]) -> str:
-    return {
-        "mae": "`selfsight encoders` shows which go with MAE",
-        "mim": "`selfsight encoders` shows which encoders do",
-        "dino": f"Use local crops of the global size (views.local_crops.size=[{size[0]}, {size[1]}]), or none "
-        "(views.local_crops=null)",
-    }.get(method, "`selfsight encoders` shows what goes together")
-
-
 def cell(encoder: EncoderConfig, method: str) -> str:
     """What the table says of one encoder and one method: it starts with yes, or is the reason why not."""
-    reason = why_not(encoder, method)
+    needs = needs_of(method)
+    reason = why_not(encoder, needs)
     if reason is not None:
-        return reason
-    if method == "dino" and why_not(encoder, method, local_size=LOCAL_CROP) is not None:
+        return reason[0]
+    if why_not(encoder, needs, local_size=LOCAL_CROP) is not None:
         return "yes, crops of one size"
     return "yes"
 
 
 def table() -> str:
     """The table of all examples and methods, in markdown."""
-    lines = [f"| encoder | {' | '.join(METHODS)} |", "| --- " * (len(METHODS) + 1) + "|"]
+    lines = [f"| encoder | {' | '.join(COLUMNS)} |", "| --- " * (len(COLUMNS) + 1) + "|"]
     for name, encoder in EXAMPLES.items():
-        cells = " | ".join(cell(encoder, method) for method in METHODS)
+        cells = " | ".join(cell(encoder, method) for method in COLUMNS)
         lines.append(f"| `{name}` | {cells} |")
     return "\n".join([*lines, *(f"\n{line}" for line in LEFT_OUT.values())])

@@ -18,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 from pretrain.config import Config
 from pretrain.config.load import ConfigError
 from pretrain.encoders import Encoder
+from pretrain.engines.ema import Gathered, already_whole
 from pretrain.engines.gpus import gpu_of
 from pretrain.engines.optim import build_optimizer
-from pretrain.methods import Method
-from pretrain.methods.base import Gathered, already_whole
+from pretrain.methods.base import Method
 
 
 def choose_device(config: Config) -> torch.device:

@@ -17,7 +17,7 @@ from pretrain.encoders.load import load_any
 from pretrain.encoders.saved import read_card
 from pretrain.encoders.timm.survey import check_name
 from pretrain.encoders.transfer import fit
-from pretrain.methods import Method
+from pretrain.methods.base import Method
 
 METHOD_FILE = "method.safetensors"
 

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_pipelines.loader import Batch
 from pretrain.encoders import Encoder, Mask
 from pretrain.encoders.attention_maps import attention_pictures
+from pretrain.engines.ema import Gathered, already_whole, share_running_statistics, update_ema
 from pretrain.engines.schedules import Timeline
 from pretrain.stream import pixels
-
-#: `with gathered(parameters):` makes them whole and writable on every rank (ZeRO 3 keeps a piece on each; otherwise
-#: it does nothing). What is written must be equal on all ranks.
-Gathered = Callable[[Iterable[nn.Parameter]], AbstractContextManager[None]]
-
-
-@contextmanager
-def already_whole(_: Iterable[nn.Parameter]) -> Iterator[None]:
-    """The `Gathered` of a model whose parameters are not partitioned."""
-    yield
 
 
 @dataclass(frozen=True)
@@ -66,9 +54,11 @@ class Method(nn.Module):
         """Slow averages and centres: once after each applied optimizer step, on all ranks.
 
         Here the running statistics of batch normalisation, which each rank counts over its own micro-batches, are
-        brought together. Subclasses call it first.
+        brought together, and the slow averages moved. Subclasses call it first.
         """
         share_running_statistics(self)
+        for slow, fast in self.ema_pairs():
+            update_ema(slow, fast, 1 - self.ema_momentum(step), gathered)
 
     def encoder_loaded(self) -> None:
         """Called when other weights were put into `encoder` before training, for what must follow them."""
@@ -84,6 +74,10 @@ class Method(nn.Module):
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """The slow averages and what each follows: the parameters of the former have the names of the latter's."""
         return []
+
+    def ema_momentum(self, step: int) -> float:
+        """The share of the slow averages that stays, at optimizer step `step`."""
+        raise TypeError(f"{type(self).__name__} has slow averages and does not implement ema_momentum")
 
     def pinned(self) -> dict[str, str]:
         """Checksums of the files beside the data that the run learns from: it may be resumed with these only."""
@@ -124,33 +118,6 @@ class Method(nn.Module):
         return crops if pixels.is_plain(crops) else self.to_pictures(self.normalise(crops), crops)
 
 
-def running_statistics(module: nn.Module) -> list[Tensor]:
-    """Running means and variances of a module's batch normalisations, in order."""
-    layers = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
-    return [statistic for layer in layers for statistic in (layer.running_mean, layer.running_var)]
-
-
-@torch.no_grad()
-def share_running_statistics(module: nn.Module) -> None:
-    """Replace running statistics by their mean over the ranks, so that all ranks hold one model. Collective."""
-    statistics = running_statistics(module)
-    if not statistics or not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    flat = torch.cat(statistics)
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for statistic, mean in zip(statistics, flat.split([len(part) for part in statistics]), strict=True):
-        statistic.copy_(mean)
-
-
-@torch.no_grad()
-def update_ema(slow: nn.Module, fast: nn.Module, weight: float, gathered: Gathered) -> None:
-    """Move each parameter of `slow` the share `weight` of the way to that of `fast`, of the same architecture."""
-    for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
-        with gathered([old, new]):
-            old.lerp_(new.to(old.dtype), weight)
-
-
 def mask_of(batch: Batch, num_visible: int | None = None) -> Mask:
     """The masks that the loader drew for a batch."""
-    return Mask(drop=batch["drop_mask"], token=batch["token_mask"], num_visible=num_visible)
+    return Mask(drop=batch.get("drop_mask"), token=batch.get("token_mask"), num_visible=num_visible)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from data_pipelines.buffers import map_batch
@@ -90,21 +89,6 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return finish(moved, batch) if "global_colours" in batch else moved
 
 
-def reduce_mask_counts(micro_batches: list[Batch], world_size: int) -> None:
-    """Write into each micro-batch how many units are replaced per micro-batch, averaged over the global batch.
-
-    Blockwise masks differ in size; a loss divided by this number averages to the loss of the global batch.
-    """
-    hidden = [batch["token_mask"].sum() for batch in micro_batches if batch["token_mask"] is not None]
-    if not hidden:
-        return
-    count = torch.stack(hidden).sum().double()
-    if world_size > 1:
-        dist.all_reduce(count)
-    for batch in micro_batches:
-        batch["mean_hidden"] = (count / (world_size * len(micro_batches))).float()
-
-
 def seed_dropout(seed: int, step: int, rank: int, micro_batch: int) -> None:
     """Seed torch's generators for drop path, so that a resumed run draws what an uninterrupted one would."""
     torch.manual_seed(stream_key(seed, Purpose.DROP_PATH, step, rank, micro_batch))
@@ -125,7 +109,7 @@ def crop_sheet(batch: Batch, show: Callable[[Tensor], Tensor]) -> Tensor:
     `show` makes uint8 pictures of crops.
     """
     crops = [show(batch["global_crops"][:, view]) for view in range(batch["global_crops"].shape[1])]
-    if batch["local_crops"] is not None:
+    if "local_crops" in batch:
         height = crops[0].shape[2]
         for view in range(batch["local_crops"].shape[1]):
             small = show(batch["local_crops"][:, view])

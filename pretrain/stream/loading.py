@@ -15,17 +15,17 @@ from data_pipelines.sampler import Sampler
 from data_pipelines.transforms.backends import select
 from pretrain.config import Config
 from pretrain.config.load import ConfigError, load_config
-from pretrain.stream.masking import draw_mask_for
+from pretrain.methods.registry import draw_fields_for
 
 if TYPE_CHECKING:
-    from pretrain.methods import Normalisation
+    from pretrain.methods.base import Normalisation
 
 
 def loader_of(config: Config, sampler: Sampler, **options: Any) -> Loader:
     """The loader of a run; `options` are further arguments of `Loader`, or others than the configuration's."""
-    data, stride = config.data, getattr(config.encoder, "stride", None)
+    data = config.data
     arguments: dict[str, Any] = {
-        "draw_mask": draw_mask_for(config.method, config.views.global_size, stride, config.train.batch_size),
+        "draw": draw_fields_for(config),
         "threads": data.threads,
         "prefetch": data.prefetch,
         "max_bad_share": data.max_bad_share,

@@ -3,80 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from einops import rearrange
 
 from data_pipelines.rng import Purpose, Stream, permutation
-from pretrain.config import IbotConfig, MaskConfig, MethodConfig
-from pretrain.config.mask_counts import mask_grid, num_hidden, num_shown
+from pretrain.methods.mask_counts import num_hidden, num_shown
+
+if TYPE_CHECKING:
+    from pretrain.methods.masks import MaskConfig
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 #: How masks are drawn. A run whose checkpoints say otherwise, or nothing, began under another version of these draws.
 DRAWS = "splitmix64"
-#: From (seed, step, row) to (dropped, replaced), each (gh, gw) bool (DINO: (2, gh, gw)) or None.
-DrawMask = Callable[[int, int, int], tuple[BoolArray | None, BoolArray | None]]
 
 
-def draw_mask_for(
-    method: MethodConfig, image_size: tuple[int, int], stride: int | None = None, batch_size: int = 1
-) -> DrawMask | None:
-    """What the loader calls once a row to draw that image's mask; None for methods without one.
-
-    `stride` (px) of the encoder and the global `batch_size` count for DINO's patch loss only.
-    """
-    if method.name == "dino" and method.ibot is not None:
-        return _ibot_masks(method.ibot, image_size, stride, batch_size)
-    if method.name not in ("mae", "mim"):
-        return None
-    mask, grid = method.mask, mask_grid(method.mask, image_size)
-    if method.name == "mim":
-        return lambda *place: (None, _draw(_stream(*place), mask, grid))
-    if mask.secondary:
-        return lambda *place: _with_secondary(_stream(*place), mask, grid)
-    return lambda *place: (_draw(_stream(*place), mask, grid), None)
-
-
-def _stream(seed: int, step: int, row: int) -> Stream:
+def mask_stream(seed: int, step: int, row: int) -> Stream:
     """Of one row of one global batch: the same on any number of ranks, and under any version of NumPy."""
     return Stream(seed, Purpose.MASKS, step, row)
 
 
-@lru_cache(maxsize=16)  # of a few steps: each of their rows asks
-def _places(seed: int, step: int, count: int) -> np.ndarray:
-    """In which of its `count` places a step puts each of its masks; as `_stream` independent of the ranks."""
-    return permutation(Stream(seed, Purpose.MASKS, step), count)
-
-
-def _ibot_masks(ibot: IbotConfig, image_size: tuple[int, int], stride: int | None, batch_size: int) -> DrawMask:
-    """Of the 2B global crops of a step exactly a share is masked, at ratios stratified over those that are.
-
-    DINOv2's collate function, made a function of (seed, step, row) alone: the places of the crops in the strata are
-    shuffled anew at every step, so that what one view of an image hides says nothing of the other.
-    """
-    unit = ibot.unit or stride
-    assert unit is not None
-    grid = (image_size[0] // unit, image_size[1] // unit)
-    count = 2 * batch_size
-    masked = max(1, round(count * ibot.masked_share))
-    low, high = ibot.ratio
-
-    def draw(seed: int, step: int, row: int) -> tuple[None, BoolArray]:
-        stream, maps = _stream(seed, step, row), np.zeros((2, *grid), dtype=np.bool_)
-        for view, place in enumerate(_places(seed, step, count)[2 * row : 2 * row + 2].tolist()):
-            if place < masked:
-                ratio = low + (high - low) * (place + stream.random()) / masked
-                hidden = max(1, int(grid[0] * grid[1] * ratio))
-                maps[view] = blockwise(stream, grid, hidden, ibot.min_block, ibot.min_aspect)
-        return None, maps
-
-    return draw
-
-
-def _draw(stream: Stream, mask: MaskConfig, grid: tuple[int, int]) -> BoolArray:
+def draw_units(stream: Stream, mask: MaskConfig, grid: tuple[int, int]) -> BoolArray:
+    """The hidden units (gh, gw) of one image, of the kind that `mask` says."""
     if mask.kind == "random":
         return random_units(stream, grid, num_hidden(mask, grid))
     if mask.kind == "one_in_2x2":
@@ -103,7 +52,7 @@ def one_in_2x2(stream: Stream, grid: tuple[int, int]) -> BoolArray:
     return rearrange(hidden, "(qh qw) (dy dx) -> (qh dy) (qw dx)", qh=grid[0] // 2, dy=2)
 
 
-def _with_secondary(stream: Stream, mask: MaskConfig, grid: tuple[int, int]) -> tuple[BoolArray, BoolArray]:
+def with_secondary(stream: Stream, mask: MaskConfig, grid: tuple[int, int]) -> tuple[BoolArray, BoolArray]:
     """Some of the visible units become a mask token as well (UM-MAE, section 3.2)."""
     dropped = one_in_2x2(stream, grid)
     visible = np.flatnonzero(~dropped)

@@ -15,7 +15,7 @@ from pretrain.config import Config
 from pretrain.config.load import ConfigError
 from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
 from pretrain.encoders.saved import read_card
-from pretrain.methods import Normalisation
+from pretrain.methods.base import Normalisation
 from pretrain.stream.datasets import sources, weights_of
 from pretrain.survival.run_folder import begun_config
 

@@ -15,9 +15,9 @@ from data_pipelines.transforms.params import draw
 from pretrain.checkpoints.folder import CheckpointFolder, damage, read_state
 from pretrain.config import Config
 from pretrain.config.load import ConfigError, check_batch, load_config
+from pretrain.methods.registry import draw_fields_for
 from pretrain.stream.datasets import open_datasets, sampler_of
 from pretrain.stream.growth import opened_at
-from pretrain.stream.masking import draw_mask_for
 
 
 class Trace:
@@ -33,9 +33,7 @@ class Trace:
         stored = folder / "config.yaml"
         self.run = folder if stored.is_file() else None
         self.config: Config = load_config(stored if self.run else target, overrides)
-        config = self.config
-        stride = getattr(config.encoder, "stride", None)
-        self._draw_mask = draw_mask_for(config.method, config.views.global_size, stride, config.train.batch_size)
+        self._draw = draw_fields_for(self.config)
         self._fresh = sampler_of(self.config, open_datasets(self.config.data))
         self._state = None if self.run is None else _last_state(self.run, self.config)
         #: Steps that the run's newest checkpoint has behind it; of a preset, 0.
@@ -96,11 +94,11 @@ class Trace:
         return {"shown_sample": shown, "image_size": list(sizes[-1]), "crops": [crop._asdict() for crop in params]}
 
     def _mask(self, seed: int, step: int, row: int) -> dict[str, Any]:
-        if self._draw_mask is None:
+        if self._draw is None:
             return {"mask": None}
         digest = hashlib.sha256()
-        for units in self._draw_mask(seed, step, row):
-            digest.update(b"none" if units is None else units.tobytes())
+        for name, field in sorted(self._draw(seed, step, row).items()):
+            digest.update(name.encode() + field.tobytes())
         return {"mask": digest.hexdigest()[:16]}
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import TypeAdapter
 
 from data_pipelines.files import read_json
-from pretrain.config import DvaeConfig, EncoderConfig, MimConfig, VqkdConfig
-from pretrain.config.load import ConfigError
-from pretrain.config.mask_counts import mask_grid
+from pretrain.config import EncoderConfig
 from pretrain.encoder_folder import is_tokenizer
+from pretrain.methods.mask_counts import mask_grid
+from pretrain.methods.registry import MethodConfig, exporting
 
 if TYPE_CHECKING:
     from pretrain.config import Config
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 class TokenizerCard:
     """What a saved tokenizer is, which images it was trained on, and how it came about."""
 
-    kind: str  # the method that trained it: dvae or vqkd
+    kind: str  # the method that trained it
     vocab_size: int
     stride: int  # px of a code
     channels: int
     image_size: tuple[int, int]  # h, w in px
     mean: tuple[float, ...] | None  # of pixels in 0 .. 1; None: dvae's own map of them, .8 x + .1
     std: tuple[float, ...] | None
-    method: DvaeConfig | VqkdConfig
+    method: MethodConfig
     encoder: EncoderConfig | None
     step: int
     epoch: float
@@ -49,13 +49,14 @@ def find_tokenizer(folder: Path) -> Path:
     for candidate in candidates:
         if is_tokenizer(candidate):
             return candidate
+    methods = " or ".join(exporting("tokenizer"))
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder} is not a folder; a tokenizer is the run of method dvae or vqkd, or its tokenizer/ folder"
+            f"{folder} is not a folder; a tokenizer is the run of method {methods}, or its tokenizer/ folder"
         )
     found = sorted(path.name for path in folder.iterdir())
     raise FileNotFoundError(
-        f"no tokenizer in {folder}: it holds {', '.join(found[:10]) or 'nothing'}. A run of method dvae or vqkd has "
+        f"no tokenizer in {folder}: it holds {', '.join(found[:10]) or 'nothing'}. A run of method {methods} has "
         "one in tokenizer/ from its first checkpoint on (see checkpoint.every_steps)"
     )
 
@@ -67,24 +68,24 @@ def read_card(folder: Path) -> TokenizerCard:
 
 
 def check_codes(config: Config) -> None:
-    """Raise ConfigError unless the codes that a run is to predict are there and lie on its mask's grid."""
+    """Raise ValueError unless the codes that a run is to predict are there and lie on its mask's grid."""
     method, target_crop = config.method, config.views.target_crop
-    if not isinstance(method, MimConfig) or method.tokenizer is None or target_crop is None:
+    if method.tokenizer is None or target_crop is None:
         return
     try:
         folder = find_tokenizer(Path(method.tokenizer).expanduser())
     except FileNotFoundError as error:
-        raise ConfigError(f"method.tokenizer: {error}") from None
+        raise ValueError(f"method.tokenizer: {error}") from None
     card, size = read_card(folder), target_crop.size
     if card.channels != config.data.channels:
-        raise ConfigError(
+        raise ValueError(
             f"method.tokenizer {folder} reads images of {card.channels} channels and data.channels is "
             f"{config.data.channels}; they must be equal"
         )
     grid = mask_grid(method.mask, config.views.global_size)
     wanted = (grid[0] * card.stride, grid[1] * card.stride)
     if size != wanted:
-        raise ConfigError(
+        raise ValueError(
             f"views.target_crop is {size[0]}x{size[1]} px and the tokenizer's stride {card.stride} px, but the mask's "
             f"grid is {grid[0]}x{grid[1]} units and each needs one code: set views.target_crop.size="
             f"{wanted[0] if wanted[0] == wanted[1] else list(wanted)}, or another method.mask.unit"

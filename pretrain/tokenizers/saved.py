@@ -8,12 +8,9 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
-from pretrain.config import DvaeConfig
-from pretrain.encoders import build_encoder
-from pretrain.methods.dvae.network import DvaeEncoder, DvaeTokenizer
-from pretrain.methods.vqkd.network import TaskHead, VqkdTokenizer
+from pretrain.methods.registry import METHODS
 from pretrain.tokenizers.card import TokenizerCard, read_card
 
 
@@ -26,22 +23,12 @@ def save_tokenizer(folder: Path, weights: dict[str, Tensor], card: TokenizerCard
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
-def load_tokenizer(folder: Path) -> tuple[DvaeTokenizer | VqkdTokenizer, TokenizerCard]:
+def load_tokenizer(folder: Path) -> tuple[nn.Module, TokenizerCard]:
     """The tokenizer saved in `folder`, on the CPU in evaluation mode, and its card.
 
     Called with crops (b, c, h, w) uint8 or uint16, it gives codes (b, h / stride, w / stride) int64 below `vocab_size`.
     """
     card = read_card(folder)
-    tokenizer: DvaeTokenizer | VqkdTokenizer
-    if isinstance(card.method, DvaeConfig):
-        tokenizer = DvaeTokenizer(DvaeEncoder(card.method, card.channels))
-    else:
-        assert card.encoder is not None
-        assert card.mean is not None
-        assert card.std is not None
-        encoder = build_encoder(card.encoder, card.image_size, card.channels)
-        codebook = torch.zeros(card.method.vocab_size, card.method.code_dim)
-        head = TaskHead(encoder.dim, card.method.code_dim)
-        tokenizer = VqkdTokenizer(encoder, head, codebook, card.mean, card.std)
+    tokenizer = METHODS[card.kind].call("tokenizer", card)
     tokenizer.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     return tokenizer.eval(), card

@@ -13,7 +13,8 @@ from data_pipelines.loader import Batch
 from data_pipelines.sampler import Sampler
 from pretrain.config import Config
 from pretrain.engines.engine import whole_state_dict
-from pretrain.methods import Method, Normalisation, build_method
+from pretrain.methods.base import Method, Normalisation
+from pretrain.methods.registry import build_method
 from pretrain.stream.batches import crop_sheet, to_device
 from pretrain.stream.loading import loader_of
 

@@ -25,7 +25,8 @@ from pretrain.config.load import parse_config
 from pretrain.engines import live_state
 from pretrain.engines.engine import build_engine, initialise_distributed
 from pretrain.engines.schedules import Timeline
-from pretrain.methods import Normalisation, build_method
+from pretrain.methods.base import Normalisation
+from pretrain.methods.registry import build_method
 
 SIZE, BATCH = 32, 4
 
@@ -64,7 +65,6 @@ def measure(folder: Path, rounds: int, dim: int) -> None:
     batch: Any = {
         "global_crops": torch.randint(0, 256, (BATCH, 1, 3, SIZE, SIZE), dtype=torch.uint8),
         "local_crops": None,
-        "drop_mask": None,
         "token_mask": torch.arange(BATCH * (SIZE // 8) ** 2).view(BATCH, SIZE // 8, SIZE // 8) % 2 == 0,
     }
     step = 0

@@ -24,8 +24,8 @@ from _compare import compare
 
 from pretrain.config.load import parse_config
 from pretrain.engines.schedules import Timeline
-from pretrain.methods import Normalisation, build_method
-from pretrain.stream.masking import draw_mask_for
+from pretrain.methods.base import Normalisation
+from pretrain.methods.registry import build_method, draw_fields_for
 
 SIZE = 256
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -61,14 +61,12 @@ def training_step(encoder: str, method: str, batch_size: int, device: torch.devi
     torch.manual_seed(0)
     module = build_method(config, Normalisation((0.5,) * 3, (0.25,) * 3), Timeline(100, 10.0)).to(device)
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], 1e-4, fused=True)
-    draw = draw_mask_for(config.method, (SIZE, SIZE))
+    draw = draw_fields_for(config)
     assert draw is not None
-    masks = [draw(0, 0, row) for row in range(batch_size)]
-    dropped, replaced = (
-        None if maps[0] is None else torch.from_numpy(np.stack(maps)).to(device) for maps in zip(*masks, strict=True)
-    )
+    drawn = [draw(0, 0, row) for row in range(batch_size)]
+    masks = {name: torch.from_numpy(np.stack([row[name] for row in drawn])).to(device) for name in drawn[0]}
     crops = torch.randint(0, 256, (batch_size, 1, 3, SIZE, SIZE), dtype=torch.uint8, device=device)
-    batch: Any = {"global_crops": crops, "local_crops": None, "drop_mask": dropped, "token_mask": replaced}
+    batch: Any = {"global_crops": crops, **masks}
 
     def step() -> None:
         loss = module(batch, 0)["loss"]

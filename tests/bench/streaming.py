@@ -29,8 +29,8 @@ from sklearn.datasets import load_sample_images
 from data_pipelines.loader import Loader
 from data_pipelines.packing.write import pack
 from pretrain.config.load import load_config
+from pretrain.methods.registry import draw_fields_for
 from pretrain.stream.datasets import open_datasets, sampler_of
-from pretrain.stream.masking import draw_mask_for
 
 WARM_UP = 0.2  # of the time
 MOST_GROWTH = 20.0  # MB/h
@@ -86,11 +86,9 @@ def stream(shards: str, preset: str, batch_size: int, minutes: float, interval: 
     """The states of the process from the first batch to the end."""
     config = load_config(preset, [f"data.train={shards}", f"train.batch_size={batch_size}"])
     sampler = sampler_of(config, open_datasets(config.data))
-    stride = getattr(config.encoder, "stride", None)
-    draw_mask = draw_mask_for(config.method, config.views.global_size, stride, batch_size)
     states: list[State] = []
     data = config.data
-    with Loader(sampler, config.views, draw_mask=draw_mask, channels=data.channels, bits=data.bits) as loader:
+    with Loader(sampler, config.views, draw=draw_fields_for(config), channels=data.channels, bits=data.bits) as loader:
         steps = loader.steps()
         next(steps)
         began, images, told = time.monotonic(), 0, 0.0

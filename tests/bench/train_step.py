@@ -17,7 +17,8 @@ from pretrain.config.load import parse_config
 from pretrain.encoders.patches import patchify
 from pretrain.engines.engine import build_engine, initialise_distributed
 from pretrain.engines.schedules import Timeline
-from pretrain.methods import Normalisation, build_method
+from pretrain.methods.base import Normalisation
+from pretrain.methods.registry import build_method
 
 BATCH = 64
 CONFIG = {
@@ -77,7 +78,7 @@ def main() -> None:
     crops = torch.randint(0, 256, (BATCH, 1, 3, 32, 32), dtype=torch.uint8)
     dropped = torch.ones(BATCH, 64, dtype=torch.bool)
     dropped[:, :16] = False
-    batch = {"global_crops": crops, "drop_mask": dropped.view(BATCH, 8, 8), "token_mask": None, "local_crops": None}
+    batch = {"global_crops": crops, "drop_mask": dropped.view(BATCH, 8, 8)}
     images = plain.normalise(crops[:, 0])
 
     def ours() -> None:

@@ -30,11 +30,11 @@ NUM_STEPS = 12
 def digests(shards: Path, start: int, threads: int) -> Iterator[str]:
     """A hash of all that each step from `start` on shows: which samples, their crops and their masks."""
 
-    def draw_mask(*place: int) -> tuple[np.ndarray, None]:
-        return np.random.default_rng(place).random((4, 4)) < 0.5, None
+    def draw(*place: int) -> dict[str, np.ndarray]:
+        return {"drop_mask": np.random.default_rng(place).random((4, 4)) < 0.5}
 
     sampler = Sampler([open_dataset(shards)], seed=3, batch_size=10)
-    with Loader(sampler, VIEWS, threads=threads, draw_mask=draw_mask) as loader:
+    with Loader(sampler, VIEWS, threads=threads, draw=draw) as loader:
         for micro_batches in loader.steps(start):
             digest = hashlib.sha256()
             for name, part in sorted(micro_batches[0].items()):

@@ -34,8 +34,8 @@ FLIP = Views(global_crops=(Crop(size=16),))
 STEPS, BATCH = 200, 12
 
 
-def draw_mask(*place: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    return np.random.default_rng(place).random((4, 4)) < 0.5, None
+def draw(*place: int) -> dict[str, np.ndarray]:
+    return {"drop_mask": np.random.default_rng(place).random((4, 4)) < 0.5}
 
 
 def digest(parts: list[Batch]) -> str:
@@ -66,7 +66,7 @@ def digests(
             world_size=ranks,
             grad_accum_steps=grad_accum_steps,
             threads=threads,
-            draw_mask=draw_mask,
+            draw=draw,
             **options,
         )
         for rank in range(ranks)
@@ -213,12 +213,12 @@ def test_colours_left_to_the_device_come_out_alike(photos: Dataset) -> None:
 def test_ready_says_whether_the_next_step_is_there(dataset: Dataset) -> None:
     open_gate = threading.Event()
 
-    def gated(seed: int, step: int, row: int) -> tuple[None, np.ndarray]:
+    def gated(seed: int, step: int, row: int) -> dict[str, np.ndarray]:
         if step == 1:
             open_gate.wait(30)
-        return None, np.zeros((2, 2), dtype=bool)
+        return {"token_mask": np.zeros((2, 2), dtype=bool)}
 
-    with Loader(Sampler((dataset,), seed=0, batch_size=10), FLIP, draw_mask=gated) as loader:
+    with Loader(Sampler((dataset,), seed=0, batch_size=10), FLIP, draw=gated) as loader:
         assert not loader.ready
         steps = loader.steps()
         next(steps)
@@ -231,13 +231,13 @@ def test_ready_says_whether_the_next_step_is_there(dataset: Dataset) -> None:
 
 
 def test_an_error_in_a_thread_reaches_the_consumer(dataset: Dataset) -> None:
-    def broken(seed: int, step: int, row: int) -> tuple[None, None]:
+    def broken(seed: int, step: int, row: int) -> dict[str, np.ndarray]:
         if step == 2 and row == 5:
             raise OSError("the mask is gone")
-        return None, None
+        return {}
 
     before = threading.active_count()
-    with Loader(Sampler((dataset,), seed=0, batch_size=10), FLIP, threads=3, draw_mask=broken) as loader:
+    with Loader(Sampler((dataset,), seed=0, batch_size=10), FLIP, threads=3, draw=broken) as loader:
         steps = loader.steps()
         next(steps), next(steps)
         with pytest.raises(OSError, match="the mask is gone"):
@@ -250,11 +250,11 @@ def test_an_error_in_a_thread_reaches_the_consumer(dataset: Dataset) -> None:
 def test_threads_make_no_more_than_there_are_buffers_for(dataset: Dataset) -> None:
     made: set[int] = set()
 
-    def count(seed: int, step: int, row: int) -> tuple[None, None]:
+    def count(seed: int, step: int, row: int) -> dict[str, np.ndarray]:
         made.add(step)
-        return None, None
+        return {}
 
-    with Loader(Sampler((dataset,), seed=0, batch_size=10), FLIP, threads=2, prefetch=2, draw_mask=count) as loader:
+    with Loader(Sampler((dataset,), seed=0, batch_size=10), FLIP, threads=2, prefetch=2, draw=count) as loader:
         steps = loader.steps()
         next(steps)
         time.sleep(0.3)
@@ -264,7 +264,7 @@ def test_threads_make_no_more_than_there_are_buffers_for(dataset: Dataset) -> No
 
 def test_shapes_types_and_values(dataset: Dataset) -> None:
     sampler = Sampler((dataset,), seed=0, batch_size=8)
-    with Loader(sampler, DINO, world_size=2, rank=1, grad_accum_steps=2, draw_mask=draw_mask) as loader:
+    with Loader(sampler, DINO, world_size=2, rank=1, grad_accum_steps=2, draw=draw) as loader:
         first, second = next(loader.steps())
     assert first["global_crops"].shape == (2, 2, 3, 16, 16)
     assert first["local_crops"].shape == (2, 3, 3, 8, 8)
@@ -272,7 +272,7 @@ def test_shapes_types_and_values(dataset: Dataset) -> None:
     assert first["global_crops"].dtype == first["local_crops"].dtype == torch.uint8
     assert first["drop_mask"].shape == (2, 4, 4)
     assert first["drop_mask"].dtype == torch.bool
-    assert first["token_mask"] is None
+    assert "token_mask" not in first
     assert first["rows"].tolist() + second["rows"].tolist() == [4, 5, 6, 7]
     assert first["labels"].tolist() == [sample % 10 for _, sample in first["ids"].tolist()]
     assert sampler.steps_per_epoch == 50 // 8
@@ -292,7 +292,7 @@ def test_an_item_holds_until_the_next_and_buffers_are_reused(dataset: Dataset) -
 
 
 def test_crops_differ_between_passes_and_masks_between_rows(dataset: Dataset) -> None:
-    with Loader(Sampler((dataset,), seed=0, batch_size=50), FLIP, draw_mask=draw_mask) as loader:
+    with Loader(Sampler((dataset,), seed=0, batch_size=50), FLIP, draw=draw) as loader:
         passes = [
             (batch["ids"][:, 1].clone(), batch["global_crops"].clone(), batch["drop_mask"].clone())
             for (batch,) in itertools.islice(loader.steps(), 2)

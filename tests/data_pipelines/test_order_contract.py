@@ -56,9 +56,9 @@ CASES = {
 }
 
 
-def draw_mask(*place: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+def draw(*place: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(place)
-    return rng.random((4, 4)) < 0.5, rng.random((2, 2)) < 0.3
+    return {"drop_mask": rng.random((4, 4)) < 0.5, "token_mask": rng.random((2, 2)) < 0.3}
 
 
 def write_two_sets(folder: Path) -> list[Path]:
@@ -95,7 +95,7 @@ def _digests(opened: Sequence[Dataset], part: Part, start: int) -> Iterator[str]
                     grad_accum_steps=part.grad_accum_steps,
                     threads=part.threads,
                     prefetch=part.prefetch,
-                    draw_mask=draw_mask,
+                    draw=draw,
                     max_bad_share=0.5,
                 )
             )

@@ -28,15 +28,15 @@ def photos(tmp_path: Path) -> Dataset:
     return open_dataset(tmp_path)
 
 
-def slow_mask(seed: int, step: int, row: int) -> tuple[None, np.ndarray]:
+def slow_mask(seed: int, step: int, row: int) -> dict[str, np.ndarray]:
     time.sleep(0.002)
-    return None, np.zeros((2, 2), dtype=bool)
+    return {"token_mask": np.zeros((2, 2), dtype=bool)}
 
 
 def test_what_is_watched_is_what_runs(photos: Dataset) -> None:
     batches = []
     for watched in (False, True):
-        with Loader(Sampler((photos,), seed=0, batch_size=8), VIEWS, draw_mask=slow_mask, threads=2) as loader:
+        with Loader(Sampler((photos,), seed=0, batch_size=8), VIEWS, draw=slow_mask, threads=2) as loader:
             watch = Watch(loader) if watched else None
             batches.append(
                 [
@@ -58,7 +58,7 @@ def test_it_adds_up(photos: Dataset) -> None:
     def make(threads: int | None) -> Loader:
         made.append(threads)
         sampler = Sampler((photos,), seed=0, batch_size=8)
-        return Loader(sampler, VIEWS, draw_mask=slow_mask, threads=threads or 3)
+        return Loader(sampler, VIEWS, draw=slow_mask, threads=threads or 3)
 
     found = profile(make, seconds=0.7)
     assert made == [1, None] * 3 + [None]

@@ -21,9 +21,9 @@ from data_pipelines.transforms.params import CropParams
 from launch.cli import app
 from launch.trace_command import _text
 from pretrain.config.load import parse_config
+from pretrain.methods.registry import draw_fields_for
 from pretrain.stream.datasets import open_datasets, sampler_of
 from pretrain.stream.growth import continued, pin
-from pretrain.stream.masking import draw_mask_for
 from pretrain.survival.run_folder import write_config
 
 
@@ -54,8 +54,7 @@ def test_it_tells_what_the_loader_makes(data: dict[str, Any], tmp_path: Path) ->
     rows = traced(str(preset), "--step", "11", "--crops")
     config = parse_config(data)
     sampler = sampler_of(config, open_datasets(config.data))
-    draw_mask = draw_mask_for(config.method, config.views.global_size)
-    with Loader(sampler, config.views, draw_mask=draw_mask, backend="opencv", threads=1) as loader:
+    with Loader(sampler, config.views, draw=draw_fields_for(config), backend="opencv", threads=1) as loader:
         (batch,) = next(loader.steps(11))
         assert [[row["dataset"], row["sample"]] for row in rows] == batch["ids"].tolist()
         assert [row["row"] for row in rows] == list(range(8))
@@ -70,7 +69,7 @@ def test_it_tells_what_the_loader_makes(data: dict[str, Any], tmp_path: Path) ->
             backend("opencv")(decode(dataset.read(row["sample"])), [job])
             np.testing.assert_array_equal(made, batch["global_crops"][place, 0].numpy())
             mask = batch["drop_mask"][place].numpy()
-            assert row["mask"] == hashlib.sha256(mask.tobytes() + b"none").hexdigest()[:16]
+            assert row["mask"] == hashlib.sha256(b"drop_mask" + mask.tobytes()).hexdigest()[:16]
 
 
 def test_ranks_and_forms(data: dict[str, Any], tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.config import DinoConfig, MaeConfig, MaskConfig, MimConfig
 from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Encoder, Mask
 from pretrain.encoders.layouts import Imported
@@ -24,9 +23,13 @@ from pretrain.encoders.vit.config import VitConfig
 from pretrain.engines.optim import set_rates
 from pretrain.engines.schedules import Cosine, Timeline
 from pretrain.interop.official import import_checkpoint
-from pretrain.methods import Method, Normalisation
+from pretrain.methods.base import Method, Normalisation
+from pretrain.methods.dino.config import DinoConfig
 from pretrain.methods.dino.method import Dino
+from pretrain.methods.mae.config import MaeConfig
 from pretrain.methods.mae.method import MaskedAutoencoder
+from pretrain.methods.masks import MaskConfig
+from pretrain.methods.mim.config import MimConfig
 from pretrain.methods.mim.method import MaskedImageModelling
 from pretrain.methods.mim.pixels import Pixels
 
@@ -140,7 +143,7 @@ def test_simmim_on_vit(tmp_path: Path) -> None:
     encoder, found = imported(record["state_dict"], "simmim", tmp_path, "norm_eps=1e-5", mask_token=True)
     method = MaskedImageModelling(MimConfig(mask=MaskConfig(unit=8)), encoder, Pixels(8, 3), AS_IT_IS, TIMELINE)
     load_method(method, found)
-    batch: Any = {"global_crops": record["x"][:, None], "drop_mask": None, "token_mask": record["mask"].bool()}
+    batch: Any = {"global_crops": record["x"][:, None], "token_mask": record["mask"].bool()}
     features = encoder(record["x"], Mask(token=batch["token_mask"]))
     torch.testing.assert_close(rearrange(features.tokens, "b (h w) d -> b d h w", h=8), record["z"], atol=1e-4, rtol=0)
     loss = method(batch, 0)["loss"]

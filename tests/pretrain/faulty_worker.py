@@ -16,7 +16,8 @@ from worker import run
 
 import pretrain.train
 from pretrain.engines.engine import initialise_distributed
-from pretrain.methods import Method, build_method
+from pretrain.methods.base import Method
+from pretrain.methods.registry import build_method
 
 
 def plant(method: Method, fault: dict[str, Any], rank: int) -> Method:

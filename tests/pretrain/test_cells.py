@@ -14,14 +14,14 @@ from tiny import config_data
 
 from pretrain.config.load import parse_config
 from pretrain.encoders.saved import read_card, timm_recipe
-from pretrain.encoders.supported import METHODS
+from pretrain.encoders.supported import COLUMNS
 from pretrain.interop.export import export_encoder
 from pretrain.run import pretrain
 from pretrain.tokenizers.saved import load_tokenizer
 
 ENCODERS = [row for row in SMALL if not row.startswith("timm:")] + ["timm:convnext_tiny", "timm:hiera_tiny_224"]
 #: Every pair, and what else a method can be told to do on a few encoders.
-CELLS = [(method, row) for row in ENCODERS for method in METHODS if method != "probe"]
+CELLS = [(method, row) for row in ENCODERS for method in COLUMNS if method != "probe"]
 CELLS += [("dinov2", "vit"), ("dinov2", "swin"), ("dinov2", "pvt"), ("hog", "swin"), ("normalised_pixels", "pvt_v2")]
 
 

@@ -105,7 +105,7 @@ def test_overrides_reach_into_sections_and_lists() -> None:
         ("optim.learning_rate", 1.0, "did you mean optim.lr?"),
         ("train.epochs", "many", "given: 'many'"),
         ("method.mask.ratio", 1.5, "less than 1"),
-        ("method.name", "maee", "'mae', 'mim', 'dino'"),
+        ("method.name", "maee", "'dino', 'dvae', 'mae', 'mim', 'vqkd'"),
         ("encoder.patch", 5, "multiple of it, such as 30 or 35"),
         ("encoder.positions", "sinus", "'learned' or 'sincos'"),
         ("train.grad_accum_steps", 3, "does not divide into 3"),

@@ -8,8 +8,9 @@ import pytest
 
 from pretrain.config.load import load_config
 from pretrain.diagnostics.alarms import Moment
-from pretrain.diagnostics.collapse import TeacherUniform, collapse_rules
+from pretrain.diagnostics.collapse import collapse_rules
 from pretrain.engines.schedules import Timeline
+from pretrain.methods.dino.alarms import TeacherUniform
 
 UNIFORM = math.log(1024)
 #: Steps, and shares of ln K of teacher_entropy and loss, of runs on 1,650 images of one texture.

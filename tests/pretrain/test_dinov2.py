@@ -13,12 +13,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from tiny import build, config_data, random_batch
 
-from pretrain.config import DinoConfig, IbotConfig
 from pretrain.config.auto_hparams import resolve_auto
 from pretrain.config.load import ConfigError, check_batch, parse_config
+from pretrain.methods.dino.config import DinoConfig, IbotConfig
 from pretrain.methods.dino.losses import ibot_loss, koleo_loss, sinkhorn_knopp
 from pretrain.methods.dino.method import Dino
-from pretrain.stream.masking import draw_mask_for
+from pretrain.methods.registry import METHODS
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -99,18 +99,17 @@ def test_ibot_weighs_every_masked_crop_alike() -> None:
 
 def test_ibot_masks_are_stratified_over_the_batch_and_drawn_row_by_row() -> None:
     size, batch = (224, 224), 64
-    draw = draw_mask_for(DinoConfig(ibot=IbotConfig()), size, stride=16, batch_size=batch)
+    draw = METHODS["dino"].draw(DinoConfig(ibot=IbotConfig()), size, 16, batch)
     assert draw is not None
     for step in (0, 7):
-        maps = np.stack([draw(0, step, row)[1] for row in range(batch)])  # type: ignore[arg-type]
+        maps = np.stack([draw(0, step, row)["token_mask"] for row in range(batch)])
         assert maps.shape == (batch, 2, 14, 14)
         shares = np.sort(maps.reshape(2 * batch, -1).mean(axis=1))
         assert (shares[:batch] == 0).all()  # exactly half of the crops are whole
         assert shares[batch:].min() >= 0.08
         assert shares[batch:].max() <= 0.5
         assert shares[batch:].mean() == pytest.approx(0.3, abs=0.02)  # of .1 to .5
-        again = draw(0, step, 5)[1]
-        assert again is not None
+        again = draw(0, step, 5)["token_mask"]
         assert (again == maps[5]).all()
 
 

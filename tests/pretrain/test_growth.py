@@ -16,7 +16,7 @@ from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.sampler import Row, Sampler
 from pretrain.config.auto_hparams import resolve_auto
 from pretrain.config.load import ConfigError, parse_config
-from pretrain.methods import Normalisation
+from pretrain.methods.base import Normalisation
 from pretrain.stream.batches import ids_digest
 from pretrain.stream.datasets import open_datasets, sampler_of, sources, weights_of
 from pretrain.stream.growth import continued, opened_at, pin

@@ -12,11 +12,20 @@ from einops import rearrange
 from data_pipelines import loader, order, sampler
 from data_pipelines.rng import PythonStream, Stream, permutation
 from data_pipelines.transforms import params
-from pretrain.config import DinoConfig, IbotConfig, MaeConfig, MaskConfig, MimConfig
 from pretrain.config.load import ConfigError, parse_config
-from pretrain.config.mask_counts import check_ibot_counts, check_mask_counts, mask_grid, num_hidden
+from pretrain.methods.dino.config import DinoConfig, IbotConfig
+from pretrain.methods.dino.masks import check_ibot_counts
+from pretrain.methods.mae.config import MaeConfig
+from pretrain.methods.mask_counts import check_mask_counts, mask_grid, num_hidden
+from pretrain.methods.masks import MaskConfig
+from pretrain.methods.mim.config import MimConfig
+from pretrain.methods.registry import METHODS
 from pretrain.stream import batches, masking
-from pretrain.stream.masking import blockwise, draw_mask_for, one_in_2x2, random_units
+from pretrain.stream.masking import blockwise, one_in_2x2, random_units
+
+
+def draw_for(section: Any, size: tuple[int, int], stride: int = 4, batch_size: int = 4) -> Any:
+    return METHODS[section.name].draw(section, size, stride, batch_size)
 
 
 @pytest.mark.parametrize("side", [4, 6, 7, 8, 14, 16, 20])
@@ -47,11 +56,10 @@ def test_one_in_2x2_shows_one_unit_a_quad_and_balances_the_corners() -> None:
 
 def test_secondary_masks_lie_on_visible_units() -> None:
     config = MaeConfig(mask=MaskConfig(kind="one_in_2x2", unit=4, secondary=0.25))
-    draw = draw_mask_for(config, (32, 32))
+    draw = draw_for(config, (32, 32))
     assert draw is not None
-    dropped, replaced = draw(0, 0, 0)
-    assert dropped is not None
-    assert replaced is not None
+    drawn = draw(0, 0, 0)
+    dropped, replaced = drawn["drop_mask"], drawn["token_mask"]
     assert not (dropped & replaced).any()
     assert (dropped.sum(), replaced.sum()) == (48, 4)
 
@@ -72,12 +80,12 @@ def test_blockwise_hides_something_even_where_no_block_fits() -> None:
 
 
 def test_methods_drop_or_replace() -> None:
-    mae, mim = draw_mask_for(MaeConfig(), (224, 224)), draw_mask_for(MimConfig(), (192, 192))
+    mae, mim = draw_for(MaeConfig(), (224, 224)), draw_for(MimConfig(), (192, 192))
     assert mae is not None
     assert mim is not None
-    assert [None if part is None else part.shape for part in mae(0, 0, 0)] == [(14, 14), None]
-    assert [None if part is None else part.shape for part in mim(0, 0, 0)] == [None, (6, 6)]
-    assert draw_mask_for(DinoConfig(), (224, 224)) is None
+    assert {name: part.shape for name, part in mae(0, 0, 0).items()} == {"drop_mask": (14, 14)}
+    assert {name: part.shape for name, part in mim(0, 0, 0).items()} == {"token_mask": (6, 6)}
+    assert draw_for(DinoConfig(), (224, 224)) is None
 
 
 def packed(mask: np.ndarray | None) -> str:
@@ -88,27 +96,27 @@ def packed(mask: np.ndarray | None) -> str:
 def test_masks_are_the_same_for_good() -> None:
     """NumPy's Generator may draw otherwise in its next version; a run continued under it must see the same masks."""
     mask = MaskConfig(kind="random", ratio=0.6, unit=8)
-    mim = draw_mask_for(MimConfig(mask=mask), (32, 32))
-    block = draw_mask_for(MimConfig(mask=MaskConfig(kind="blockwise", ratio=0.4, unit=4, min_block=4)), (32, 32))
+    mim = draw_for(MimConfig(mask=mask), (32, 32))
+    block = draw_for(MimConfig(mask=MaskConfig(kind="blockwise", ratio=0.4, unit=4, min_block=4)), (32, 32))
     pyramid = MaskConfig(kind="one_in_2x2", unit=4, secondary=0.25)
-    ummae = draw_mask_for(MaeConfig(mask=pyramid), (32, 32))
-    ibot = draw_mask_for(DinoConfig(ibot=IbotConfig(masked_share=1.0)), (32, 32), stride=4, batch_size=4)
+    ummae = draw_for(MaeConfig(mask=pyramid), (32, 32))
+    ibot = draw_for(DinoConfig(ibot=IbotConfig(masked_share=1.0)), (32, 32), stride=4, batch_size=4)
     assert mim is not None
     assert block is not None
     assert ummae is not None
     assert ibot is not None
-    assert packed(mim(7, 11, 3)[1]) == "5bc7"
-    assert packed(block(7, 11, 3)[1]) == "0000687e7e7e3c00"
-    assert [packed(part) for part in ummae(7, 11, 3)] == ["f69fefb5ddb7e6bf", "0840000220000000"]
-    assert packed(ibot(7, 11, 3)[1]) == "000000410118180000003e3e3e0f0f07"
+    assert packed(mim(7, 11, 3)["token_mask"]) == "5bc7"
+    assert packed(block(7, 11, 3)["token_mask"]) == "0000687e7e7e3c00"
+    assert [packed(part) for part in ummae(7, 11, 3).values()] == ["f69fefb5ddb7e6bf", "0840000220000000"]
+    assert packed(ibot(7, 11, 3)["token_mask"]) == "000000410118180000003e3e3e0f0f07"
 
 
 def test_masks_are_a_function_of_seed_step_and_row() -> None:
-    draw = draw_mask_for(MimConfig(mask=MaskConfig(ratio=0.6, unit=4)), (32, 32))
+    draw = draw_for(MimConfig(mask=MaskConfig(ratio=0.6, unit=4)), (32, 32))
     assert draw is not None
-    masks = {packed(draw(seed, step, row)[1]) for seed in range(3) for step in range(5) for row in range(7)}
+    masks = {packed(draw(seed, step, row)["token_mask"]) for seed in range(3) for step in range(5) for row in range(7)}
     assert len(masks) == 105
-    assert packed(draw(2, 4, 6)[1]) in masks
+    assert packed(draw(2, 4, 6)["token_mask"]) in masks
 
 
 def test_no_draw_of_the_order_contract_is_numpys() -> None:
@@ -130,13 +138,13 @@ def test_the_permutations_are_even_and_the_same_in_c_and_python() -> None:
 def test_what_one_view_hides_says_nothing_of_the_other(masked_share: float) -> None:
     """Of pairs of views, the shares in which both, one and none is masked are those of independent draws."""
     ibot, batch = IbotConfig(masked_share=masked_share), 32
-    draw = draw_mask_for(DinoConfig(ibot=ibot), (64, 64), stride=16, batch_size=batch)
+    draw = draw_for(DinoConfig(ibot=ibot), (64, 64), stride=16, batch_size=batch)
     assert draw is not None
     masked = np.zeros((40, batch, 2), bool)
     sizes = np.zeros((40, batch, 2))
     for step in range(40):
         for row in range(batch):
-            maps = draw(3, step, row)[1]
+            maps = draw(3, step, row)["token_mask"]
             assert maps is not None
             masked[step, row], sizes[step, row] = maps.any(axis=(1, 2)), maps.sum(axis=(1, 2))
     assert (masked.sum(axis=(1, 2)) == round(2 * batch * masked_share)).all()  # of every step

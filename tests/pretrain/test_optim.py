@@ -12,7 +12,8 @@ from pretrain.config.load import parse_config
 from pretrain.engines.engine import deepspeed_config
 from pretrain.engines.optim import build_optimizer, parameter_groups
 from pretrain.engines.schedules import Timeline
-from pretrain.methods import Method, build_method
+from pretrain.methods.base import Method
+from pretrain.methods.registry import build_method
 
 BEIT_DECAYS = ("mask_token", "relative_position_bias_table")
 

@@ -10,8 +10,8 @@ import pytest
 from data_pipelines.transforms.config import Crop
 from pretrain.config import Config
 from pretrain.config.load import list_presets, load_config
-from pretrain.config.mask_counts import mask_grid, num_hidden
 from pretrain.engines.schedules import Timeline, learning_rate, weight_decay
+from pretrain.methods.mask_counts import mask_grid, num_hidden
 
 IMAGES = 1_281_167  # ImageNet-1k's training set
 

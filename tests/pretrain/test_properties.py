@@ -13,8 +13,7 @@ from tiny import build, random_batch
 
 from pretrain.config import Config
 from pretrain.config.load import parse_config
-from pretrain.methods import Method
-from pretrain.methods.base import mask_of
+from pretrain.methods.base import Method, mask_of
 
 ROWS = [row for row in SMALL if not row.startswith("timm:")]
 
@@ -49,9 +48,9 @@ def test_changed_hidden_pixels_change_nothing(name: str, row: str, size: tuple[i
     config, method = cell(name, row, size)
     spread(method.eval())
     first, second = random_batch(config), random_batch(config)
-    unseen = torch.zeros_like(first["drop_mask"] if first["drop_mask"] is not None else first["token_mask"])
-    for part in (first["drop_mask"], first["token_mask"]):
-        unseen |= part if part is not None else False
+    unseen = torch.zeros_like(first["drop_mask" if "drop_mask" in first else "token_mask"])
+    for part in ("drop_mask", "token_mask"):
+        unseen |= first.get(part, torch.tensor(False))
     unit = size[0] // unseen.shape[1]
     pixels = unseen.repeat_interleave(unit, dim=1).repeat_interleave(unit, dim=2)[:, None, None]
     second["global_crops"] = torch.where(pixels, random_batch(config, seed=9)["global_crops"], first["global_crops"])

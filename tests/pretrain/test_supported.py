@@ -13,7 +13,7 @@ import pretrain.encoders
 from pretrain.config import Config
 from pretrain.config.load import ConfigError, parse_config
 from pretrain.encoders.registry import FAMILIES
-from pretrain.encoders.supported import EXAMPLES, METHODS, cell, check_encoder, table, why_not
+from pretrain.encoders.supported import COLUMNS, EXAMPLES, cell, check_encoder, needs_of, table, why_not
 from pretrain.encoders.timm.config import TimmConfig
 
 README = Path(pretrain.encoders.__file__).with_name("README.md")
@@ -56,8 +56,8 @@ def test_readme_shows_the_table() -> None:
 @pytest.mark.parametrize("row", SMALL)
 def test_every_yes_runs_forward_and_backward(row: str) -> None:
     size = SMALL[row][1]
-    assert METHODS == ("mae", "mim", "dino", "probe")
-    for name in METHODS[:3]:
+    assert COLUMNS == ("mae", "mim", "dino", "probe")
+    for name in COLUMNS[:3]:
         says = cell(EXAMPLES[row], name)
         local = size if says == "yes, crops of one size" else 32
         if not says.startswith("yes"):
@@ -131,5 +131,6 @@ def test_arguments_that_others_own_are_refused() -> None:
 
 
 def test_a_tokenizer_needs_a_map() -> None:
-    assert why_not(TimmConfig(model="crossvit_9_240"), "vqkd") == "its features form no map"
-    assert why_not(TimmConfig(model="resnet18"), "vqkd") is None
+    needs = needs_of("vqkd")
+    assert why_not(TimmConfig(model="crossvit_9_240"), needs)[0] == "its features form no map"
+    assert why_not(TimmConfig(model="resnet18"), needs) is None

@@ -9,15 +9,15 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import DinoConfig
 from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Mask, refine
 from pretrain.encoders.timm.config import TimmConfig
 from pretrain.encoders.timm.encoder import TimmEncoder
 from pretrain.encoders.timm.survey import map_of, survey
+from pretrain.engines.ema import running_statistics
 from pretrain.engines.schedules import Timeline
-from pretrain.methods import Normalisation
-from pretrain.methods.base import running_statistics
+from pretrain.methods.base import Normalisation
+from pretrain.methods.dino.config import DinoConfig
 from pretrain.methods.dino.method import Dino
 
 MASKABLE: dict[str, dict[str, Any]] = {

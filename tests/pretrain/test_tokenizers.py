@@ -17,21 +17,20 @@ from tiny import build, config_data, random_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.checkpoints.folder import FORM, ResumeState, check_resume, read_state
-from pretrain.config import VqkdConfig
-from pretrain.config.load import ConfigError, parse_config
+from pretrain.config.load import ConfigError, check_sources, parse_config
 from pretrain.diagnostics.alarms import Alarms, Moment
 from pretrain.diagnostics.collapse import collapse_rules
 from pretrain.encoder_folder import find_encoder
 from pretrain.encoders.load import load_any
 from pretrain.encoders.patches import patchify
 from pretrain.engines.schedules import Timeline
-from pretrain.methods import check_sources
 from pretrain.methods.dvae.method import gumbel_noise
 from pretrain.methods.dvae.network import divergence_to_uniform, logit_laplace, map_pixels, unmap_pixels
 from pretrain.methods.mim.hog import oriented_gradients
+from pretrain.methods.mim.method import reduce_mask_counts
 from pretrain.methods.vqkd import codebook
 from pretrain.methods.vqkd.codebook import Codebook, nearest, spherical_kmeans
-from pretrain.stream.batches import reduce_mask_counts
+from pretrain.methods.vqkd.config import VqkdConfig
 from pretrain.tokenizers.card import find_tokenizer, read_card
 from pretrain.tokenizers.saved import load_tokenizer
 
@@ -429,7 +428,7 @@ def test_codes_loss_is_the_papers_over_all_micro_batches(shards: Path, tmp_path:
     ones: list[Any] = [
         {key: value[row : row + 1] if value is not None else None for key, value in batch.items()} for row in range(4)
     ]
-    reduce_mask_counts(ones, world_size=1)
+    reduce_mask_counts(ones)
     for name, whole in values.items():
         mean = sum(float(method(one, 0)[name].detach()) for one in ones) / 4
         assert mean == pytest.approx(float(whole.detach()), rel=1e-5)

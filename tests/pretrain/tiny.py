@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ import webdataset as wds
 from PIL import Image
 
 from data_pipelines.loader import Batch
-from pretrain.config import Config, DvaeConfig
+from pretrain.config import Config
 from pretrain.encoders import build_encoder
 from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.encoders.vit.config import VitConfig
 from pretrain.engines.schedules import Timeline
-from pretrain.methods import Method, Normalisation, build_method
+from pretrain.methods.base import Method, Normalisation
+from pretrain.methods.dvae.config import DvaeConfig
 from pretrain.methods.dvae.network import DvaeEncoder, DvaeTokenizer
-from pretrain.stream.masking import draw_mask_for
+from pretrain.methods.registry import METHODS, build_method, spec_of
 from pretrain.tokenizers.card import TokenizerCard
 from pretrain.tokenizers.saved import save_tokenizer
 
@@ -61,42 +63,11 @@ def config_data(method: str, family: str, shards: Path, runs: Path, **sections: 
     `method` may also be a target of masked image modelling: `hog`, `normalised_pixels`, `codes` (BEiT), and `beitv2`
     for codes with aggregation. Those of codes, and `vqkd`, need `write_sources(shards)`.
     """
-    pyramid = family == "swin"
     whole = {"size": 32, "scale": [0.5, 1.0]}
-    methods: dict[str, dict[str, Any]] = {
-        "mae": {
-            "mask": {"kind": "one_in_2x2" if pyramid else "random", "unit": 4},
-            "decoder_dim": 32,
-            "decoder_depth": 1,
-            "decoder_heads": 2,
-        },
-        "mim": {"mask": {"kind": "blockwise", "ratio": 0.5, "unit": 4, "min_block": 4}},
-        "dino": {
-            "prototypes": 64,
-            "head_hidden_dim": 32,
-            "head_bottleneck_dim": 16,
-            "teacher_momentum": 0.9,
-            "freeze_last_layer_epochs": 0.1,
-        },
-        "dvae": {
-            "vocab_size": 32,
-            "hidden": 8,
-            "blocks_per_group": 1,
-            "groups": 3,
-            "average_momentum": 0.5,
-            "kl_weight": 0.05,
-            "start": "spread",
-        },
-        "vqkd": {
-            "teacher": str(shards / "teacher"),
-            "vocab_size": 16,
-            "code_dim": 8,
-            "decoder_depth": 1,
-            "decoder_heads": 2,
-            "momentum": 0.8,
-            "restart_below": 0.2,
-        },
-    }
+    methods: dict[str, dict[str, Any]] = {name: copy.deepcopy(dict(spec.example)) for name, spec in METHODS.items()}
+    methods["vqkd"]["teacher"] = str(shards / "teacher")
+    if family == "swin":
+        methods["mae"]["mask"] = {"kind": "one_in_2x2", "unit": 4}
     blocks = {"kind": "blockwise", "ratio": 0.5, "min_block": 4}
     mim: dict[str, dict[str, Any]] = {
         "hog": {"target": "hog", "mask": {**blocks, "min_block": 2, "unit": 8}},
@@ -120,7 +91,7 @@ def config_data(method: str, family: str, shards: Path, runs: Path, **sections: 
         "runs": str(runs),
         "data": {"train": str(shards), "threads": 1, "shuffle_window": 16},
         "views": views,
-        "encoder": None if method == "dvae" else encoder,
+        "encoder": encoder if METHODS[name].stride is None else None,
         "method": {"name": name, **methods[method]},
         "optim": {"lr": 1e-3, "lr_reference_batch": 8, "clip_grad": 1.0},
         "train": {"steps": 8, "batch_size": 8},
@@ -148,19 +119,18 @@ def random_batch(config: Config, size: int = 4, seed: int = 0) -> Batch:
         shape = (size, count, channels, *side)
         return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
-    draw = draw_mask_for(config.method, views.global_size, getattr(config.encoder, "stride", None), size)
-    masks = [draw(seed, 0, row) for row in range(size)] if draw else [(None, None)] * size
-    dropped, replaced = (
-        None if maps[0] is None else torch.from_numpy(np.stack(maps)) for maps in zip(*masks, strict=True)
-    )
-    local = views.local_crops
-    return {
+    fields: list[Any] = [{}] * size
+    spec, stride = spec_of(config.method), getattr(config.encoder, "stride", None)
+    if draw := spec.draw(config.method, views.global_size, stride, size):
+        fields = [draw(seed, 0, row) for row in range(size)]
+    batch = {
         "global_crops": crops(len(views.global_crops), views.global_size),
-        "local_crops": None if local is None else crops(local.count, local.size),
-        "target_crops": None if views.target_crop is None else crops(1, views.target_crop.size)[:, 0],
-        "drop_mask": dropped,
-        "token_mask": replaced,
-        "labels": None,
         "ids": torch.stack([torch.zeros(size, dtype=torch.int64), torch.arange(size)], dim=1),
         "rows": torch.arange(size),
+        **{name: torch.from_numpy(np.stack([row[name] for row in fields])) for name in fields[0]},
     }
+    if views.local_crops is not None:
+        batch["local_crops"] = crops(views.local_crops.count, views.local_crops.size)
+    if views.target_crop is not None:
+        batch["target_crops"] = crops(1, views.target_crop.size)[:, 0]
+    return batch

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -54,11 +54,11 @@ def finish(batch: Batch, drawn: Batch) -> Batch:
     finished = {name: part for name, part in batch.items() if name not in ("global_colours", "local_colours")}
     colours = drawn["global_colours"]
     finished["global_crops"] = _per_view(batch["global_crops"], colours)
-    if batch["local_crops"] is not None:
+    if "local_crops" in batch:
         finished["local_crops"] = _per_view(batch["local_crops"], drawn["local_colours"])
-    if batch["target_crops"] is not None:
+    if "target_crops" in batch:
         finished["target_crops"] = apply_colours(batch["target_crops"], colours[:, 0])
-    return cast("Batch", finished)
+    return finished
 
 
 def _per_view(crops: Tensor, colours: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config import DinoConfig
+from pretrain.methods.dino.config import DinoConfig
 
 
 class DinoHead(nn.Module):

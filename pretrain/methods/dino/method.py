@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -9,14 +11,25 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
-from pretrain.config import DinoConfig
-from pretrain.encoders import Encoder, Features, Mask
+from pretrain.config import Config
+from pretrain.encoders import Encoder, Features, Mask, build_encoder
 from pretrain.encoders.attention_maps import attention_pictures
 from pretrain.encoders.base import refine
+from pretrain.engines.ema import Gathered, already_whole
 from pretrain.engines.schedules import Cosine, Staircase, Timeline
-from pretrain.methods.base import Gathered, Method, Normalisation, already_whole, running_statistics
+from pretrain.methods.base import Method, Normalisation
+from pretrain.methods.dino.config import DinoConfig
 from pretrain.methods.dino.head import DinoHead
 from pretrain.methods.dino.losses import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
+
+
+def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> Dino:
+    """DINO around a student and a teacher of the configuration's encoder."""
+    method, size, channels = config.method, config.views.global_size, config.data.channels
+    assert config.encoder is not None
+    encoder = build_encoder(config.encoder, size, channels, mask_token=method.ibot is not None)
+    teacher = build_encoder(dataclasses.replace(config.encoder, drop_path=0.0), size, channels)
+    return Dino(method, encoder, teacher, normalisation, timeline)
 
 
 class Dino(Method):
@@ -85,7 +98,7 @@ class Dino(Method):
             mask = Mask(token=rearrange(batch["token_mask"], "b v gh gw -> (v b) gh gw"))
         features = self.encoder(images, mask)
         pooled = [features.pooled]
-        if batch["local_crops"] is not None:
+        if "local_crops" in batch:
             small = rearrange(self.normalise(batch["local_crops"]), "b u c h w -> (u b) c h w")
             pooled.append(self.encoder(small).pooled)
         student = rearrange(self.head(torch.cat(pooled)).float(), "(v b) k -> v b k", b=size)
@@ -142,15 +155,6 @@ class Dino(Method):
         if self.config.centering == "center":
             for name in self.centers:
                 self._move_center(name)
-        weight = 1 - self.momentum(step)
-        for name, slow_module in self.teacher.items():
-            fast_parameters = dict(getattr(self, name).named_parameters())
-            for key, slow in slow_module.named_parameters():
-                with gathered([slow, fast_parameters[key]]):
-                    slow.lerp_(fast_parameters[key].to(slow.dtype), weight)
-        statistics = (running_statistics(encoder) for encoder in (self.teacher["encoder"], self.encoder))
-        for slow, fast in zip(*statistics, strict=True):
-            slow.lerp_(fast, weight)
 
     def _move_center(self, name: str) -> None:
         total, count, center = (getattr(self, f"{name}{part}") for part in ("_sum", "_count", ""))
@@ -165,6 +169,9 @@ class Dino(Method):
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(slow, getattr(self, name)) for name, slow in self.teacher.items()]
+
+    def ema_momentum(self, step: int) -> float:
+        return self.momentum(step)
 
     def frozen_encoder(self) -> Encoder | None:
         return self.teacher["encoder"]

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
 from data_pipelines.rng import Purpose, stream_key
-from pretrain.config import DvaeConfig
+from pretrain.config import Config
+from pretrain.engines.ema import Gathered, already_whole
 from pretrain.engines.schedules import Cosine, Timeline
-from pretrain.methods.base import Gathered, Method, Normalisation, already_whole, update_ema
+from pretrain.methods.base import Method, Normalisation
+from pretrain.methods.dvae.config import DvaeConfig
 from pretrain.methods.dvae.network import (
     DvaeDecoder,
     DvaeEncoder,
@@ -25,6 +27,11 @@ from pretrain.methods.dvae.network import (
     unmap_pixels,
 )
 from pretrain.tokenizers.usage import CodeUsage, sum_over_ranks
+
+
+def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> Dvae:
+    """The dVAE of a configuration."""
+    return Dvae(config.method, config.data.channels, normalisation, timeline, config.seed)
 
 
 class Dvae(Method):
@@ -91,10 +98,12 @@ class Dvae(Method):
     def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
         super().after_step(step, gathered)
         self.usage.close_step()
-        update_ema(self.average, self.network, 1 - self.config.average_momentum, gathered)
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.average, self.network)]
+
+    def ema_momentum(self, step: int) -> float:
+        return self.config.average_momentum
 
     def frozen_encoder(self) -> None:
         return None

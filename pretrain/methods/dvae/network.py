@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from pretrain.config import DvaeConfig
+from pretrain.methods.dvae.config import DvaeConfig
 from pretrain.stream.pixels import unit_range
+from pretrain.tokenizers.card import TokenizerCard
 
 #: The logit-Laplace distribution lives on the open interval (0, 1): pixels keep this distance from its ends.
 MARGIN = 0.1
@@ -136,3 +137,8 @@ class DvaeTokenizer(nn.Module):
     def forward(self, crops: Tensor) -> Tensor:
         """Crops (b, c, h, w) uint8 or uint16 to codes (b, h / stride, w / stride) int64."""
         return self.encoder(map_pixels(crops)).argmax(dim=1)
+
+
+def empty_tokenizer(card: TokenizerCard) -> DvaeTokenizer:
+    """What takes the weights of the tokenizer that `card` describes."""
+    return DvaeTokenizer(DvaeEncoder(card.method, card.channels))

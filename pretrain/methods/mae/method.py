@@ -10,13 +10,22 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
-from pretrain.config import MaeConfig
-from pretrain.config.mask_counts import mask_grid, num_hidden
-from pretrain.encoders import Encoder, Features
+from pretrain.config import Config
+from pretrain.encoders import Encoder, Features, build_encoder
 from pretrain.encoders.base import refine, xavier_initialise
 from pretrain.encoders.patches import patch_statistics, patchify, sincos_positions, unpatchify
 from pretrain.engines.schedules import Timeline
 from pretrain.methods.base import Method, Normalisation, mask_of
+from pretrain.methods.mae.config import MaeConfig
+from pretrain.methods.mask_counts import mask_grid, num_hidden
+
+
+def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> MaskedAutoencoder:
+    """MAE around the configuration's encoder."""
+    method, size, channels = config.method, config.views.global_size, config.data.channels
+    assert config.encoder is not None
+    encoder = build_encoder(config.encoder, size, channels, mask_token=method.mask.secondary > 0)
+    return MaskedAutoencoder(method, encoder, size, channels, normalisation, timeline)
 
 
 class MaskedAutoencoder(Method):
@@ -72,7 +81,6 @@ class MaskedAutoencoder(Method):
 
     def _encode(self, images: Tensor, batch: Batch) -> tuple[Features, Tensor]:
         """Features of the visible units, and which patches of the decoder's grid were hidden (b, n) bool."""
-        assert batch["drop_mask"] is not None
         features = self.encoder(images, mask_of(batch, self.num_visible))
         return features, rearrange(refine(batch["drop_mask"], self.grid), "b h w -> b (h w)")
 

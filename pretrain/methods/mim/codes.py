@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
 from pretrain.methods.frozen import Frozen
-from pretrain.tokenizers.base import Target
+from pretrain.methods.mim.target import Target
 from pretrain.tokenizers.card import find_tokenizer
 from pretrain.tokenizers.saved import load_tokenizer
 
@@ -29,7 +29,6 @@ class Codes(Target):
 
     def wanted(self, images: Tensor, batch: Batch) -> Tensor:
         """The codes (n,) of the hidden units, those of the first image first."""
-        assert batch["target_crops"] is not None
         codes, hidden = self.tokenizer(batch["target_crops"]), batch["token_mask"]
         if codes.shape != hidden.shape:
             raise ValueError(

@@ -10,7 +10,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
-from pretrain.tokenizers.base import Target
+from pretrain.methods.mim.target import Target
 
 #: Orientations over half a turn: a gradient and its opposite are one.
 BINS = 9

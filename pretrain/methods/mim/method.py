@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.distributed as dist
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
-from pretrain.config import MimConfig
-from pretrain.encoders import Encoder
+from pretrain.config import Config
+from pretrain.encoders import Encoder, build_encoder
 from pretrain.encoders.base import trunc_normal_at_std_, zero_hidden_pixels
 from pretrain.engines.schedules import Timeline
 from pretrain.methods.base import Method, Normalisation, mask_of
-from pretrain.tokenizers.base import Target
+from pretrain.methods.mim.codes import Codes
+from pretrain.methods.mim.config import MimConfig
+from pretrain.methods.mim.hog import Hog
+from pretrain.methods.mim.normalised_pixels import NormalisedPixels
+from pretrain.methods.mim.pixels import Pixels
+from pretrain.methods.mim.target import Target
+
+
+def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> MaskedImageModelling:
+    """Masked image modelling around the configuration's encoder."""
+    assert config.encoder is not None
+    encoder = build_encoder(config.encoder, config.views.global_size, config.data.channels, mask_token=True)
+    target = build_target(config.method, encoder.stride, config.data.channels)
+    return MaskedImageModelling(config.method, encoder, target, normalisation, timeline)
+
+
+def build_target(config: MimConfig, stride: int, channels: int) -> Target:
+    """The target that `config` names, for an encoder with tokens of `stride` px."""
+    if config.target == "pixels":
+        return Pixels(stride, channels)
+    if config.target == "normalised_pixels":
+        return NormalisedPixels(config.mask.unit, channels)
+    if config.target == "hog":
+        return Hog(config.mask.unit, channels)
+    assert config.tokenizer is not None
+    return Codes(config.tokenizer, config.mask.unit)
 
 
 class MaskedImageModelling(Method):
@@ -41,6 +69,9 @@ class MaskedImageModelling(Method):
         self.aggregation = None
         if config.aggregation is not None:
             self.aggregation = encoder.further_blocks(config.aggregation.depth, after=config.aggregation.layer)
+
+    def before_step(self, step: int, micro_batches: list[Batch], look: Callable[[Batch], object]) -> None:
+        reduce_mask_counts(micro_batches)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = self.normalise(batch["global_crops"][:, 0])
@@ -92,3 +123,16 @@ class MaskedImageModelling(Method):
         masked = zero_hidden_pixels(images, batch["token_mask"])
         rows = torch.stack([self.show(crops), *(self.to_pictures(part, crops) for part in (masked, pasted))], dim=1)
         return {"reconstructions (image, input, output)": rearrange(rows, "b v c h w -> b c h (v w)")}
+
+
+def reduce_mask_counts(micro_batches: list[Batch]) -> None:
+    """Write into each micro-batch how many units are replaced per micro-batch, averaged over the global batch.
+
+    Blockwise masks differ in size; a loss divided by this number averages to the loss of the global batch.
+    """
+    count = torch.stack([batch["token_mask"].sum() for batch in micro_batches]).sum().double()
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    if world_size > 1:
+        dist.all_reduce(count)
+    for batch in micro_batches:
+        batch["mean_hidden"] = (count / (world_size * len(micro_batches))).float()

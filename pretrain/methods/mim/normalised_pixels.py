@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
 from pretrain.encoders.patches import patch_statistics, patchify, unpatchify
-from pretrain.tokenizers.base import Target
+from pretrain.methods.mim.target import Target
 
 
 class NormalisedPixels(Target):

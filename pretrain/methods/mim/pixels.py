@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
 from pretrain.encoders.base import refine
-from pretrain.tokenizers.base import Target
+from pretrain.methods.mim.target import Target
 
 
 class Pixels(Target):

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config import VqkdConfig
+from pretrain.methods.vqkd.config import VqkdConfig
 from pretrain.tokenizers.usage import CodeUsage, sum_over_ranks
 
 _SIMILARITIES_AT_ONCE = 2**26

@@ -11,16 +11,26 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
-from pretrain.config import VqkdConfig
-from pretrain.encoders import Encoder
-from pretrain.encoders.load import LoadedEncoder
+from pretrain.config import Config
+from pretrain.encoders import Encoder, build_encoder
+from pretrain.encoders.load import LoadedEncoder, load_any
 from pretrain.encoders.patches import sincos_positions
+from pretrain.engines.ema import Gathered, already_whole
 from pretrain.engines.schedules import Timeline
-from pretrain.methods.base import Gathered, Method, Normalisation, already_whole
+from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.frozen import Frozen, checksum
 from pretrain.methods.vqkd.codebook import Codebook
+from pretrain.methods.vqkd.config import VqkdConfig
 from pretrain.methods.vqkd.network import TaskHead, VqkdTokenizer, unit_vectors
 from pretrain.stream.pixels import normalised
+
+
+def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> Vqkd:
+    """VQ-KD around the configuration's encoder, with the teacher that it names."""
+    method, size = config.method, config.views.global_size
+    assert config.encoder is not None
+    encoder = build_encoder(config.encoder, size, config.data.channels)
+    return Vqkd(method, encoder, load_any(method.teacher, size), size, normalisation, timeline)
 
 
 class Vqkd(Method):

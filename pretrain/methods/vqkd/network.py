@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pretrain.encoders import Encoder
+from pretrain.encoders import Encoder, build_encoder
 from pretrain.methods.vqkd.codebook import nearest
 from pretrain.stream.pixels import normalised
+from pretrain.tokenizers.card import TokenizerCard
 
 
 class TaskHead(nn.Sequential):
@@ -46,3 +47,13 @@ class VqkdTokenizer(nn.Module):
 def unit_vectors(vectors: Tensor) -> Tensor:
     """Vectors (..., d) of length one, in fp32 under autocast too."""
     return F.normalize(vectors.float(), dim=-1)
+
+
+def empty_tokenizer(card: TokenizerCard) -> VqkdTokenizer:
+    """What takes the weights of the tokenizer that `card` describes."""
+    assert card.encoder is not None
+    assert card.mean is not None
+    assert card.std is not None
+    encoder = build_encoder(card.encoder, card.image_size, card.channels)
+    codebook = torch.zeros(card.method.vocab_size, card.method.code_dim)
+    return VqkdTokenizer(encoder, TaskHead(encoder.dim, card.method.code_dim), codebook, card.mean, card.std)

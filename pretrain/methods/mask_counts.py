@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from pretrain.config.methods import IbotConfig, MaskConfig
+if TYPE_CHECKING:
+    from pretrain.methods.masks import MaskConfig
 
 
 def mask_grid(mask: MaskConfig, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -41,17 +43,4 @@ def check_mask_counts(mask: MaskConfig, image_size: tuple[int, int]) -> None:
         f"{image_size[0]}x{image_size[1]} px has {units} ({grid[0]}x{grid[1]}), of which {share} ({mask.kind}) leaves "
         f"{shown}. Take a smaller method.mask.unit, larger views.global_crops, or another "
         f"method.mask.{'secondary' if mask.secondary else 'ratio'}"
-    )
-
-
-def check_ibot_counts(ibot: IbotConfig, unit: int, image_size: tuple[int, int]) -> None:
-    """Raise ValueError where a masked crop would hide none of its units of `unit` px, or all of them."""
-    units = (image_size[0] // unit) * (image_size[1] // unit)
-    most = int(round(units * ibot.ratio[1], 6))
-    if units > 1 and most:
-        return
-    raise ValueError(
-        f"method.ibot hides {most if units > 1 else 'all'} of the units of a crop: at {unit} px a crop of "
-        f"{image_size[0]}x{image_size[1]} px has {units}, of which ratio hides up to {ibot.ratio[1]:g}. Take a smaller "
-        "method.ibot.unit, larger views.global_crops, or a higher method.ibot.ratio"
     )

@@ -1,0 +1,138 @@
+"""DINO's sections, and what is known of the method (imports no torch)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from data_pipelines.rng import DrawFields
+from data_pipelines.transforms.config import Share, section
+from pretrain.methods.dino.auto import resolve
+from pretrain.methods.dino.masks import check_ibot_counts, ibot_masks
+from pretrain.methods.spec import Crops, MethodSpec, Metric, Needs, Tokens
+
+if TYPE_CHECKING:
+    from pretrain.config import Config
+
+
+@section
+class IbotConfig:
+    """Masked prediction of the teacher's patch tokens beside DINO's loss (iBOT, Zhou et al. 2022; in DINOv2)."""
+
+    weight: PositiveFloat = 1.0  # of this loss beside DINO's
+    masked_share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of the global crops
+    ratio: tuple[Share, Share] = (0.1, 0.5)  # hidden share of a masked crop, stratified over the batch
+    min_block: PositiveInt = 4  # units in the smallest block
+    min_aspect: Annotated[float, Field(gt=0, le=1)] = 0.3  # aspect is log-uniform in a .. 1/a
+    unit: PositiveInt | None = None  # px; default: the encoder's stride
+    separate_head: bool = False  # of its own, not shared with the class token
+    prototypes: PositiveInt | None = None  # of a separate head; default: those of the class head
+
+    @model_validator(mode="after")
+    def _check(self) -> IbotConfig:
+        if not 0 < self.ratio[0] <= self.ratio[1] < 1:
+            raise ValueError(f"ratio is {self.ratio[0]:g} .. {self.ratio[1]:g}; it must lie between 0 and 1 and rise")
+        if self.prototypes is not None and not self.separate_head:
+            raise ValueError("ibot.prototypes belong to a head of its own: set ibot.separate_head=true")
+        return self
+
+
+@section
+class DinoConfig:
+    """Self-distillation with no labels (Caron et al. 2021), with DINOv2's additions (Oquab et al. 2024) as options.
+
+    `auto` is chosen from the number of training images and printed, see `auto.py` beside this.
+    """
+
+    name: Literal["dino"] = "dino"
+    prototypes: PositiveInt | Literal["auto"] = 65536  # outputs of the head
+    head_hidden_dim: PositiveInt = 2048  # width of its layers
+    head_bottleneck_dim: PositiveInt = 256  # width of its last layer's input
+    norm_last_layer: bool = True  # fix the prototypes' norm at 1
+    freeze_last_layer_epochs: NonNegativeFloat = 1.0  # at the start
+    student_temperature: PositiveFloat = 0.1  # of its softmax
+    teacher_temperature: PositiveFloat | Literal["auto"] = 0.04  # after its warm-up
+    warmup_teacher_temperature: PositiveFloat = 0.04  # at the start
+    warmup_teacher_temperature_epochs: NonNegativeInt = 0  # until the full one, linear
+    teacher_momentum: Share | Literal["auto"] = 0.996  # rises to 1 over the run on a cosine
+    center_momentum: Share = 0.9  # of the slow average that is subtracted
+    centering: Literal["center", "sinkhorn"] = "center"  # sinkhorn: Sinkhorn-Knopp over the micro-batch of all ranks
+    sinkhorn_iterations: PositiveInt = 3  # with centering sinkhorn
+    koleo_weight: NonNegativeFloat = 0.0  # spreads the class features of each rank's micro-batch; DINOv2: .1
+    ibot: IbotConfig | None = None  # null: the loss on patch tokens is off
+
+
+def _needs(section: DinoConfig) -> Needs:
+    return Needs(
+        replaces_tokens=None if section.ibot is None else "method.ibot masks tokens; set method.ibot=null",
+        several_sizes="Use local crops of the global size (views.local_crops.size=[{h}, {w}]), or none "
+        "(views.local_crops=null)",
+    )
+
+
+def _check(config: Config, tokens: Tokens | None) -> None:
+    ibot, size = config.method.ibot, config.views.global_size
+    if ibot is None:
+        return
+    unit = ibot.unit or getattr(config.encoder, "stride", None)
+    if unit is None:
+        if tokens is not None:
+            raise ValueError(f"set method.ibot.unit for this encoder; a token of it is {tokens.stride} px")
+        return
+    if tokens is not None and unit % tokens.stride:
+        raise ValueError(
+            f"method.ibot.unit is {unit} px; the teacher's tokens are {tokens.stride} px, so it must be a multiple of "
+            "that (null: one token)"
+        )
+    for side in size:
+        if side % unit:
+            raise ValueError(f"method.ibot.unit is {unit} px and does not divide the image's side of {side} px")
+    check_ibot_counts(ibot, unit, size)
+
+
+def _check_batch(config: Config, rows: int) -> None:
+    weight = config.method.koleo_weight
+    if weight and rows == 1:
+        raise ValueError(
+            f"method.koleo_weight is {weight:g}, which spreads the images of a micro-batch, and train.batch_size "
+            f"{config.train.batch_size} leaves one in each of every rank and accumulation step; give each two or more, "
+            "or set method.koleo_weight=0"
+        )
+
+
+def _draw(section: DinoConfig, image_size: tuple[int, int], stride: int | None, batch_size: int) -> DrawFields | None:
+    return None if section.ibot is None else ibot_masks(section.ibot, image_size, stride, batch_size)
+
+
+SPEC = MethodSpec(
+    name="dino",
+    config=DinoConfig,
+    build="pretrain.methods.dino.method:build",
+    example={
+        "prototypes": 64,
+        "head_hidden_dim": 32,
+        "head_bottleneck_dim": 16,
+        "teacher_momentum": 0.9,
+        "freeze_last_layer_epochs": 0.1,
+    },
+    headline="class",
+    crops=lambda section: Crops(num_global=2, local=True),
+    needs=_needs,
+    check=_check,
+    check_batch=_check_batch,
+    resolve=resolve,
+    draw=_draw,
+    alarms="pretrain.methods.dino.alarms:alarms",
+    loss_falls=False,  # its target moves
+    metrics={
+        "dino": Metric("DINO loss"),
+        "ibot": Metric("iBOT loss"),
+        "koleo": Metric("KoLeo loss"),
+        "teacher_entropy": Metric("teacher entropy (nats)", "Diagnostics"),
+        "momentum": Metric("teacher momentum", "Schedules"),
+        "teacher_temperature": Metric("teacher temperature", "Schedules"),
+    },
+    guessing={"loss": "prototypes", "dino": "prototypes", "teacher_entropy": "prototypes"},
+    shown="prototypes",
+)

@@ -1,0 +1,15 @@
+"""The ways in which what MAE learns becomes worthless."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pretrain.config import Config
+from pretrain.diagnostics.alarms import Rule
+from pretrain.diagnostics.collapse import Since, at_mean, nothing_to_predict
+
+
+def alarms(config: Config, learner: Any, since: Since) -> list[Rule]:
+    """What is watched beside the alarms of every method."""
+    rules: list[Rule] = [nothing_to_predict(since)]
+    return rules + ([at_mean(since)] if config.method.norm_pix_loss else [])

@@ -1,0 +1,73 @@
+"""The methods there are: a folder here each, and those that installed distributions add (imports no torch)."""
+
+from __future__ import annotations
+
+from functools import reduce
+from importlib import import_module
+from operator import or_
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+from pydantic import Field, TypeAdapter
+
+from data_pipelines.rng import DrawFields
+from pretrain.methods.spec import MethodSpec
+from pretrain.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from pretrain.config import Config
+    from pretrain.engines.schedules import Timeline
+    from pretrain.methods.base import Method, Normalisation
+
+GROUP = "selfsight.methods"
+
+
+def _methods() -> tuple[dict[str, MethodSpec], dict[str, str]]:
+    folders = sorted(path.parent.name for path in Path(__file__).parent.glob("*/config.py"))
+    own = {name: import_module(f"pretrain.methods.{name}.config").SPEC for name in folders}
+    added, left_out = load_plugins(GROUP, MethodSpec, own)
+    return own | added, left_out
+
+
+#: All methods by name, and of plug-ins that can't be used, why.
+METHODS, LEFT_OUT = _methods()
+
+
+class MethodSection(Protocol):
+    """The section of some method."""
+
+    @property
+    def name(self) -> str: ...
+
+
+if TYPE_CHECKING:
+    MethodConfig = Any
+else:
+    MethodConfig = Annotated[reduce(or_, (spec.config for spec in METHODS.values())), Field(discriminator="name")]
+
+
+def spec_of(section: MethodSection) -> MethodSpec:
+    """What is known of the method that a section names."""
+    return METHODS[section.name]
+
+
+def example_of(name: str, **changes: Any) -> Any:
+    """The smallest section of a method, checked."""
+    spec = METHODS[name]
+    return TypeAdapter(spec.config).validate_python({"name": name, **spec.example, **changes})
+
+
+def exporting(what: str) -> list[str]:
+    """The names of the methods that leave `what`: an encoder, or a tokenizer."""
+    return [name for name, spec in METHODS.items() if spec.exports == what]
+
+
+def build_method(config: Config, normalisation: Normalisation, timeline: Timeline) -> Method:
+    """The method that `config` names around the encoder that it names, freshly initialised from torch's generator."""
+    return spec_of(config.method).call("build", config, normalisation, timeline)
+
+
+def draw_fields_for(config: Config) -> DrawFields | None:
+    """What draws the fields that the method asks for of a row of its batches, masks for example."""
+    size, stride = config.views.global_size, getattr(config.encoder, "stride", None)
+    return spec_of(config.method).draw(config.method, size, stride, config.train.batch_size)
