@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.datasets.prefetch import FetchAhead, in_batches, in_order
+from data_pipelines.datasets.prefetch import ShardPrefetcher, in_batches, in_order
 from data_pipelines.images.decode import BadSampleError, decode
 from data_pipelines.loader import default_threads
 from data_pipelines.remote.fetch import cancel_on
@@ -71,8 +71,10 @@ def center_crops(
     begins: deque[Sequence[int]] = deque()
     stop = threading.Event()
     in_turn = in_order(dataset, first, last, batch_size)
-    ahead = FetchAhead((dataset,), in_turn if samples is None else in_batches(dataset, samples[first:last], batch_size))
-    pool = ThreadPoolExecutor(threads or default_threads((dataset,)), "center", cancel_on, (stop,))
+    prefetcher = ShardPrefetcher(
+        (dataset,), in_turn if samples is None else in_batches(dataset, samples[first:last], batch_size)
+    )
+    pool = ThreadPoolExecutor(threads or default_threads((dataset,)), "eval-loader", cancel_on, (stop,))
     try:
         while True:
             while len(pending) <= _AHEAD and (start := next(starts, None)) is not None:
@@ -87,10 +89,10 @@ def center_crops(
                 numbers = np.array([sample for sample, _ in found])
                 labels = torch.from_numpy(dataset.labels[numbers].astype(np.int64))
                 yield torch.from_numpy(np.stack([image for _, image in found])), labels, torch.from_numpy(numbers)
-            ahead.advance()
+            prefetcher.advance()
     finally:
         stop.set()
-        ahead.close()
+        prefetcher.close()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -14,7 +14,7 @@ from data_pipelines.buffers import Batch, StepBuffer
 from data_pipelines.cores import cores_per_process
 from data_pipelines.datasets.bad_samples import BadSampleLog, Decoder
 from data_pipelines.datasets.dataset import NO_LABEL, Dataset
-from data_pipelines.datasets.prefetch import FETCH_AHEAD, FetchAhead, Need, naming
+from data_pipelines.datasets.prefetch import PREFETCH_STEPS, Need, ShardPrefetcher, naming
 from data_pipelines.remote.fetch import cancel_on
 from data_pipelines.rng import DrawFields
 from data_pipelines.sampler import Row, Sampler
@@ -23,7 +23,7 @@ from data_pipelines.transforms.backends.device import NUM_COLOURS
 from data_pipelines.transforms.backends.select import backend as make_backend
 from data_pipelines.transforms.backends.select import on_cpu, resolve_backend
 from data_pipelines.transforms.config import BackendName, Views
-from data_pipelines.transforms.transform import Recipe, Showing
+from data_pipelines.transforms.transform import Recipe, SampleCrops
 
 _THUMBNAIL_BYTES = 8192
 
@@ -53,7 +53,7 @@ class Loader:
         partial_decode: Decode of a JPEG only what its crops touch, where `jpeg.has_regions`; the crops are the same.
         dct_scaling: Decode a large JPEG at a half, a quarter or an eighth where its crops have px to spare.
         bad_samples: Where bad samples are written down.
-        fetch_ahead: Steps of which the shards are fetched before they are read, where shards are fetched.
+        shard_prefetch_steps: Steps of which the shards are fetched before they are read, where shards are fetched.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Loader:
         partial_decode: bool = True,
         dct_scaling: bool = True,
         bad_samples: BadSampleLog | None = None,
-        fetch_ahead: int = FETCH_AHEAD,
+        shard_prefetch_steps: int = PREFETCH_STEPS,
     ) -> None:
         batch_size = sampler.batch_size
         if not 0 <= rank < world_size:
@@ -110,7 +110,7 @@ class Loader:
         self.threads = threads or default_threads(list(sampler.datasets.values()))
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="loader")
         self._pending: deque[tuple[StepBuffer, list[Future[None]]]] = deque()
-        self._fetch_ahead = fetch_ahead
+        self._shard_prefetch_steps = shard_prefetch_steps
         self._stop = threading.Event()  # ends what the threads are fetching
 
     @property
@@ -127,7 +127,9 @@ class Loader:
         pending = self._pending = deque()
         upcoming = itertools.count(start)
         stop = self._stop = threading.Event()
-        ahead = FetchAhead(self.sampler.datasets.values(), self._needs(start), self._fetch_ahead, start)
+        prefetcher = ShardPrefetcher(
+            self.sampler.datasets.values(), self._needs(start), self._shard_prefetch_steps, start
+        )
         try:
             for step in itertools.count(start):
                 while buffers:
@@ -142,10 +144,10 @@ class Loader:
                 yield buffer.split(self.grad_accum_steps)
                 buffer.release()
                 buffers.append(buffer)
-                ahead.advance()
+                prefetcher.advance()
         finally:
             stop.set()
-            ahead.close()
+            prefetcher.close()
             remaining = [future for _, futures in pending for future in futures if not future.cancel()]
             wait(remaining)  # they write into buffers that go now
 
@@ -221,9 +223,9 @@ class Loader:
             group = list(same)  # the rows, with their places, that show one sample
             row, places = group[0][1], {row.repeat: place for place, row in group}
             identities = [row._replace(repeat=repeat).identity(seed) for repeat in range(self.sampler.repeats)]
-            showing = Showing(self.recipe, identities)
-            decoded = self.decoders[row.dataset].read(row.sample, showing)
-            showing.make(decoded.picture, arrays, places)
+            crops = SampleCrops(self.recipe, identities)
+            decoded = self.decoders[row.dataset].read(row.sample, crops)
+            crops.make(decoded.picture, arrays, places)
             for place in places.values():
                 arrays["labels"][place] = NO_LABEL if decoded.label is None else decoded.label
                 arrays["ids"][place] = (row.dataset, decoded.sample)

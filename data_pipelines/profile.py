@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipelines.datasets.bad_samples import Decoded, Decoder
 from data_pipelines.images.jpeg import read_header
-from data_pipelines.images.parts import Choose, Part
+from data_pipelines.images.regions import Choose, Region
 from data_pipelines.loader import Loader
 from data_pipelines.transforms.backends.base import CropJob
 from data_pipelines.transforms.params import CropParams
@@ -133,7 +133,7 @@ class _WatchedDecoder:
         return getattr(self._decoder, name)
 
     def read(self, sample: int, choose: Choose) -> Decoded:
-        def timed(size: tuple[int, int]) -> Part:
+        def timed(size: tuple[int, int]) -> Region:
             with self._watch.time("draw"):
                 return choose(size)
 

@@ -90,8 +90,8 @@ class PythonStream:
         return int(self.random() * count)
 
 
-#: `PythonStream`, or the same in C where it is built: drawing holds the interpreter's lock, so its pace limits threads.
-if TYPE_CHECKING or not native.BUILT:  # noqa: SIM108 (mypy takes no ternary for a type)
+if TYPE_CHECKING or not native.BUILT:  # noqa: SIM108 (mypy takes no conditional expression for a type)
     Stream = PythonStream
 else:
+    #: The same in C: drawing holds the interpreter's lock, so that its pace limits threads.
     Stream = native.kernel.Stream

@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
+class SegmentPart:
     """A data set's part in a segment of a run: all that its own order depends on, beside the run's seed and window."""
 
     dataset: int
@@ -55,7 +55,7 @@ class Segment:
     """The steps from `start_step` on, up to the next segment, which are shown the same data sets."""
 
     start_step: int
-    parts: tuple[Part, ...]
+    parts: tuple[SegmentPart, ...]
 
 
 class Sampler:
@@ -108,7 +108,7 @@ class Sampler:
                 dataset.num_samples, draws * mixture.shares[number], draws, lanes, window, name
             )
             checksum, count = dataset.checksum, dataset.num_samples
-            parts.append(Part(number, name, checksum, count, shares[number], size, own_lanes))
+            parts.append(SegmentPart(number, name, checksum, count, shares[number], size, own_lanes))
         self.seed, self.batch_size, self.window, self.repeats = seed, batch_size, window, repeats
         self.datasets: Mapping[int, Dataset] = dict(enumerate(datasets))
         self.segments: tuple[Segment, ...] = (Segment(0, tuple(parts)),)
@@ -205,7 +205,7 @@ class Sampler:
         grown.segments = (*segments, Segment(boundary, tuple(parts)))
         return grown
 
-    def _samples(self, part: Part, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _samples(self, part: SegmentPart, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sample numbers and passes at these places of a data set's own rows."""
         order = self._order(part)
         batches, offsets = np.divmod(places, part.batch_size)
@@ -215,7 +215,7 @@ class Sampler:
             samples[here] = order.ids(batch + part.first_pass * order.steps_per_pass)[offsets[here]]
         return samples, part.first_pass + batches // order.steps_per_pass
 
-    def _order(self, part: Part) -> Order:
+    def _order(self, part: SegmentPart) -> Order:
         key = part.dataset, part.batch_size, part.lanes
         if key not in self._orders:
             if part.dataset not in self.datasets:
@@ -264,5 +264,5 @@ def _written(segment: Segment) -> dict[str, Any]:
 
 
 def _read(segment: Mapping[str, Any]) -> Segment:
-    parts = (Part(**{**part, "weight": Fraction(part["weight"])}) for part in segment["parts"])
+    parts = (SegmentPart(**{**part, "weight": Fraction(part["weight"])}) for part in segment["parts"])
     return Segment(segment["start_step"], tuple(parts))

@@ -64,14 +64,15 @@ def clean(
         console.print(f"{found.num_unreadable:,} samples cannot be decoded; `selfsight verify` names them")
     console.print(
         f"wrote {out}: {len(found.duplicates):,} of {found.splits.num_samples:,} samples to leave out "
-        f"(selfsight pack ... --leave-out {out})"
+        f"(selfsight pack ... --leave-out {out})",
+        markup=False,
     )
     if sheet is not None and not found.duplicates:
-        console.print(f"no duplicates, so no {sheet}")
+        console.print(f"no duplicates, so no {sheet}", markup=False)
     elif sheet is not None:
         with atomic_write(sheet) as file:
             duplicates_sheet(found).save(file, "PNG")
-        console.print(f"wrote {sheet}: left out | stays")
+        console.print(f"wrote {sheet}: left out | stays", markup=False)
 
 
 def _check_place(file: Path) -> None:

@@ -42,6 +42,10 @@ def prepare(preset: str | None, overrides: Sequence[str], data: str | None, grou
     """
     from pretrain.config.load import load_noting
 
+    if preset is not None and "=" in preset:  # the first of the overrides, where no preset is named
+        overrides, preset = [preset, *overrides], None
+    if preset is not None and data is None and holds_images(preset):
+        raise ValueError(f"{preset} is no preset but images; name them as --data {shlex.quote(preset)}")
     ranks = rank_environment(os.environ)
     say: Callable[[str], None] = print if ranks.rank == 0 else lambda line: None
     given = dict(override.partition("=")[::2] for override in overrides)
@@ -103,8 +107,8 @@ def name_for(data: str) -> str:
 
 def found_line(found: ImagesSummary) -> str:
     """What was found, in a line."""
-    channels = ", ".join(f"{count} with {number}" for number, count in found.channels.items())
-    channels = next(iter(found.channels)) if len(found.channels) == 1 else channels
+    told = (f"{count} with {number}" for number, count in found.channels.items())
+    channels = str(next(iter(found.channels))) if len(found.channels) == 1 else ", ".join(told)
     sides = found.short_side
     return (
         f"found {found.number:,} images to learn from; of {found.looked_at} looked at, short sides "
@@ -160,9 +164,23 @@ def _choose(
         settings |= {key: _stored(begun, key, value) for key, value in choice.settings.items()}
     else:
         settings |= choice.settings
-        for reason in choice.reasons:
+        settings["optim.warmup_epochs"] = _warmup(settings, given, found.number)
+        for reason in (
+            choice.reasons[:-1] if {"train.epochs", "train.steps", "train.batch_size"} & set(given) else choice.reasons
+        ):
             say(f"  {reason}")
     return choice.preset, settings
+
+
+def _warmup(settings: dict[str, Any], given: dict[str, str], number: int) -> float:
+    """A tenth of the run in epochs, as long as the user makes it."""
+    try:
+        if given.get("train.steps", "null") == "null":
+            return float(given.get("train.epochs", settings["train.epochs"])) / 10
+        batch = float(given.get("train.batch_size", settings["train.batch_size"]))
+        return round(float(given["train.steps"]) / max(number // batch, 1) / 10, 4)
+    except ValueError:  # no number: the schema says what is wrong with it
+        return float(settings["optim.warmup_epochs"])
 
 
 def _start_of(given: dict[str, str]) -> Start | None:

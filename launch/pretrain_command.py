@@ -145,7 +145,7 @@ def check_run(config: Config, world_size: int) -> Checked:
     from pretrain.config.auto_hparams import resolve_auto
     from pretrain.config.load import check_batch, check_sources
     from pretrain.engines.schedules import Timeline, check_warmup
-    from pretrain.stream.datasets import held_out_line, open_datasets, sampler_of
+    from pretrain.stream.datasets import data_lines, open_datasets, sampler_of
 
     check_batch(config, world_size)
     check_continues(Path(config.runs) / config.name, config.checkpoint)
@@ -167,7 +167,7 @@ def check_run(config: Config, world_size: int) -> Checked:
     check_init_from(config)
     config, known = resolve_normalisation(config)
     config = resolve_backend(config)
-    chosen += known + left_out_line(config.views, config.data.channels) + held_out_line(config.data, datasets)
+    chosen += known + left_out_line(config.views, config.data.channels) + data_lines(config.data, datasets)
     choose_normalisation(config, datasets)
     return Checked(config, datasets, sampler, chosen)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from data_pipelines.images.issues import visible
+
 
 def print_trace(
     target: str, overrides: Sequence[str], step: int, rank: int | None, world_size: int, crops: bool, as_json: bool
@@ -52,10 +54,4 @@ def _print_table(rows: Iterator[Mapping[str, str]]) -> None:
 def _text(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     # a key may hold anything that a file's name may: a line and a column stay one, and what is no text is written out
-    return (
-        text.replace("\\", "\\\\")
-        .replace("\t", "\\t")
-        .replace("\n", "\\n")
-        .encode("utf-8", "backslashreplace")
-        .decode()
-    )
+    return visible(text.replace("\\", "\\\\").replace("\n", "\\n"))

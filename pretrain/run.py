@@ -25,10 +25,10 @@ from pretrain.config.load import check_batch, check_sources
 from pretrain.diagnostics import TroubleError, named_data
 from pretrain.encoders.supported import check_encoder
 from pretrain.engines.engine import choose_device, import_deepspeed, initialise_distributed
-from pretrain.engines.schedules import Timeline
+from pretrain.engines.schedules import Timeline, check_warmup
 from pretrain.interop.initialise import check_init_from
 from pretrain.methods.registry import spec_of
-from pretrain.stream.datasets import held_out_line, open_datasets, sampler_of
+from pretrain.stream.datasets import data_lines, open_datasets, sampler_of
 from pretrain.stream.loading import resolve_backend
 from pretrain.stream.normalisation import choose_normalisation, keep_normalisation, resolve_normalisation
 from pretrain.survival.history import recorded_end
@@ -65,6 +65,7 @@ def pretrain(
     folder = check_run_folder(config)
     normalisation = choose_normalisation(config, datasets)
     sampler = sampler_of(config, datasets)
+    check_warmup(config.optim, Timeline.of(config.train, sampler.steps_per_epoch))  # before anything is written
     # of many ranks, some might not see the files of the others' last start yet: those go the long way, together
     if os.environ.get("WORLD_SIZE", "1") == "1" and is_finished(folder, config, sampler):
         what = spec_of(config.method).exports
@@ -125,7 +126,7 @@ def resolve(config: Config, datasets: Sequence[Dataset]) -> tuple[Config, list[s
     num_samples = sum(dataset.num_samples for dataset in datasets)
     config, chosen = resolve_auto(config, num_samples, begun_config(config))
     config, known = resolve_normalisation(config)
-    chosen += known + left_out_line(config.views, config.data.channels) + held_out_line(config.data, datasets)
+    chosen += known + left_out_line(config.views, config.data.channels) + data_lines(config.data, datasets)
     return keep_normalisation(resolve_backend(config), datasets), chosen
 
 

@@ -15,6 +15,7 @@ from data_pipelines.checks.contact_sheet import Display, Tile, fitted, grid
 from data_pipelines.cores import cores_per_process
 from data_pipelines.datasets.dataset import NO_LABEL, Dataset
 from data_pipelines.images.decode import DAMAGE, BadSampleError, decode, look
+from data_pipelines.images.issues import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +66,7 @@ def class_name(dataset: Dataset, sample: int) -> str:
     label = int(dataset.labels[sample])
     if label == NO_LABEL:
         return ""
-    return dataset.classes[label] if dataset.classes and label < len(dataset.classes) else f"class {label}"
+    return shown(dataset.classes[label]) if dataset.classes and label < len(dataset.classes) else f"class {label}"
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _number(value: float) -> str:
 
 def _class(statistics: Statistics, label: int) -> str:
     classes = statistics.classes
-    return classes[label] if classes and label < len(classes) else f"class {label}"
+    return shown(classes[label]) if classes and label < len(classes) else f"class {label}"
 
 
 def statistics_figure(statistics: Statistics) -> Figure:

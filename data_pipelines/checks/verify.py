@@ -19,11 +19,11 @@ from data_pipelines.checks.check_shards import Census, Listed, ShardCheck, Shard
 from data_pipelines.datasets.dataset import find_shards
 from data_pipelines.datasets.local_view import LocalView
 from data_pipelines.files import write_json
-from data_pipelines.images.issues import Severity, shown
+from data_pipelines.images.issues import Severity, shown, visible
 from data_pipelines.images.pixels import MAX_FILE_BYTES
 from data_pipelines.images.tally import Tally
 from data_pipelines.images.tolerance import MAX_BAD_SHARE, ShardCount, best_channels, dead_end, losses_told, too_many
-from data_pipelines.images.validate import Verdict, judge
+from data_pipelines.images.validate import Verdict, validate
 from data_pipelines.remote.cache import Cache
 from data_pipelines.remote.fetch import cancel_on
 from data_pipelines.remote.urls import inside, is_url, name_of
@@ -307,7 +307,7 @@ def _judge_one(piece: _Piece, row: int, descriptor: int, channels: int | None) -
     entry = piece.samples.entry(0, row)
     size = min(entry.image_size, MAX_FILE_BYTES + 1)  # see Dataset.read
     content = os.pread(descriptor, BLOCK + size, entry.image_offset - BLOCK)  # with its header before it
-    verdict = judge(content[BLOCK:], suffix_in(content[:BLOCK]), channels=channels)
+    verdict = validate(content[BLOCK:], suffix_in(content[:BLOCK]), channels=channels)
     return _Judged(piece.shard.name, entry.key, entry.image_size, verdict)
 
 
@@ -334,7 +334,7 @@ def _print(result: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for severity, told in (("error", result["problems"]), ("note", result["notes"])):
         for sentence in told:
-            console.print(f"{severity}: {sentence}", markup=False)
+            console.print(f"{severity}: {visible(sentence)}", markup=False)
     kinds = len(result["problems"])
     state = "no error" if result["ok"] else f"{kinds} {'kind' if kinds == 1 else 'kinds'} of error"
     console.print(f"{result['samples']:,} samples in {result['shards']:,} shards: {state}; {result['run']}")

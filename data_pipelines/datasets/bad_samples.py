@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.images.decode import BadSampleError, decode_part
+from data_pipelines.images.decode import BadSampleError, decode_picture
 from data_pipelines.images.issues import CASES, shown
-from data_pipelines.images.parts import Choose, Picture, whole
+from data_pipelines.images.regions import Choose, Picture, whole
 from data_pipelines.images.sample import Sample
 from data_pipelines.images.tolerance import (
     MAX_BAD_SHARE,
@@ -115,7 +115,7 @@ class Decoder:
         dataset: Where to read.
         channels: Of the images, as `decode` gives them.
         max_bad_share: Bad reads beyond this share of all stop the run, see `too_many`.
-        padded: See `decode_part`.
+        padded: See `decode_picture`.
         log: Where bad samples are written down.
         bits: Of a channel, 8 or 16.
     """
@@ -155,7 +155,7 @@ class Decoder:
             for number in self.neighbours(sample):
                 stored = self.dataset.read(number)
                 try:
-                    picture = decode_part(stored, self.channels, choose, self.padded, self.bits)
+                    picture = decode_picture(stored, self.channels, choose, self.padded, self.bits)
                 except BadSampleError as error:
                     self.dataset.check_unchanged(number)
                     bad.append((number, error))

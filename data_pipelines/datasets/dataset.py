@@ -15,26 +15,29 @@ from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import numpy as np
 
-from data_pipelines.datasets.dataset_index import joint_place
+from data_pipelines.datasets.dataset_index import joint_place, open_index
 from data_pipelines.datasets.locations import Locations, Spec
-from data_pipelines.datasets.remote_index import open_any_index
 from data_pipelines.files import parse_json
+from data_pipelines.images.issues import shown
 from data_pipelines.images.pixels import MAX_FILE_BYTES
 from data_pipelines.images.sample import Sample
-from data_pipelines.remote.cache import Cache, default_folder
 from data_pipelines.remote.remote_files import FileState, RemoteFile, Shard, mtime_version
 from data_pipelines.retry import patiently
-from data_pipelines.shards.index import NO_LABEL
+from data_pipelines.shards.index import NO_LABEL, Index
 from data_pipelines.shards.shard import ShardChangedError, identify, open_shard
+
+if TYPE_CHECKING:  # imported where shards come through it
+    from data_pipelines.remote.cache import Cache
 
 _MAX_OPEN_SHARDS = 512  # of a data set
 _MIN_OPEN_SHARDS = 8
 _KEEP_SECONDS = 5.0
+_MAX_NAMED = 5  # empty shards
 _log = logging.getLogger(__name__)
 
 
@@ -58,10 +61,10 @@ class Dataset:
         stage: bool = False,
     ) -> None:
         self.shards = tuple(shards)
-        self.cache = cache or Cache(default_folder(stage))
-        self.index = open_any_index(self.shards, self.cache, joint)
-        self.fetches = stage or any(isinstance(shard, RemoteFile) for shard in self.shards)
-        self._stage = stage
+        self._given_cache, self._stage = cache, stage
+        local = [shard for shard in self.shards if isinstance(shard, Path)]
+        self.fetches = stage or len(local) < len(self.shards)
+        self.index = open_index(local, joint) if len(local) == len(self.shards) else self._open_remote_index()
         self.shard_sizes: tuple[int, ...] = tuple(self.index.counts.tolist())
         self.num_samples = len(self.index)
         self._ends: list[int] = self.index.ends.tolist()
@@ -74,14 +77,31 @@ class Dataset:
         self.mean: tuple[float, ...] | None = _tuple(info.get("mean"))  # per channel, of pixels in 0 .. 1
         self.std: tuple[float, ...] | None = _tuple(info.get("std"))
         self.classes: tuple[str, ...] | None = _tuple(info.get("classes"))
+        self.depth = _depth(info)  # bits a channel, and the largest level, as far as dataset.json tells
         self.packed = _packed(info)  # samples by shard's name, as far as dataset.json tells
         self.labels = self.index.labels  # (num_samples,) int32 or int64, -1 where unknown; perhaps a view of a file
         if self.index.findings:
             num_problems, num_shards = len(self.index.findings), len(self.shards)
             _log.warning("%d of %d shards have problems; `selfsight verify` lists them", num_problems, num_shards)
+        empty = [str(shard) for shard, size in zip(self.shards, self.shard_sizes, strict=True) if not size]
+        if empty:
+            more = f" and {len(empty) - _MAX_NAMED} more" if len(empty) > _MAX_NAMED else ""
+            _log.warning("without a sample: %s%s", ", ".join(map(shown, empty[:_MAX_NAMED])), more)
         self._open: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = Lock()
         _datasets.add(self)
+
+    @cached_property
+    def cache(self) -> Cache:
+        """Through which shards come, of those that do."""
+        from data_pipelines.remote.cache import Cache, default_folder
+
+        return self._given_cache or Cache(default_folder(self._stage))
+
+    def _open_remote_index(self) -> Index:
+        from data_pipelines.datasets.remote_index import open_remote_index
+
+        return open_remote_index(self.shards, self.cache)
 
     @cached_property
     def checksum(self) -> str:
@@ -161,7 +181,7 @@ class Dataset:
 
     def over(self, shards: Sequence[Shard]) -> Dataset:
         """A data set of other shards that is read in the same way."""
-        return Dataset(shards, cache=self.cache, stage=self._stage)
+        return Dataset(shards, cache=self.cache if self.fetches else self._given_cache, stage=self._stage)
 
     def close(self) -> None:
         """Close the shards; a later read opens them again."""
@@ -198,10 +218,11 @@ class Dataset:
             file = self._open.get(shard)
             if file is not None:
                 self._open.move_to_end(shard)
-                file.keep(self.cache)
+                file.keep()
                 return file
         # not under the lock: it may have to be fetched, and others are there already
-        file = _OpenFile(self.shards[shard], self.fetched(shard), self.cache)
+        fetched = self.fetched(shard)
+        file = _OpenFile(self.shards[shard], fetched, None if fetched is None else self.cache)
         with self._lock:
             self._open[shard] = file
             for number in [number for number, other in self._open.items() if other.is_removed()]:
@@ -225,19 +246,19 @@ def _most_open() -> int:
 class _OpenFile:
     """A file descriptor that closes once its last user lets go, which another thread's read may be."""
 
-    def __init__(self, shard: Shard, fetched: RemoteFile | None, cache: Cache) -> None:
-        self._fetched, self._kept = fetched, time.monotonic()
-        if fetched is not None:
+    def __init__(self, shard: Shard, fetched: RemoteFile | None, cache: Cache | None) -> None:
+        self._fetched, self._cache, self._kept = fetched, cache, time.monotonic()
+        if fetched is not None and cache is not None:
             self.descriptor = cache.open(fetched)
         else:
             assert isinstance(shard, Path)
             self.descriptor = open_shard(shard)
 
-    def keep(self, cache: Cache) -> None:
+    def keep(self) -> None:
         """Let the cache know, now and then, that the file is in use."""
-        if self._fetched is not None and time.monotonic() - self._kept > _KEEP_SECONDS:
+        if self._fetched is not None and self._cache is not None and time.monotonic() - self._kept > _KEEP_SECONDS:
             self._kept = time.monotonic()
-            cache.touch(self._fetched)
+            self._cache.touch(self._fetched)
 
     def is_removed(self) -> bool:
         """Whether the cache has made room of it."""
@@ -264,20 +285,21 @@ def open_dataset(spec: Spec, split: str = "train", *, cache: Cache | None = None
         ValueError: A shard is named twice, or no shard holds a sample.
         OSError: A place elsewhere cannot be reached; see `fetch.pieces`.
     """
-    cache = cache or Cache(default_folder(stage))
-    locations = Locations(cache)
+    locations = Locations(cache, stage)
     shards = locations.find(spec, split)
     repeated = [shard for shard, count in Counter(shards).items() if count > 1]
     if repeated:
         raise ValueError(f"{repeated[0]} is named more than once; name every shard once")
     folder = Path(spec).expanduser() if isinstance(spec, str | Path) else None
     joint = joint_place(folder, split) if folder is not None and folder.is_dir() else None
+    if stage or any(isinstance(shard, RemoteFile) for shard in shards):
+        cache = locations.cache
     return Dataset(shards, locations.describe(shards[0]), joint, cache, stage)
 
 
 def find_shards(spec: Spec, split: str = "train", cache: Cache | None = None) -> list[Shard]:
     """The tars that `spec` names, in order; see `open_dataset`."""
-    return Locations(cache or Cache()).find(spec, split)
+    return Locations(cache).find(spec, split)
 
 
 def _packed(info: dict) -> dict[str, int]:
@@ -285,6 +307,14 @@ def _packed(info: dict) -> dict[str, int]:
         return {shard["name"]: int(shard["samples"]) for split in info["splits"].values() for shard in split["shards"]}
     except (KeyError, TypeError, AttributeError, ValueError):  # none that `selfsight pack` wrote
         return {}
+
+
+def _depth(info: dict) -> tuple[int, int] | None:
+    try:
+        bits = int(info["statistics"]["bits"])
+        return bits, round(max(info["statistics"]["max"]) * ((1 << bits) - 1))
+    except (KeyError, TypeError, ValueError):  # none were measured
+        return None
 
 
 def _tuple(values: list | None) -> tuple | None:

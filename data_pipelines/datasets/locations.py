@@ -7,17 +7,15 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from braceexpand import braceexpand
 
 from data_pipelines.files import parse_json, read_json
-from data_pipelines.remote.cache import Cache
-from data_pipelines.remote.fetch import FetchError, read_bytes, retried
-from data_pipelines.remote.fsspec_source import file_system, state_of_info
 from data_pipelines.remote.remote_files import RemoteFile, Shard
 from data_pipelines.remote.urls import (
     check_names,
@@ -34,6 +32,9 @@ from data_pipelines.shards.index import DamageError
 from data_pipelines.shards.index_format import read_index
 from data_pipelines.shards.scan import IMAGE_SUFFIXES, INDEX_SUFFIX
 
+if TYPE_CHECKING:  # what fetches is imported where a URL is met
+    from data_pipelines.remote.cache import Cache
+
 Spec = str | Path | Sequence[str | Path]
 
 DESCRIPTION = "dataset.json"
@@ -49,15 +50,23 @@ class Locations:
     """Finds shards, and asks every remote folder only once what it holds.
 
     Args:
-        cache: Through which indexes of remote folders come.
+        cache: Through which indexes of remote folders come; default: one in its usual place.
+        stage: The usual place is that of staged shards.
     """
 
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
+    def __init__(self, cache: Cache | None = None, stage: bool = False) -> None:
+        self._given, self._stage = cache, stage
         self._descriptions: dict[str, _Description | None] = {}  # by folder, without a query
 
+    @cached_property
+    def cache(self) -> Cache:
+        """The given one, or the usual."""
+        from data_pipelines.remote.cache import Cache, default_folder
+
+        return self._given or Cache(default_folder(self._stage))
+
     def find(self, spec: Spec, split: str = "train") -> list[Shard]:
-        """The tars that `spec` names, in order; see `index.open_dataset`.
+        """The tars that `spec` names, in order; see `dataset.open_dataset`.
 
         Raises:
             FileNotFoundError: There are no such shards; the message says what there is.
@@ -116,13 +125,13 @@ class Locations:
     def _listing(self, folder: str, split: str) -> list[RemoteFile]:
         """The tars of a remote folder by name: listed where that can be, else as the files published with them say."""
         if not is_http(folder):
-            return [self._known(file) for file in _listed(folder, self._cache)]
+            return [self._known(file) for file in _listed(folder, self.cache)]
         description = self._description(folder)
         if description is not None:
             names: Collection[str] = description.entries
         else:
             try:
-                with_index = self._cache.path(RemoteFile(inside(folder, split + INDEX_SUFFIX)))
+                with_index = self.cache.path(RemoteFile(inside(folder, split + INDEX_SUFFIX)))
                 names = read_index(with_index).names
             except (FileNotFoundError, PermissionError, DamageError) as error:
                 raise FileNotFoundError(
@@ -151,9 +160,11 @@ class Locations:
     def _description(self, folder: str) -> _Description | None:
         plain = without_query(folder)  # links signed one by one are asked about what lies beside them only once
         if plain not in self._descriptions:
+            from data_pipelines.remote.fetch import read_bytes
+
             place = inside(folder, DESCRIPTION)
             try:
-                text = read_bytes(place, self._cache.patience, limit=_MOST_BYTES)
+                text = read_bytes(place, self.cache.patience, limit=_MOST_BYTES)
             except (FileNotFoundError, PermissionError):  # an object store may refuse instead of saying what is there
                 self._descriptions[plain] = None
             else:
@@ -215,6 +226,9 @@ def local_shards(spec: str | Path, split: str = "train") -> list[Path]:
 
 def _listed(folder: str, cache: Cache) -> list[RemoteFile]:
     """The tars in a folder of a file system that can list, by name."""
+    from data_pipelines.remote.fetch import FetchError, retried
+    from data_pipelines.remote.fsspec_source import file_system, state_of_info
+
     fs, path = file_system(folder)
     try:
         found = retried(folder, lambda: fs.ls(path, detail=True), cache.patience)

@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.remote.cache_folder import gigabytes
 from data_pipelines.remote.fetch import CancelledError, cancel_on
 
-FETCH_AHEAD = 1000  # steps
+PREFETCH_STEPS = 1000  # steps
 _CONNECTIONS = 4  # shards fetched at a time
 _KEEP_SECONDS = 5.0
 _JOIN_SECONDS = 2.0
@@ -29,7 +28,7 @@ class Need(NamedTuple):
     shard: int
 
 
-class FetchAhead:
+class ShardPrefetcher:
     """Fetches what the next steps read, where it must be fetched; without such data sets it does nothing.
 
     What is fetched and not yet read is at most this process's share of the cache, so that it is not removed again
@@ -44,7 +43,11 @@ class FetchAhead:
     """
 
     def __init__(
-        self, datasets: Iterable[Dataset], needs: Iterable[Iterable[Need]], horizon: int = FETCH_AHEAD, first: int = 0
+        self,
+        datasets: Iterable[Dataset],
+        needs: Iterable[Iterable[Need]],
+        horizon: int = PREFETCH_STEPS,
+        first: int = 0,
     ) -> None:
         self._needs, self._horizon, self._first = iter(needs), horizon, first
         self._position = 0  # of the consumer, in steps from the first
@@ -83,7 +86,7 @@ class FetchAhead:
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)  # one that a stalled server keeps waiting ends by itself, later
 
-    def __enter__(self) -> FetchAhead:
+    def __enter__(self) -> ShardPrefetcher:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -152,6 +155,8 @@ class FetchAhead:
             return
         needed, share = sum(map(_size, shards)), _share(shards[0].dataset)
         if needed > share:
+            from data_pipelines.remote.cache_folder import gigabytes
+
             self._warned = True
             _log.warning(
                 "one step reads %d shards of %s together, and this process's share of the cache is %s: shards will be "

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.datasets.dataset_index import open_index
 from data_pipelines.remote.cache import Cache, key_of
 from data_pipelines.remote.cache_folder import gigabytes
 from data_pipelines.remote.remote_files import RemoteFile, Shard
@@ -28,11 +27,11 @@ _CONNECTIONS = 8
 _TRIES = 5
 _log = logging.getLogger(__name__)
 #: Gives the index of one shard.
-Part = Callable[[], Index]
+IndexSource = Callable[[], Index]
 
 
-def open_any_index(shards: Sequence[Shard], cache: Cache, place: Path | None = None) -> Index:
-    """The index of all the shards in this order, wherever they lie.
+def open_remote_index(shards: Sequence[Shard], cache: Cache) -> Index:
+    """The index of all the shards in this order, wherever each of them lies.
 
     Of a remote folder `SPLIT.index` is fetched, else `SHARD.tar.index` for each shard, else the shards themselves, of
     which one is then built and kept. What is published must fit the sizes that are known of the shards.
@@ -40,17 +39,13 @@ def open_any_index(shards: Sequence[Shard], cache: Cache, place: Path | None = N
     Args:
         shards: The tars.
         cache: What comes from elsewhere comes through it.
-        place: Where the joint index of local shards lies.
     """
-    local = [shard for shard in shards if isinstance(shard, Path)]
-    if len(local) == len(shards):
-        return open_index(local, place)
     joint = _joint_indexes(shards, cache)
     for index in joint.values():
         if len(index.names) == len(shards) and all(map(partial(_fits, index), range(len(shards)), shards)):
             return index
     known = _parts(shards, joint)
-    parts: list[Part | None] = [known.get(shard) for shard in shards]
+    parts: list[IndexSource | None] = [known.get(shard) for shard in shards]
     missing = [number for number, part in enumerate(parts) if part is None]
     first = os.getpid() % max(1, len(missing))  # ranks that start together share the work
     order = missing[first:] + missing[:first]
@@ -62,7 +57,7 @@ def open_any_index(shards: Sequence[Shard], cache: Cache, place: Path | None = N
     return _joined([part for part in parts if part is not None], shards)
 
 
-def published_parts(shards: Sequence[Shard], cache: Cache) -> dict[Shard, Part]:
+def published_parts(shards: Sequence[Shard], cache: Cache) -> dict[Shard, IndexSource]:
     """What the joint indexes published beside remote shards say of each."""
     return _parts(shards, _joint_indexes(shards, cache))
 
@@ -73,13 +68,13 @@ def _joint_indexes(shards: Sequence[Shard], cache: Cache) -> dict[str, Index]:
     return {plain: index for plain, index in found.items() if index is not None}
 
 
-def _parts(shards: Sequence[Shard], joint: Mapping[str, Index]) -> dict[Shard, Part]:
+def _parts(shards: Sequence[Shard], joint: Mapping[str, Index]) -> dict[Shard, IndexSource]:
     places = {
         (folder_of(plain), name): (index, number)
         for plain, index in joint.items()
         for number, name in enumerate(index.names)
     }
-    parts: dict[Shard, Part] = {}
+    parts: dict[Shard, IndexSource] = {}
     for shard in shards:
         if not isinstance(shard, RemoteFile):
             continue
@@ -148,7 +143,7 @@ def _fits(index: Index, number: int, shard: Shard) -> bool:
     )
 
 
-def _index_of(shard: Shard, cache: Cache, told: _Notice) -> Part:
+def _index_of(shard: Shard, cache: Cache, told: _Notice) -> IndexSource:
     """The index of one shard, for which no joint one was published."""
     if isinstance(shard, Path):
         found = find_index(shard, identify(shard))
@@ -186,7 +181,7 @@ def _built(shard: RemoteFile, cache: Cache) -> Index:
     )
 
 
-def _joined(parts: Sequence[Part], shards: Sequence[Shard]) -> Index:
+def _joined(parts: Sequence[IndexSource], shards: Sequence[Shard]) -> Index:
     digest, num_samples = hashlib.sha256(), 0
     for part, shard in zip(parts, shards, strict=True):
         index = part()

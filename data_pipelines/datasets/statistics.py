@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from data_pipelines.images.decode import DAMAGE, BadSampleError, decode_part, look
+from data_pipelines.images.decode import DAMAGE, BadSampleError, decode_picture, look
 from data_pipelines.images.issues import CASES, shown
 from data_pipelines.images.pixels import Header
 from data_pipelines.images.sample import Sample
@@ -177,7 +177,7 @@ def _count_levels(
     bad, noted = [], Counter[str]()
     for number in numbers:
         try:
-            image, *_, notes = decode_part(read(number), kind.channels, bits=kind.bits)
+            image, *_, notes = decode_picture(read(number), kind.channels, bits=kind.bits)
         except BadSampleError as error:
             bad.append(error)
             continue

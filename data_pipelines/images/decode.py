@@ -15,7 +15,6 @@ from data_pipelines.images import rasters
 from data_pipelines.images.issues import shown
 from data_pipelines.images.jpeg import MAX_SCANS, decode_jpeg, read_header, tidied
 from data_pipelines.images.magic import kind_of
-from data_pipelines.images.parts import Choose, Picture, whole
 from data_pipelines.images.pixels import (
     MAX_EXIF_BYTES,
     MAX_PIXELS,
@@ -26,6 +25,7 @@ from data_pipelines.images.pixels import (
     unlike_opacity,
 )
 from data_pipelines.images.png import key_of_grey
+from data_pipelines.images.regions import Choose, Picture, whole
 from data_pipelines.images.sample import Sample
 from data_pipelines.remote.remote_files import Shard
 
@@ -120,10 +120,10 @@ def decode(sample: Sample, channels: int | None = 3, bits: int | None = 8) -> np
     Raises:
         BadSampleError: Truncated, none of the formats, of more than `MAX_PIXELS` pixels, or of other channels.
     """
-    return decode_part(sample, channels, bits=bits).pixels
+    return decode_picture(sample, channels, bits=bits).pixels
 
 
-def decode_part(
+def decode_picture(
     sample: Sample,
     channels: int | None = 3,
     choose: Choose = whole,

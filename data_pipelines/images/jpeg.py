@@ -17,8 +17,8 @@ import simplejpeg
 from einops import rearrange
 from PIL import Image
 
-from data_pipelines.images.parts import Choose, Part, Picture, whole
 from data_pipelines.images.pixels import UnusableImageError
+from data_pipelines.images.regions import Choose, Picture, Region, whole
 
 try:  # optional when the package is built: it needs libjpeg-turbo and its header
     from data_pipelines.images.native._jpeg_region import decode_region
@@ -83,9 +83,9 @@ def decode_jpeg(
         header = read_header(data)
         if header is None or (max_pixels is not None and header.height * header.width > max_pixels):
             return None
-        part = choose(header.size)
-        return _decode_region(data, header, part, channels, padded) or _decode_whole(
-            data, header, part, channels, padded
+        region = choose(header.size)
+        return _decode_region(data, header, region, channels, padded) or _decode_whole(
+            data, header, region, channels, padded
         )
     except ValueError:  # simplejpeg's and the region decoder's for anything amiss
         return None
@@ -189,12 +189,12 @@ def _orientation(data: bytes, exif: bytes) -> int:
     return value if value in _UPRIGHT else 1
 
 
-def _decode_region(data: bytes, header: Header, part: Part, channels: int, padded: bool) -> Picture | None:
+def _decode_region(data: bytes, header: Header, region: Region, channels: int, padded: bool) -> Picture | None:
     """Only the part; None where that cannot be done, or where the whole is asked for."""
-    if decode_region is None or not header.sequential or part.box == whole(header.size).box:
+    if decode_region is None or not header.sequential or region.box == whole(header.size).box:
         return None
-    factor = part.factor
-    left, top, right, bottom = _stored(part.box, header)
+    factor = region.factor
+    left, top, right, bottom = _stored(region.box, header)
     left, top, right, bottom = left // factor, top // factor, -(-right // factor), -(-bottom // factor)
     pixels = np.empty((bottom - top, right - left, 1 if channels == 1 else 4 if padded else 3), dtype=np.uint8)
     try:
@@ -204,10 +204,10 @@ def _decode_region(data: bytes, header: Header, part: Part, channels: int, padde
     return _upright(pixels[:, :, :channels], header, left, top, factor)
 
 
-def _decode_whole(data: bytes, header: Header, part: Part, channels: int, padded: bool) -> Picture:
+def _decode_whole(data: bytes, header: Header, region: Region, channels: int, padded: bool) -> Picture:
     """All of the image, at the part's factor. Raises ValueError for damage."""
     colours = "GRAY" if channels == 1 else "RGBX" if padded else "RGB"
-    factor = part.factor
+    factor = region.factor
     if factor > 1:
         size = (math.ceil(header.height / factor), math.ceil(header.width / factor))
         pixels = simplejpeg.decode_jpeg(data, colours, min_height=size[0], min_width=size[1], min_factor=factor)

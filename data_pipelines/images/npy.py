@@ -11,7 +11,6 @@ from einops import rearrange
 
 from data_pipelines.images.pixels import Header, UnusableImageError, check_size
 
-MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 1024  # bytes; three entries take some 130
 _HEADER = re.compile(
     rb"\{\s*'descr':\s*'([^']{1,20})',\s*'fortran_order':\s*(True|False),\s*"

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data_pipelines.images.parts import Picture
 from data_pipelines.images.pixels import (
     MAX_EXIF_BYTES,
     Header,
@@ -20,6 +19,7 @@ from data_pipelines.images.pixels import (
     turned,
     unlike_opacity,
 )
+from data_pipelines.images.regions import Picture
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _NEEDED_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # a transparent colour is applied here, and by none beside

@@ -20,7 +20,6 @@ from einops import rearrange
 from tifffile import COMPRESSION, PHOTOMETRIC, SAMPLEFORMAT, TiffFile, TiffFileError, TiffPage
 
 from data_pipelines.images.npy import channel_axis
-from data_pipelines.images.parts import Picture
 from data_pipelines.images.pixels import (
     Header,
     UnusableImageError,
@@ -29,10 +28,10 @@ from data_pipelines.images.pixels import (
     turned,
     unlike_opacity,
 )
+from data_pipelines.images.regions import Picture
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it tells of damage there, and no sample's name
 
-MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 #: Those whose decoders are told how much to write; JPEG and its like take what their own headers say.
 _COMPRESSIONS = (
     COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS,

@@ -12,7 +12,7 @@ from data_pipelines.images.decode import (
     DAMAGE,
     BadSampleError,
     channels_of,
-    decode_part,
+    decode_picture,
     frames,
     is_transparent,
     open_image,
@@ -45,7 +45,7 @@ class Verdict(NamedTuple):
     channels: int | None = None  # likewise
 
 
-def judge(content: bytes, suffix: str = "", *, channels: int | None = None, headers_only: bool = False) -> Verdict:
+def validate(content: bytes, suffix: str = "", *, channels: int | None = None, headers_only: bool = False) -> Verdict:
     """Decode an image file as a run would, and say what was found; never raises for what the bytes hold.
 
     Args:
@@ -68,7 +68,7 @@ def judge(content: bytes, suffix: str = "", *, channels: int | None = None, head
                     None, None, _notes(image, suffix.lower()), *image.size, image.mode, channels_of(image)
                 )
         if not headers_only:
-            notes = decode_part(sample, channels, bits=None).notes
+            notes = decode_picture(sample, channels, bits=None).notes
             verdict = verdict._replace(notes=tuple(dict.fromkeys(verdict.notes + notes)))
     except DAMAGE as error:
         bad = error if isinstance(error, BadSampleError) else BadSampleError.of(sample, error)

@@ -23,7 +23,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _RECORD = struct.Struct("<iqqqI")  # file, offset, json_offset, json_size, bytes of the path
 
 
-class Entry(NamedTuple):
+class ListingEntry(NamedTuple):
     """One image of a source."""
 
     path: str  # within the source, with forward slashes; no two entries share one
@@ -76,7 +76,7 @@ class Listing:
     def __len__(self) -> int:
         return len(self._ends)
 
-    def add(self, entry: Entry, membership: Membership, key: str | None = None) -> None:
+    def add(self, entry: ListingEntry, membership: Membership, key: str | None = None) -> None:
         """Append an entry; its key is made of `key`, by default of the path without its suffix."""
         if self._group_pattern is not None:
             membership = membership._replace(group=self._group_of(entry.path))
@@ -140,7 +140,7 @@ class Listing:
         """Bytes of image and json of every entry: (n,) int64."""
         return np.frombuffer(self._sizes, dtype=np.int64) if self._sizes else np.zeros(0, dtype=np.int64)
 
-    def entry(self, number: int) -> Entry:
+    def entry(self, number: int) -> ListingEntry:
         """An entry by its number; from any thread."""
         return self._read(number)[0]
 
@@ -165,7 +165,7 @@ class Listing:
             )
         return group
 
-    def _read(self, number: int) -> tuple[Entry, str]:
+    def _read(self, number: int) -> tuple[ListingEntry, str]:
         start, end = self._ends[number - 1] if number else 0, self._ends[number]
         record = self._spool.read(start, end - start)
         file, offset, json_offset, json_size, length = _RECORD.unpack_from(record)
@@ -173,7 +173,7 @@ class Listing:
         path = record[_RECORD.size : first].decode("utf-8", "surrogateescape")
         own = record[first:].decode("utf-8", "surrogateescape")
         size = self._sizes[number] - json_size
-        return Entry(path, size, file, offset, json_offset, json_size), own or key_text(path)
+        return ListingEntry(path, size, file, offset, json_offset, json_size), own or key_text(path)
 
 
 class Spool:

@@ -33,7 +33,7 @@ class Workshop:
     Args:
         catalogue: What is packed.
         pool: Threads that read images and prepare them.
-        ahead: Images that a shard has under way at a time.
+        in_flight: Images that a shard has under way at a time.
         reencoding: See `prepare`.
         decode_all: See `prepare`.
         refuse: Stop at an unusable image, instead of leaving it out.
@@ -42,7 +42,7 @@ class Workshop:
 
     catalogue: Catalogue
     pool: ThreadPoolExecutor
-    ahead: int
+    in_flight: int
     reencoding: Reencoding | None
     decode_all: bool
     refuse: bool
@@ -134,7 +134,9 @@ def _prepared(shop: Workshop, numbers: np.ndarray) -> Iterator[_Image]:
     places = iter(numbers.tolist())
     try:
         while True:
-            while len(pending) < shop.ahead and not shop.stop.is_set() and (number := next(places, None)) is not None:
+            while (
+                len(pending) < shop.in_flight and not shop.stop.is_set() and (number := next(places, None)) is not None
+            ):
                 pending.append(shop.pool.submit(_prepare, shop, number, next(contents)))
             if not pending:
                 return

@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from data_pipelines.remote.fsspec_source import FsspecSource
-from data_pipelines.remote.http_source import HttpSource
 from data_pipelines.remote.remote_files import ChangedError, FileState, LocalSource, RefusedError, Source
 from data_pipelines.remote.urls import is_http, is_url, redact
 
@@ -159,7 +157,13 @@ def source_of(url: str, timeout_seconds: float) -> Source:
     """The source of a URL; ValueError or ImportError when this installation has none for it."""
     if not is_url(url):
         return LocalSource(url)
-    return HttpSource(url, timeout_seconds) if is_http(url) else FsspecSource(url)
+    if is_http(url):  # imported here: who reads local shards needs neither
+        from data_pipelines.remote.http_source import HttpSource
+
+        return HttpSource(url, timeout_seconds)
+    from data_pipelines.remote.fsspec_source import FsspecSource
+
+    return FsspecSource(url)
 
 
 def retried(url: str, ask: Callable[[], _Result], patience: Patience) -> _Result:

@@ -27,7 +27,7 @@ TABLES = ("sizes", "stamps", "ends", "keys_ends", "image_bytes", "digests")
 PER_SAMPLE = ("key_ends", "image_blocks", "image_sizes", "labels", "json_blocks", "json_sizes")
 
 
-class Entry(NamedTuple):
+class IndexEntry(NamedTuple):
     """One sample: where its members lie in its shard, in bytes."""
 
     key: str
@@ -111,7 +111,7 @@ class Index:
         stamp = int(self.stamps[shard])
         return Identity(int(self.sizes[shard]), None if stamp == NO_STAMP else stamp)
 
-    def entry(self, shard: int, row: int) -> Entry:
+    def entry(self, shard: int, row: int) -> IndexEntry:
         """Sample number `row` of a shard.
 
         Raises:
@@ -133,7 +133,7 @@ class Index:
                 "shards, and it is built again"
             )
         key = self.keys_bytes[first_key + begin : first_key + end].tobytes().decode("utf-8", "surrogateescape")
-        return Entry(key, offset, size, label, json_offset, json_size)
+        return IndexEntry(key, offset, size, label, json_offset, json_size)
 
     def part(self, shard: int) -> Index:
         """The index of one of the shards."""

@@ -26,7 +26,8 @@ import numpy as np
 from data_pipelines.files import atomic_write, parse_json
 from data_pipelines.shards.index import DIGEST_BYTES, PER_SAMPLE, TABLES, DamageError, Findings, Index
 
-_MAGIC, _VERSION = b"SELFSIDX", 1
+#: 2: labels of dotted names are read; an index of before says "no label" of them, and is built again.
+_MAGIC, _VERSION = b"SELFSIDX", 2
 _HEAD = struct.Struct("<8sIIQQ32s")
 _SECTION = struct.Struct("<24s8sQQ")
 _ALIGNMENT = 64

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.images.parts import Part, Picture, needed
+from data_pipelines.images.regions import Picture, Region, needed
 from data_pipelines.transforms.backends.base import Backend, CropJob
 from data_pipelines.transforms.backends.device import write_colours
 from data_pipelines.transforms.config import Views
@@ -42,7 +42,7 @@ class Recipe:
         if target is not None:
             self._targets.append((0, target.size))
 
-    def part(self, size: tuple[int, int], drawn: Sequence[tuple[CropParams, ...]]) -> Part:
+    def region(self, size: tuple[int, int], drawn: Sequence[tuple[CropParams, ...]]) -> Region:
         """What rows with these parameters need of an image of (height, width) `size`."""
         crops = [(params[view].box, target) for params in drawn for view, target in self._targets]
         return needed(size, crops, self.partial_decode, self.dct_scaling)
@@ -77,7 +77,7 @@ class Recipe:
         return CropParams(box, params.flip) if self.colour_on_device else params._replace(box=box)
 
 
-class Showing:
+class SampleCrops:
     """The rows that show one sample; told its size by the decoder (`Choose`), then its pixels.
 
     Args:
@@ -90,10 +90,10 @@ class Showing:
         self._recipe, self._identities = recipe, identities
         self._drawn: list[tuple[CropParams, ...]] = []
 
-    def __call__(self, size: tuple[int, int]) -> Part:
+    def __call__(self, size: tuple[int, int]) -> Region:
         """Draw for an image of (height, width) `size`, and say what of it is needed."""
         self._drawn = [draw(self._recipe.views, identity, size) for identity in self._identities]
-        return self._recipe.part(size, self._drawn)
+        return self._recipe.region(size, self._drawn)
 
     def make(self, picture: Picture, arrays: dict[str, np.ndarray], places: dict[int, int]) -> None:
         """Write the rows' crops into the buffer: `places` has the place of each repeat that is made here."""

@@ -21,6 +21,7 @@ from pretrain.config.errors import ConfigError
 RENAMED = {
     "train.accumulation": "train.grad_accum_steps",
     "data.repeats": "data.repeated_augmentation",
+    "data.cache.ahead": "data.cache.prefetch_steps",
     "data.executor": "data.backend",
     "method.vocabulary": "method.vocab_size",
     "method.codes": "method.vocab_size",

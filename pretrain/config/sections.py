@@ -29,7 +29,7 @@ class CacheConfig:
 
     dir: str | None = None  # default: SELFSIGHT_CACHE, else ~/.cache/selfsight; to stage: SLURM_TMPDIR, else TMPDIR
     max_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(200 * 10**9)  # a number, or such as 500GB; the oldest go
-    ahead: NonNegativeInt = 1000  # steps of which the shards are fetched before they are read
+    prefetch_steps: NonNegativeInt = 1000  # steps of which the shards are fetched before they are read
     tries: PositiveInt = 8  # of a source that fails, with growing waits between them
     timeout_seconds: PositiveFloat = 60.0  # without a byte, after which a connection has failed
 

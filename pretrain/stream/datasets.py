@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 from data_pipelines.datasets.bad_samples import check_losses
 from data_pipelines.datasets.dataset import Dataset, open_dataset
+from data_pipelines.images.depth import depth_warning
 from data_pipelines.remote.cache import Cache, default_folder
 from data_pipelines.remote.fetch import Patience
 from data_pipelines.remote.urls import redact
@@ -29,8 +30,9 @@ def open_datasets(data: DataConfig) -> tuple[Dataset, ...]:
     return datasets
 
 
-def held_out_line(data: DataConfig, datasets: Sequence[Dataset]) -> list[str]:
-    """What to tell of data sets that hold training shards and, as `*.tar` of a folder does, others beside them."""
+def data_lines(data: DataConfig, datasets: Sequence[Dataset]) -> list[str]:
+    """What to tell of the data when a run begins: training shards named with held-out ones, as `*.tar` of a folder
+    does, and grey levels that a run of fewer bits loses, as far as `dataset.json` tells."""
     lines = []
     for source, dataset in zip(sources(data), datasets, strict=True):
         splits = {shard.name.partition("-")[0].removesuffix(".tar") for shard in dataset.shards}
@@ -40,6 +42,9 @@ def held_out_line(data: DataConfig, datasets: Sequence[Dataset]) -> list[str]:
                 f"{redact(source.path)} names shards of {' and '.join(others)} beside those of train, and the run "
                 "learns from all of them; a folder's name stands for its train shards only"
             )
+        warning = dataset.depth and depth_warning(*dataset.depth, data.bits)
+        if warning:
+            lines.append(f"{redact(source.path)}: {warning}")
     return lines
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import read_json, write_json
-from data_pipelines.sampler import Part, Sampler, Segment
+from data_pipelines.sampler import Sampler, Segment, SegmentPart
 from pretrain.config.load import ConfigError
 
 _MOST_NAMED = 5
@@ -96,7 +96,7 @@ def _open(segments: Sequence[Segment], fresh: Sampler, folder: Path) -> dict[int
     return dict(sorted(opened.items()))
 
 
-def _open_pinned(folder: Path, part: Part, near: Dataset) -> Dataset:
+def _open_pinned(folder: Path, part: SegmentPart, near: Dataset) -> Dataset:
     """A data set as it was, from the shards of the present one and those beside them."""
     listed = _read_pinned(folder, part.checksum)
     if listed is None:
@@ -124,7 +124,7 @@ def _open_pinned(folder: Path, part: Part, near: Dataset) -> Dataset:
     )
 
 
-def _difference(folder: Path, old: Part, now: Dataset) -> str:
+def _difference(folder: Path, old: SegmentPart, now: Dataset) -> str:
     """What became of a pinned data set, by the names of shards."""
     listed = _read_pinned(folder, old.checksum)
     if listed is None:
@@ -146,7 +146,7 @@ def _checksums(segments: Sequence[Segment]) -> list[str]:
     return [part.checksum for segment in segments for part in segment.parts]
 
 
-def _check_same_order(folder: Path, old: Part, new: Part) -> None:
+def _check_same_order(folder: Path, old: SegmentPart, new: SegmentPart) -> None:
     for what in ("batch_size", "lanes", "weight"):
         before, after = getattr(old, what), getattr(new, what)
         if before != after:

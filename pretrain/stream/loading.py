@@ -29,7 +29,7 @@ def loader_of(config: Config, sampler: Sampler, **options: Any) -> Loader:
         "threads": data.threads,
         "prefetch": data.prefetch,
         "max_bad_share": data.max_bad_share,
-        "fetch_ahead": data.cache.ahead,
+        "shard_prefetch_steps": data.cache.prefetch_steps,
         "channels": data.channels,
         "bits": data.bits,
         "backend": data.backend,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.datasets.bad_samples import Decoder
-from data_pipelines.images.parts import Part, whole
+from data_pipelines.images.regions import Region, whole
 from data_pipelines.sampler import Row, Sampler
 from data_pipelines.transforms.backends.any_channels import fitting
 from data_pipelines.transforms.params import draw
@@ -85,7 +85,7 @@ class Trace:
     def _crops(self, decoder: Decoder, row: Row, seed: int) -> dict[str, Any]:
         sizes: list[tuple[int, int]] = []
 
-        def note(size: tuple[int, int]) -> Part:
+        def note(size: tuple[int, int]) -> Region:
             sizes.append(size)
             return whole(size)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,13 @@ def test_a_dry_run_tells_of_validation_shards_among_the_training_ones(
     for data, told in ((f"{tmp_path}/*.tar", True), (str(tmp_path), False)):
         show_plan(PRESET, [f"data.train={data}", "train.batch_size=4"])
         assert ("names shards of val beside those of train" in capsys.readouterr().out) == told
+
+
+@pytest.mark.parametrize(("bits", "highest", "told"), [(16, 0.0625, True), (8, 1.0, False)])
+def test_a_dry_run_tells_of_levels_that_8_bits_lose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bits: int, highest: float, told: bool
+) -> None:
+    write_tar(tmp_path / "train-000000.tar", [(f"{n}.png", encode(picture(n))) for n in range(4)])
+    (tmp_path / "dataset.json").write_text(json.dumps({"statistics": {"bits": bits, "max": [highest] * 3}}))
+    show_plan(PRESET, [f"data.train={tmp_path}", "train.batch_size=4"])
+    assert ("keeps the high byte: 17 grey levels of 4,097" in capsys.readouterr().out) == told

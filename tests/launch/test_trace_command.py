@@ -19,6 +19,7 @@ from data_pipelines.transforms.backends.base import CropJob
 from data_pipelines.transforms.backends.select import backend
 from data_pipelines.transforms.params import CropParams
 from launch.cli import app
+from launch.trace_command import _text
 from pretrain.config.load import parse_config
 from pretrain.methods.registry import draw_fields_for
 from pretrain.stream.datasets import open_datasets, sampler_of
@@ -115,3 +116,11 @@ def test_of_a_run_it_tells_what_was_shown(data: dict[str, Any], tmp_path: Path) 
     (tmp_path / "one" / "train-000000.tar").unlink()
     result = CliRunner().invoke(app, ["data", "trace", str(run), "--step", "3"])
     assert "missing: train-000000.tar" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [("a\tb\nc", r"a\tb\nc"), ("\x1b[2Jred", r"\x1b[2Jred"), ("caf\udce9", r"caf\xe9"), ("a\\b é", r"a\\b é")],
+)
+def test_names_from_strangers_are_one_line_without_control_letters(key: str, told: str) -> None:
+    assert _text(key) == told

@@ -8,10 +8,10 @@ from pathlib import Path
 from data_pipelines.images.dicom import SUFFIXES, dicom_to_png, is_dicom, look_at_dicom
 from data_pipelines.images.issues import shown
 from data_pipelines.images.pixels import UnusableImageError, check_file_size
-from data_pipelines.packing.listing import Entry, Skipped
+from data_pipelines.packing.listing import ListingEntry, Skipped
 
 _START = 132  # bytes that tell
-_ONE, _FRAME = 1, 2  # `Entry.file` of a file of one image, and of a frame, whose number is `offset`
+_ONE, _FRAME = 1, 2  # `ListingEntry.file` of a file of one image, and of a frame, whose number is `offset`
 
 
 class DicomFiles:
@@ -26,7 +26,7 @@ class DicomFiles:
         self._found: Counter[tuple[str, int]] = Counter()  # files by modality and bits stored
         self._num_inverted = self._num_frames = 0
 
-    def entries(self, path: Path, name: str) -> list[Entry] | Skipped | None:
+    def entries(self, path: Path, name: str) -> list[ListingEntry] | Skipped | None:
         """One entry a frame of the file, `name` within its source; None if it is no DICOM.
 
         Looked into are files of DICOM's suffixes, and those without any or with a number for one, as scanners write
@@ -49,13 +49,14 @@ class DicomFiles:
         self._found[header.modality, header.bits_stored] += 1
         self._num_inverted += header.inverted
         if header.frames == 1:
-            return [Entry(name, size, _ONE)]
+            return [ListingEntry(name, size, _ONE)]
         self._num_frames += header.frames
         return [
-            Entry(f"{name}#{frame:04d}", max(size // header.frames, 1), _FRAME, frame) for frame in range(header.frames)
+            ListingEntry(f"{name}#{frame:04d}", max(size // header.frames, 1), _FRAME, frame)
+            for frame in range(header.frames)
         ]
 
-    def content(self, root: Path, entry: Entry) -> bytes | None:
+    def content(self, root: Path, entry: ListingEntry) -> bytes | None:
         """The PNG of an entry; None if it is of no DICOM. Raises UnusableImageError as `dicom_to_png` does."""
         if entry.file not in (_ONE, _FRAME):
             return None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipelines.packing.listing import Entry, Listing, Membership, Skipped, key_text
+from data_pipelines.packing.listing import Listing, ListingEntry, Membership, Skipped, key_text
 from data_pipelines.packing.sources.base import Content, ListedSource, read_exactly
 from data_pipelines.packing.sources.dicom_files import DicomFiles
 from data_pipelines.packing.sources.splits import memberships_of_folders
@@ -109,7 +109,7 @@ def _told(others: Counter[str]) -> str:
 
 def _walk(
     root: Path, below: str = "", ancestors: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[Entry | Skipped | _Other | None]:
+) -> Iterator[ListingEntry | Skipped | _Other | None]:
     """All images below the root in the order of their paths.
 
     Between them come None for an array that belongs to one, a link to nothing as skipped, and of every other file the
@@ -138,7 +138,7 @@ def _walk(
                 continue
             sidecar = name.rpartition(".")[0] + ".json"
             json_size = (root / below / sidecar).stat().st_size if sidecar in names else 0
-            yield Entry(path, entry.stat().st_size, json_size=json_size)
+            yield ListingEntry(path, entry.stat().st_size, json_size=json_size)
         elif entry.is_symlink():
             yield Skipped(path, "a link to nothing")
 

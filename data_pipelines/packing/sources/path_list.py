@@ -10,7 +10,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-from data_pipelines.packing.listing import Entry, Listing, Skipped, Spool
+from data_pipelines.packing.listing import Listing, ListingEntry, Skipped, Spool
 from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Content, ListedSource, read_exactly
 from data_pipelines.packing.sources.dicom_files import DicomFiles
 from data_pipelines.packing.sources.splits import membership, split_kind
@@ -109,7 +109,7 @@ class PathListSource(ListedSource):
             kind = split_kind(str(split)) or str(split) or None if split is not None else None
             known = _label(label, are_numbers, table, path)
             num_unlabelled += known is None
-            for entry in frames or [Entry(path, size)]:
+            for entry in frames or [ListingEntry(path, size)]:
                 entry = entry._replace(json_offset=place, json_size=len(metadata))
                 self.listing.add(entry, membership(kind, known, group))
             self.listing.note(metadata)

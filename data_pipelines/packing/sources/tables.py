@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.packing.listing import Entry, Listing, Skipped, key_text
+from data_pipelines.packing.listing import Listing, ListingEntry, Skipped, key_text
 from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Content
 from data_pipelines.packing.sources.path_list import (
     LABEL_COLUMNS,
@@ -189,7 +189,7 @@ class TableSource:
             key = key_text(path) if path else f"{key_text(name)}-{row:09d}"
             is_class = label is not None and label != "" and (isinstance(label, str) or label >= 0)
             self.listing.add(
-                Entry(f"{name}/{row}", num_bytes // rows),
+                ListingEntry(f"{name}/{row}", num_bytes // rows),
                 membership(kind, label if is_class else None, group_of_row),
                 key,
             )

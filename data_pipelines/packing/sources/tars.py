@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_pipelines.files import read_json
-from data_pipelines.packing.listing import Entry, Listing, Membership, Skipped
+from data_pipelines.packing.listing import Listing, ListingEntry, Membership, Skipped
 from data_pipelines.packing.sources.base import Content, ListedSource, read_piece
 from data_pipelines.packing.sources.splits import membership, memberships_of_folders, splits_of_files
 from data_pipelines.shards.scan import IMAGE_SUFFIXES, MEMBER_NAME, META_NAME, image_rank
@@ -126,7 +126,7 @@ class TarSource(ListedSource):
                 if _is_litter(path):
                     continue
                 if suffix in IMAGE_SUFFIXES:
-                    entry = Entry(f"{name}/{member.name}", member.size, file, member.offset)
+                    entry = ListingEntry(f"{name}/{member.name}", member.size, file, member.offset)
                     folder = path.lstrip("/").rpartition("/")[0]
                     self.listing.add(entry, Membership(split, folder), path.rpartition(".")[0])
                 elif suffix == "cls" and labels:
@@ -183,7 +183,9 @@ class TarSource(ListedSource):
                             label = _label(os.pread(tar.fileno(), size, one.label.offset))
                             num_bad_labels += label is None
                         image, json = one.image, one.json
-                        entry = Entry(f"{name}/{image.name}", image.size, file, image.offset, json.offset, json.size)
+                        entry = ListingEntry(
+                            f"{name}/{image.name}", image.size, file, image.offset, json.offset, json.size
+                        )
                         self.listing.add(entry, membership(split, label), one.key.removeprefix("./"))
             self._note_empty(name, before)
         self._note_others(others)

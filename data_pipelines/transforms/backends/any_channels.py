@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data_pipelines.images.parts import Box
+from data_pipelines.images.regions import Box
 from data_pipelines.transforms.config import Crop, Interpolation, Views
 
 if TYPE_CHECKING:

@@ -50,7 +50,7 @@ def backend(name: CpuBackendName = "auto") -> Backend:
     Raises:
         ValueError: No such backend, or `native` where the kernel is not built.
     """
-    from data_pipelines.transforms.backends import any_channels, opencv  # they import torch
+    from data_pipelines.transforms.backends import any_channels  # it imports torch
 
     if name not in ("auto", "native", "opencv"):
         raise ValueError(f"backend {name!r} is not known; choose auto, native or opencv")
@@ -58,7 +58,11 @@ def backend(name: CpuBackendName = "auto") -> Backend:
         raise ValueError(f"backend native: the crop kernel is not built; {native.HOW_TO_BUILD}, or choose opencv")
     if name == "auto" and not native.BUILT:
         _tell_once()
-    plain = native.render if name != "opencv" and native.BUILT else opencv.render
+    plain: Backend = native.render
+    if name == "opencv" or not native.BUILT:
+        from data_pipelines.transforms.backends import opencv
+
+        plain = opencv.render
 
     def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
         (plain if any_channels.is_plain(image) else any_channels.render)(image, jobs)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -103,17 +106,70 @@ def test_a_shard_without_samples_is_passed_over(tmp_path: Path) -> None:
     assert [dataset.read(number).key for number in range(3)] == ["000000", "000001", "000002"]
 
 
-def num_open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+def test_shards_without_a_sample_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(9):
+        write_tar(tmp_path / f"train-{number:06d}.tar", sample_files([number]) if number in (0, 3) else [])
+    open_dataset(tmp_path)
+    named = next(record.message for record in caplog.records if record.message.startswith("without a sample: "))
+    assert str(tmp_path / "train-000001.tar") in named
+    assert "train-000000" not in named
+    assert "train-000003" not in named
+    assert named.endswith(" and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("statistics", "depth"),
+    [
+        ({"bits": 16, "max": [0.0625, 0.5]}, (16, 32768)),
+        ({"bits": 8, "max": [1.0]}, (8, 255)),
+        ({"none": "no two are alike"}, None),
+        ({"bits": 16, "max": []}, None),
+        ([], None),
+    ],
+)
+def test_the_depth_is_what_the_description_measured(
+    tmp_path: Path, statistics: object, depth: tuple[int, int] | None
+) -> None:
+    write_tar(tmp_path / "train-000000.tar", sample_files([0]))
+    (tmp_path / "dataset.json").write_text(json.dumps({"statistics": statistics}))
+    assert open_dataset(tmp_path).depth == depth
+
+
+READ_ONE = """
+import sys
+from data_pipelines.datasets.dataset import open_dataset
+from data_pipelines.loader import Loader
+from data_pipelines.sampler import Sampler
+from data_pipelines.transforms.config import Crop, Views
+
+views = Views(global_crops=(Crop(size=16),))
+with Loader(Sampler((open_dataset(sys.argv[1]),), seed=0, batch_size=1), views, threads=1) as loader:
+    assert next(loader.steps()) is not None
+    print(*(name for name in sys.modules if name.startswith("data_pipelines.")))
+"""
+
+
+def test_a_local_jpeg_needs_few_modules(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-000000.tar", [("0.jpg", encode(picture(0), "JPEG"))])
+    run = subprocess.run([sys.executable, "-c", READ_ONE, str(tmp_path)], capture_output=True, text=True, check=True)
+    names = {name.removeprefix("data_pipelines.") for name in run.stdout.split()}
+    unused = ("packing", "checks", "remote.cache", "remote.http", "remote.fsspec", "images.tiff", "images.npy")
+    assert not [name for name in names if name.startswith((*unused, "datasets.remote_index", "images.dicom"))]
+    assert len(names) <= 51  # rooms and compiled ones too
+
+
+def num_open_files(folder: Path) -> int:
+    """Of this folder's files: others may be closed meanwhile by whoever else the process holds."""
+    places = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+    return sum(Path(place).is_relative_to(folder) for place in places)
 
 
 def test_threads_share_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(8):
         write_tar(tmp_path / f"train-{number:06d}.tar", [(f"{number}.png", encode(picture(number)))])
     monkeypatch.setattr(dataset_module, "_MAX_OPEN_SHARDS", 2)
-    before = num_open_files()
     with open_dataset(tmp_path) as dataset, ThreadPoolExecutor(4) as pool:
         for number, sample in enumerate(pool.map(dataset.read, list(range(8)) * 20)):
             assert sample.key == str(number % 8)
-        assert num_open_files() <= before + 2
-    assert num_open_files() == before
+        assert num_open_files(tmp_path) <= 2
+    assert num_open_files(tmp_path) == 0

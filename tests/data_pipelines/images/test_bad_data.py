@@ -32,7 +32,7 @@ from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.images.decode import BadSampleError, decode
 from data_pipelines.images.issues import CASES, Severity
 from data_pipelines.images.sample import Sample
-from data_pipelines.images.validate import judge
+from data_pipelines.images.validate import validate
 from data_pipelines.loader import Loader
 from data_pipelines.sampler import Sampler
 from data_pipelines.shards.scan import build_index
@@ -217,7 +217,7 @@ def test_an_image(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert index.labels.tolist() == [0, 1, 2]
     assert not index.problems
 
-    verdict = judge(case.content, case.suffix, channels=3)
+    verdict = validate(case.content, case.suffix, channels=3)
     assert (verdict.case, verdict.notes) == (case.error, case.notes)
 
     with open_dataset(tmp_path) as dataset:
@@ -269,7 +269,7 @@ def check_loader(dataset: Dataset, shown: Sequence[int], log: Path, caplog: pyte
 def test_a_bomb_takes_neither_time_nor_memory() -> None:
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for name in ("gigapixel jpeg", "gigapixel png", "just too many pixels", "absurd png", "bomb of text"):
-        assert judge(IMAGES[name].content).case is not None
+        assert validate(IMAGES[name].content).case is not None
     assert time.perf_counter() - began < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
 
@@ -279,7 +279,7 @@ def test_cut_at_every_byte_an_image_is_bad_or_whole(format: str) -> None:
     content = encode(picture(4, 9, 11), format)
     whole = decode_bytes(content)
     for end in range(len(content)):
-        verdict = judge(content[:end])
+        verdict = validate(content[:end])
         if verdict.case is None:  # all pixels were there
             assert end >= len(content) - 20  # what is cut are checksums and the end mark
             np.testing.assert_array_equal(decode_bytes(content[:end]), whole)

@@ -17,7 +17,7 @@ from PIL import Image
 from data_pipelines.datasets.bad_samples import Decoder, TooManyBadSamplesError
 from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.images.issues import CASES, Severity
-from data_pipelines.images.validate import judge
+from data_pipelines.images.validate import validate
 from data_pipelines.shards.scan import build_index, scan_shard
 from data_pipelines.shards.tar import BLOCK
 
@@ -87,12 +87,12 @@ def _bounded() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_an_image_is_used_or_refused_with_a_reason(name: str) -> None:
-    assert judge(IMAGES[name]).case is None
+    assert validate(IMAGES[name]).case is None
     draw = np.random.default_rng(list(name.encode()))
     num_bad = 0
     for channels in (3, 1):
         for _ in range(150):
-            verdict = judge(damaged(IMAGES[name], draw), "jpg", channels=channels)
+            verdict = validate(damaged(IMAGES[name], draw), "jpg", channels=channels)
             if verdict.case is not None:
                 num_bad += 1
                 assert CASES[verdict.case].severity == Severity.ERROR
@@ -106,7 +106,7 @@ def test_random_bytes_behind_every_magic_are_refused() -> None:
     for content in IMAGES.values():
         for kept in (2, 4, 12, 16, 30):
             for size in (0, 1, 50, 2000):
-                assert judge(content[:kept] + draw.bytes(size)).case is not None
+                assert validate(content[:kept] + draw.bytes(size)).case is not None
 
 
 def tars(folder: Path) -> list[bytes]:

@@ -19,9 +19,9 @@ from making import bands, deep_png, encode, picture
 from PIL import Image, ImageOps
 
 from data_pipelines.images import jpeg
-from data_pipelines.images.decode import BadSampleError, decode, decode_part, open_image, orientation_of
+from data_pipelines.images.decode import BadSampleError, decode, decode_picture, open_image, orientation_of
 from data_pipelines.images.jpeg import decode_jpeg, has_regions, read_header
-from data_pipelines.images.parts import Part, Picture, needed, whole
+from data_pipelines.images.regions import Picture, Region, needed, whole
 from data_pipelines.images.sample import Sample
 
 needs_regions = pytest.mark.skipif(not has_regions(), reason="the extension _jpeg_region is not built")
@@ -119,7 +119,7 @@ def test_a_part_is_the_same_pixels(kind: str, factor: int) -> None:
         content = jpeg_of(seed, height, width, kind, orientation=seed % 8 + 1)
         size = read_header(content).size
         (left, right), (top, bottom) = (sorted(rng.integers(0, side, 2).tolist()) for side in (size[1], size[0]))
-        part = Part((left, top, right + 1, bottom + 1), factor)
+        part = Region((left, top, right + 1, bottom + 1), factor)
         whole_picture = decode_jpeg(content, 3, lambda size: whole(size)._replace(factor=factor))
         found = decode_jpeg(content, 3, lambda _, part=part: part, padded=bool(seed % 2))
         if whole_picture is None or found is None:  # so small that a factor is another's equal
@@ -138,11 +138,11 @@ def test_only_what_is_asked_for_is_decoded() -> None:
     content = jpeg_of(1, 200, 300)
     asked: list[tuple[int, int]] = []
 
-    def choose(size: tuple[int, int]) -> Part:
+    def choose(size: tuple[int, int]) -> Region:
         asked.append(size)
-        return Part((100, 50, 164, 80))
+        return Region((100, 50, 164, 80))
 
-    found = decode_part(sample(content), 3, choose)
+    found = decode_picture(sample(content), 3, choose)
     assert asked == [(200, 300)]
     assert found.pixels.shape == ((30, 64, 3) if has_regions() else (200, 300, 3))
     assert found.within((110, 60, 120, 70)) == ((10, 10, 20, 20) if has_regions() else (110, 60, 120, 70))
@@ -154,13 +154,13 @@ def test_a_truncated_jpeg_is_found_whatever_part_is_asked_for(kind: str) -> None
     for length in (*range(0, len(content) - 2, 97), len(content) - 2):
         for box in ((0, 0, 120, 8), (0, 0, 120, 120)):
             with pytest.raises(BadSampleError):
-                decode_part(sample(content[:length]), 3, lambda _, box=box: Part(box))
+                decode_picture(sample(content[:length]), 3, lambda _, box=box: Region(box))
 
 
 def test_a_jpeg_with_bytes_behind_it_is_good() -> None:
     content = jpeg_of(2, 50, 50)
     for box in ((0, 0, 20, 20), (0, 0, 50, 50)):
-        found = decode_part(sample(content + bytes(1000)), 3, lambda _, box=box: Part(box))
+        found = decode_picture(sample(content + bytes(1000)), 3, lambda _, box=box: Region(box))
         np.testing.assert_array_equal(found.pixels[:20, :20], pillows(content)[:20, :20])
 
 
@@ -176,9 +176,9 @@ def test_damage_is_judged_alike_in_part_and_whole(kind: str) -> None:
         damaged = content.copy()
         damaged[rng.integers(len(content), size=2)] ^= rng.integers(1, 256, 2, dtype=np.uint8)
         found: list[Picture | None] = []
-        for choose in (whole, lambda size: Part(box) if size == (90, 110) else whole(size)):
+        for choose in (whole, lambda size: Region(box) if size == (90, 110) else whole(size)):
             try:
-                found.append(decode_part(sample(damaged.tobytes()), 3, choose))
+                found.append(decode_picture(sample(damaged.tobytes()), 3, choose))
             except BadSampleError:
                 found.append(None)
         full, part = found
@@ -252,13 +252,13 @@ def test_unusual_files_are_left_to_pillow() -> None:
 def test_what_crops_need() -> None:
     size, box = (400, 600), (10, 20, 110, 120)
     two = [(box, (33, 33)), ((200, 40, 300, 140), (33, 33))]
-    assert needed(size, two) == Part((10, 20, 300, 140), 2)
+    assert needed(size, two) == Region((10, 20, 300, 140), 2)
     assert needed(size, [*two, (box, (34, 33))]).factor == 1  # fewer than 1.5 px for each of one side's
     assert needed(size, [(box, (8, 8))]).factor == 8
-    assert needed(size, [(box, (8, 8))], scaling=False) == Part(box)
+    assert needed(size, [(box, (8, 8))], scaling=False) == Region(box)
     assert needed(size, [(box, (101, 101))], partial=False) == whole(size)
     assert needed(size, [((0, 0, 590, 395), (500, 500))]) == whole(size)  # nearly all: no part is worth its trouble
-    assert needed(size, [((10.5, 20.2, 100.1, 99.9), (224, 224))]) == Part((10, 20, 101, 100))
+    assert needed(size, [((10.5, 20.2, 100.1, 99.9), (224, 224))]) == Region((10, 20, 101, 100))
 
 
 def segment(marker: int, content: bytes) -> bytes:

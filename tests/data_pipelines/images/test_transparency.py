@@ -14,9 +14,9 @@ from making import bands, encode, picture, tiff
 from PIL import Image
 
 from data_pipelines.datasets.statistics import Kind, measure
-from data_pipelines.images.decode import decode, decode_part, look
+from data_pipelines.images.decode import decode, decode_picture, look
 from data_pipelines.images.sample import Sample
-from data_pipelines.images.validate import judge
+from data_pipelines.images.validate import validate
 from data_pipelines.packing.reencode import Reencoding, prepare
 
 CLEAR = np.arange(24) < 10  # columns that are transparent
@@ -66,7 +66,7 @@ def test_a_colour_that_stands_for_transparency_is_put_on_black(channels: int, de
     with_opacity = decode(sample(content), channels + 1, bits)
     assert not with_opacity[:, CLEAR, channels].any()
     assert (with_opacity[:, ~CLEAR, channels] == (1 << bits) - 1).all()
-    assert "transparent" in judge(content, "png").notes
+    assert "transparent" in validate(content, "png").notes
     assert look(content).transparent
     assert prepare(content, Reencoding(everything=True)).content == content, "no JPEG could hold it"
 
@@ -99,12 +99,12 @@ def test_opacity_is_put_on_black_in_every_format_that_has_it(format: str) -> Non
     alpha = np.where(CLEAR, 0, 255).astype(np.uint8)[None].repeat(20, 0)
     content = saved(Image.fromarray(np.dstack([RGB, alpha])), format, lossless=True)
     np.testing.assert_array_equal(decode(sample(content)), np.where(CLEAR[None, :, None], 0, RGB))
-    assert judge(content, channels=3).notes == ("transparent",)
+    assert validate(content, channels=3).notes == ("transparent",)
 
 
 def test_a_gif_is_refused_by_name_whether_transparent_or_not() -> None:
     content = saved(Image.fromarray(RGB).quantize(8), "GIF", transparency=0)
-    assert judge(content, "gif", channels=3).case == "other_format"
+    assert validate(content, "gif", channels=3).case == "other_format"
 
 
 INFRARED = bands(1, 4)  # red, green, blue and a smooth band
@@ -117,20 +117,20 @@ def test_a_fourth_band_that_is_tagged_as_opacity_is_told(extra: str | None, dtyp
     pixels = INFRARED if dtype == np.uint16 else (INFRARED >> 8).astype(np.uint8)
     content = tiff(pixels, photometric="rgb", **({"extrasamples": [extra]} if extra else {}))
     np.testing.assert_array_equal(decode(sample(content), 4, None), pixels)
-    assert decode_part(sample(content), 4, bits=None).notes == ()
-    assert decode_part(sample(content), 3, bits=None).notes == ("odd_opacity",)
-    assert "odd_opacity" in judge(content, "tif", channels=3).notes
-    assert "odd_opacity" in judge(content, "tif").notes
-    assert "odd_opacity" not in judge(content, "tif", channels=4).notes
+    assert decode_picture(sample(content), 4, bits=None).notes == ()
+    assert decode_picture(sample(content), 3, bits=None).notes == ("odd_opacity",)
+    assert "odd_opacity" in validate(content, "tif", channels=3).notes
+    assert "odd_opacity" in validate(content, "tif").notes
+    assert "odd_opacity" not in validate(content, "tif", channels=4).notes
 
 
 def test_a_fourth_band_in_a_png_is_told_too() -> None:
     for content in (encode((INFRARED >> 8).astype(np.uint8)), saved(Image.fromarray(RGB).convert("LA"), "PNG")):
         expected = ("odd_opacity",) if look(content).channels == 3 else ()
-        assert decode_part(sample(content), 3).notes == expected
+        assert decode_picture(sample(content), 3).notes == expected
     with_soft_border = np.dstack([RGB, np.where(CLEAR, 0, 255)[None].repeat(20, 0)]).astype(np.uint8)
     with_soft_border[:, 9:11, 3] = 128
-    assert decode_part(sample(encode(with_soft_border)), 3).notes == ()
+    assert decode_picture(sample(encode(with_soft_border)), 3).notes == ()
 
 
 def test_five_bands_are_five_whatever_they_are_tagged_as() -> None:

@@ -14,7 +14,7 @@ from packs import content, make_folder, make_shards, read_back
 from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.packing import describe as describe_module
 from data_pipelines.packing import write as write_module
-from data_pipelines.packing.listing import Entry, Listing, Membership
+from data_pipelines.packing.listing import Listing, ListingEntry, Membership
 from data_pipelines.packing.write import pack
 
 
@@ -146,7 +146,9 @@ def test_the_index_of_all_shards_is_written(tmp_path: Path) -> None:
 
 def test_entries_are_read_back_as_they_were_added(tmp_path: Path) -> None:
     listing = Listing(tmp_path)
-    entries = [Entry(f"caf\udce9/{number}.png", number, number + 1, 1 << 40, number, number) for number in range(50)]
+    entries = [
+        ListingEntry(f"caf\udce9/{number}.png", number, number + 1, 1 << 40, number, number) for number in range(50)
+    ]
     for number, entry in enumerate(entries):
         listing.add(entry, Membership("train", number % 3), None if number % 2 else f"own {number // 4}")
     listing.add(entries[7], Membership())
@@ -168,7 +170,7 @@ MEMORY = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from data_pipelines.packing.listing import Entry, Membership, Listing
+from data_pipelines.packing.listing import ListingEntry, Membership, Listing
 from data_pipelines.packing.scan import scan
 from data_pipelines.packing.write import _cut
 
@@ -180,7 +182,7 @@ def plan(count):
     listing = Listing(Path(sys.argv[1]))
     for number in range(count):
         path = f"class{number % 100}/an image of some name {number:09d}.jpg"
-        listing.add(Entry(path, 100000), memberships[number % 100])
+        listing.add(ListingEntry(path, 100000), memberships[number % 100])
     listing.finish()
     source = SimpleNamespace(listing=listing, memberships=memberships, skipped=[], notes=[], classes=None)
     found = scan(source, val_share=0.1)

@@ -184,7 +184,7 @@ def test_tables_without_pyarrow_say_what_to_install(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for name in ("table_files", "tables"):
         monkeypatch.delitem(sys.modules, f"data_pipelines.packing.sources.{name}", raising=False)
-    with pytest.raises(ValueError, match=r"pip install 'selfsight\[parquet\]'"):
+    with pytest.raises(ValueError, match=r"pip install '.\[parquet\]'"):
         pack(sources["parquet"], tmp_path / "out", progress=False)
 
 

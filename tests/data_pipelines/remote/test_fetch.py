@@ -238,7 +238,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
-    with pytest.raises(ValueError, match=r"s3://bucket/x\.tar: .* pip install 'selfsight\[s3\]'"):
+    with pytest.raises(ValueError, match=r"s3://bucket/x\.tar: .* pip install '.\[s3\]'"):
         source_of("s3://bucket/x.tar", 1)
 
 

@@ -27,7 +27,7 @@ from data_pipelines.datasets import local_view
 from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.datasets.dataset_index import write_index
 from data_pipelines.datasets.local_view import LocalView
-from data_pipelines.datasets.prefetch import FetchAhead, Need, in_order
+from data_pipelines.datasets.prefetch import Need, ShardPrefetcher, in_order
 from data_pipelines.eval_loader import center_crops
 from data_pipelines.loader import Loader
 from data_pipelines.remote.cache import Cache
@@ -259,18 +259,18 @@ def test_ahead_within_horizon_and_room(server: Server, tmp_path: Path) -> None:
     def fetched() -> set[int]:
         return {number for number in range(NUM_SHARDS) if server.num_requests(f"train-{number:06d}.tar")}
 
-    ahead = FetchAhead([dataset], ([Need(dataset, shard)] for shard in range(NUM_SHARDS)), horizon=2)
+    prefetcher = ShardPrefetcher([dataset], ([Need(dataset, shard)] for shard in range(NUM_SHARDS)), horizon=2)
     wait_until(lambda: fetched() == {0, 1})
-    ahead.advance()
+    prefetcher.advance()
     wait_until(lambda: fetched() == {0, 1, 2})
-    ahead.close()
-    ahead = FetchAhead([dataset], ([Need(dataset, shard)] for shard in range(NUM_SHARDS)), horizon=100)
+    prefetcher.close()
+    prefetcher = ShardPrefetcher([dataset], ([Need(dataset, shard)] for shard in range(NUM_SHARDS)), horizon=100)
     time.sleep(0.3)
     assert fetched() == {0, 1, 2}  # there is no room for more before the first is done with
     for _ in range(NUM_SHARDS):
-        ahead.advance()
+        prefetcher.advance()
     wait_until(lambda: fetched() == set(range(NUM_SHARDS)))
-    ahead.close()
+    prefetcher.close()
     assert [list(needs) for needs in in_order(dataset, 14, 40, 10)] == [
         [Need(dataset, 0), Need(dataset, 1)],
         [Need(dataset, 1), Need(dataset, 2)],
@@ -281,10 +281,10 @@ def test_ahead_within_horizon_and_room(server: Server, tmp_path: Path) -> None:
 def test_a_failure_ahead_of_its_time_is_told_and_ends_nothing(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     dataset = remote(server, Cache(patience=QUICK))
     server.faults["set/train-000001.tar"].extend(["500"] * 4)
-    ahead = FetchAhead([dataset], ([Need(dataset, shard)] for shard in range(3)), horizon=5, first=100)
+    prefetcher = ShardPrefetcher([dataset], ([Need(dataset, shard)] for shard in range(3)), horizon=5, first=100)
     with caplog.at_level(logging.WARNING):
         wait_until(lambda: "for step 101" in caplog.text)
-    ahead.close()
+    prefetcher.close()
     assert "train-000001.tar could not be fetched" in caplog.text
     assert dataset.read(20).key == "000025"
 

@@ -18,7 +18,7 @@ _DECODED_PER_PX = 1.5
 Box = tuple[float, float, float, float]  # left, top, right, bottom in px
 
 
-class Part(NamedTuple):
+class Region(NamedTuple):
     """What of an image is needed, at least."""
 
     box: tuple[int, int, int, int]  # left, top, right, bottom in px of the whole image, upright
@@ -48,17 +48,17 @@ class Picture(NamedTuple):
 
 
 #: Told an image's height and width, upright, before it is decoded: which part is needed.
-Choose = Callable[[tuple[int, int]], Part]
+Choose = Callable[[tuple[int, int]], Region]
 
 
-def whole(size: tuple[int, int]) -> Part:
+def whole(size: tuple[int, int]) -> Region:
     """All of an image."""
-    return Part((0, 0, size[1], size[0]))
+    return Region((0, 0, size[1], size[0]))
 
 
 def needed(
     size: tuple[int, int], crops: Sequence[tuple[Box, tuple[int, int]]], partial: bool = True, scaling: bool = True
-) -> Part:
+) -> Region:
     """The part of an image that crops touch, at the smallest size that still leaves each of them some px to spare.
 
     Args:
@@ -67,15 +67,15 @@ def needed(
         partial: Whether anything may be left out; else the box is the whole image.
         scaling: Whether the factor may be other than 1.
     """
-    part = whole(size)
+    region = whole(size)
     if partial:
         boxes = [box for box, _ in crops]
         left, top = math.floor(min(box[0] for box in boxes)), math.floor(min(box[1] for box in boxes))
         right, bottom = math.ceil(max(box[2] for box in boxes)), math.ceil(max(box[3] for box in boxes))
         if (right - left) * (bottom - top) < _WORTHWHILE * size[0] * size[1]:
-            part = Part((left, top, right, bottom))
+            region = Region((left, top, right, bottom))
     if scaling:
         spare = min(min((box[2] - box[0]) / width, (box[3] - box[1]) / height) for box, (height, width) in crops)
         factor = next((factor for factor in FACTORS if spare >= factor * _DECODED_PER_PX), 1)
-        part = part._replace(factor=factor)
-    return part
+        region = region._replace(factor=factor)
+    return region
