@@ -253,7 +253,7 @@ def test_vqkd_runs_resume_to_the_last_bit_and_their_codes_can_be_learned(shards:
     assert folders[0].read_bytes() == folders[1].read_bytes()
     assert find_tokenizer(tmp_path / "whole") == tmp_path / "whole" / "tokenizer"
     assert find_tokenizer(checkpoints / "step-00000008") == checkpoints / "step-00000008" / "tokenizer"
-    with pytest.raises(FileNotFoundError, match=r"holds a tokenizer .* no encoder to load or probe"):
+    with pytest.raises(FileNotFoundError, match=r"holds a tokenizer, .* no encoder to load or probe"):
         find_encoder(tmp_path / "whole")
 
     tokenizer, card = load_tokenizer(tmp_path / "whole" / "tokenizer")
