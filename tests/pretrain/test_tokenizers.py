@@ -253,7 +253,7 @@ def test_vqkd_runs_resume_to_the_last_bit_and_their_codes_can_be_learned(shards:
     assert folders[0].read_bytes() == folders[1].read_bytes()
     assert find_tokenizer(tmp_path / "whole") == tmp_path / "whole" / "tokenizer"
     assert find_tokenizer(checkpoints / "step-00000008") == checkpoints / "step-00000008" / "tokenizer"
-    with pytest.raises(FileNotFoundError, match=r"holds a tokenizer .* no encoder to load or probe"):
+    with pytest.raises(FileNotFoundError, match=r"holds a tokenizer, .* no encoder to load or probe"):
         find_encoder(tmp_path / "whole")
 
     tokenizer, card = load_tokenizer(tmp_path / "whole" / "tokenizer")
@@ -567,7 +567,7 @@ def test_tokens_are_brought_to_the_cells(shards: Path, tmp_path: Path) -> None:
     ("name", "changes", "says"),
     [
         ("codes", {"views": {"target_crop": None}}, "needs views.target_crop"),
-        ("hog", {"views": {"target_crop": {"size": 32}}}, "is for method.target=codes"),
+        ("hog", {"views": {"target_crop": {"size": 32}}}, "reads no views.target_crop"),
         ("codes", {"method": {"tokenizer": None}}, "needs the run of a tokenizer"),
         ("hog", {"method": {"mask": {"unit": 4}}}, "multiple of 8"),
         ("beitv2", {"encoder": {"class_token": False}}, "the encoder is vit without"),
@@ -576,7 +576,7 @@ def test_tokens_are_brought_to_the_cells(shards: Path, tmp_path: Path) -> None:
         ("dvae", {"encoder": {"family": "vit"}}, "set encoder=null"),
         ("dvae", {"engine": {"activation_checkpointing": True}}, "set engine.activation_checkpointing=False"),
         ("dvae", {"optim": {"layer_decay": 0.9}}, "set optim.layer_decay=1.0"),
-        ("dvae", {"views": {"global_crops": [{"size": 30}]}}, "the dVAE's stride is 4"),
+        ("dvae", {"views": {"global_crops": [{"size": 30}]}}, "dvae's stride is 4"),
         ("vqkd", {"encoder": None}, "vqkd needs an encoder"),
         ("vqkd", {"views": {"local_crops": {"size": 16}}}, "sees no local crops"),
     ],
