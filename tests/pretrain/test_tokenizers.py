@@ -290,7 +290,8 @@ def test_two_ranks_agree_on_codes_and_learn_what_one_does(shards: Path, tmp_path
             runs[ranks].append(data)
         run_all(runs[ranks], ranks, tmp_path)
     for alone, together in zip(runs[1], runs[2], strict=True):
-        assert column(together, "loss") == pytest.approx(column(alone, "loss"), rel=2e-5), alone["name"]
+        # the dVAE's loss, a log-density, passes zero: there a relative bound alone asks for more than fp32 has
+        assert column(together, "loss") == pytest.approx(column(alone, "loss"), rel=2e-5, abs=1e-4), alone["name"]
         assert len(set(column(alone, "loss"))) == 8
         if alone["method"]["name"] != "mim":
             assert column(together, "codes_used") == column(alone, "codes_used")
