@@ -8,16 +8,8 @@ from typing import Any
 
 from pretrain.config import Config
 from pretrain.config.load import as_shown, list_presets
-
-_METHODS = {"mae": "MAE", "mim": "masked image modelling", "dino": "DINO", "dvae": "dVAE", "vqkd": "VQ-KD"}
-_FAMILIES = {
-    "vit": "ViT",
-    "beit": "BEiT ViT",
-    "swin": "Swin",
-    "ummae_swin": "UM-MAE Swin",
-    "pvt": "PVT",
-    "twins": "Twins",
-}
+from pretrain.encoders.registry import FAMILIES
+from pretrain.methods.registry import METHODS
 
 
 def describe(config: Config | Mapping[str, Any]) -> str:
@@ -51,14 +43,16 @@ def _method(method: Mapping[str, Any]) -> str:
     name = str(method.get("name") or "")
     target = method.get("target")
     target = target.get("name") if isinstance(target, Mapping) else target
-    return _METHODS.get(name, name) + (f" of {target}" if name == "mim" and target else "")
+    title = METHODS[name].title if name in METHODS else name
+    return title + (f" of {target}" if name and target else "")
 
 
 def _encoder(encoder: Mapping[str, Any]) -> str:
     if encoder.get("model"):
         return str(encoder["model"])
     family = str(encoder.get("family") or "")
-    name = " ".join([_FAMILIES.get(family, family), *([str(encoder["size"])] if encoder.get("size") else [])]).strip()
+    title = FAMILIES[family].title if family in FAMILIES else family
+    name = f"{title} {encoder.get('size') or ''}".strip()
     shape = [f"{words} {_listed(encoder[key])}" for key, words in _SHAPE if encoder.get(key) is not None]
     patch = encoder.get("patch")
     shape += [f"{patch}-px patches"] if isinstance(patch, int) else []

@@ -1,12 +1,23 @@
-"""What installed distributions add to ours by entry points (imports no torch)."""
+"""The kinds there are of a thing: a folder of ours each, and what installed distributions add (imports no torch)."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+def registered(package: str, group: str, kind: type[T]) -> tuple[dict[str, T], dict[str, str]]:
+    """All specs by name, `SPEC` of each `package.NAME.config` first, and of plug-ins that can't be used, why."""
+    home = Path(str(import_module(package).__file__)).parent
+    names = sorted(path.parent.name for path in home.glob("*/config.py"))
+    own = {name: import_module(f"{package}.{name}.config").SPEC for name in names}
+    added, left_out = load_plugins(group, kind, own)
+    return own | added, left_out
 
 
 def load_plugins(group: str, kind: type[T], taken: Collection[str]) -> tuple[dict[str, T], dict[str, str]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
@@ -12,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from pretrain.encoder_folder import TIMM_PREFIX
 from pretrain.encoders.spec import EncoderSpec
-from pretrain.plugins import load_plugins
+from pretrain.plugins import registered
 
 if TYPE_CHECKING:
     from pretrain.encoders.base import Encoder
@@ -20,15 +18,8 @@ if TYPE_CHECKING:
 GROUP = "selfsight.encoders"
 
 
-def _families() -> tuple[dict[str, EncoderSpec], dict[str, str]]:
-    folders = sorted(path.parent.name for path in Path(__file__).parent.glob("*/config.py"))
-    own = {name: import_module(f"pretrain.encoders.{name}.config").SPEC for name in folders}
-    added, left_out = load_plugins(GROUP, EncoderSpec, own)
-    return own | added, left_out
-
-
 #: All families by name, and of plug-ins that can't be used, why.
-FAMILIES, LEFT_OUT = _families()
+FAMILIES, LEFT_OUT = registered("pretrain.encoders", GROUP, EncoderSpec)
 
 
 def expand_encoder(value: object) -> object:

@@ -31,7 +31,8 @@ class Example(NamedTuple):
 class EncoderSpec:
     """All that is known of a family without building one of its encoders.
 
-    name: as in `encoder.family`. config: its section of a configuration, a `section` with `family: Literal[name]`,
+    name: as in `encoder.family`. title: what it is called in a sentence.
+    config: its section of a configuration, a `section` with `family: Literal[name]`,
         `stride` and `patch` in px, `drop_path`, and `decisive`: what decides how weights are to be read.
     build: "module:Class" of its `base.Encoder`, called with (config, image_size, channels, mask_token).
     drop_layout: which units may be dropped, `any`, `one_in_2x2` (the visible ones form a dense map) or `none`.
@@ -46,6 +47,7 @@ class EncoderSpec:
     """
 
     name: str
+    title: str
     description: str
     config: type
     build: str

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from functools import reduce
-from importlib import import_module
 from operator import or_
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import Field, TypeAdapter
 
 from data_pipelines.rng import DrawFields
 from pretrain.methods.spec import MethodSpec
-from pretrain.plugins import load_plugins
+from pretrain.plugins import registered
 
 if TYPE_CHECKING:
     from pretrain.config import Config
@@ -22,15 +20,8 @@ if TYPE_CHECKING:
 GROUP = "selfsight.methods"
 
 
-def _methods() -> tuple[dict[str, MethodSpec], dict[str, str]]:
-    folders = sorted(path.parent.name for path in Path(__file__).parent.glob("*/config.py"))
-    own = {name: import_module(f"pretrain.methods.{name}.config").SPEC for name in folders}
-    added, left_out = load_plugins(GROUP, MethodSpec, own)
-    return own | added, left_out
-
-
 #: All methods by name, and of plug-ins that can't be used, why.
-METHODS, LEFT_OUT = _methods()
+METHODS, LEFT_OUT = registered("pretrain.methods", GROUP, MethodSpec)
 
 
 class MethodSection(Protocol):

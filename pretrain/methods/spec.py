@@ -59,6 +59,7 @@ class MethodSpec:
 
     Args:
         name: In `method.name`.
+        title: What it is called in a sentence.
         config: The type of its section, a dataclass with `name: Literal[NAME] = NAME`.
         build: (config, normalisation, timeline) -> Method, freshly initialised from torch's generator.
         example: The smallest section that trains on crops of 32 px, for tests and the table of encoders.
@@ -85,6 +86,7 @@ class MethodSpec:
     """
 
     name: str
+    title: str
     config: type
     build: str
     example: Mapping[str, Any]

@@ -117,7 +117,7 @@ def refused(site: Path, family: str) -> str:
         ("x = 1", "AttributeError: module 'broken' has no attribute 'SPEC'"),
         ("SPEC = 1", "is no EncoderSpec of the name 'broken'"),
         (
-            "from pretrain.encoders.spec import EncoderSpec\nSPEC = EncoderSpec('broken', '', dict, 'a:b', 'any')",
+            "from pretrain.encoders.spec import EncoderSpec\nSPEC = EncoderSpec('broken', '', '', dict, 'a:b', 'any')",
             "needs family: Literal['broken']",
         ),
     ],

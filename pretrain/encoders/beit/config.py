@@ -38,6 +38,7 @@ def timm_recipe(config: BeitConfig, image_size: tuple[int, int], channels: int) 
 
 SPEC = EncoderSpec(
     name="beit",
+    title="BEiT ViT",
     description="BEiT's vision transformer (Bao et al. 2022), with relative positions",
     config=BeitConfig,
     build="pretrain.encoders.beit.encoder:BeitEncoder",

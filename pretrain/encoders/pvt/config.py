@@ -76,6 +76,7 @@ _SMALL = {"dims": (8, 16), "depths": (1, 1), "heads": (1, 2), "mlp_ratios": (2, 
 
 SPEC = EncoderSpec(
     name="pvt",
+    title="PVT",
     description="the pyramid vision transformer, version 1 (Wang et al. 2021), and UM-MAE's",
     config=PvtConfig,
     build="pretrain.encoders.pvt.encoder:PvtEncoder",

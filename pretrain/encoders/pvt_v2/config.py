@@ -62,6 +62,7 @@ _SMALL = {"dims": (8, 16, 16, 32), "depths": (1, 1, 1, 2), "heads": (1, 2, 2, 4)
 
 SPEC = EncoderSpec(
     name="pvt_v2",
+    title="PVT v2",
     description="the pyramid vision transformer, version 2 (Wang et al. 2022)",
     config=PvtV2Config,
     build="pretrain.encoders.pvt_v2.encoder:PvtV2Encoder",

@@ -31,6 +31,7 @@ _SMALL = {"dim": 8, "depths": (2, 2), "heads": (1, 2), "patch": 8, "window": 4}
 
 SPEC = EncoderSpec(
     name="swin",
+    title="Swin",
     description="Swin, versions 1 and 2 (Liu et al. 2021, 2022)",
     config=SwinConfig,
     build="pretrain.encoders.swin.encoder:SwinEncoder",

@@ -65,6 +65,7 @@ _SMALL: dict[str, dict[str, Any]] = {
 
 SPEC = EncoderSpec(
     name="timm",
+    title="timm",
     description="any other timm model, as it is (timm:NAME)",
     config=TimmConfig,
     build="pretrain.encoders.timm.encoder:TimmEncoder",

@@ -63,6 +63,7 @@ def timm_recipe(config: TwinsConfig, image_size: tuple[int, int], channels: int)
 
 SPEC = EncoderSpec(
     name="twins",
+    title="Twins",
     description="Twins-SVT (Chu et al. 2021)",
     config=TwinsConfig,
     build="pretrain.encoders.twins.encoder:TwinsEncoder",

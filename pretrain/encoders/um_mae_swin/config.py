@@ -23,6 +23,7 @@ class UmMaeSwinConfig(SwinShape):
 
 SPEC = EncoderSpec(
     name="um_mae_swin",
+    title="UM-MAE Swin",
     description="UM-MAE's Swin (Li et al. 2022)",
     config=UmMaeSwinConfig,
     build="pretrain.encoders.um_mae_swin.encoder:UmMaeSwinEncoder",

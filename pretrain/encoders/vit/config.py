@@ -61,6 +61,7 @@ _SMALL = {"dim": 32, "depth": 2, "heads": 2, "patch": 16}
 
 SPEC = EncoderSpec(
     name="vit",
+    title="ViT",
     description="the vision transformer (Dosovitskiy et al. 2021), DeiT's and DINOv2's too",
     config=VitConfig,
     build="pretrain.encoders.vit.encoder:VitEncoder",

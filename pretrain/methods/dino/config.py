@@ -107,6 +107,7 @@ def _draw(section: DinoConfig, image_size: tuple[int, int], stride: int | None, 
 
 SPEC = MethodSpec(
     name="dino",
+    title="DINO",
     config=DinoConfig,
     build="pretrain.methods.dino.method:build",
     example={

@@ -36,6 +36,7 @@ class DvaeConfig:
 
 SPEC = MethodSpec(
     name="dvae",
+    title="dVAE",
     config=DvaeConfig,
     build="pretrain.methods.dvae.method:build",
     example={

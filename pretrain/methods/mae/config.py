@@ -9,6 +9,7 @@ from pydantic import PositiveInt, model_validator
 
 from data_pipelines.rng import DrawFields
 from data_pipelines.transforms.config import section
+from pretrain.encoders.registry import family_of
 from pretrain.methods.mask_counts import mask_grid
 from pretrain.methods.masks import MaskConfig, check_mask
 from pretrain.methods.spec import MethodSpec, Needs, Tokens
@@ -50,7 +51,7 @@ def _check(config: Config, tokens: Tokens | None) -> None:
     mask, encoder = config.method.mask, config.encoder
     check_mask(mask, config.views.global_size, tokens)
     assert encoder is not None
-    if tokens is not None and encoder.family not in ("vit", "beit") and mask.kind != "one_in_2x2":
+    if tokens is not None and family_of(encoder).drop_layout == "one_in_2x2" and mask.kind != "one_in_2x2":
         raise ValueError(
             f"MAE on {encoder.family} needs method.mask.kind=one_in_2x2, not {mask.kind}: "
             "the visible units must form a dense map"
@@ -71,6 +72,7 @@ def _draw(section: MaeConfig, image_size: tuple[int, int], stride: int | None, b
 
 SPEC = MethodSpec(
     name="mae",
+    title="MAE",
     config=MaeConfig,
     build="pretrain.methods.mae.method:build",
     example={"mask": {"unit": 4}, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},

@@ -8,6 +8,7 @@ from pydantic import PositiveInt, model_validator
 
 from data_pipelines.rng import DrawFields
 from data_pipelines.transforms.config import section
+from pretrain.encoders.registry import family_of
 from pretrain.methods.mask_counts import mask_grid
 from pretrain.methods.masks import MaskConfig, check_mask
 from pretrain.methods.spec import Crops, MethodSpec, Metric, Needs, Tokens
@@ -61,10 +62,10 @@ def _check(config: Config, tokens: Tokens | None) -> None:
     assert encoder is not None
     if method.target != "codes":
         raise ValueError(f"method.aggregation is BEiT v2's head for target codes, not {method.target}")
-    if encoder.family not in ("vit", "beit") or not getattr(encoder, "class_token", True):
+    if not family_of(encoder).has_sequence(encoder):
         raise ValueError(
-            "method.aggregation goes through the class token, so it needs family vit or beit with one; "
-            f"the encoder is {encoder.family}" + (" without" if encoder.family in ("vit", "beit") else "")
+            "method.aggregation goes through the class token, so it needs an encoder that carries one beside the patch "
+            f"tokens, such as family vit or beit; {encoder.family} has none as it is set"
         )
     depth, layer = encoder.shape[1], method.aggregation.layer
     if layer >= depth:
@@ -78,6 +79,7 @@ def _draw(section: MimConfig, image_size: tuple[int, int], stride: int | None, b
 
 SPEC = MethodSpec(
     name="mim",
+    title="masked image modelling",
     config=MimConfig,
     build="pretrain.methods.mim.method:build",
     example={"mask": {"kind": "blockwise", "ratio": 0.5, "unit": 4, "min_block": 4}},

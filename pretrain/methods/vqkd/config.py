@@ -29,6 +29,7 @@ class VqkdConfig:
 
 SPEC = MethodSpec(
     name="vqkd",
+    title="VQ-KD",
     config=VqkdConfig,
     build="pretrain.methods.vqkd.method:build",
     example={
