@@ -15,6 +15,7 @@ from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.mixture import Mixture
 from data_pipelines.order import MAX_LANES, Order, default_lanes
 from data_pipelines.rng import Purpose
+from data_pipelines.wording import samples_in
 
 
 class Row(NamedTuple):
@@ -131,7 +132,7 @@ class Sampler:
         parts = self.segments[-1].parts
         total = sum(part.weight for part in parts)
         if len(parts) == 1:
-            return f"{parts[0].num_samples:,} samples in {len(self.datasets[parts[0].dataset].shards):,} shards"
+            return samples_in(parts[0].num_samples, len(self.datasets[parts[0].dataset].shards))
         told = (f"{float(part.weight / total):.3%} {part.name} ({part.num_samples:,} samples)" for part in parts)
         return f"{self.num_samples:,} samples; of each batch, {', '.join(told)}"
 

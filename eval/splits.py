@@ -14,6 +14,7 @@ from data_pipelines.datasets.held_out import open_held_out
 from data_pipelines.remote.remote_files import Shard
 from data_pipelines.remote.urls import redact
 from data_pipelines.shards.index import NO_LABEL
+from data_pipelines.wording import counted
 from eval.groups import read_groups
 
 #: Fewer val images than this, or of a class, are warned of.
@@ -119,8 +120,8 @@ def open_splits(data: str, val_data: str | None = None, group_by: str | None = N
     both = {_place(shard) for shard in train.shards} & {_place(shard) for shard in val.shards}
     if both:
         raise ValueError(
-            f"{len(both)} shards are in train and in val, the first of them {redact(min(both))}; what a probe has "
-            "learned from says nothing when it is tested on. Name the splits so that they share no shard"
+            f"{counted(len(both), 'shard')} both in train and in val, the first of them {redact(min(both))}; what a probe "
+            "has learned from says nothing when it is tested on. Name the splits so that they share no shard"
         )
     for name, split in (("train", train), (held_out, val)):
         known = known_labels(split)

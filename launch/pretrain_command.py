@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_pipelines.packing.grouping import Grouping
+from data_pipelines.wording import counted
 from launch.data_commands import GroupColumn, GroupPattern, ValShare
 from launch.ranks import check_gpus, rank_environment
 
@@ -203,7 +204,7 @@ def plan(config: Config, data: str, steps_per_epoch: float, world_size: int) -> 
     share = f"sqrt({share})" if config.optim.lr_scaling == "sqrt" else share
     return [
         f"data: {data}",
-        f"global batch: {batch} = {world_size} ranks x {micro_batch} x {accumulation} accumulated",
+        f"global batch: {batch} = {counted(world_size, 'rank')} x {micro_batch} x {accumulation} accumulated",
         f"steps: {timeline.total_steps:,}, {steps_per_epoch:,.10g} an epoch, "
         f"{timeline.epoch(timeline.total_steps):.1f} epochs; {timeline.total_steps * batch:,} samples seen",
         f"learning rate: {rate.peak:.3g} at its peak (optim.lr x {share}), "

@@ -13,6 +13,7 @@ from data_pipelines.datasets.bad_samples import BadSampleLog
 from data_pipelines.loader import Batch
 from data_pipelines.retry import patiently
 from data_pipelines.sampler import Sampler
+from data_pipelines.wording import counted
 from pretrain.checkpoints.exports import Export, export_of
 from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState, check_resume
 from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
@@ -277,9 +278,9 @@ class Trainer:
         on = "" if config.encoder is None else f" on {config.encoder.family}"
         self.say(
             f"{config.name}: {config.method.name}{on} ({size / 1e6:.1f} M parameters), "
-            f"{self.world_size} rank(s) on {self.device.type}, ZeRO {config.engine.zero_stage}, "
+            f"{counted(self.world_size, 'rank')} on {self.device.type}, ZeRO {config.engine.zero_stage}, "
             f"{config.engine.precision}, crops by {self.loader.backend}; "
-            f"global batch {config.train.batch_size} = {self.world_size} ranks x "
+            f"global batch {config.train.batch_size} = {counted(self.world_size, 'rank')} x "
             f"{config.train.batch_size // self.world_size // config.train.grad_accum_steps} x "
             f"{config.train.grad_accum_steps} accumulated; {self.timeline.total_steps} steps "
             f"({self.timeline.epoch(self.timeline.total_steps):.2f} epochs); writing to {self.folder}"

@@ -16,6 +16,7 @@ from data_pipelines.cores import cores_per_process
 from data_pipelines.datasets.dataset import NO_LABEL, Dataset
 from data_pipelines.images.decode import DAMAGE, BadSampleError, decode, look
 from data_pipelines.images.issues import shown
+from data_pipelines.wording import samples_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,7 +137,7 @@ def summary(statistics: Statistics) -> str:
         return f"{low} to {high}, the median {middle}" if low != high else f"{low} (all)"
 
     read = len(statistics.widths) + statistics.num_unreadable
-    lines = [f"{statistics.num_samples:,} samples in {statistics.num_shards:,} shards; {read:,} headers read"]
+    lines = [f"{samples_in(statistics.num_samples, statistics.num_shards)}; {read:,} headers read"]
     if len(statistics.widths):
         lines += [
             f"width: {spread(statistics.widths)} px",
@@ -180,7 +181,7 @@ def statistics_figure(statistics: Statistics) -> Figure:
     _draw_histogram(weights, statistics.num_bytes, "bytes", "files")
     _draw_classes(classes, statistics)
     unreadable = f", {statistics.num_unreadable:,} unreadable" if statistics.num_unreadable else ""
-    figure.suptitle(f"{statistics.num_samples:,} samples in {statistics.num_shards:,} shards{unreadable}")
+    figure.suptitle(f"{samples_in(statistics.num_samples, statistics.num_shards)}{unreadable}")
     return figure
 
 

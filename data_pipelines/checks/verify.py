@@ -29,6 +29,7 @@ from data_pipelines.remote.fetch import cancel_on
 from data_pipelines.remote.urls import inside, is_url, name_of
 from data_pipelines.shards.index import Index
 from data_pipelines.shards.tar import BLOCK, suffix_in
+from data_pipelines.wording import samples_in
 
 _PIECE = 64  # samples a thread decodes at a time
 _MAX_LISTED = 1000  # bad samples named in the report
@@ -337,4 +338,4 @@ def _print(result: dict[str, Any]) -> None:
             console.print(f"{severity}: {visible(sentence)}", markup=False)
     kinds = len(result["problems"])
     state = "no error" if result["ok"] else f"{kinds} {'kind' if kinds == 1 else 'kinds'} of error"
-    console.print(f"{result['samples']:,} samples in {result['shards']:,} shards: {state}; {result['run']}")
+    console.print(f"{samples_in(result['samples'], result['shards'])}: {state}; {result['run']}")

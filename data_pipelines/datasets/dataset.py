@@ -30,6 +30,7 @@ from data_pipelines.remote.remote_files import FileState, RemoteFile, Shard, mti
 from data_pipelines.retry import patiently
 from data_pipelines.shards.index import NO_LABEL, Index
 from data_pipelines.shards.shard import ShardChangedError, identify, open_shard
+from data_pipelines.wording import counted
 
 if TYPE_CHECKING:  # imported where shards come through it
     from data_pipelines.remote.cache import Cache
@@ -70,7 +71,7 @@ class Dataset:
         self._ends: list[int] = self.index.ends.tolist()
         if not self.num_samples:
             raise ValueError(
-                f"no sample in {len(self.shards)} shard(s), the first of them {self.shards[0]}; "
+                f"no sample in {counted(len(self.shards), 'shard')}, the first of them {self.shards[0]}; "
                 "a sample is a jpg, jpeg, png or webp member"
             )
         info = info or {}

@@ -22,6 +22,7 @@ from data_pipelines.datasets.statistics import (
 from data_pipelines.files import read_json, write_json
 from data_pipelines.remote.remote_files import Shard
 from data_pipelines.remote.urls import redact
+from data_pipelines.wording import counted
 
 _MAX_HEADERS = 1000  # looked at to tell what the images are
 
@@ -131,7 +132,7 @@ def _print(console: Console, entry: dict[str, Any]) -> None:
         sides.append(f"{side} {least} to {most} px, median {median}")
     told = f", {measured['bad']:,} more cannot be decoded so" if measured["bad"] else ""
     console.print(
-        f"{measured['samples']:,} of {measured['of']:,} samples as {measured['channels']} channel(s) of "
+        f"{measured['samples']:,} of {measured['of']:,} samples as {counted(measured['channels'], 'channel')} of "
         f"{measured['bits']} bits{told}; {'; '.join(sides)}"
     )
     for what in ("formats", "modes"):
@@ -146,7 +147,7 @@ def _print(console: Console, entry: dict[str, Any]) -> None:
     constant = [channel for channel, value in enumerate(entry["std"]) if value == 0]
     if constant:
         console.print(
-            f"channel(s) {', '.join(map(str, constant))} have one value everywhere: a run cannot divide by their "
+            f"one value everywhere in channel {', '.join(map(str, constant))}: a run cannot divide by their "
             "deviation of 0. Leave them out of the images, or set data.std",
             markup=False,
         )

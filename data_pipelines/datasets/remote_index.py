@@ -21,6 +21,7 @@ from data_pipelines.shards.index import NO_STAMP, DamageError, Index
 from data_pipelines.shards.index_format import join, read_index, store, write_joined
 from data_pipelines.shards.scan import INDEX_SUFFIX, build_index, find_index, index_cache
 from data_pipelines.shards.shard import identify
+from data_pipelines.wording import counted
 
 _IN_MEMORY = 2_000_000  # samples; an index of more is kept in a file that is mapped
 _CONNECTIONS = 8
@@ -99,11 +100,11 @@ class _Notice:
             self._said = True
             size = "" if shard.state.size is None else f", about {gigabytes(self._num_shards * shard.state.size)}"
             _log.warning(
-                "no index is published beside %s, so %d shard(s)%s are fetched before anything starts; put the "
+                "no index is published beside %s, so %s%s must be fetched before anything starts; put the "
                 "SPLIT.index or SHARD.tar.index that `selfsight verify` and `selfsight pack` leave beside local shards "
                 "there to save that",
                 shard,
-                self._num_shards,
+                counted(self._num_shards, "shard"),
                 size,
             )
 

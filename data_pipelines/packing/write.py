@@ -31,6 +31,7 @@ from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns
 from data_pipelines.packing.sources.opening import open_source
 from data_pipelines.rng import Purpose, random_bits, stream_key
 from data_pipelines.shards.scan import load_index
+from data_pipelines.wording import samples_in
 
 CHECKS = ("header", "full")
 BAD = ("skip", "refuse")
@@ -299,9 +300,7 @@ def _report_depth(console: Console, result: dict[str, Any]) -> None:
 def _report(out: Path, result: dict[str, Any], catalogue: Catalogue, meter: Meter) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for split, entry in result["splits"].items():
-        console.print(
-            f"{split}: {entry['samples']:,} samples in {len(entry['shards']):,} shards, {entry['bytes']:,} bytes"
-        )
+        console.print(f"{split}: {samples_in(entry['samples'], len(entry['shards']))}, {entry['bytes']:,} bytes")
     made = result["reencoding"]
     if made is not None:
         console.print(

@@ -116,7 +116,8 @@ def sections(runs: Sequence[Path], several_methods: bool) -> tuple[Section, ...]
 def as_text(layout: Layout) -> str:
     """The layout for a person to read."""
     where = "/".join(filter(None, (layout.entity or "(your entity)", layout.project)))
-    of = f"group {layout.group}" if layout.group else f"run(s) {', '.join(layout.run_ids)}"
+    runs = f"{'run' if len(layout.run_ids) == 1 else 'runs'} {', '.join(layout.run_ids)}"
+    of = f"group {layout.group}" if layout.group else runs
     lines = [f"workspace {layout.name!r} in {where}, of {of}"]
     for section in layout.sections:
         lines.append(f"  {section.name}{'' if section.is_open else ' (closed)'}")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from data_pipelines.wording import counted
 from pretrain.config.load import load_config
 from pretrain.survival.run_folder import is_held
 from pretrain.tracking.wandb_files import Had, mend, read_wandb_file, wandb_files, what_wandb_has
@@ -84,11 +85,11 @@ def _sync_run(run: Path, timeout_minutes: float) -> str:
     if live or is_held(run):
         later = "; it goes on, so the rest is left for when it has ended"
         if live:
-            later = f"; {len(live)} file(s) are still written to: again when the run has ended"
+            later = f"; still written to: {counted(len(live), 'file')}; again when the run has ended"
     added = 0 if later else complete(run, timeout_minutes)
     if added:
         ready, _ = waiting(run)
-    lost = f", with {added} row(s) that wandb had lost" if added else ""
+    lost = f", with {counted(added, 'row')} that wandb had lost" if added else ""
     if not ready:
         return f"{run}: {'sent' + lost.removeprefix(', with') if added else 'nothing to send'}{later}"
     for path in ready:
@@ -106,5 +107,5 @@ def _sync_run(run: Path, timeout_minutes: float) -> str:
     sent = [path for path in ready if path.with_name(path.name + ".synced").exists()]
     if len(sent) < len(ready):
         said = "\n  ".join((done.stdout + done.stderr).strip().splitlines()[-5:])
-        raise OSError(f"{run}: `wandb sync` sent {len(sent)} of {len(ready)} file(s); it said\n  {said}")
-    return f"{run}: sent {len(sent)} file(s){lost}{later}"
+        raise OSError(f"{run}: `wandb sync` sent {len(sent)} of {counted(len(ready), 'file')}; it said\n  {said}")
+    return f"{run}: sent {counted(len(sent), 'file')}{lost}{later}"

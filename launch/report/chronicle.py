@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from data_pipelines.wording import counted
 from pretrain.config import ALARMS
 
 Event = Mapping[str, Any]
@@ -116,7 +117,7 @@ def told(event: Event) -> str:
     if kind == "alarm":
         return ", ".join([*([] if event.get("step") is None else [f"step {event['step']}"]), _alarm(event)])
     if kind == "started":
-        parts = [f"from step {event.get('step')}", f"{event.get('ranks')} ranks", _where(event)]
+        parts = [f"from step {event.get('step')}", counted(event.get("ranks") or 0, "rank"), _where(event)]
         stage = event.get("zero_stage")
         return ", ".join([*filter(None, parts), *([] if stage is None else [f"ZeRO {stage}"])])
     if kind == "submitted":

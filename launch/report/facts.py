@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.wording import counted
 from launch.report import chronicle
 from launch.report.markup import Html, element, table
 from launch.report.read import Run
@@ -95,7 +96,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
             if batch is None
             else f"{batch:,}"
             + (
-                f" = {ranks} ranks x {batch // (ranks * accumulation)} x {accumulation} accumulated"
+                f" = {counted(ranks or 0, 'rank')} x {batch // (ranks * accumulation)} x {accumulation} accumulated"
                 if _divides(batch, ranks, accumulation)
                 else ""
             )

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
 
+from data_pipelines.wording import counted
 from pretrain.diagnostics.alarms import Moment
 
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
@@ -65,7 +66,7 @@ class Spikes:
         step, value, middle = self._last
         return (
             f"{self.what} was {value:.3g} in step {step} (expected: about its median of {middle:.3g}); "
-            f"{self.count} such step(s) since the start. {self.advice}"
+            f"{counted(self.count, 'such step')} since the start. {self.advice}"
         )
 
 

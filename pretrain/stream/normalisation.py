@@ -11,6 +11,7 @@ import timm
 
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.remote.urls import redact
+from data_pipelines.wording import counted
 from pretrain.config import Config
 from pretrain.config.load import ConfigError
 from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
@@ -47,7 +48,7 @@ def choose_normalisation(config: Config, datasets: Sequence[Dataset]) -> Normali
             )
         if data.channels == 3:
             return IMAGENET
-        found = f"the mean and deviation of {len(mean)} channel(s)" if mean else "no mean and deviation"
+        found = f"the mean and deviation of {counted(len(mean), 'channel')}" if mean else "no mean and deviation"
         raise ConfigError(
             f"data.channels is {data.channels} and the dataset.json of {path} has {found}. Measure them: "
             f"`selfsight data stats {path} --channels {data.channels} --bits {data.bits} --write`; or set "
@@ -57,8 +58,8 @@ def choose_normalisation(config: Config, datasets: Sequence[Dataset]) -> Normali
     constant = [str(channel) for channel, value in enumerate(together.std) if not value > 0]
     if constant:
         raise ConfigError(
-            f"{redact(str(data.train))} has a deviation of 0 for channel(s) {', '.join(constant)}, which have one "
-            "value everywhere: leave them out of the images, or set data.mean and data.std"
+            f"{redact(str(data.train))} has a deviation of 0 in channel {', '.join(constant)}: one "
+            "value everywhere; leave it out of the images, or set data.mean and data.std"
         )
     return together
 

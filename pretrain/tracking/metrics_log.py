@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.files import write_text
+from data_pipelines.wording import counted
 from pretrain.tracking.console import say
 
 MOST_HELD = 100_000  # rows in memory while nothing can be written
@@ -50,7 +51,7 @@ class MetricsLog:
         self._flush()
         if self._held or self._lost:
             lost = len(self._held) + self._lost
-            say(f"{self.path} lacks {lost} row(s) that could not be written and are lost")
+            say(f"{self.path} lacks {counted(lost, 'row')} that could not be written")
 
     def _flush(self) -> None:
         """Write all rows that are held, if it can be done."""

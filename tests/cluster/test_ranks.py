@@ -34,7 +34,7 @@ def test_two_nodes_of_two_tasks_are_four_ranks(workplace: Workplace) -> None:
     run(workplace, *PRETRAIN, alone)
     spread = workplace.preset("spread", train=train)
     done = run(workplace, "srun", *TWO_BY_TWO, *PRETRAIN, spread)
-    assert "4 rank(s) on cpu" in done.stdout
+    assert "4 ranks on cpu" in done.stdout
     assert_same_run(workplace, "alone", "spread")
     (started, ended) = workplace.history("spread")
     assert (started["event"], started["ranks"], started["nodes"]) == ("started", 4, 2)
@@ -75,7 +75,7 @@ def test_every_launcher_makes_the_same_run(workplace: Workplace, launcher: str) 
         "selfsight": (sys.executable, "-m", "launch", "launch", "--nproc", "2", preset),
     }
     done = run(workplace, *command[launcher])
-    assert "2 rank(s) on cpu" in done.stdout + done.stderr
+    assert "2 ranks on cpu" in done.stdout + done.stderr
     assert_same_run(workplace, "alone", launcher)
 
 

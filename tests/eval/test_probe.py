@@ -201,7 +201,7 @@ def test_data_that_cannot_be_probed(tmp_path, data, write_shard):
         open_splits(str(data / "train-000000.tar"))
     write_shard(tmp_path / "mixed" / "train-000000.tar", [0, 1])
     write_shard(tmp_path / "mixed" / "train-000001.tar", [1, 0])
-    with pytest.raises(ValueError, match=r"1 shards are in train and in val, the first of them .*train-000001\.tar"):
+    with pytest.raises(ValueError, match=r"1 shard both in train and in val, the first of them .*train-000001\.tar"):
         open_splits(str(tmp_path / "mixed"), str(tmp_path / "mixed" / "train-000001.tar"))
     with pytest.raises(ValueError, match="same samples"):
         open_splits(str(data / "train-000000.tar"), str(data / "train-000000.tar"))

@@ -85,7 +85,7 @@ def test_offline_files_become_one_run_of_the_server(tmp_path: Path, server: Wand
     run = trained(tmp_path, group="sizes")
     assert not server.runs
     (said,) = sync([run], timeout_minutes=5)
-    assert "sent 3 file(s)" in said
+    assert "sent 3 files" in said
     ((run_id, served),) = server.runs.items()
     assert run_id == json.loads((run / "wandb.json").read_text())["id"]
     assert steps(served.history) == [1, 2, 3, 4, 5, 6]
@@ -112,7 +112,7 @@ def test_a_run_online_is_continued_where_the_server_has_it(tmp_path: Path, serve
 def test_rows_that_wandb_lost_at_the_end_are_sent_with_the_rest(tmp_path: Path, server: WandbServer) -> None:
     run = trained(tmp_path)
     MetricsLog(run / "metrics.jsonl", 6).write(7, {"loss": 0.1})
-    assert "with 1 row(s) that wandb had lost" in sync([run], timeout_minutes=5)[0]
+    assert "with 1 row that wandb had lost" in sync([run], timeout_minutes=5)[0]
     ((_, served),) = server.runs.items()
     assert steps(served.history) == [1, 2, 3, 4, 5, 6, 7]
     assert complete(run) == 0
@@ -122,10 +122,10 @@ def test_files_that_are_written_to_wait(tmp_path: Path, server: WandbServer) -> 
     run = trained(tmp_path)
     newest = sorted(run.glob("wandb/offline-run-*/*.wandb"))[-1]
     newest.write_bytes(newest.read_bytes()[:-20])  # no end in it
-    assert "1 file(s) are still written to" in sync([run], timeout_minutes=5)[0]
+    assert "still written to: 1 file" in sync([run], timeout_minutes=5)[0]
     long_ago = time.time() - LIVE_SECONDS - 1
     os.utime(newest, (long_ago, long_ago))
-    assert "sent 1 file(s)" in sync([run], timeout_minutes=5)[0]
+    assert "sent 1 file" in sync([run], timeout_minutes=5)[0]
 
 
 def test_a_run_that_goes_on_is_left_alone_however_old_its_files_are(tmp_path: Path, server: WandbServer) -> None:
@@ -136,8 +136,8 @@ def test_a_run_that_goes_on_is_left_alone_however_old_its_files_are(tmp_path: Pa
     os.utime(newest, (long_ago, long_ago))
     MetricsLog(run / "metrics.jsonl", 6).write(7, {"loss": 0.1})  # of the present life
     with alone_in(run):
-        assert "sent 2 file(s); 1 file(s) are still written to" in sync([run], timeout_minutes=5)[0]
-    assert "sent 2 file(s), with 1 row(s) that wandb had lost" in sync([run], timeout_minutes=5)[0]
+        assert "sent 2 files; still written to: 1 file" in sync([run], timeout_minutes=5)[0]
+    assert "sent 2 files, with 1 row that wandb had lost" in sync([run], timeout_minutes=5)[0]
     ((_, served),) = server.runs.items()
     assert 7 in steps(served.history)
 
@@ -149,7 +149,7 @@ def test_what_a_server_never_got_of_a_run_online_is_sent_and_nothing_twice(tmp_p
         assert "nothing to send; it goes on" in sync([run], timeout_minutes=5)[0]
     served.history = [row for row in served.history if row.get("step", 0) <= 4 and "probe/step" not in row]
     served.summary |= {"step": 4}
-    assert "sent 4 row(s) that wandb had lost" in sync([run], timeout_minutes=5)[0]
+    assert "sent 4 rows that wandb had lost" in sync([run], timeout_minutes=5)[0]
     assert steps(served.history) == [1, 2, 3, 4, 5, 6]
     assert "nothing to send" in sync([run], timeout_minutes=5)[0]
     assert steps(served.history) == [1, 2, 3, 4, 5, 6]

@@ -137,7 +137,7 @@ def test_dedupe_by_features_finds_the_same_image(shards: Path, tmp_path: Path, m
 def test_show_draws_samples_and_statistics(shards: Path, tmp_path: Path) -> None:
     output = run("show", shards, "--out", tmp_path / "look", "--count", 10)
     assert {path.name for path in (tmp_path / "look").iterdir()} == {"samples.png", "statistics.png"}
-    assert "40 samples in 1 shards" in output
+    assert "40 samples in 1 shard" in output
     for path in (tmp_path / "look").iterdir():
         Image.open(path).load()
 

@@ -46,8 +46,8 @@ def test_all_that_can_be_asked_for(images: Path, tmp_path: Path, capsys: pytest.
     ]
     run(images / "list.csv", out, "--from", "list", *options)
     told = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("train: 3 samples in 1 shards") for line in told)
-    assert any(line.startswith("val: 2 samples in 1 shards") for line in told)
+    assert any(line.startswith("train: 3 samples in 1 shard") for line in told)
+    assert any(line.startswith("val: 2 samples in 1 shard") for line in told)
     assert any(line.startswith("re-encoded 3 images (60.0%)") for line in told)
     assert any("images/s" in line and "MB/s" in line for line in told)
     assert "left out 1 images as asked" in told

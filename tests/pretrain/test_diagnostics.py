@@ -147,7 +147,7 @@ def test_spikes_are_told_from_noise_and_drift_and_counted() -> None:
     assert spikes.count == 3
     assert [change.begins for change in changes] == [True, False, True, False]
     assert changes[0].text.startswith("the gradient norm was 30 in step 500 (expected: about its median of 0.995)")
-    assert changes[2].text.count("3 such step(s)") == 1
+    assert changes[2].text.count("3 such steps") == 1
 
 
 def test_a_spike_now_and_then_is_counted_and_no_alarm_but_several_at_a_time_are() -> None:

@@ -321,7 +321,7 @@ def test_rows_that_are_lost_are_counted(
         for step in range(1, 9):
             log.write(step, {})
         log.close()
-    assert "lacks 8 row(s)" in capsys.readouterr().out
+    assert "lacks 8 rows" in capsys.readouterr().out
     log.close()
     assert [row["step"] for row in read_rows(log.path)] == [4, 5, 6, 7, 8]
 

@@ -25,6 +25,7 @@ from data_pipelines.packing.sources.path_list import (
 from data_pipelines.packing.sources.splits import membership, split_kind, splits_of_files
 from data_pipelines.packing.sources.table_files import TableFile, features_of, is_binary, open_table, plain
 from data_pipelines.rng import Purpose, random_bits, stream_key
+from data_pipelines.wording import counted
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content")
 _WINDOW_BYTES = 64 << 20  # of images that a worker holds at a time
@@ -108,7 +109,8 @@ class TableSource:
                     units.append((number, group, rows, num_bytes))
         self.listing.finish()
         if not len(self.listing):
-            raise FileNotFoundError(f"{len(self._files)} {kind} file(s), the first of them {self._files[0]}: no row")
+            read = counted(len(self._files), f"{kind} file")
+            raise FileNotFoundError(f"no row in {read}, the first of them {self._files[0]}")
         self._units = np.array(units, dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self._units[:, 2])])
         self._windows = np.zeros(len(self.listing), dtype=np.int32)

@@ -16,6 +16,7 @@ from data_pipelines.packing.sources.base import Content, ListedSource, read_piec
 from data_pipelines.packing.sources.splits import membership, memberships_of_folders, splits_of_files
 from data_pipelines.shards.scan import IMAGE_SUFFIXES, MEMBER_NAME, META_NAME, image_rank
 from data_pipelines.shards.tar import Member, TarDamageError, Trailing, members, walk
+from data_pipelines.wording import counted
 
 _MAX_LABEL_BYTES = 32
 _NOTHING = Member("", 0, 0)
@@ -81,7 +82,7 @@ class TarSource(ListedSource):
         self.listing.finish()
         if not len(self.listing):
             raise FileNotFoundError(
-                f"{len(self._tars)} tar(s), the first of them {self._tars[0]}, hold no image "
+                f"no image in {counted(len(self._tars), 'tar')}, the first of them {self._tars[0]} "
                 f"({', '.join('.' + suffix for suffix in IMAGE_SUFFIXES)})"
             )
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from data_pipelines.images.regions import Box
 from data_pipelines.transforms.config import Crop, Interpolation, Views
+from data_pipelines.wording import counted
 
 if TYPE_CHECKING:
     from data_pipelines.transforms.backends.base import CropJob
@@ -68,7 +69,8 @@ def left_out_line(views: Views, channels: int) -> list[str]:
     _, names = fitting(views, channels)
     if not names:
         return []
-    return [f"left out of views: {', '.join(names)}, which need RGB; images of {channels} channel(s) have no colours"]
+    images = f"images of {counted(channels, 'channel')}"
+    return [f"left out of views: {', '.join(names)}, which need RGB; {images} have no colours"]
 
 
 def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:

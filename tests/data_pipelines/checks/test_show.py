@@ -46,7 +46,7 @@ def test_of_many_images_some_are_drawn_by_the_seed(mixed: Dataset, monkeypatch: 
 def test_the_summary_names_what_stands_out(mixed: Dataset) -> None:
     text = summary(measure(mixed, progress=False))
     for part in (
-        "14 samples in 1 shards",
+        "14 samples in 1 shard",
         "width: 20 to 64",
         "2, from 3 (dog) to 9 (cat)",
         "label: 2",

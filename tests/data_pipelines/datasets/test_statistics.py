@@ -178,7 +178,7 @@ def test_a_constant_channel_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert isinstance(open_dataset(tmp_path), Dataset)
     entry = data_stats(tmp_path)
     assert entry["std"][2] == 0
-    assert "channel(s) 2 have one value everywhere" in capsys.readouterr().out
+    assert "one value everywhere in channel 2" in capsys.readouterr().out
 
 
 def test_more_channels_than_there_is_memory_for_are_not_counted() -> None:

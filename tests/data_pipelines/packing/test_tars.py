@@ -215,7 +215,7 @@ def test_tars_are_not_packed_onto_themselves(tmp_path: Path, overwrite: bool) ->
 
 
 def test_no_image_at_all(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="hold no image"):
+    with pytest.raises(FileNotFoundError, match="no image in"):
         pack(write_tar(tmp_path / "a.tar", [("a.txt", b"x")]), tmp_path / "out", progress=False)
 
 

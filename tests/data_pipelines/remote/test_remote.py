@@ -157,7 +157,7 @@ def test_without_an_index_it_is_built_once_and_said_so(server: Server, caplog: p
             pass
     warned = [record.message for record in caplog.records if "no index is published" in record.message]
     assert len(warned) == 1
-    assert "6 shard(s)" in warned[0]
+    assert "6 shards" in warned[0]
     assert all(server.sent[f"train-{number:06d}.tar"] > 1000 for number in range(NUM_SHARDS))
     shutil.rmtree(Path(os.environ["SELFSIGHT_CACHE"]) / "shards")
     server.sent.clear()

@@ -116,7 +116,7 @@ def test_what_needs_colours_is_left_out_and_named() -> None:
     assert (local.jitter, local.grayscale, local.count) == ((0.4, 0.4, 0, 0), 0, 3)
     assert views.target_crop == DINO.target_crop
     assert left_out_line(DINO, 1) == [
-        "left out of views: saturation, hue, grayscale, which need RGB; images of 1 channel(s) have no colours"
+        "left out of views: saturation, hue, grayscale, which need RGB; images of 1 channel have no colours"
     ]
     assert fitting(DINO, 3) == (DINO, ())
     assert not left_out_line(DINO, 3)
