@@ -120,8 +120,8 @@ def open_splits(data: str, val_data: str | None = None, group_by: str | None = N
     both = {_place(shard) for shard in train.shards} & {_place(shard) for shard in val.shards}
     if both:
         raise ValueError(
-            f"{counted(len(both), 'shard')} both in train and in val, the first of them {redact(min(both))}; what a probe "
-            "has learned from says nothing when it is tested on. Name the splits so that they share no shard"
+            f"{counted(len(both), 'shard')} both in train and in val, the first of them {redact(min(both))}; what "
+            "a probe has learned from says nothing when it is tested on. Name the splits so that they share no shard"
         )
     for name, split in (("train", train), (held_out, val)):
         known = known_labels(split)
