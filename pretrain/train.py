@@ -27,6 +27,7 @@ from pretrain.engines.schedules import Timeline, check_warmup, learning_rate, we
 from pretrain.interop.initialise import start_from
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.registry import build_method, spec_of
+from pretrain.step_control import StepControl
 from pretrain.stream import masking
 from pretrain.stream.batches import DeviceSteps, seed_dropout
 from pretrain.stream.growth import continued, pin
@@ -99,9 +100,11 @@ class Trainer:
         self.watched: Watched | None = None
         self.drawing = Drawing(config, normalisation, device)
         self.diagnostics = Diagnostics(
-            config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank,
-            settle=self.saver.settle,
-        )  # fmt: skip
+            config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank
+        )
+        self.control = StepControl(
+            config, folder, self.method, self.loader, self.diagnostics, device, rank, self.saver.settle
+        )
 
     def train(self, stop: StopRequest, watchdog: Watchdog) -> None:
         """Run to the end of the timeline, or to the end of the step in which a stop is requested."""
@@ -116,12 +119,13 @@ class Trainer:
             micro_batches, digest = next(steps)
             watchdog.phase("step")
             self.method.before_step(self.step, micro_batches, self.look)
-            self.diagnostics.before_step()
+            self.control.before_step()
             metrics, grad_norm = self.optimizer_step(micro_batches)
             agreed = all_gather_scalars({**metrics, **self.signals(digest, stop)}, self.device)
             stopping = agreed.any("stop")
             self.saver.hear(agreed.by_rank["saving"])
-            if self.diagnostics.took(self.step, agreed, grad_norm, micro_batches):
+            if self.control.took(self.step, agreed, grad_norm, micro_batches):
+                self.diagnostics.record(self.step, agreed, grad_norm)
                 self.method.after_step(self.step, self.gathered)
             self.step += 1
             if self.step == self.first + 1:
