@@ -95,11 +95,12 @@ def probe(
 
 def _refuse_early(target: str, data: str, grouping: Grouping) -> str:
     """The shards to probe on; what is not there is told before torch is imported, which takes seconds."""
-    from data_pipelines.datasets.dataset import find_shards
-    from launch.own_data import shards_of
     from pretrain.encoder_folder import check_target
 
     check_target(target)
+    from data_pipelines.datasets.dataset import find_shards
+    from launch.own_data import shards_of
+
     data = shards_of(data, grouping, partial(typer.echo, err=True))
     if "://" not in data:
         find_shards(data)
