@@ -571,7 +571,7 @@ def test_tokens_are_brought_to_the_cells(shards: Path, tmp_path: Path) -> None:
         ("hog", {"views": {"target_crop": {"size": 32}}}, "reads no views.target_crop"),
         ("codes", {"method": {"tokenizer": None}}, "needs the run of a tokenizer"),
         ("hog", {"method": {"mask": {"unit": 4}}}, "multiple of 8"),
-        ("beitv2", {"encoder": {"class_token": False}}, "the encoder is vit without"),
+        ("beitv2", {"encoder": {"class_token": False}}, "vit has none as it is set"),
         ("beitv2", {"method": {"aggregation": {"layer": 2}}}, "below the last of the 2 blocks"),
         ("hog", {"method": {"aggregation": {"layer": 1}}}, "head for target codes"),
         ("dvae", {"encoder": {"family": "vit"}}, "set encoder=null"),

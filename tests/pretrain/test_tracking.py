@@ -260,9 +260,9 @@ def test_the_probe_of_an_encoder_from_elsewhere_is_a_run_of_its_own(tmp_path: Pa
     log_lone_probe(tmp_path / "probes", "timm:vit", SCORES, {"data": "shards"}, "photos", "baselines")
     log_lone_probe(tmp_path / "probes", "timm:swin", SCORES, {"data": "shards"}, "photos", "baselines")
     tracked = tracked_run(tmp_path / "probes")
-    assert [(file.name, file.job_type, file.group) for file in tracked.files] == [
-        ("timm:vit", "probe", "baselines"),
+    assert sorted((file.name, file.job_type, file.group) for file in tracked.files) == [
         ("timm:swin", "probe", "baselines"),
+        ("timm:vit", "probe", "baselines"),
     ]
     assert len(tracked.ids) == 2
     assert not (tmp_path / "probes" / "wandb.json").exists()
