@@ -78,7 +78,7 @@ def run_probe(
     """
     start = time.time()
     device = _device(device)
-    protocol = Protocol.of(also, seeds, {"epochs": epochs, **({"full": True} if full else {})})
+    protocol = protocol_of(also, seeds, epochs, full)
     splits = open_splits(data, val_data, group_by)
     train, val = splits.train, splits.val
     known = train.labels != NO_LABEL
@@ -144,6 +144,11 @@ def run_probe(
     console.print(f"wrote {path}")
     _log(subject, results, project, group)
     return results
+
+
+def protocol_of(also: Sequence[str], seeds: Sequence[int], epochs: int, full: bool) -> Protocol:
+    """The protocol of `run_probe` with these arguments."""
+    return Protocol.of(also, seeds, {"epochs": epochs, **({"full": True} if full else {})})
 
 
 class _Probe:

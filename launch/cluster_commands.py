@@ -89,6 +89,10 @@ def submit(
         list[str] | None,
         typer.Option(metavar="PROBE", help="A further probe, such as logistic; repeatable.", rich_help_panel=_PROBES),
     ] = None,
+    probe_group_by: Annotated[
+        str | None,
+        typer.Option(metavar="FIELD", help="As `probe --group-by`, such as patient.", rich_help_panel=_PROBES),
+    ] = None,
     probe_gpus: Annotated[
         int | None, typer.Option(min=0, help="Default: 1 where training has GPUs.", rich_help_panel=_PROBES)
     ] = None,
@@ -148,7 +152,11 @@ def submit(
         array_max=array_max,
         variables=job_variables(preflight, exclude_sick, max_failures),
         probe=ProbeOptions(
-            tuple(probe or ()), probe_every, tuple(probe_also or ()), probe_resources(options, profile, resources)
+            data=tuple(probe or ()),
+            every=probe_every,
+            also=tuple(probe_also or ()),
+            group_by=probe_group_by,
+            resources=probe_resources(options, profile, resources),
         ),
     )
     typer.echo("checking settings, data, cluster and run folder; nothing is queued before that", err=True)

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,25 @@ POLL_SECONDS = 30.0
 _LOOKS = 2
 
 
-def follow_run(run: Path, data: str, measure: Callable[[str], Any], poll_seconds: float = POLL_SECONDS) -> int:
-    """Probe every milestone of `run` that has no result on `data` yet, until the run is over; how many were probed.
+def follow_run(
+    run: Path,
+    data: str,
+    measure: Callable[[str], Any],
+    protocol: Mapping[str, Any] | None = None,
+    group_by: str | None = None,
+    poll_seconds: float = POLL_SECONDS,
+) -> int:
+    """Probe every milestone of `run` that has no result yet, until the run is over; how many were probed.
 
-    A checkpoint that can't be probed is told of and left; it does not hold up the others.
+    A result counts where it is of `data` and `group_by`, and of all that `protocol` asks for. A checkpoint that can't
+    be probed is told of and left; it does not hold up the others.
     """
     left: set[Path] = set()
     probed, over = 0, 0
     while True:
         over = over + 1 if is_over(run) else 0  # looked at before the milestones: none can appear behind it unseen
         for checkpoint in milestones(run):
-            if checkpoint in left or has_result(run, checkpoint, data):
+            if checkpoint in left or has_result(run, checkpoint, data, protocol or {}, group_by):
                 continue
             try:
                 measure(str(checkpoint))
@@ -65,12 +73,14 @@ def milestones(run: Path) -> Iterator[Path]:
             yield path
 
 
-def has_result(run: Path, checkpoint: Path, data: str) -> bool:
-    """Whether `eval/` holds a probe of this step on this data."""
+def has_result(run: Path, checkpoint: Path, data: str, protocol: Mapping[str, Any], group_by: str | None) -> bool:
+    """Whether `eval/` holds a probe of this step on this data, with all of these probes and their settings."""
     step = int(checkpoint.name.partition("-")[2])
     for path in (run / "eval").glob(f"probe-{step}-*.json"):
         try:
-            if json.loads(path.read_text(encoding="utf-8"))["data"]["train"]["spec"] == redact(data):
+            result = json.loads(path.read_text(encoding="utf-8"))
+            same = result["data"]["train"]["spec"] == redact(data) and result["data"].get("group_by") == group_by
+            if same and all(result["protocol"].get(name) == asked for name, asked in protocol.items()):
                 return True
         except (OSError, ValueError, KeyError):
             continue

@@ -54,10 +54,12 @@ def probe(
     data = _refuse_early(target, data, Grouping(val_share, group_pattern, group_column))
     from rich.console import Console
 
-    from eval.probe import run_probe
+    from eval.probe import protocol_of, run_probe
     from eval.report import probe_table
     from launch.report.page import refresh
 
+    # as before there were other probes: the whole grid is logistic regression's unless another probe is named
+    named = [*(also or ()), *(["logistic"] if logistic or (full and not also) else [])]
     measure = partial(
         run_probe,
         data=data,
@@ -65,8 +67,7 @@ def probe(
         device=device,
         epochs=epochs,
         seeds=range(seeds),
-        # as before there were other probes: the whole grid is logistic regression's unless another probe is named
-        also=[*(also or ()), *(["logistic"] if logistic or (full and not also) else [])],
+        also=named,
         full=full,
         group_by=group_by,
         untrained_seeds=range(untrained_seeds),
@@ -87,7 +88,8 @@ def probe(
             measure(checkpoint)
             refresh(checkpoint)
 
-        follow_run(Path(target), data, measure_and_show)
+        asked = protocol_of(named, range(seeds), epochs, full).as_json()
+        follow_run(Path(target), data, measure_and_show, asked, group_by)
         return
     Console().print(probe_table(measure(target, out=out)))
     refresh(target)

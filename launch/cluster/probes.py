@@ -27,6 +27,7 @@ class ProbeOptions:
     data: tuple[str, ...] = ()
     every: float | None = None  # epochs, while training runs
     also: tuple[str, ...] = ()  # further probes by name
+    group_by: str | None = None  # a field of each sample's .json, such as of patients, who stay together
     resources: Resources = field(default_factory=Resources)
 
 
@@ -51,11 +52,14 @@ def check_probes(options: ProbeOptions, config: Config) -> None:
     from eval import registry
     from eval.splits import open_splits
 
-    if options.every is not None and not options.data:
-        raise ConfigError("--probe-every says how often to probe, but not on what; add --probe DATA")
-    if options.also and not options.data:
-        raise ConfigError("--probe-also says which further probes to run, but not on what; add --probe DATA")
     if not options.data:
+        for option, given, what in (
+            ("every", options.every, "how often to probe"),
+            ("also", options.also or None, "which further probes to run"),
+            ("group-by", options.group_by, "what belongs together"),
+        ):
+            if given is not None:
+                raise ConfigError(f"--probe-{option} says {what}, but not on what; add --probe DATA")
         return
     registry.chosen(options.also)  # a name that is not there is refused
     if spec_of(config.method).exports != "encoder":
@@ -63,7 +67,7 @@ def check_probes(options: ProbeOptions, config: Config) -> None:
             f"--probe: method {config.method.name} leaves a tokenizer, and probes are of encoders; leave it out"
         )
     for data in options.data:
-        open_splits(data)
+        open_splits(data, group_by=options.group_by)
 
 
 def probe_jobs(
@@ -92,10 +96,11 @@ def probe_jobs(
         chosen = set_arguments(arguments, array=any(line.startswith("#SBATCH --array") for line in lines))
         return render("probe", header, [*settings, *chosen], written_by)
 
-    also = [argument for name in options.also for argument in ("--also", name)]
+    how = [argument for name in options.also for argument in ("--also", name)]
+    how += [] if options.group_by is None else ["--group-by", options.group_by]
     jobs = []
     for data in options.data:
-        arguments = [(str(run), "--data", data, *also) for run in runs]
+        arguments = [(str(run), "--data", data, *how) for run in runs]
         lines = [] if array is None else [sbatch_line("array", array)]
         log = "probe-%j.out" if array is None else "probe-%A_%a.out"
         jobs.append(ProbeJob(script("probe", lines, arguments, log), array=array is not None))
@@ -103,6 +108,6 @@ def probe_jobs(
         return jobs
     for data in options.data:
         for number, run in enumerate(runs):
-            text = script("follow", [], [(str(run), "--data", data, *also, "--follow")], "follow-%j.out")
+            text = script("follow", [], [(str(run), "--data", data, *how, "--follow")], "follow-%j.out")
             jobs.append(ProbeJob(text, follows=True, element=None if array is None else number))
     return jobs

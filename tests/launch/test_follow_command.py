@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,18 @@ def test_every_milestone_is_probed_once_and_those_that_come_meanwhile(run: Path)
     assert follow_command.follow_run(run, "shards", measure, poll_seconds=0) == 2
     assert seen == ["step-00000020", "step-00000040"]
     assert follow_command.follow_run(run, "other", seen.append, poll_seconds=0) == 3
+
+
+def test_a_result_without_a_probe_or_with_other_groups_does_not_count(run: Path) -> None:
+    done = {"data": {"train": {"spec": "shards"}}, "protocol": {"knn": {}, "linear": {"epochs": 100}}}
+    (run / "eval").mkdir()
+    (run / "eval" / "probe-10-old.json").write_text(json.dumps(done))
+    checkpoint = run / "checkpoints" / "step-00000010"
+    counts = partial(follow_command.has_result, run, checkpoint, "shards")
+    assert counts({"knn": {}, "linear": {"epochs": 100}}, None)
+    assert not counts({"knn": {}, "linear": {"epochs": 10}}, None)
+    assert not counts({"knn": {}, "logistic": {}}, None)
+    assert not counts({"knn": {}}, "patient")
 
 
 def test_one_that_cannot_be_probed_does_not_hold_up_the_others(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

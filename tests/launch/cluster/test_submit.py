@@ -178,7 +178,7 @@ def test_probes_wait_for_their_training_or_watch_it(request_: Request, shards: P
     labelled.mkdir()
     shutil.copy(shards / "train-000000.tar", labelled)
     shutil.copy(shards / "train-000001.tar", labelled / "val-000000.tar")
-    options = ProbeOptions((str(labelled),), 0.2, ("logistic",), request_.resources)
+    options = ProbeOptions((str(labelled),), 0.2, ("logistic",), resources=request_.resources)
     behind, beside = plan(request_, probe=options).probes
     assert behind.dependency("7") == ["--dependency=afterok:7", "--kill-on-invalid-dep=yes"]
     assert beside.dependency("7") == ["--dependency=after:7"]
@@ -188,6 +188,10 @@ def test_probes_wait_for_their_training_or_watch_it(request_: Request, shards: P
         plan(request_, probe=ProbeOptions((str(labelled),), also=("logstic",)))
     with pytest.raises(ConfigError, match="add --probe DATA"):
         plan(request_, probe=ProbeOptions(also=("logistic",)))
+    with pytest.raises(ConfigError, match="--probe-group-by says what belongs together, but not on what"):
+        plan(request_, probe=ProbeOptions(group_by="patient"))
+    with pytest.raises(ValueError, match="patient"):
+        plan(request_, probe=ProbeOptions((str(labelled),), group_by="patient"))
     assert "checkpoint.milestone_every_epochs=0.2" in plan(request_, probe=options).script
     of_array = plan(request_, probe=options, arrays=("seed=0,1",)).probes
     assert [probe.dependency("7")[0] for probe in of_array] == [
