@@ -73,7 +73,12 @@ class Source(Protocol):
 class ListedSource(ABC):
     """What most sources share: entries that are read in any order, one by one, and lie in no tar of ours."""
 
-    listing: Listing
+    def __init__(self, root: Path, listing: Listing) -> None:
+        self.root, self.listing = root, listing
+        self.shards: dict[str, int] = {}
+        self.classes: tuple[str, ...] | None = None
+        self.skipped: list[Skipped] = []
+        self.notes: list[str] = []
 
     def windows(self, seed: int) -> np.ndarray | None:
         """None: any order will do."""

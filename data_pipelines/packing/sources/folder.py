@@ -50,13 +50,8 @@ class FolderSource(ListedSource):
         group_pattern: re.Pattern[str] | None = None,
         dicom_window: tuple[float, float] | None = None,
     ) -> None:
-        self.root = root
+        super().__init__(root, Listing(spool_folder, group_pattern))
         self._dicom = DicomFiles(dicom_window)
-        self.listing = Listing(spool_folder, group_pattern)
-        self.shards: dict[str, int] = {}
-        self.classes: tuple[str, ...] | None = None
-        self.skipped: list[Skipped] = []
-        self.notes: list[str] = []
         num_arrays = 0
         others: Counter[str] = Counter()
         for found in _walk(root):

@@ -63,13 +63,8 @@ class PathListSource(ListedSource):
         group_pattern: re.Pattern[str] | None = None,
         dicom_window: tuple[float, float] | None = None,
     ) -> None:
-        self.root = root
+        super().__init__(root, Listing(spool_folder, group_pattern))
         self._dicom = DicomFiles(dicom_window)
-        self.listing = Listing(spool_folder, group_pattern)
-        self.shards: dict[str, int] = {}
-        self.classes: tuple[str, ...] | None = None
-        self.skipped: list[Skipped] = []
-        self.notes: list[str] = []
         self._metadata = Spool(spool_folder)
         open_rows: Callable[[Path], tuple[list[str], Iterator[dict[str, Any]]]] = _rows_of_csv
         if table.suffix == ".parquet":

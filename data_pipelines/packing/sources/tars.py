@@ -63,17 +63,14 @@ class TarSource(ListedSource):
         split_folders: bool = True,
         group_pattern: re.Pattern[str] | None = None,
     ) -> None:
-        self.root, self._tars = root, tuple(tars)
+        super().__init__(root, Listing(spool_folder, group_pattern))
+        self._tars = tuple(tars)
         self._sizes = [tar.stat().st_size for tar in self._tars]
         self._names = [tar.relative_to(root).as_posix() for tar in self._tars]
-        self.listing = Listing(spool_folder, group_pattern)
         bases = Counter(tar.name for tar in self._tars)
         self.shards = {tar.name: file for file, tar in enumerate(self._tars) if bases[tar.name] == 1}
         for file, (tar, name) in enumerate(zip(self._tars, self._names, strict=True)):
             self.shards |= {name: file, str(tar): file, str(tar.resolve()): file}
-        self.skipped: list[Skipped] = []
-        self.notes: list[str] = []
-        self.classes: tuple[str, ...] | None = None
         self._named_by_more: set[int] = set()  # tars in which keys go on behind the first dot
         if _are_archives(self._tars):
             self._list_archives(labels, split_folders)
