@@ -119,6 +119,12 @@ def test_what_must_start_at_once_imports_nothing_heavy(code: str) -> None:
     assert done.stdout.splitlines()[-1] == "heavy: []"
 
 
+def test_the_configuration_imports_no_numpy() -> None:
+    check = "import sys\nimport pretrain.config, pretrain.config.load\nprint({'numpy', 'einops'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_constraints_are_exact_versions_of_all_that_is_declared() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines), "names and versions only"

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import Field, TypeAdapter
 
-from data_pipelines.rng import DrawFields
 from pretrain.methods.spec import MethodSpec
 from pretrain.plugins import registered
 
 if TYPE_CHECKING:
+    from data_pipelines.rng import DrawFields
     from pretrain.config import Config
     from pretrain.engines.schedules import Timeline
     from pretrain.methods.base import Method, Normalisation

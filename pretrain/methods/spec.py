@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_type_hints
 
-from data_pipelines.rng import DrawFields
-
 if TYPE_CHECKING:
+    from data_pipelines.rng import DrawFields
     from pretrain.config import Config
 
 

@@ -1,4 +1,4 @@
-"""DINO's sections, and what is known of the method (imports no torch)."""
+"""DINO's sections, and what is known of the method (imports neither torch nor NumPy)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from data_pipelines.rng import DrawFields
 from data_pipelines.transforms.config import Share, section
 from pretrain.methods.dino.auto import resolve
-from pretrain.methods.dino.masks import check_ibot_counts, ibot_masks
 from pretrain.methods.spec import Crops, MethodSpec, Metric, Needs, Tokens
 
 if TYPE_CHECKING:
+    from data_pipelines.rng import DrawFields
     from pretrain.config import Config
 
 
@@ -88,6 +87,8 @@ def _check(config: Config, tokens: Tokens | None) -> None:
     for side in size:
         if side % unit:
             raise ValueError(f"method.ibot.unit is {unit} px and does not divide the image's side of {side} px")
+    from pretrain.methods.dino.masks import check_ibot_counts
+
     check_ibot_counts(ibot, unit, size)
 
 
@@ -102,7 +103,11 @@ def _check_batch(config: Config, rows: int) -> None:
 
 
 def _draw(section: DinoConfig, image_size: tuple[int, int], stride: int | None, batch_size: int) -> DrawFields | None:
-    return None if section.ibot is None else ibot_masks(section.ibot, image_size, stride, batch_size)
+    if section.ibot is None:
+        return None
+    from pretrain.methods.dino.masks import ibot_masks
+
+    return ibot_masks(section.ibot, image_size, stride, batch_size)
 
 
 SPEC = MethodSpec(

@@ -1,21 +1,21 @@
-"""MAE's section, and what is known of the method (imports no torch)."""
+"""MAE's section, and what is known of the method (imports neither torch nor NumPy)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 from pydantic import PositiveInt, model_validator
 
-from data_pipelines.rng import DrawFields
 from data_pipelines.transforms.config import section
 from pretrain.encoders.registry import family_of
 from pretrain.methods.mask_counts import mask_grid
 from pretrain.methods.masks import MaskConfig, check_mask
 from pretrain.methods.spec import MethodSpec, Needs, Tokens
-from pretrain.stream.masking import draw_units, mask_stream, with_secondary
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from data_pipelines.rng import DrawFields
     from pretrain.config import Config
 
 
@@ -59,6 +59,8 @@ def _check(config: Config, tokens: Tokens | None) -> None:
 
 
 def _draw(section: MaeConfig, image_size: tuple[int, int], stride: int | None, batch_size: int) -> DrawFields:
+    from pretrain.stream.masking import draw_units, mask_stream, with_secondary
+
     mask, grid = section.mask, mask_grid(section.mask, image_size)
     if not mask.secondary:
         return lambda *place: {"drop_mask": draw_units(mask_stream(*place), mask, grid)}

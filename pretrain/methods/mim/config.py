@@ -1,4 +1,4 @@
-"""The sections of masked image modelling, and what is known of the method (imports no torch)."""
+"""The sections of masked image modelling, and what is known of the method (imports neither torch nor NumPy)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt, model_validator
 
-from data_pipelines.rng import DrawFields
 from data_pipelines.transforms.config import section
 from pretrain.encoders.registry import family_of
 from pretrain.methods.mask_counts import mask_grid
 from pretrain.methods.masks import MaskConfig, check_mask
 from pretrain.methods.spec import Crops, MethodSpec, Metric, Needs, Tokens
-from pretrain.stream.masking import draw_units, mask_stream
 
 if TYPE_CHECKING:
+    from data_pipelines.rng import DrawFields
     from pretrain.config import Config
 
 
@@ -73,6 +72,8 @@ def _check(config: Config, tokens: Tokens | None) -> None:
 
 
 def _draw(section: MimConfig, image_size: tuple[int, int], stride: int | None, batch_size: int) -> DrawFields:
+    from pretrain.stream.masking import draw_units, mask_stream
+
     mask, grid = section.mask, mask_grid(section.mask, image_size)
     return lambda *place: {"token_mask": draw_units(mask_stream(*place), mask, grid)}
 
