@@ -29,7 +29,7 @@ def photos(tmp_path: Path) -> Dataset:
 
 
 def slow_mask(seed: int, step: int, row: int) -> dict[str, np.ndarray]:
-    time.sleep(0.002)
+    time.sleep(0.01)  # most of what a sample takes, so that other work beside it hardly matters
     return {"token_mask": np.zeros((2, 2), dtype=bool)}
 
 
@@ -49,7 +49,7 @@ def test_what_is_watched_is_what_runs(photos: Dataset) -> None:
     assert watch is not None
     spent = watch.seconds()
     assert all(spent[stage] > 0 for stage in ("read", "header and draw", "crops"))  # the others are differences
-    assert spent["masks"] > 32 * 0.002
+    assert spent["masks"] > 32 * 0.01
 
 
 def test_it_adds_up(photos: Dataset) -> None:
@@ -64,7 +64,7 @@ def test_it_adds_up(photos: Dataset) -> None:
     assert made == [1, None] * 3 + [None]
     assert found.threads == 3
     assert list(found.milliseconds) == list(STAGES)
-    assert found.milliseconds["masks"] > 2
+    assert found.milliseconds["masks"] > 10
     # each thread's whole time is accounted for, less what the profiler itself took
     assert sum(found.milliseconds.values()) < 1.5 * 1000 * found.threads / found.rate_of_all + 5
 

@@ -150,7 +150,7 @@ def test_the_start_is_cut_at_one_deviation(absolute: bool) -> None:
     assert drawn == 2 + absolute + 1 + 2 * 4
 
 
-def test_a_pooled_norm_and_a_table_for_each_block_start_alike() -> None:
+def test_a_table_for_each_block_starts_at_zero_and_weights_at_one_deviation() -> None:
     encoder = build_encoder(BeitConfig(dim=128, depth=1, heads=4, patch=8, relative_positions="per_block"), (32, 32))
     assert encoder.mask_token is None
     assert float(encoder.beit.blocks[0].attn.qkv.weight.detach().std()) == pytest.approx(STD, rel=0.03)

@@ -107,4 +107,4 @@ def test_runs_beside_each_other(make_run: Any, tmp_path: Path) -> None:
 def test_odd_runs_are_drawn_too(rows: list[dict[str, Any]], make_run: Any, tmp_path: Path) -> None:
     folder = make_run(steps=0, whole=False)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    opened(write_report([folder]), tmp_path)
+    assert opened(write_report([folder]), tmp_path)["wide"] <= 0
