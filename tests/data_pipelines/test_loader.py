@@ -207,9 +207,7 @@ def test_colours_left_to_the_device_come_out_alike(photos: Dataset) -> None:
             assert "global_colours" not in finished
             for name in ("global_crops", "local_crops"):
                 errors = (finished[name].double() - ready[name].double()).square().flatten(1).mean(dim=1)
-                assert (
-                    10 * torch.log10(255**2 / errors.clamp(min=1e-9))
-                ).min() > 39  # dB; roundings to whole levels between operations
+                assert (10 * torch.log10(255**2 / errors.clamp(min=1e-9))).min() > 39  # dB
 
 
 def test_ready_says_whether_the_next_step_is_there(dataset: Dataset) -> None:
