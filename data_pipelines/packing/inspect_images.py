@@ -49,6 +49,7 @@ class ImagesSummary:
     bits_stored: int  # of a channel, 8 or 16: the deepest
     bits_used: int  # of those: 12 where 16-bit files hold no level above 4,095, or only multiples of 16
     largest_level: int  # of the deepest; `depth.depth_warning` tells from it what a run of fewer bits would lose
+    tone_spread: float  # deviation over the images of an image's mean level, as a share of white
     formats: dict[str, int]
     unreadable: tuple[str, ...]  # names and reasons of the first few
     num_unreadable: int
@@ -119,6 +120,7 @@ class _Looks:
         self._unreadable: list[str] = []
         self._levels: dict[int, int] = {}  # by depth, all levels of all pixels joined by OR
         self._largest: Counter[int] = Counter()  # by depth
+        self._tones: list[float] = []
 
     def add(self, name: str, content: bytes) -> None:
         try:
@@ -134,6 +136,7 @@ class _Looks:
         depth = 8 * pixels.dtype.itemsize
         self._levels[depth] = self._levels.get(depth, 0) | int(np.bitwise_or.reduce(pixels, axis=None))
         self._largest[depth] = max(self._largest[depth], int(pixels.max()))
+        self._tones.append(float(pixels.mean()) / ((1 << depth) - 1))
 
     def refuse(self, name: str, reason: str) -> None:
         self._unreadable.append(f"{shown(name)}: {shown(reason)}")
@@ -156,6 +159,7 @@ class _Looks:
             bits_stored=deepest,
             bits_used=bits_used(self._levels[deepest]),
             largest_level=self._largest[deepest],
+            tone_spread=float(np.std(self._tones)),
             formats=dict(sorted(self._formats.items())),
             unreadable=tuple(self._unreadable[:_MAX_NAMED]),
             num_unreadable=len(self._unreadable),

@@ -21,6 +21,16 @@ LARGEST_CROP: Mapping[Device, int] = {"cpu": 96, "cuda": 224}  # px
 LARGEST_BATCH = {("mae", "cuda"): 512, ("dino", "cuda"): 256, ("mae", "cpu"): 64, ("dino", "cpu"): 64}
 BATCHES_AN_EPOCH = 4  # at least, where the images are few
 MOST_SHRUNK = 4  # times that an image's short side may be larger than the crop that is made of it
+#: DINO's jitter moves an image's mean level by a deviation of about .11 of white. Photographs of many things differ by
+#: .13 (ImageNet, CIFAR); images that differ by less than half of the jitter lose in it what tells them apart.
+LEAST_TONE_SPREAD = 0.055
+_JITTER = {"jitter": [0.4, 0.4, 0.2, 0.1], "jitter_prob": 0.8, "grayscale": 0.2}
+#: The crops of Caron et al. 2021, but for their sizes and numbers.
+_DINO_CROPS: Mapping[str, Mapping[str, Any]] = {
+    "global_crops.0": {"scale": [0.4, 1.0], **_JITTER, "blur": 1.0},
+    "global_crops.1": {"scale": [0.4, 1.0], **_JITTER, "blur": 0.1, "solarise": 0.2},
+    "local_crops": {"scale": [0.05, 0.4], **_JITTER, "blur": 0.5},
+}
 _TIMM_VIT = re.compile(r"timm:vit_(tiny|small|base|large)_patch(\d+)_(\d+)")
 
 
@@ -84,6 +94,9 @@ def choose(
         settings["method.mask.unit"] = patch
     else:
         settings["views.local_crops.size"] = max(round(crop * 96 / 224 / patch), 1) * patch
+        colours, reason = _colours(images, settings["data.channels"])
+        settings |= colours
+        reasons.append(reason)
     if device == "cpu":
         settings |= {"engine.precision": "fp32"}
         settings |= (
@@ -153,6 +166,17 @@ def _pixels(images: ImagesSummary) -> tuple[dict[str, Any], list[str]]:
     settings = {"data.channels": channels, "data.bits": images.bits_stored}
     named = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
     return settings, [f"{named}, {images.bits_stored} bits a channel: as the files are"]
+
+
+def _colours(images: ImagesSummary, channels: int) -> tuple[dict[str, Any], str]:
+    """DINO's own crops where the images differ enough for them; else those of the preset, without colour operations."""
+    if channels != 3:
+        return {}, "crops without colour operations, as those are made for RGB"
+    differ = f"the images' mean levels differ by {images.tone_spread:.3f} of white (deviation)"
+    if images.tone_spread < LEAST_TONE_SPREAD:
+        return {}, f"crops without colour operations, which would hide what tells the images apart: {differ}"
+    crops = {f"views.{view}.{key}": value for view, its in _DINO_CROPS.items() for key, value in its.items()}
+    return crops, f"crops with DINO's colour operations and shares: {differ}"
 
 
 def _crop_and_patch(side: int, device: Device) -> tuple[int, int]:

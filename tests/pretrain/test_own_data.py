@@ -20,6 +20,7 @@ PHOTOS = ImagesSummary(
     bits_stored=8,
     bits_used=8,
     largest_level=255,
+    tone_spread=0.13,
     formats={"JPEG": 200},
     unreadable=(),
     num_unreadable=0,
@@ -79,6 +80,18 @@ def test_any_images_give_settings_that_are_allowed(number: int, method, device, 
 def test_channels_and_depth_are_those_of_the_files(channels, bits: int, expected) -> None:
     config = config_of(replace(PHOTOS, channels=channels, bits_stored=bits), "cpu", "mae")
     assert (config.data.channels, config.data.bits) == expected
+
+
+def test_colours_are_changed_only_of_images_that_differ_by_more() -> None:
+    photographs = config_of(PHOTOS, "cuda", "dino").views
+    published = load_config("dino_vits16_in1k_100", ["data.train=x"]).views
+    assert photographs.global_crops == published.global_crops
+    assert photographs.local_crops == published.local_crops
+    for alike in (replace(PHOTOS, tone_spread=0.025), replace(PHOTOS, channels={1: 9})):
+        views = config_of(alike, "cuda", "dino").views
+        crops = (*views.global_crops, views.local_crops)
+        assert all(max(crop.jitter) == crop.grayscale == crop.blur == crop.solarise == 0 for crop in crops)
+        assert views.global_crops[0].scale == (0.5, 1.0)
 
 
 def test_a_run_that_goes_on_from_weights_takes_their_encoder() -> None:

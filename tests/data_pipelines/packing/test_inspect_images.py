@@ -63,6 +63,14 @@ def test_bits_that_16_bit_files_use(pixels: np.ndarray, used: int, largest: int,
     assert found.largest_level == (largest if used != 16 else pixels.max())
 
 
+@pytest.mark.parametrize(("dtype", "encoded"), [(np.uint8, deep_png), (np.uint16, deep_png)])
+def test_how_much_mean_levels_differ(dtype: type, encoded, tmp_path: Path) -> None:
+    white = np.iinfo(dtype).max
+    for number, share in enumerate((0.2, 0.4, 0.6)):
+        (tmp_path / f"{number}.png").write_bytes(encoded(np.full((8, 8), round(share * white), dtype)))
+    assert inspect_images(tmp_path).tone_spread == pytest.approx(np.std([0.2, 0.4, 0.6]), rel=1e-2)
+
+
 def test_what_a_run_of_fewer_bits_loses() -> None:
     warning = depth_warning(16, 4095, 8)
     assert warning is not None
