@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.datasets.dataset_index import is_true, joint_place
-from data_pipelines.files import parse_json, read_json
+from data_pipelines.datasets.description import read_description
+from data_pipelines.files import parse_json
 from data_pipelines.images.tally import Tally
 from data_pipelines.shards.index import NO_LABEL, Index
 from data_pipelines.shards.scan import INDEX_SUFFIX, load_index, scan_shard
@@ -48,17 +49,17 @@ class Listed:
     @classmethod
     def in_folder(cls, folder: Path) -> Listed:
         """Raises ValueError if the file is not of the form that `selfsight pack` writes."""
-        info = read_json(folder / "dataset.json")
+        info = read_description(folder) or {}
         shards, splits = {}, {}
         try:
-            for name, split in (info or {}).get("splits", {}).items():
+            for name, split in info.get("splits", {}).items():
                 counts = split.get("class_counts")
                 splits[name] = ListedSplit([entry["name"] for entry in split["shards"]], counts and [*map(int, counts)])
                 for entry in split["shards"]:
                     shards[str(entry["name"])] = ListedShard(int(entry["samples"]), str(entry["sha256"]))
-            classes = (info or {}).get("classes")
+            classes = info.get("classes")
             return cls(shards, splits, len(classes) if classes else None)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{folder / 'dataset.json'} is not as `selfsight pack` writes it ({type(error).__name__}: {error}); "
                 "pack the data again, or remove the file"

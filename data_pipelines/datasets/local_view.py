@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data_pipelines.datasets.locations import DESCRIPTION, Locations
+from data_pipelines.datasets.description import DESCRIPTION
+from data_pipelines.datasets.locations import Locations
 from data_pipelines.datasets.remote_index import published_parts
 from data_pipelines.files import lock, write_json
 from data_pipelines.remote.cache import Cache

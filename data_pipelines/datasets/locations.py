@@ -15,7 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 from braceexpand import braceexpand
 
-from data_pipelines.files import parse_json, read_json
+from data_pipelines.datasets.description import DESCRIPTION, check_description, read_description
+from data_pipelines.files import parse_json
 from data_pipelines.remote.remote_files import RemoteFile, Shard
 from data_pipelines.remote.urls import (
     check_names,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:  # what fetches is imported where a URL is met
 
 Spec = str | Path | Sequence[str | Path]
 
-DESCRIPTION = "dataset.json"
 _MOST_BYTES = 1 << 28  # of a dataset.json
 
 
@@ -89,7 +89,7 @@ class Locations:
     def describe(self, shard: Shard) -> dict[str, Any] | None:
         """What `dataset.json` beside a shard says; None where there is none."""
         if isinstance(shard, Path):
-            return read_json(shard.parent / DESCRIPTION)
+            return read_description(shard.parent)
         description = self._description(folder_of(shard.url))
         return None if description is None else description.content
 
@@ -172,7 +172,7 @@ class Locations:
                     content = parse_json(text)
                 except ValueError as error:
                     raise ValueError(f"{redact(place)} is not JSON ({error}); publish it again") from error
-                self._descriptions[plain] = _Description(content, _entries(content, redact(place)))
+                self._descriptions[plain] = _described(content, redact(place))
         return self._descriptions[plain]
 
 
@@ -243,10 +243,6 @@ def _listed(folder: str, cache: Cache) -> list[RemoteFile]:
     return sorted(files, key=lambda file: file.name)
 
 
-def _entries(content: Any, place: str) -> dict[str, dict[str, Any]]:
-    """What `dataset.json` says of each shard, by name; a file from elsewhere may hold anything."""
-    try:
-        splits = content.get("splits", {}).values()
-        return {str(entry["name"]): dict(entry) for split in splits for entry in split.get("shards", ())}
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise ValueError(f"{place} is no description of a data set; publish the one that pack wrote") from error
+def _described(content: Any, place: str) -> _Description:
+    splits = check_description(content, place).get("splits", {}).values()
+    return _Description(content, {shard["name"]: shard for split in splits for shard in split["shards"]})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_pipelines.datasets.dataset_index import joint_place
+from data_pipelines.datasets.description import read_description
 from data_pipelines.files import TEMPORARY_SUFFIX, lock, read_json, write_json
 from data_pipelines.shards.scan import INDEX_SUFFIX
 
@@ -72,10 +73,10 @@ def agree(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | 
 
 def _remove_pack(out: Path) -> None:
     """Remove the shards that earlier packs wrote here, and nothing else; a call that is killed is taken up again."""
-    result = read_json(out / "dataset.json")
+    result = read_description(out)
     own = {path.stem for path in (out / WORK).glob("*.begun")}
     if result is not None:
-        own |= {shard["name"] for entry in result["splits"].values() for shard in entry["shards"]}
+        own |= {shard["name"] for entry in result.get("splits", {}).values() for shard in entry["shards"]}
     (out / WORK).mkdir(exist_ok=True)
     write_json(out / WORK / _DOOMED, sorted(own))
     _finish_removal(out)

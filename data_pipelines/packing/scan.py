@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,11 @@ from data_pipelines.packing.listing import Skipped
 from data_pipelines.packing.sources.base import Source
 from data_pipelines.rng import Purpose, random_bits, stream_key
 from data_pipelines.shards.index import NO_LABEL
+from data_pipelines.wording import counted
 
 _MAX_LABEL = 999_999
 _FEW = 30  # labelled images in val, below which a probe says little
+_ROUNDING = 1e-9  # images
 _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
@@ -64,6 +67,12 @@ def scan(
     for name in names:
         if not _SPLIT.fullmatch(name):
             raise ValueError(f"a split is named {name!r}; its name must be of letters, digits, _ and -")
+        within = [other for other in names if name.startswith(f"{other}-")]
+        if within:
+            raise ValueError(
+                f"a split is named {name!r} and another {within[0]!r}: {within[0]}-*.tar names the shards of both; "
+                f"call it {name.replace('-', '_')!r}"
+            )
     numbers, classes = _number_labels(source)
     labels = numbers[listing.membership_numbers]
     kept = np.ones(len(listing), dtype=bool)
@@ -96,10 +105,13 @@ def scan(
         group_names = sorted({one.group for one in memberships if one.group is not None})
         members = splits[taken_from]
         if group_names:
-            rest, held = _hold_back_groups(members, labels, _groups_of(source, group_names), val_share, seed)
+            groups = _groups_of(source, group_names)
+            rest, held = _hold_back_groups(members, labels, groups, val_share, seed)
+            advice = _advice_on_groups(labels[members], groups[members])
         else:
             rest, held = _hold_back(members, labels, val_share, seed)
-        source.notes += _check_held(labels[members], labels[held], val_share)
+            advice = _advice_on_images(labels[members])
+        source.notes += _check_held(labels[members], labels[held], val_share, advice)
         splits |= {taken_from: rest, "val": held}
     return Catalogue(source, splits, labels, classes, skipped, num_left_out, _count_groups(source, splits))
 
@@ -130,14 +142,12 @@ def _count_groups(source: Source, splits: dict[str, np.ndarray]) -> dict[str, in
     return {split: len(members) for split, members in found.items()}
 
 
-def _check_held(before: np.ndarray, held: np.ndarray, share: float) -> list[str]:
+def _check_held(before: np.ndarray, held: np.ndarray, share: float, advice: str) -> list[str]:
     """What to say of the labels (n,) held back out of `before`; ValueError where a probe could tell nothing by them."""
-    classes, counts = np.unique(before[before != NO_LABEL], return_counts=True)
+    classes = np.unique(before[before != NO_LABEL])
     of_val = np.unique(held[held != NO_LABEL])
     if len(classes) < 2:
         return []
-    enough = 1 / int(counts[counts > 1].min()) if (counts > 1).any() else 1.0
-    advice = f"at --val-share {enough:.2g} there is one of each class that has two images"
     if len(of_val) < 2:
         raise ValueError(
             f"val_share is {share:g}, which holds back {len(held):,} images of {len(of_val)} of {len(classes):,} "
@@ -153,6 +163,44 @@ def _check_held(before: np.ndarray, held: np.ndarray, share: float) -> list[str]
             "accuracy; a larger --val-share measures more finely"
         )
     return notes
+
+
+def _advice_on_images(labels: np.ndarray) -> str:
+    """Which share has an image of every class, of images with these labels (n,)."""
+    counts = np.unique(labels[labels != NO_LABEL], return_counts=True)[1]
+    enough = 1 / int(counts[counts > 1].min()) if (counts > 1).any() else 1.0
+    return f"at --val-share {enough:.2g} there is one of each class that has two images"
+
+
+def _advice_on_groups(labels: np.ndarray, groups: np.ndarray) -> str:
+    """The same of whole groups: (n,) each."""
+    numbers, own = np.unique(groups, return_inverse=True)
+    classes, of_class = np.unique(labels, return_inverse=True)
+    brought = np.zeros((len(numbers), len(classes)), dtype=np.int64)
+    np.add.at(brought, (own, of_class), 1)
+    least = np.array([_least_share(row, brought.sum(axis=0)) for row in brought])
+    several = [row for row, known in zip(brought.T, classes != NO_LABEL, strict=True) if known and (row > 0).sum() > 1]
+    if not several:
+        return "each class has images of one group only, and groups are not divided: a class needs two groups"
+    enough = max(float(least[row > 0].min()) for row in several)
+    return f"from --val-share {_rounded_up(enough):g} on there can be one group of each class that has two groups"
+
+
+def _least_share(brought: np.ndarray, of_all: np.ndarray) -> float:
+    """From which share on `_hold_back_groups` takes a group that brings (classes,) of the images (classes,)."""
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        share = (low + high) / 2
+        if np.abs(share * of_all - brought).sum() <= share * of_all.sum():
+            high = share
+        else:
+            low = share
+    return high
+
+
+def _rounded_up(share: float) -> float:
+    """To two digits behind the point, so that what is advised is enough."""
+    return math.ceil(round(share * 100, 6)) / 100
 
 
 def _number_labels(source: Source) -> tuple[np.ndarray, tuple[str, ...] | None]:
@@ -214,28 +262,39 @@ def _hold_back(members: np.ndarray, labels: np.ndarray, share: float, seed: int)
 def _hold_back_groups(
     members: np.ndarray, labels: np.ndarray, groups: np.ndarray, share: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `_hold_back`, but of whole groups: in an order by the seed, each that brings classes nearer to their share."""
+    """As `_hold_back`, but of whole groups: in an order by the seed, each that brings classes nearer to their share.
+
+    One that brings them no nearer and no farther is taken for a class that has none held back yet.
+    """
     classes, own = np.unique(labels[members], return_inverse=True)
     missing = share * np.bincount(own, minlength=len(classes))  # of val, by class
     of_members = groups[members]
     by_group = of_members.argsort(kind="stable")
     numbers, firsts, counts = np.unique(of_members[by_group], return_index=True, return_counts=True)
     held = np.zeros(len(members), dtype=bool)
-    num_held = 0
+    num_held, num_of_class = 0, np.zeros(len(classes), dtype=np.int64)
     order = random_bits(stream_key(seed, Purpose.HOLD_BACK, 0, 1), len(numbers)).argsort(kind="stable")
     for place in order.tolist():
         places = by_group[firsts[place] : firsts[place] + counts[place]]
         brought = np.bincount(own[places], minlength=len(classes))
-        if num_held + 1 < len(numbers) and np.abs(missing - brought).sum() < np.abs(missing).sum():
+        nearer = np.abs(missing).sum() - np.abs(missing - brought).sum()
+        is_new = bool((brought[num_of_class == 0] > 0).any())
+        if num_held + 1 < len(numbers) and (nearer > _ROUNDING or (is_new and nearer > -_ROUNDING)):
             missing = missing - brought
+            num_of_class += brought
             held[places] = True
             num_held += 1
     if not num_held:
-        least = int(counts.min()) / len(members)
+        told = f"val_share is {share:g}, and the images are of {counted(len(numbers), 'group')}: "
+        if len(numbers) < 2:
+            raise ValueError(f"{told}groups are not divided, so there must be two at least")
+        of_all = np.bincount(own, minlength=len(classes))
+        least = min(
+            _least_share(np.bincount(own[by_group[first : first + count]], minlength=len(classes)), of_all)
+            for first, count in zip(firsts, counts, strict=True)
+        )
         raise ValueError(
-            f"val_share is {share:g}, and the images are of {len(numbers):,} groups, the smallest of them {least:.1%} "
-            "of the images: none fits, and groups are not divided. "
-            + (f"Give --val-share {least:.2g} or more" if len(numbers) > 1 else "There must be two at least")
+            f"{told}none fits, and groups are not divided. Give --val-share {_rounded_up(least):g} or more"
         )
     return members[~held], members[held]
 

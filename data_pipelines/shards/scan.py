@@ -44,13 +44,21 @@ class _Entry:
     has_label: bool = False
     json: tuple[int, int] = (0, 0)
     image_field: str = ""  # what stands between the first dot of the image's name and its suffix
-    labels: dict[str, int] = field(default_factory=dict)  # by such a field, of which a.b.c.cls is of a.b.c.jpg
+    labels: dict[str, int | None] = field(default_factory=dict)  # by such a field: a.b.c.cls is of a.b.c.jpg
+    jsons: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def settle(self) -> _Entry:
-        """With the label of the image's own name, where the key has none."""
-        if not self.has_label and self.image_field in self.labels:
-            self.label, self.has_label = self.labels[self.image_field], True
-        return self
+    def settle(self) -> bool:
+        """Take label and json of the image's own name, where the key has none; whether that label is none."""
+        if not self.json[1]:
+            self.json = self.jsons.get(self.image_field, (0, 0))
+        if self.has_label or self.image_field not in self.labels:
+            return False
+        label = self.labels[self.image_field]
+        self.label, self.has_label = NO_LABEL if label is None else label, True
+        return label is None
+
+
+_Dotted = tuple[str, dict[str, int | None], dict[str, tuple[int, int]]]
 
 
 class _Rows:
@@ -61,6 +69,7 @@ class _Rows:
         self.key_ends = array("q")
         self.hashes = array("q")
         self.numbers = array("q")  # image block and bytes, label, json block and bytes, image_rank, has_label
+        self.dotted: dict[int, _Dotted] = {}  # of rows whose members have dotted names: their fields, to be settled
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -70,6 +79,7 @@ class _Rows:
         self.key_ends.append(len(self.keys))
         self.hashes.append(hash(entry.key))
         self.numbers.extend(_numbers(entry))
+        self._keep_fields(len(self) - 1, entry)
 
     def key(self, row: int) -> str:
         begin = self.key_ends[row - 1] if row else 0
@@ -77,10 +87,16 @@ class _Rows:
 
     def entry(self, row: int) -> _Entry:
         block, size, label, json_block, json_size, rank, has_label = self.numbers[7 * row : 7 * row + 7]
-        return _Entry(self.key(row), (block, size), rank, label, bool(has_label), (json_block, json_size))
+        plain = (self.key(row), (block, size), rank, label, bool(has_label), (json_block, json_size))
+        return _Entry(*plain, *self.dotted.get(row, ("", {}, {})))
 
     def put(self, row: int, entry: _Entry) -> None:
         self.numbers[7 * row : 7 * row + 7] = array("q", _numbers(entry))
+        self._keep_fields(row, entry)
+
+    def _keep_fields(self, row: int, entry: _Entry) -> None:
+        if entry.image_field or entry.labels or entry.jsons:
+            self.dotted[row] = (entry.image_field, entry.labels, entry.jsons)
 
     def repeats(self) -> list[tuple[int, int]]:
         """(row of the first, later row) for keys whose members do not lie together, in the order of the later."""
@@ -132,7 +148,7 @@ def scan_shard(shard: Path) -> tuple[Index, Tally]:
                     tally.add("odd_name", shard.name, item.name)
                 if entry is None or entry.key != match[1]:
                     if entry is not None:
-                        rows.append(entry.settle())
+                        rows.append(entry)
                     entry = _Entry(match[1])
                 case = _enter(entry, match[2].lower(), item, file.fileno())
                 if case is not None:
@@ -141,12 +157,17 @@ def scan_shard(shard: Path) -> tuple[Index, Tally]:
             damage = error.case
             tally.add(error.case, shard.name, None, str(error))
     if entry is not None:
-        rows.append(entry.settle())
+        rows.append(entry)
     merged = rows.repeats()
     for first, later in merged:
         num_repeated = _merge(rows, first, later)
         if num_repeated:
             tally.add("repeated_member", shard.name, rows.key(later), "the members of its key lie apart", num_repeated)
+    for row in list(rows.dotted):
+        entry = rows.entry(row)
+        if entry.settle():
+            tally.add("bad_label", shard.name, f"{entry.key}.{entry.image_field}.cls")
+        rows.put(row, entry)
     kept = np.ones(len(rows), dtype=bool)
     kept[[later for _, later in merged]] = False
     without_image = kept & (np.frombuffer(rows.numbers, np.int64).reshape(-1, 7)[:, 0] == _NO_IMAGE)
@@ -174,7 +195,7 @@ def _enter(entry: _Entry, suffix: str, member: Member, descriptor: int) -> str |
         return "repeated_member" if is_second else None
     if kind == "cls" and name_of_field:
         label = _label(os.pread(descriptor, min(member.size, _MAX_LABEL_BYTES + 1), member.offset))
-        entry.labels.setdefault(name_of_field, NO_LABEL if label is None else label)
+        entry.labels.setdefault(name_of_field, label)
         return None
     if suffix == "cls":
         if entry.has_label:
@@ -182,6 +203,9 @@ def _enter(entry: _Entry, suffix: str, member: Member, descriptor: int) -> str |
         label = _label(os.pread(descriptor, min(member.size, _MAX_LABEL_BYTES + 1), member.offset))
         entry.label, entry.has_label = NO_LABEL if label is None else label, True
         return "bad_label" if label is None else None
+    if kind == "json" and name_of_field:
+        entry.jsons.setdefault(name_of_field, place)
+        return None
     if suffix == "json":
         if entry.json[1]:
             return "repeated_member"
@@ -208,10 +232,15 @@ def _merge(rows: _Rows, first: int, later: int) -> int:
     num_repeated = int(other.image[0] != _NO_IMAGE and _is_second_image(entry, other.image, other.image_rank))
     num_repeated += entry.has_label and other.has_label
     num_repeated += bool(entry.json[1] and other.json[1])
+    if entry.image == other.image:
+        entry.image_field = other.image_field
     if not entry.has_label:
         entry.label, entry.has_label = other.label, other.has_label
     if not entry.json[1]:
         entry.json = other.json
+    entry.labels = {**other.labels, **entry.labels}
+    entry.jsons = {**other.jsons, **entry.jsons}
+    rows.dotted.pop(later, None)
     rows.put(first, entry)
     return num_repeated
 

@@ -77,10 +77,10 @@ def test_groups_that_cannot_be_are_refused(tmp_path: Path) -> None:
     for options, message in (
         ({"group_pattern": "q[0-9]+"}, r"is of no group, as 'q\[0-9\]\+' is not found in it"),
         ({"group_pattern": "(p"}, "is no regular expression"),
-        ({"group_pattern": "p"}, "of 1 groups, the smallest of them 100.0% of the images.*There must be two at least"),
+        ({"group_pattern": "p"}, "of 1 group: groups are not divided, so there must be two at least"),
         (
             {"group_pattern": r"p\d", "val_share": 0.02},
-            r"of 2 groups, the smallest of them [0-9.]+%.*--val-share 0\.[0-9]+ or more",
+            r"of 2 groups: none fits, and groups are not divided\. Give --val-share 0\.[0-9]+ or more",
         ),
         ({"columns": Columns(group="patient")}, "name its groups by --group-pattern"),
     ):
@@ -121,6 +121,65 @@ def test_a_val_split_of_one_class_is_refused(tmp_path: Path) -> None:
     assert (
         pack(source, tmp_path / "plain", val_share=0.05, labels=False, progress=False)["splits"]["val"]["samples"] == 3
     )
+
+
+def patients_of_one_class(folder: Path, sizes: dict[str, list[int]]) -> Path:
+    for label, counts in sizes.items():
+        (folder / label).mkdir(parents=True)
+        for patient, count in enumerate(counts):
+            for number in range(count):
+                place = folder / label / f"{label}{patient}_{number}.png"
+                place.write_bytes(encode(picture(7 * patient + number)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share", "counts"),
+    [
+        ({"a": [5] * 5, "b": [5] * 5}, 0.1, [5, 5]),
+        ({"a": [5] * 5, "b": [5] * 5}, 0.2, [5, 5]),
+        ({"a": [5] * 5, "b": [5] * 5}, 0.4, [10, 10]),
+        ({"a": [2] * 10, "b": [10, 10]}, 0.25, [4, 10]),
+    ],
+)
+def test_groups_of_one_class_each_are_held_back_of_every_class(
+    sizes: dict[str, list[int]], share: float, counts: list[int], tmp_path: Path
+) -> None:
+    source = patients_of_one_class(tmp_path / "in", sizes)
+    result = pack(source, tmp_path / "out", group_pattern=r"[ab]\d+", val_share=share, progress=False)
+    assert result["splits"]["val"]["class_counts"] == counts
+
+
+@pytest.mark.parametrize("sizes", [{"a": [6, 2, 9], "b": [7, 7]}, {"a": [5, 5], "b": [1, 30, 9]}])
+def test_the_share_that_is_advised_for_groups_is_enough(sizes: dict[str, list[int]], tmp_path: Path) -> None:
+    source = patients_of_one_class(tmp_path / "in", sizes)
+    share, refusals = "0.001", []
+    for _ in range(3):
+        try:
+            found = pack(source, tmp_path / "out", group_pattern=r"[ab]\d+", val_share=float(share), progress=False)
+            break
+        except ValueError as error:
+            refusals.append(str(error))
+            share = refusals[-1].split("--val-share ")[1].split()[0]
+    assert "none fits" in refusals[0]
+    assert len(refusals) < 3
+    counts = found["splits"]["val"]["class_counts"]
+    assert min(counts) > 0 or "from --val-share" in found["notes"][0]
+
+
+def test_classes_of_one_group_each_can_not_be_held_back(tmp_path: Path) -> None:
+    source = patients_of_one_class(tmp_path / "in", {"a": [3], "b": [3]})
+    with pytest.raises(ValueError, match="each class has images of one group only"):
+        pack(source, tmp_path / "out", group_pattern=r"[ab]\d+", val_share=0.5, progress=False)
+
+
+def test_a_split_whose_shards_another_would_take_is_refused(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "train-holdout", "test")):
+        (tmp_path / f"{number}.png").write_bytes(encode(picture(number)))
+        with (tmp_path / "list.csv").open("a") as file:
+            file.write(("path,split\n" if not number else "") + f"{number}.png,{split}\n")
+    with pytest.raises(ValueError, match=r"names the shards of both; call it 'train_holdout'"):
+        pack(tmp_path / "list.csv", tmp_path / "out", progress=False)
 
 
 def test_a_val_split_that_says_little_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,28 @@ def test_a_corrupt_header_is_noticed(tmp_path: Path) -> None:
     assert "corrupt header" in index.problems[0]
 
 
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("stem", ["a.b.c", "v1.2/22.0/1.2", "scan.0001"])
+def test_label_and_json_of_a_dotted_name_belong_to_its_image(stem: str, apart: bool, tmp_path: Path) -> None:
+    """Also where they lie apart, as in tars sorted by kind."""
+    files = [(f"{stem}.jpg", b"image"), (f"{stem}.cls", b"3"), (f"{stem}.json", b"{}")]
+    between = [("z.jpg", b"other")]
+    order = [files[0], *between, *files[1:]] if apart else [*files, *between]
+    index = build_index(write_tar(tmp_path / "x.tar", order))
+    assert index.labels.tolist() == [3, -1]
+    assert index.json_sizes.tolist() == [2, 0]
+    assert not index.findings
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_bad_label_of_a_dotted_name_is_counted(apart: bool, tmp_path: Path) -> None:
+    files = [("a.b.jpg", b"image"), ("a.b.cls", b"cat"), ("a.c.cls", b"of no image")]
+    order = [files[0], ("z.jpg", b"other"), *files[1:]] if apart else files
+    index = build_index(write_tar(tmp_path / "x.tar", order))
+    assert index.labels.tolist()[0] == -1
+    assert index.findings[0].num_bad_labels == 1
+
+
 def test_what_the_index_holds(tmp_path: Path) -> None:
     files = [
         ("a.json", b"{}"),
