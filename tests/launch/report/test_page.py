@@ -343,6 +343,9 @@ def test_an_alarm_is_not_counted_again_when_a_run_continues(make_run: Any) -> No
     assert alarms_of([start(0), alarm(50), start(40), alarm(52)]) == [(52, "slow: slow")], "its steps were done again"
     over = alarm(55, begins=False)
     assert [step for step, _ in alarms_of([start(0), alarm(50), over, start(60), alarm(65)])] == [50, 65]
+    later = alarm(90, begins=False)
+    assert alarms_of([start(0), alarm(50), later, start(60), alarm(61)]) == [(50, "slow: slow")], "it stood at step 60"
+    assert alarms_of([start(0), alarm(50), later, start(95), alarm(96)]) == [(50, "slow: slow"), (96, "slow: slow")]
     lost = {"event": "saved_not", "step": 50, "reason": "disk full"}
     assert alarms_of([start(0), lost, start(40)]) == [(50, "no checkpoint: disk full")], (
         "the disk was full all the same"
