@@ -318,6 +318,28 @@ def test_rows_of_a_run_that_came_back_count_once(make_run: Any) -> None:
     assert metrics.series["loss"].columns()["y"][149:] == [9] * 20
 
 
+@pytest.mark.parametrize(
+    ("name", "preset", "command", "shown"),
+    [
+        ("photos", "mae_own_data", ["selfsight", "pretrain", "--data", "raw"], "mae_own_data"),  # picked for images
+        ("photos", "mae_own_data", ["selfsight", "pretrain", "--data", "demo"], "mae_own_data"),
+        ("demo", "own.yaml", ["selfsight", "pretrain", "own.yaml"], None),
+        ("demo", None, ["selfsight", "pretrain", "demo"], None),
+        ("demo", ..., ["selfsight", "pretrain", "own.yaml", "name=demo"], None),  # of a version that told no preset
+        ("photos", ..., ["selfsight", "pretrain", "demo", ["odd"]], "demo"),
+    ],
+)
+def test_the_preset_that_settings_are_compared_with_is_that_of_the_start(
+    make_run: Any, name: str, preset: Any, command: list[Any], shown: str | None
+) -> None:
+    folder = make_run(name, steps=1, whole=False)
+    started = {"event": "started", "step": 0, "command": command, **({} if preset is ... else {"preset": preset})}
+    (folder / "history.jsonl").write_text(json.dumps({"event": "submitted"}) + "\n" + json.dumps(started) + "\n")
+    text = Seen(page_of(folder)).text
+    assert ("Differs from the preset" in text) == (shown is not None)
+    assert shown is None or f"Differs from the preset {shown} in" in text
+
+
 def test_an_alarm_that_is_over_is_named_and_counts_once(make_run: Any) -> None:
     folder = make_run()
     with (folder / "history.jsonl").open("a") as file:
