@@ -4,8 +4,8 @@ Every event has `time` (ISO 8601, UTC), `event`, `job` and `restart` (SLURM's, o
 depends on the event:
 
     submitted   jobs, command, log         the jobs queued for the run, by `selfsight submit`
-    started     step, command, preset, ranks, nodes, zero_stage, versions, seconds    after the first step: what took how
-                                           long; preset: what was chosen, by its name or path
+    started     step, command, preset, ranks, nodes, zero_stage, versions, seconds
+                                           after the first step: what took how long, and the preset that was chosen
     saved_not   step, reason               a checkpoint that could not be written
     alarm       step, name, text, begins   trouble with training, as diagnostics names it; begins: false when it is over
     ended       step, code, reason         by the run itself: finished, stopped, hung, trouble, an error

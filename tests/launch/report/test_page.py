@@ -374,6 +374,38 @@ def test_an_alarm_is_not_counted_again_when_a_run_continues(make_run: Any) -> No
     )
 
 
+def test_only_logs_in_the_folder_of_the_run_or_its_sweep_are_quoted(make_run: Any, tmp_path: Path) -> None:
+    folder = make_run("one", steps=1, whole=False)
+    other, sweep = folder.parent / "other", folder.parent / "sweep"
+    for place, listed in ((other, "two"), (sweep, "one")):
+        (place / "logs").mkdir(parents=True)
+        (place / "sweep.json").write_text(json.dumps({"job": "7", "runs": [{"name": listed}]}))
+    secrets = [tmp_path / "secret.txt", other / "logs" / "7.out", folder.parent / "one-more.txt"]
+    for secret in secrets:
+        secret.write_text("the secret\n")
+    (folder / "link.out").symlink_to(secrets[0])
+    os.mkfifo(folder / "pipe.out")
+    (folder / "loop.out").symlink_to("loop.out")
+    within = [folder / "7.out", folder / "logs" / ".." / "8.out", sweep / "logs" / "7_0.out"]
+    (folder / "logs").mkdir()
+    for log in within:
+        log.write_text("a line of training\n")
+
+    def page(log: Path | str) -> str:
+        (folder / "history.jsonl").write_text(json.dumps({"event": "submitted", "log": str(log)}) + "\n")
+        return page_of(folder)
+
+    for log in (*secrets, "../../secret.txt", "link.out", "pipe.out", "loop.out", "a\0b", "x" * 5000):
+        shown = page(log)
+        assert "the secret" not in shown, log
+        assert str(log)[:100].replace("\0", "\ufffd") in shown, "its name is told all the same"
+    for log in (*within, "7.out"):
+        assert "a line of training" in page(log), log
+    away = tmp_path / "away"  # the folder of a run may itself be a link
+    away.symlink_to(folder)
+    assert "a line of training" in page_of(away)
+
+
 def test_a_long_history_with_secrets_makes_a_small_page_without_them(make_run: Any) -> None:
     folder = make_run(steps=5)
     secret = "https://me:hunter2@host/set?token=hunter3"
