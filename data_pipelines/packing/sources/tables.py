@@ -97,7 +97,9 @@ class TableSource:
         names = [file.relative_to(root).as_posix() for file in self._files]
         units: list[tuple[int, int, int, int]] = []  # file, row group, rows, bytes of the images
         self._sizes = []
-        for number, (file, split) in enumerate(zip(self._files, splits_of_files(names), strict=True)):
+        splits, notes = splits_of_files(names)
+        self.notes += notes
+        for number, (file, split) in enumerate(zip(self._files, splits, strict=True)):
             self._sizes.append(file.stat().st_size)
             with open_table(file) as table:
                 self._check(table, file)
