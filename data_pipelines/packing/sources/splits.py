@@ -18,7 +18,7 @@ _SYNONYMS = {
 }
 _KIND_OF_WORD = {word: kind for kind, words in _SYNONYMS.items() for word in words}
 #: The kinds that are training data under a name of their own.
-_AS_TRAIN = ("unlabeled", "extra")
+AS_TRAIN = ("unlabeled", "extra")
 _FILLERS = frozenset(("image", "images", "img", "imgs", "photos", "pictures", "data", "dataset", "set", "split"))
 _WORDS = re.compile(r"[\W_]+")
 _WITHIN = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])")  # of TrainImages
@@ -34,7 +34,7 @@ def _told(name: str, number: re.Pattern[str] = _YEAR) -> tuple[str | None, tuple
     words = [number.sub("", word) for word in _WORDS.split(_WITHIN.sub(" ", name).lower()) if word]
     words = [word.removesuffix("set") if len(word) > 3 else word for word in words]
     kinds = {_KIND_OF_WORD[word] for word in words if word in _KIND_OF_WORD}
-    if kinds & set(_AS_TRAIN):
+    if kinds & set(AS_TRAIN):
         kinds.discard("train")  # train_extra
     others = tuple(word for word in words if word not in _FILLERS and word not in _KIND_OF_WORD)
     return kinds.pop() if len(kinds) == 1 else None, others
@@ -52,7 +52,7 @@ def split_kind(name: str) -> str | None:
 
 def membership(kind: str | None, label: str | int | None, group: str | None = None) -> Membership:
     """Of a split by its kind or name: what is unlabeled or extra is trained on, what is unlabeled without labels."""
-    return Membership("train" if kind in _AS_TRAIN else kind, None if kind == "unlabeled" else label, group)
+    return Membership("train" if kind in AS_TRAIN else kind, None if kind == "unlabeled" else label, group)
 
 
 def split_of(file: str) -> str | None:
@@ -149,7 +149,7 @@ def memberships_of_folders(
                 "of the tree, or pack without labels (--no-labels)"
             )
     renamed = [f"{name} as {found[of_splits[name][0]].split}" for name in named if name != kinds[name]]
-    renamed += [f"{name} as train" for name in named if name == kinds[name] and name in _AS_TRAIN]
+    renamed += [f"{name} as train" for name in named if name == kinds[name] and name in AS_TRAIN]
     notes = [f"split folders are packed under their usual names: {', '.join(renamed)}"] if renamed else []
     return found, notes
 
