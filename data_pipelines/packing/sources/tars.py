@@ -121,10 +121,14 @@ class TarSource(ListedSource):
         except TarDamageError as error:
             self.skipped.append(Skipped(self._names[file], f"{error}; what lies before that is used"))
 
+    def _splits(self) -> list[str | None]:
+        splits, notes = splits_of_files(self._names)
+        self.notes += notes
+        return splits
+
     def _list_archives(self, labels: bool, split_folders: bool) -> None:
         others: Counter[str] = Counter()
-        splits = splits_of_files(self._names)
-        for file, (name, split) in enumerate(zip(self._names, splits, strict=True)):
+        for file, (name, split) in enumerate(zip(self._names, self._splits(), strict=True)):
             before = len(self.listing)
             for member in self._members(file):
                 path = member.name.removeprefix("./")
@@ -152,16 +156,17 @@ class TarSource(ListedSource):
         for split, places in by_split.items():  # of each archive, or of all where their names tell no split
             below, notes = memberships_of_folders([str(found[place].label) for place in places], labels, split_folders)
             self.notes += notes
+            # What an archive of held-out images calls its train, extra or unlabeled is held out
+            by_name = split if {one.split for one in below} <= {"train", None} else None
             for place, one in zip(places, below, strict=True):
-                self.memberships[place] = membership(split or one.split, one.label, found[place].group)
+                self.memberships[place] = membership(by_name or one.split or split, one.label, found[place].group)
 
     def _list_shards(self, labels: bool) -> _Fields:
         """List the samples; what only all tars tell together is returned."""
         fields = _Fields()
         others: Counter[str] = Counter()
         num_bad_labels = 0
-        splits = splits_of_files(self._names)
-        for file, (name, split) in enumerate(zip(self._names, splits, strict=True)):
+        for file, (name, split) in enumerate(zip(self._names, self._splits(), strict=True)):
             before = len(self.listing)
             samples: dict[str, _Sample] = {}
             for member in self._members(file):
