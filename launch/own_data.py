@@ -42,25 +42,17 @@ def prepare(preset: str | None, overrides: Sequence[str], data: str | None, grou
     """
     from pretrain.config.load import load_noting
 
-    if preset is not None and "=" in preset:  # the first of the overrides, where no preset is named
-        overrides, preset = [preset, *overrides], None
-    if preset is not None and data is None and holds_images(preset):
-        raise ValueError(f"{preset} is no preset but images; name them as --data {shlex.quote(preset)}")
+    preset, overrides, data = _asked(preset, overrides, data)
     ranks = rank_environment(os.environ)
     say: Callable[[str], None] = print if ranks.rank == 0 else lambda line: None
     given = dict(override.partition("=")[::2] for override in overrides)
-    data = data or given.get("data.train")
     images = data is not None and holds_images(data)
     own = preset is None or preset in PRESETS.values()
     if preset is not None and not images and not own and grouping == NO_GROUPS:
         return Prepared(preset, _with_data(overrides, data))
     if data is None:
-        if preset is not None:  # what is missing, the schema says
-            return Prepared(preset, list(overrides))
-        raise ValueError(
-            "which images? --data photos/ names a folder of them and a preset is picked for it; "
-            "or name a preset, which `selfsight pretrain --list` shows, and its --data"
-        )
+        assert preset is not None
+        return Prepared(preset, overrides)  # what is missing, the schema says
     if preset is not None:  # a wrong name or setting is told of before anything is packed
         load_noting(preset, _with_data(overrides, data))
     shards = shards_of(data, grouping, say, progress=ranks.rank == 0)
@@ -85,6 +77,37 @@ def prepare(preset: str | None, overrides: Sequence[str], data: str | None, grou
     if images:
         _say_of_probes(found, data, f"{config.runs}/{config.name}", grouping, say)
     return Prepared(preset, settings)
+
+
+def run_folder(preset: str | None, overrides: Sequence[str], data: str | None) -> Path:
+    """Where `selfsight pretrain` with these arguments trains, whatever preset is picked where none is named.
+
+    Raises ValueError for what it refuses before it looks at the data.
+    """
+    from pretrain.config.load import load_config
+    from pretrain.config.overrides import written
+
+    preset, overrides, data = _asked(preset, overrides, data)
+    if preset is None:  # those that may be picked name no folder, and no other setting has a say in it
+        own = [override for override in overrides if override.partition("=")[0].strip() in ("name", "runs")]
+        preset, overrides = PRESETS["mae"], [f"name={written(name_for(str(data)))}", *own]
+    config = load_config(preset, _with_data(overrides, data))
+    return Path(config.runs) / config.name
+
+
+def _asked(preset: str | None, overrides: Sequence[str], data: str | None) -> tuple[str | None, list[str], str | None]:
+    """Each argument in its place; ValueError where images are named as a preset, or neither preset nor data."""
+    if preset is not None and "=" in preset:  # the first of the overrides, where no preset is named
+        overrides, preset = [preset, *overrides], None
+    if preset is not None and data is None and holds_images(preset):
+        raise ValueError(f"{preset} is no preset but images; name them as --data {shlex.quote(preset)}")
+    data = data or dict(override.partition("=")[::2] for override in overrides).get("data.train")
+    if preset is None and data is None:
+        raise ValueError(
+            "which images? --data photos/ names a folder of them and a preset is picked for it; "
+            "or name a preset, which `selfsight pretrain --list` shows, and its --data"
+        )
+    return preset, list(overrides), data
 
 
 def shards_of(data: str, grouping: Grouping, say: Callable[[str], None], progress: bool = True) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.local import python_module, safe_environment
+from launch.own_data import run_folder
 
 if TYPE_CHECKING:
     from .model import Model
@@ -67,7 +68,10 @@ def pretrain(
         ValueError: It was refused; with the message.
         RuntimeError: It ended early; with the exit code and the last lines.
     """
-    arguments = ["pretrain", *([str(preset)] if preset is not None else []), *_flat(overrides)]
+    named, settings = None if preset is None else str(preset), _flat(overrides)
+    # before it starts: a preset's file may be another when it ends
+    folder = run_folder(named, settings, None if data is None else str(data))
+    arguments = ["pretrain", *([named] if named is not None else []), *settings]
     options = {"data": data, "val-share": val_share, "group-pattern": group_pattern, "group-column": group_column}
     arguments += [f"--{name}={value}" for name, value in options.items() if value not in (None, 0.0)]
     environ = {**safe_environment(os.environ), "PYTHONUNBUFFERED": "1"}
@@ -91,29 +95,7 @@ def pretrain(
         raise ValueError(text[text.rfind("error: ") :].removeprefix("error: ") if "error: " in text else text)
     if process.returncode:
         raise RuntimeError(f"training ended with exit code {process.returncode}:\n" + "\n".join(lines[-20:]))
-    return Run(_folder_of(preset, data, overrides))
-
-
-def _folder_of(preset: str | Path | None, data: str | Path | None, overrides: Mapping[str, Any]) -> Path:
-    """Where such a call trains."""
-    from launch.own_data import name_for
-
-    if "name" in overrides:
-        name = str(overrides["name"])
-    elif preset is not None:
-        name = _name_in(preset)
-    else:
-        name = name_for(str(data))
-    return Path(str(overrides.get("runs", "runs"))) / name
-
-
-def _name_in(preset: str | Path) -> str:
-    """The name that a preset gives its run."""
-    from pretrain.config.yaml_file import read_yaml
-
-    path = Path(preset)
-    given = read_yaml(path).get("name") if path.suffix in (".yaml", ".yml") else None
-    return str(given or path.stem)
+    return Run(folder)
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> list[str]:
