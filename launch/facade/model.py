@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,18 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL.Image
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.eval_loader import cropped
-from data_pipelines.images.decode import DAMAGE, BadSampleError, decode
+from data_pipelines.images.decode import DAMAGE, TURNS, BadSampleError, decode, orientation_of
 from data_pipelines.images.sample import Sample
 from data_pipelines.packing.cached import holds_images
 from data_pipelines.packing.scan import scan
 from data_pipelines.packing.sources.opening import open_source
 from eval.features import columns_of, layout
+from eval.probe import _device
 from eval.target import open_target
 
 from .features import Embedding
@@ -31,6 +34,12 @@ if TYPE_CHECKING:
     from pretrain.encoders import Encoder
 
 _SPLITS = ("train", "val", "test")
+#: Of Pillow's modes, those that a PNG cannot hold, and what holds the same.
+_AS_PNG = {
+    **dict.fromkeys(("CMYK", "YCbCr", "HSV", "LAB", "RGBX"), "RGB"),
+    **dict.fromkeys(("PA", "RGBa"), "RGBA"),
+    "La": "LA",
+}
 
 
 def load(target: str | Path, *, image_size: int | None = None, device: str = "auto") -> Model:
@@ -40,15 +49,14 @@ def load(target: str | Path, *, image_size: int | None = None, device: str = "au
     Args:
         target: See above.
         image_size: Side in px of its images; default: what it was trained on.
-        device: `cpu`, `cuda` or `auto`: a GPU where there is one.
+        device: `cpu`, `cuda`, one GPU of several as `cuda:1`, or `auto`: a GPU where there is one.
 
     Raises:
         FileNotFoundError: There is no encoder; the message says what there is.
-        ValueError: A name that timm does not know, or a size that the encoder cannot take.
+        ValueError: A name that timm does not know, a size that the encoder cannot take, or a device that is not here.
     """
+    device = _device(device)
     found = open_target(str(target), image_size)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     transform = Transform(found.image_size, found.channels, found.bits, found.mean, found.std)
     return Model(found.name, found.encoder.eval().to(device), transform, found.headline, device)
 
@@ -70,7 +78,11 @@ class Transform:
         """(c, size, size) float32 of a file, its bytes, a Pillow image, or an array (h, w) or (h, w, c) of uint8 or
         uint16.
 
-        Raises ValueError for what is no image, or has other channels than the encoder takes.
+        A Pillow image becomes what its file would: turned upright as its EXIF says, transparent pixels black; the
+        levels of mode I are 16 bits.
+
+        Raises ValueError for what is no image, has other channels than the encoder takes, or levels whose full scale
+        is not known: Pillow's mode F, or I beyond 16 bits.
         """
         return self.normalise(torch.from_numpy(self.crop(_encoded(image)))[None])[0]
 
@@ -183,14 +195,30 @@ def _encoded(image: Any) -> bytes:
         return image
     if isinstance(image, (str, Path)):
         return Path(image).expanduser().read_bytes()
-    import io
-
     file = io.BytesIO()
-    if hasattr(image, "save"):
-        (image if image.mode in ("L", "RGB", "RGBA", "LA", "P", "I;16") else image.convert("RGB")).save(file, "PNG")
-    else:
-        np.save(file, np.asarray(image))
+    if isinstance(image, PIL.Image.Image):
+        turn = TURNS.get(orientation_of(image))
+        image = image if turn is None else image.transpose(turn)
+        if image.mode == "I;16" or not image.mode.startswith(("I", "F")):
+            image = image.convert(_AS_PNG[image.mode]) if image.mode in _AS_PNG else image
+            image.save(file, "PNG")
+            return file.getvalue()
+        image = _levels(image)
+    np.save(file, np.asarray(image))
     return file.getvalue()
+
+
+def _levels(image: Image) -> np.ndarray:
+    """(h, w) uint16 of a Pillow image of whole numbers; ValueError where that does not hold them."""
+    levels = np.asarray(image)
+    advice = "give an array of uint8 (0 .. 255) or uint16 (0 .. 65535), scaled as the images that it was trained on"
+    if image.mode == "F":
+        raise ValueError(f"an image of Pillow's mode F does not say which level is white; {advice}")
+    if levels.size and not 0 <= levels.min() <= levels.max() <= 65535:
+        raise ValueError(
+            f"an image of Pillow's mode {image.mode} has levels {levels.min()} .. {levels.max()}; {advice}"
+        )
+    return levels.astype(np.uint16)
 
 
 def _of_images(data: str | Path, split: str | None) -> Iterator[Any]:
