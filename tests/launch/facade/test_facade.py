@@ -3,12 +3,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import selfsight
 import torch
 from PIL import Image
+
+from data_pipelines.images.pixels import turned
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> selfsight.Model:
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pretrain.encoders.saved import EncoderCard, fresh_encoder, save_encoder
     from pretrain.encoders.vit.config import VitConfig
 
@@ -43,7 +46,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> selfsight.Model:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("runs") / "encoder"
     save_encoder(folder, fresh_encoder(card).state_dict(), card)
-    return selfsight.load(folder, device="cpu")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(encoder: Path) -> selfsight.Model:
+    return selfsight.load(encoder, device="cpu")
 
 
 def test_importing_it_imports_nothing_heavy() -> None:
@@ -113,6 +121,155 @@ def test_features_are_written_and_read_again(model: selfsight.Model, photos: Pat
     table = pq.read_table(features.to_parquet(tmp_path / "f.parquet"))
     assert np.array_equal(np.array(table["feature"].to_pylist(), np.float32), features.values)
     assert table["class"].to_pylist() == [features.classes[label] for label in features.labels]
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_pillow_image_is_turned_as_its_file_is(model: selfsight.Model, tmp_path: Path, turn: int) -> None:
+    pixels = np.random.default_rng(turn).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    assert torch.equal(model.transform(Image.open(tmp_path / "a.png")), model.transform(tmp_path / "a.png"))
+    upright = Image.fromarray(turned(pixels, turn))
+    assert torch.equal(model.transform(tmp_path / "a.png"), model.transform(upright))
+
+
+def test_damaged_exif_of_a_pillow_image_leaves_it_as_it_is(model: selfsight.Model) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    expected = model.transform(image)
+    image.info["exif"] = b"no exif"
+    assert torch.equal(model.transform(image), expected)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV"])
+def test_a_pillow_image_of_any_mode_of_eight_bits_is_that_of_its_colours(model: selfsight.Model, mode: str) -> None:
+    grey = Image.fromarray(np.full((40, 40), 255, np.uint8))
+    grey.paste(0, (0, 0, 20, 40))
+    by_way = {"La": "LA", "RGBa": "RGBA"}.get(mode)
+    image = grey.convert(by_way).convert(mode) if by_way else grey.convert(mode)
+    assert image.mode == mode
+    torch.testing.assert_close(model.transform(image), model.transform(grey), atol=0.03, rtol=0)
+
+
+def test_transparent_pixels_of_a_pillow_image_are_black(model: selfsight.Model) -> None:
+    clear = Image.new("RGBA", (40, 40), (200, 100, 50, 0))
+    black = model.transform(Image.new("RGB", (40, 40)))
+    for mode in ("RGBA", "RGBa"):
+        assert torch.equal(model.transform(clear.convert(mode)), black)
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "I;16B"])
+def test_levels_of_sixteen_bits_of_a_pillow_image_are_kept(model: selfsight.Model, mode: str) -> None:
+    levels = np.random.default_rng(0).integers(0, 65521, (40, 40)).astype(np.uint16)
+    image = Image.fromarray(levels.astype(np.int32))
+    if mode != "I":
+        image = Image.frombytes(mode, (40, 40), levels.astype("<u2" if mode == "I;16" else ">u2").tobytes())
+    assert image.mode == mode
+    assert torch.equal(model.transform(image), model.transform(levels))
+
+
+@pytest.mark.parametrize(
+    ("levels", "told"),
+    [
+        (np.zeros((40, 40), np.float32), "mode F does not say which level is white; give an array of uint8"),
+        (np.full((40, 40), 70_000, np.int32), "mode I has levels 70000 .. 70000; give an array of uint8"),
+        (np.full((40, 40), -1, np.int32), "mode I has levels -1 .. -1; give an array of uint8"),
+    ],
+)
+def test_levels_without_a_known_scale_are_refused(model: selfsight.Model, levels: np.ndarray, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        model.transform(Image.fromarray(levels))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_here_is_refused_before_any_work(encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"device is cuda, .*cpu"):
+        selfsight.load(tmp_path / "nothing", device="cuda")
+    with pytest.raises(ValueError, match=r"device is cuda, .*cpu"):
+        selfsight.probe(encoder, tmp_path / "nothing", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("preset", "data", "overrides", "folder"),
+    [
+        ("my.yaml", None, {}, "elsewhere/abc"),
+        (Path("my.yaml"), "shards", {}, "elsewhere/abc"),
+        ("my.yaml", None, {"name": "new"}, "elsewhere/new"),
+        ("my.yaml", None, {"runs": Path("there")}, "there/abc"),
+        ("other.yaml", None, {}, "elsewhere/other"),  # which extends the first, and has a name of its own
+        ("demo", "shards", {}, "runs/demo"),
+        ("name=first", "photos", {}, "runs/first"),
+        (None, "photos", {}, "runs/photos"),
+        (None, None, {"data.train": "raw"}, "runs/raw"),
+        (None, None, {"data.train": "raw", "runs": "there", "method.no_such": 1}, "there/raw"),
+        (None, Path("my photos.v2"), {}, "runs/my-photos"),
+        (None, "photos", {"name": "1e3"}, "runs/1e3"),
+    ],
+)
+def test_the_folder_of_a_run_is_the_one_that_it_trains_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: Any, data: Any, overrides: dict[str, Any], folder: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text("extends: demo\nruns: elsewhere\nname: abc\ndata: {train: shards}\n")
+    (tmp_path / "other.yaml").write_text("extends: my.yaml\n")
+    started: list[str] = []
+
+    def command(module: str, *arguments: str) -> list[str]:
+        started.extend(arguments)
+        (tmp_path / "my.yaml").write_text("")  # a file that changes meanwhile
+        return [sys.executable, "-c", ""]
+
+    monkeypatch.setattr("selfsight.run.python_module", command)
+    assert selfsight.pretrain(preset, data, quiet=True, **overrides).folder == Path(folder)
+    assert started[0] == "pretrain"
+
+
+def test_the_folder_of_a_picked_preset_is_that_of_the_command(photos: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from data_pipelines.packing.grouping import NO_GROUPS
+    from launch.own_data import prepare, run_folder
+    from pretrain.config.load import load_config
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SELFSIGHT_CACHE", str(tmp_path / "cache"))
+    for overrides in ([f"data.train={photos}"], [f"data.train={photos}", "name='1e3'", "runs=there"]):
+        chosen = prepare(None, overrides, None, NO_GROUPS)
+        config = load_config(*chosen)
+        assert run_folder(None, overrides, None) == Path(config.runs) / config.name
+
+
+def test_a_probe_takes_a_number_of_seeds_and_one_probe_by_name_and_is_quiet(
+    encoder: Path, photos: Path, tmp_path: Path, monkeypatch: Any, capfd: Any
+) -> None:
+    monkeypatch.setenv("SELFSIGHT_CACHE", str(tmp_path / "cache"))
+    results = selfsight.probe(
+        encoder, photos, seeds=2, also="logistic", epochs=1, device="cpu", out=tmp_path / "p.json", progress=False
+    )
+    assert capfd.readouterr() == ("", "")
+    assert results["protocol"]["seeds"] == [0, 1]
+    assert (tmp_path / "p.json").is_file()
+    assert list(results.accuracy()) == ["k-NN class", "k-NN mean", "linear", "logistic"]
+    assert "k-NN class*" in str(results)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        ({"epoch": 3}, TypeError, "unexpected keyword argument 'epoch'"),
+        ({"seeds": 0}, ValueError, "seeds is 0; take 1 or more"),
+        ({"seeds": []}, ValueError, "seeds is 0; take 1 or more"),
+        ({"epochs": 0}, ValueError, "epochs is 0; take 1 or more"),
+        ({"also": "logistics"}, ValueError, "there is no probe 'logistics'; there are"),
+        ({"full": True}, ValueError, "full is a setting of none of"),
+    ],
+)
+def test_wrong_options_of_a_probe_are_told_before_images_are_packed(
+    encoder: Path, photos: Path, monkeypatch: Any, options: dict[str, Any], error: Any, told: str
+) -> None:
+    monkeypatch.setattr("selfsight.probing.shards_of", lambda *_: pytest.fail("it packs"))
+    with pytest.raises(error, match=told):
+        selfsight.probe(encoder, photos, **options)
+    with pytest.raises(FileNotFoundError, match="nothing is not a folder"):
+        selfsight.probe(photos / "nothing", photos)
 
 
 def test_a_refused_training_raises_with_the_message(photos: Path, tmp_path: Path, monkeypatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import launch
+from pretrain.survival.history import read_history
 
 NOTEBOOK = Path(launch.__file__).parent / "examples" / "first_steps.ipynb"
 
@@ -30,5 +31,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(features.classes) == 10
     assert (tmp_path / "features.npz").is_file()
     assert len(names["run"].metrics) >= 4
+    (started,) = [event for event in read_history(names["run"].folder) if event["event"] == "started"]
+    assert started["preset"] == "mae_own_data", "which is in no command, as it was picked"
     assert results["data"]["val"]["num_labelled"] == 20
     assert all(0 <= share <= 1 for share in results.accuracy().values())
