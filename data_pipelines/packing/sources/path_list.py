@@ -10,14 +10,16 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
+from data_pipelines.images.issues import shown
 from data_pipelines.packing.listing import Listing, ListingEntry, Skipped, Spool
 from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Content, ListedSource, read_exactly
-from data_pipelines.packing.sources.dicom_files import DicomFiles
+from data_pipelines.packing.sources.dicom_files import DicomFiles, group_of, path_of
 from data_pipelines.packing.sources.splits import membership, split_kind
 
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "filepath", "file_path", "image_path", "image")
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "target", "category")
 SPLIT_COLUMNS = ("split",)
+_NOT_THERE = "no such file"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _WHOLE_NUMBER = re.compile(r"([-+]?[0-9]{1,9})(\.0*)?")  # 7, and the 7.0 that tables with gaps make of it
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -82,15 +84,16 @@ class PathListSource(ListedSource):
         if columns.group is not None:
             group_column = find_column(names, columns.group, (), table, "groups", "--group-column")
             self.listing.group_key = group_column
-        missing = num_unlabelled = 0
+        missing: list[str] = []
+        num_unlabelled = 0
         for row in rows:
             path = _stripped(row.pop(path_column))
             label = row.pop(label_column, None) if label_column else None
             split = _stripped(row.pop(split_column, None)) if split_column else None
             size = _size_of(root, path)
             if size is None:
-                self.skipped.append(Skipped(str(path), "no such file"))
-                missing += 1
+                self.skipped.append(Skipped(str(path), _NOT_THERE))
+                missing.append(str(path))
                 continue
             group = (
                 None if group_column is None else group_text(row.get(group_column), group_column, f"{table}: {path}")
@@ -104,6 +107,9 @@ class PathListSource(ListedSource):
             kind = split_kind(str(split)) or str(split) or None if split is not None else None
             known = _label(label, are_numbers, table, path)
             num_unlabelled += known is None
+            if frames and group is None:
+                group = group_of(frames)
+                self.listing.groups_frames |= group is not None
             for entry in frames or [ListingEntry(path, size)]:
                 entry = entry._replace(json_offset=place, json_size=len(metadata))
                 self.listing.add(entry, membership(kind, known, group))
@@ -114,10 +120,7 @@ class PathListSource(ListedSource):
         self._metadata.flush()
         self.listing.finish()
         if not len(self.listing):
-            raise FileNotFoundError(
-                f"none of the {missing} files that {table} names is there, the first of them "
-                f"{root / self.skipped[0].path if self.skipped else ''}; relative paths begin at {root} (--root)"
-            )
+            raise FileNotFoundError(self._why_none(table, missing))
         self.memberships = self.listing.memberships
 
     def _labels_of(
@@ -150,6 +153,19 @@ class PathListSource(ListedSource):
         self.notes.append(f"{what}: no labels are packed, and the numbers are in the json of each image")
         return None, False
 
+    def _why_none(self, table: Path, missing: list[str]) -> str:
+        unusable = [one for one in self.skipped if one.reason != _NOT_THERE]
+        told = []
+        if missing:
+            told.append(
+                f"none of {'the' if not unusable else 'another'} {len(missing)} files that {table} names is there, the "
+                f"first of them {self.root / missing[0]}; relative paths begin at {self.root} (--root)"
+            )
+        if unusable:
+            first = unusable[0]
+            told.insert(0, f"{table} names no image that is read, such as {shown(first.path)}: {first.reason}")
+        return "; ".join(told) or f"{table} names no file; its lines below the first are to name one each"
+
     def close(self) -> None:
         self._metadata.close()
         super().close()
@@ -161,6 +177,9 @@ class PathListSource(ListedSource):
         if image is not None:
             return Content(image, metadata)
         return Content(read_exactly(self.root / entry.path, entry.size), metadata)
+
+    def _files_of(self, entry: ListingEntry) -> list[Path]:
+        return [self.root / path_of(entry)]
 
 
 def find_column(
