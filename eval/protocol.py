@@ -37,14 +37,16 @@ class Protocol:
         return cls(probes, tuple(seeds))
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that may change a number."""
-        return {
+        """Everything that may change a number, as it is read back from a result."""
+        found = {
             "seeds": list(self.seeds),
             "last_blocks": self.last_blocks,
             "features": self.features,
             **{spec.name: asdict(settings) for spec, settings in self.probes},
-            "plug_ins": {s.name: found for s, _ in self.probes if (found := registry.origin(s.name)) is not None},
+            "plug_ins": {s.name: whose for s, _ in self.probes if (whose := registry.origin(s.name)) is not None},
         }
+        plain: dict[str, Any] = json.loads(json.dumps(found))
+        return plain
 
 
 def score(store: Store, protocol: Protocol) -> Scores:

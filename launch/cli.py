@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,15 @@ from launch.verify_command import VERIFY_EXAMPLES, verify
 from pretrain.survival.stopping import EXIT_USER_ERROR, is_user_error
 
 
+class _VisibleFormatter(logging.Formatter):
+    """Warnings name shards and samples of strangers: control letters in them are shown, not obeyed by the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from data_pipelines.images.issues import visible
+
+        return visible(super().format(record))
+
+
 class _Commands(TyperGroup):
     """The group of subcommands; turns errors that a user can mend into one readable message.
 
@@ -44,6 +54,8 @@ class _Commands(TyperGroup):
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        if logging.lastResort is not None:  # what writes warnings where no handler is set up, as in every command
+            logging.lastResort.setFormatter(_VisibleFormatter())
         try:
             return super().main(*args, **kwargs)
         except (ValueError, OSError) as error:

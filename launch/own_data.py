@@ -114,6 +114,7 @@ def found_line(found: ImagesSummary) -> str:
         f"found {found.number:,} images to learn from; of {found.looked_at} looked at, short sides "
         f"{sides.least} to {sides.most} px (median {sides.median}), channels {channels}, {found.bits_stored} bits, "
         f"{', '.join(found.formats)}"
+        + (f"; {found.num_unreadable} cannot be read, the first {found.unreadable[0]}" if found.unreadable else "")
     )
 
 

@@ -29,6 +29,7 @@ from data_pipelines.images.sample import Sample
 from data_pipelines.remote.remote_files import FileState, RemoteFile, Shard, mtime_version
 from data_pipelines.retry import patiently
 from data_pipelines.shards.index import NO_LABEL, Index
+from data_pipelines.shards.scan import IMAGE_SUFFIXES
 from data_pipelines.shards.shard import ShardChangedError, identify, open_shard
 from data_pipelines.wording import counted
 
@@ -72,7 +73,7 @@ class Dataset:
         if not self.num_samples:
             raise ValueError(
                 f"no sample in {counted(len(self.shards), 'shard')}, the first of them {self.shards[0]}; "
-                "a sample is a jpg, jpeg, png or webp member"
+                f"a sample is a member that ends in .{', .'.join(IMAGE_SUFFIXES)}"
             )
         info = info or {}
         self.mean: tuple[float, ...] | None = _tuple(info.get("mean"))  # per channel, of pixels in 0 .. 1

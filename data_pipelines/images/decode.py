@@ -66,7 +66,7 @@ class BadSampleError(ValueError):
     """One sample that is not an image that can be used: its key, its shard, the reason and its name in `CASES`."""
 
     def __init__(self, key: str, shard: Shard, reason: str, case: str = "damaged_image") -> None:
-        super().__init__(f"sample {shown(key)} of {shard}: {reason}")
+        super().__init__(f"sample {shown(key)} of {shown(str(shard))}: {reason}")
         self.key, self.shard, self.reason, self.case = key, shard, reason, case
 
     @classmethod

@@ -23,6 +23,7 @@ from data_pipelines.remote.cache import default_folder
 
 _TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 _MAX_NAME = 40
+_OPTIONS_HERE = {"--data", "--val-share", "--group-pattern", "--group-column"}  # which `pretrain` and `probe` have
 _POLL_SECONDS = 0.5
 
 
@@ -59,6 +60,18 @@ def pack_cached(
 
     Raises what `pack` raises; ValueError also for a share or a grouping that does not fit the images.
     """
+    try:
+        return _pack_cached(images, grouping, progress, say)
+    except ValueError as error:
+        elsewhere = set(re.findall(r"--[a-z-]+", str(error))) - _OPTIONS_HERE
+        if not elsewhere:
+            raise
+        raise ValueError(
+            f"{error}. ({', '.join(sorted(elsewhere))}: of `selfsight pack IMAGES SHARDS`; then give --data SHARDS)"
+        ) from error
+
+
+def _pack_cached(images: str | Path, grouping: Grouping, progress: bool, say: Callable[[str], None]) -> Packed:
     columns = ANY_COLUMNS._replace(group=grouping.group_column)
     packed_folder().mkdir(parents=True, exist_ok=True)
     with closing(open_source(images, packed_folder(), columns=columns, group_pattern=grouping.group_pattern)) as source:

@@ -33,7 +33,8 @@ def describe(
         workers: Threads that measure pixels.
 
     Returns:
-        What `dataset.json` is to hold, and all that was skipped.
+        What `dataset.json` is to hold, and all that was skipped. Shards and splits of which no image can be used are
+        not in it.
 
     Raises:
         ValueError: No image was packed.
@@ -46,10 +47,11 @@ def describe(
     for name in shards:  # one at a time: there may be tens of thousands
         receipt, split = read_receipt(out, name), name.rpartition("-")[0]
         assert receipt is not None, f"{name} was written just now"
-        facts = {fact: receipt[fact] for fact in ("samples", "bytes", "sha256")}
-        entries[split]["samples"] += receipt["samples"]
-        entries[split]["bytes"] += receipt["bytes"]
-        entries[split]["shards"].append({"name": name, **facts})
+        if receipt["samples"]:
+            facts = {fact: receipt[fact] for fact in ("samples", "bytes", "sha256")}
+            entries[split]["samples"] += receipt["samples"]
+            entries[split]["bytes"] += receipt["bytes"]
+            entries[split]["shards"].append({"name": name, **facts})
         labels[split].update(receipt["labels"])
         for counter, total in totals.items():
             total.update(receipt[counter])
@@ -61,6 +63,9 @@ def describe(
         raise ValueError(
             f"none of the {len(skipped)} images can be read; the first, {first['path']}: {first['reason']}"
         )
+    unusable = [split for split, entry in entries.items() if not entry["samples"]]
+    for split in unusable:
+        del entries[split]
     classes = catalogue.classes
     num_classes = (
         len(classes) if classes else 1 + max((int(label) for found in labels.values() for label in found), default=-1)
@@ -68,7 +73,7 @@ def describe(
     for split, entry in entries.items():
         counts = [labels[split][str(label)] for label in range(num_classes)]
         entry["class_counts"] = counts if num_classes else None
-    measured = next(split for split in ("train", *entries) if entries.get(split, {"samples": 0})["samples"])
+    measured = "train" if "train" in entries else next(iter(entries))
     with open_dataset(out, measured) as dataset:
         statistics = pixel_statistics(dataset, plan["seed"], workers)
     return {
@@ -81,7 +86,10 @@ def describe(
         "num_left_out": catalogue.num_left_out,
         "num_skipped": len(skipped),
         "skipped": skipped[:MAX_LISTED],
-        "notes": catalogue.source.notes,
+        "notes": [
+            *catalogue.source.notes,
+            *(f"no image of {split} can be read: there is no {split}" for split in unusable),
+        ],
         "groups": None
         if catalogue.groups is None
         else {"key": catalogue.source.listing.group_key, "splits": catalogue.groups},  # in the json of each image

@@ -30,7 +30,7 @@ from data_pipelines.packing.shard_writer import Workshop, write_shard
 from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Source
 from data_pipelines.packing.sources.opening import open_source
 from data_pipelines.rng import Purpose, random_bits, stream_key
-from data_pipelines.shards.scan import load_index
+from data_pipelines.shards.scan import INDEX_SUFFIX, load_index
 from data_pipelines.wording import samples_in
 
 CHECKS = ("header", "full")
@@ -198,9 +198,12 @@ def _pack(
     with Meter(sum(map(len, missing.values())), progress) as meter, ThreadPoolExecutor(workers) as pool:
         shop = Workshop(catalogue, pool, 2 * workers + 2, reencoding, plan["check"] == "full", refuse, meter.advance)
         _write_shards(shop, out, missing, min(workers, _MAX_SHARDS_AT_A_TIME))
-    for split in catalogue.splits:
-        write_index(out, split)
     result, skipped = describe(catalogue, plan, out, list(shards), workers)
+    for name in shards.keys() - {shard["name"] for entry in result["splits"].values() for shard in entry["shards"]}:
+        (out / f"{name}{INDEX_SUFFIX}").unlink(missing_ok=True)  # no image of it can be used
+        (out / name).unlink()
+    for split in result["splits"]:
+        write_index(out, split)
     if len(skipped) > len(result["skipped"]):
         with atomic_write(out / SKIPPED) as file:
             file.writelines(json.dumps(entry).encode() + b"\n" for entry in skipped)
@@ -311,7 +314,7 @@ def _report(out: Path, result: dict[str, Any], catalogue: Catalogue, meter: Mete
             f"{made['bytes_before']:,} bytes and have {made['bytes_after']:,}"
         )
     console.print(f"read {meter.told()}")
-    for note in catalogue.source.notes:
+    for note in result["notes"]:
         console.print(visible(note), markup=False)
     _report_labels(console, result)
     _report_depth(console, result)

@@ -12,6 +12,7 @@ from data_pipelines.transforms.config import section
 AlarmName = Literal[
     "non_finite",  # a loss or a gradient that is no number; always stops the run
     "loss_at_ln_k",  # the loss stands where guessing would put it: ln of the prototypes, or of the codes
+    "ibot_at_ln_k",  # the same of DINO's loss on patch tokens
     "loss_at_mean",  # a reconstruction loss of 1: the mean of each standardised patch is predicted
     "loss_at_zero",  # there is nothing to predict
     "loss_stalled",  # no new lowest loss for long

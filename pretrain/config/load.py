@@ -18,7 +18,7 @@ from pretrain.config.keys import check_keys
 from pretrain.config.overrides import apply_overrides
 from pretrain.config.yaml_file import read_yaml
 from pretrain.encoders.registry import expand_encoder
-from pretrain.methods.registry import LEFT_OUT, spec_of
+from pretrain.methods.registry import LEFT_OUT, METHODS, spec_of
 
 PRESETS = Path(__file__).parents[1] / "presets"
 RENAMED_PRESETS = {"dino_vits16_own_data": "dino_own_data"}
@@ -93,9 +93,10 @@ def check_sources(config: Config) -> None:
 
 def parse_config(data: Mapping[str, Any]) -> Config:
     """Check a nested dictionary against the schema."""
-    named = data.get("method")
-    if isinstance(named, Mapping) and str(named.get("name")) in LEFT_OUT:
-        raise ConfigError(f"method.name: {LEFT_OUT[str(named['name'])]}")
+    section = data.get("method")
+    name = str(section.get("name")) if isinstance(section, Mapping) else ""
+    if name in LEFT_OUT and name not in METHODS:
+        raise ConfigError(f"method.name: {LEFT_OUT[name]}")
     check_keys(Config, data)
     try:
         return TypeAdapter(Config).validate_python(data)

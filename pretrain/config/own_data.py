@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from data_pipelines.wording import counted
+
 if TYPE_CHECKING:
     from data_pipelines.packing.inspect_images import ImagesSummary
 
@@ -147,10 +149,12 @@ def warnings_of(images: ImagesSummary, crop: int, channels: int, bits: int) -> l
             f"the files have 16 bits a channel and use {images.bits_used} of them (largest level "
             f"{images.largest_level:,}); no level is lost, and packing has measured mean and deviation"
         )
-    others = {count: number for count, number in images.channels.items() if count != channels}
-    if others and channels in (1, 3):
-        told = ", ".join(f"{number} of {images.looked_at} have {count}" for count, number in others.items())
-        lines.append(f"images become {'RGB' if channels == 3 else 'grey'}: {told} channel{'s' * (max(others) > 1)}")
+    for count, number in images.channels.items():
+        told = f"{number} of {images.looked_at} have {counted(count, 'channel')}"
+        if count != channels and {count, channels} <= {1, 3}:
+            lines.append(f"images become {'RGB' if channels == 3 else 'grey'}: {told}")
+        elif count != channels:
+            lines.append(f"{told}, which a run of {channels} cannot use: each counts as a bad image; pack them apart")
     return lines
 
 

@@ -103,6 +103,10 @@ class Alarms:
     standing: dict[str, Standing] = field(default_factory=dict)
     _seen: dict[str, int] = field(default_factory=dict)  # lines in a row on which a trouble was there
 
+    def __post_init__(self) -> None:
+        names = [rule.name for rule in self.rules]
+        assert len(set(names)) == len(names), f"two alarms have one name: {sorted(names)}"
+
     def restore(self, standing: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on with alarms that stood when the run was stopped, as `standing_alarms` has them, so that none of them
         begins, and is counted, a second time. How long they have stood counts anew."""

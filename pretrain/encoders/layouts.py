@@ -93,6 +93,8 @@ class CheckpointState:
             whole = value.layout == torch.strided and value.device.type == "cpu"
             if not whole or value.numel() * value.element_size() > value.untyped_storage().nbytes():
                 raise ValueError(f"the checkpoint's {key} is not a dense tensor with all of its numbers")
+        #: Of the coarsest type there was, at 1: what an equality of stored numbers can be asked for.
+        self.rounding = max((torch.finfo(v.dtype).eps for v in tensors.values() if v.is_floating_point()), default=0.0)
         other = {value.dtype for value in tensors.values() if value.is_floating_point()} - {torch.float32}
         if other:
             named = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in other))

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,17 @@ def test_dedupe_writes_the_list_the_sheet_and_a_table(shards: Path, tmp_path: Pa
     assert "train, of val" in output
     assert "1 of 42 samples" in output
     assert Image.open(sheet).width > 200
+
+
+def test_control_letters_of_a_shards_name_do_not_reach_the_terminal(shards: Path, tmp_path: Path) -> None:
+    cut = (shards / "train-000000.tar").read_bytes()[:2000]
+    (tmp_path / "train-\x1b[31m000001.tar").write_bytes(cut)
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "verify", tmp_path, "--no-progress"], capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    assert "train-\\x1b[31m000001.tar: cut_short" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
 
 
 def test_val_may_lie_elsewhere(shards: Path, tmp_path: Path) -> None:

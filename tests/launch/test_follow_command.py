@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.protocol import Protocol
 from launch import follow_command
 from pretrain.survival.history import record
 
@@ -48,15 +49,19 @@ def test_every_milestone_is_probed_once_and_those_that_come_meanwhile(run: Path)
 
 
 def test_a_result_without_a_probe_or_with_other_groups_does_not_count(run: Path) -> None:
-    done = {"data": {"train": {"spec": "shards"}}, "protocol": {"knn": {}, "linear": {"epochs": 100}}}
+    (asked, shorter, more) = (
+        Protocol.of(also, (0, 1), {"epochs": epochs}).as_json()
+        for also, epochs in (((), 9), ((), 8), (("logistic",), 9))
+    )
+    done = {"data": {"train": {"spec": "shards"}}, "protocol": {**asked, "pixel_size": 32}}
     (run / "eval").mkdir()
     (run / "eval" / "probe-10-old.json").write_text(json.dumps(done))
     checkpoint = run / "checkpoints" / "step-00000010"
     counts = partial(follow_command.has_result, run, checkpoint, "shards")
-    assert counts({"knn": {}, "linear": {"epochs": 100}}, None)
-    assert not counts({"knn": {}, "linear": {"epochs": 10}}, None)
-    assert not counts({"knn": {}, "logistic": {}}, None)
-    assert not counts({"knn": {}}, "patient")
+    assert counts(asked, None)
+    assert not counts(shorter, None)
+    assert not counts(more, None)
+    assert not counts(asked, "patient")
 
 
 def test_one_that_cannot_be_probed_does_not_hold_up_the_others(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

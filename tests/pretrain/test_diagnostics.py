@@ -105,7 +105,7 @@ def test_the_patch_loss_counts_at_the_crops_that_are_masked(shards: Path, tmp_pa
     config = parse_config(data)
     rules = collapse_rules(config, Timeline(10_000, 1000.0))
     chance = math.log(100) / 2
-    assert begun(feed(rules, dino_lines(dino=3.0, ibot=chance), start=1000)) == ["loss_at_ln_k"]
+    assert begun(feed(rules, dino_lines(dino=3.0, ibot=chance), start=1000)) == ["ibot_at_ln_k"]
     assert not feed(rules, dino_lines(dino=3.0, ibot=0.9 * chance), start=1000)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pretrain.encoders import build_encoder
 from pretrain.encoders.beit.config import BeitConfig
+from pretrain.encoders.patches import sincos_positions
 from pretrain.encoders.pvt.config import PvtConfig
 from pretrain.encoders.um_mae_swin.config import UmMaeSwinConfig
 from pretrain.interop.official import describe
@@ -58,6 +59,19 @@ def test_weights_of_another_precision_are_brought_to_float32(layout: str, dtype:
     for key in same:
         assert torch.equal(saved[key], stored[key].float()), key
     assert f"weights in {str(dtype).removeprefix('torch.')} were brought to float32" in describe(found, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_fixed_positions_are_known_in_any_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    for folder in ("fixed", "learned"):
+        (tmp_path / folder).mkdir()
+    state = mae_state()
+    fixed = sincos_positions(state["pos_embed"].shape[2], (4, 4))
+    state["pos_embed"] = torch.cat([torch.zeros_like(fixed[:1]), fixed])[None]
+    state = {key: value.to(dtype) for key, value in state.items()}
+    assert imported({"model": state}, "mae", tmp_path / "fixed").encoder.positions == "sincos"
+    state["pos_embed"] = state["pos_embed"] + 0.1
+    assert imported({"model": state}, "mae", tmp_path / "learned").encoder.positions == "learned"
 
 
 def test_one_half_tensor_among_others_is_brought_along(tmp_path: Path) -> None:

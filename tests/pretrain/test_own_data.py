@@ -109,6 +109,13 @@ def test_crops_far_smaller_than_the_images_are_told_of() -> None:
     assert warnings_of(PHOTOS, crop=96, channels=3, bits=8) == []
 
 
+def test_images_of_other_channels_are_told_of() -> None:
+    mixed = replace(PHOTOS, channels={1: 9, 3: 100, 5: 1})
+    grey, more = warnings_of(mixed, crop=96, channels=3, bits=8)
+    assert grey == "images become RGB: 9 of 200 have 1 channel"
+    assert more.startswith("1 of 200 have 5 channels, which a run of 3 cannot use")
+
+
 def test_depth_is_told_of_where_a_run_loses_it_and_where_files_do_not_use_it() -> None:
     scans = replace(PHOTOS, channels={1: 200}, bits_stored=16, bits_used=12, largest_level=4095)
     (lost,) = warnings_of(scans, crop=224, channels=1, bits=8)

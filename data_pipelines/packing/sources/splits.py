@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from data_pipelines.images.issues import shown
 from data_pipelines.packing.listing import Membership
 
 #: What is called how, in any case.
@@ -17,13 +18,26 @@ _SYNONYMS = {
 }
 _KIND_OF_WORD = {word: kind for kind, words in _SYNONYMS.items() for word in words}
 #: The kinds that are training data under a name of their own.
-_AS_TRAIN = ("unlabeled", "extra")
+AS_TRAIN = ("unlabeled", "extra")
 _FILLERS = frozenset(("image", "images", "img", "imgs", "photos", "pictures", "data", "dataset", "set", "split"))
-_WORDS = re.compile(r"[^a-z0-9]+")
-_YEAR = re.compile(r"(?<=[a-z])(19|20)\d\d$")  # of COCO's train2017
+_WORDS = re.compile(r"[\W_]+")
+_WITHIN = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])")  # of TrainImages
+_NUMBERED = re.compile(r"(?<=[a-z])\d+$")  # train2017 of COCO, test1
+_YEAR = re.compile(r"(?<=[a-z])(19|20)\d\d$")
 _PART = re.compile(r"(.+?)[-_.]\d+(-of-\d+)?")  # train-000000, train-00000-of-00010
-_WORDS_OF_FILE = re.compile(r"[-_]")
 _MAX_TOLD = 5
+
+
+def _told(name: str, number: re.Pattern[str] = _YEAR) -> tuple[str | None, tuple[str, ...]]:
+    """The kind of split that the words of a name tell, if it is one, and its words beside that and those that say
+    nothing; `number` is what may follow a word."""
+    words = [number.sub("", word) for word in _WORDS.split(_WITHIN.sub(" ", name).lower()) if word]
+    words = [word.removesuffix("set") if len(word) > 3 else word for word in words]
+    kinds = {_KIND_OF_WORD[word] for word in words if word in _KIND_OF_WORD}
+    if kinds & set(AS_TRAIN):
+        kinds.discard("train")  # train_extra
+    others = tuple(word for word in words if word not in _FILLERS and word not in _KIND_OF_WORD)
+    return kinds.pop() if len(kinds) == 1 else None, others
 
 
 def split_kind(name: str) -> str | None:
@@ -32,34 +46,28 @@ def split_kind(name: str) -> str | None:
     In any case, with the usual synonyms, and with words such as `images`, `set` or a year beside: `Training`,
     `trainset`, `val_images`, `train2017`.
     """
-    words = [_YEAR.sub("", word) for word in _WORDS.split(name.strip().lower()) if word]
-    words = [word.removesuffix("set") if len(word) > 3 else word for word in words]
-    told = [word for word in words if word not in _FILLERS]
-    return _KIND_OF_WORD.get(told[0]) if len(told) == 1 else None
+    kind, others = _told(name)
+    return None if others else kind
 
 
 def membership(kind: str | None, label: str | int | None, group: str | None = None) -> Membership:
     """Of a split by its kind or name: what is unlabeled or extra is trained on, what is unlabeled without labels."""
-    return Membership("train" if kind in _AS_TRAIN else kind, None if kind == "unlabeled" else label, group)
+    return Membership("train" if kind in AS_TRAIN else kind, None if kind == "unlabeled" else label, group)
 
 
 def split_of(file: str) -> str | None:
-    """The split that a file's path names: a folder on the way, or the file's own name up to its number."""
+    """The split that a file's path names: a folder on the way as `split_kind` knows it, a word of the file's own name
+    that is one of a split's (cifar10-train), or else this name up to its number."""
     *folders, name = file.split("/")
-    for folder in folders:
-        if kind := split_kind(folder):
-            return kind
     stem = name.partition(".")[0]
     numbered = _PART.fullmatch(stem)
-    name = numbered[1] if numbered else stem
-    kind = _KIND_OF_WORD.get(_WORDS_OF_FILE.split(name)[-1].lower())  # cifar10-train
-    if kind is not None and kind != "extra":
-        return kind
-    return name if numbered else None
+    own = numbered[1] if numbered else stem
+    told = (*map(split_kind, folders), _told(own, _NUMBERED)[0], own if numbered else None)
+    return next(filter(None, told), None)
 
 
-def splits_of_files(files: Sequence[str]) -> list[str | None]:
-    """The split of each file, by its kind or by its name; all None where the names do not tell splits.
+def splits_of_files(files: Sequence[str]) -> tuple[list[str | None], list[str]]:
+    """The split of each file, by its kind or by its name, and notes on them; None where the names do not tell splits.
 
     Raises:
         ValueError: Some files are train's, and of others it is not known.
@@ -72,8 +80,16 @@ def splits_of_files(files: Sequence[str]) -> list[str | None]:
                 f"{len(unknown)} of {len(files)} files belong to no split, the first of them {unknown[0]}; name them "
                 "as train-00000, or pack them by themselves"
             )
-        return found
-    return found if set(found) <= {"val", "test"} else [None] * len(files)
+        return found, []
+    kinds = [split if split in _SYNONYMS else None for split in found]
+    rest = [file for file, kind in zip(files, kinds, strict=True) if kind is None]
+    if not rest or not {"val", "test"} & set(kinds):
+        return kinds, []
+    held = next(file for file, kind in zip(files, kinds, strict=True) if kind in ("val", "test"))
+    return kinds, [
+        f"of {len(files)} files the names of {len(files) - len(rest)} tell a split, such as {shown(held)}; the others, "
+        f"such as {shown(rest[0])}, are train's (or of --split)"
+    ]
 
 
 def memberships_of_folders(
@@ -82,8 +98,10 @@ def memberships_of_folders(
     """Splits and classes of images from the folders they lie in (with forward slashes, "" for none), and notes on them.
 
     A folder that holds all the others is passed over. If what lies below has the names of splits (`split_kind`), each
-    is one, unlabeled and extra images being train's; else nothing is. Below that, the first-level folder is the class,
-    unless `labels` is False. Classes that hold the splits (cat/train, cat/val) are understood too.
+    is one, unlabeled and extra images being train's; else nothing is. Names that differ in that alone are splits too
+    (seg_train, seg_test). Below that, the first-level folder is the class, unless `labels` is False; what holds all of
+    a split, and is called as the split or as images are, is passed over (train/train/cat, train/images/cat). Classes
+    that hold the splits (cat/train, cat/val) are understood too.
 
     Args:
         folders: One for each membership.
@@ -98,7 +116,7 @@ def memberships_of_folders(
     outer = _num_outer(parts, split_folders)
     parts = [part[outer:] for part in parts]
     names = sorted({part[0] if part else "" for part in parts})
-    kinds = {name: split_kind(name) if split_folders else None for name in names}
+    kinds = _kinds(names) if split_folders else dict.fromkeys(names)
     named = [name for name in names if kinds[name]]
     if not named and split_folders and _splits_lie_deeper(parts):
         return _classes_that_hold_splits(parts, labels)
@@ -111,6 +129,8 @@ def memberships_of_folders(
         if len(same) > 1:
             raise ValueError(f"the folders {' and '.join(same)} are both the split {kind}; leave one of them")
     depth = int(bool(named))
+    if depth:
+        parts = _without_repeats(parts)
     found = [
         membership(kinds[part[0]] if depth else None, part[depth] if labels and len(part) > depth else None)
         for part in parts
@@ -129,9 +149,35 @@ def memberships_of_folders(
                 "of the tree, or pack without labels (--no-labels)"
             )
     renamed = [f"{name} as {found[of_splits[name][0]].split}" for name in named if name != kinds[name]]
-    renamed += [f"{name} as train" for name in named if name == kinds[name] and name in _AS_TRAIN]
+    renamed += [f"{name} as train" for name in named if name == kinds[name] and name in AS_TRAIN]
     notes = [f"split folders are packed under their usual names: {', '.join(renamed)}"] if renamed else []
     return found, notes
+
+
+def _kinds(names: Sequence[str]) -> dict[str, str | None]:
+    """The split's kind of each of the folders that lie side by side."""
+    kinds = {name: split_kind(name) for name in names}
+    if any(kinds.values()):
+        return kinds
+    told = {name: _told(name) for name in names}
+    named = {kind: others for kind, others in told.values() if kind}
+    alike = {others for kind, others in told.values() if kind}
+    if len(alike) == 1 and "train" in named and named.keys() & {"val", "test"}:
+        return {name: kind for name, (kind, _) in told.items()}
+    return kinds
+
+
+def _without_repeats(parts: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Without the folder below a split that holds all of it and says no more than the split does, or `images`."""
+    below: dict[str, set[str]] = {}
+    for part in parts:
+        below.setdefault(part[0], set()).add(part[1] if len(part) > 1 else "")
+    repeated = {
+        (split, *names)
+        for split, names in below.items()
+        if len(names) == 1 and "" not in names and all(_told(name) in (_told(split), (None, ())) for name in names)
+    }
+    return [[part[0], *part[2:]] if tuple(part[:2]) in repeated else [*part] for part in parts]
 
 
 def _num_outer(parts: Sequence[Sequence[str]], split_folders: bool) -> int:

@@ -15,14 +15,19 @@ import pyarrow as pa
 
 from data_pipelines.packing.listing import Listing, ListingEntry, Skipped, key_text
 from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Content
-from data_pipelines.packing.sources.path_list import (
+from data_pipelines.packing.sources.cells import (
     LABEL_COLUMNS,
     SPLIT_COLUMNS,
     find_column,
+    fractions_note,
     group_text,
+    label_of_cell,
+    look_at_labels,
+    split_of_cell,
+    unlabelled_note,
     usual_columns,
 )
-from data_pipelines.packing.sources.splits import membership, split_kind, splits_of_files
+from data_pipelines.packing.sources.splits import membership, splits_of_files
 from data_pipelines.packing.sources.table_files import TableFile, features_of, is_binary, open_table, plain
 from data_pipelines.rng import Purpose, random_bits, stream_key
 from data_pipelines.wording import counted
@@ -52,8 +57,9 @@ class TableSource:
     """The images of tables, row after row: parquet files, or arrow files.
 
     The image is a column of bytes, or a struct with `bytes` and perhaps `path`, from which the key is made. The label
-    is text or a number, whose name Hugging Face's `ClassLabel` tells. Other columns but those of bytes become the json.
-    Splits are told by the files' names or folders, see `splits_of_files`, else by a column `split`.
+    is text or a number, see `label_of_cell`, whose name Hugging Face's `ClassLabel` tells. Other columns but those of
+    bytes become the json. Splits are told by a column `split` of text, see `split_of_cell`, else by the files' names or
+    folders, see `splits_of_files`.
 
     Rows lie in row groups, which are read as a whole or, if they are large, from their beginning. So the row groups are
     shuffled, and the rows within windows of 64 MB of them.
@@ -87,17 +93,28 @@ class TableSource:
         self.notes: list[str] = []
         with open_table(self._files[0]) as table:
             self._layout = find_layout(table.schema, self._files[0], columns, labels)
+            label = self._layout.label
+            if label is not None and (fraction := self._fraction_in(label)) is not None:
+                self.notes.append(fractions_note(self._files[0], label, fraction, columns.label is not None))
+                labels = False
+                self._layout = find_layout(table.schema, self._files[0], columns, labels)
             self.classes = _class_names(table.schema, self._layout.label)
         self.listing.group_key = self._layout.group or self.listing.group_key
         unused = usual_columns(self._layout.metadata, LABEL_COLUMNS)
         if labels and self._layout.label is None and unused:
             self.notes.append(f"column {unused[0]} is neither text nor whole numbers: no label, but in the json")
+        untold = usual_columns(self._layout.metadata, SPLIT_COLUMNS)
+        if untold and self._layout.split is None:
+            self.notes.append(f"column {untold[0]} is no text and tells no split, but is in the json")
         if self._layout.left_out:
             self.notes.append(f"columns of bytes beside the image are left out: {', '.join(self._layout.left_out)}")
         names = [file.relative_to(root).as_posix() for file in self._files]
         units: list[tuple[int, int, int, int]] = []  # file, row group, rows, bytes of the images
         self._sizes = []
-        for number, (file, split) in enumerate(zip(self._files, splits_of_files(names), strict=True)):
+        self._num_unlabelled = self._num_moved = 0
+        splits, notes = splits_of_files(names)
+        self.notes += notes
+        for number, (file, split) in enumerate(zip(self._files, splits, strict=True)):
             self._sizes.append(file.stat().st_size)
             with open_table(file) as table:
                 self._check(table, file)
@@ -107,6 +124,13 @@ class TableSource:
                     rows, num_bytes = table.group_size(group, self._layout.image)
                     self._list(table, group, names[number], len(self.listing) - first, split)
                     units.append((number, group, rows, num_bytes))
+        if self._layout.label is not None and self._num_unlabelled:
+            self.notes.append(unlabelled_note(self._num_unlabelled, self._layout.label))
+        if self._num_moved:
+            self.notes.append(
+                f"{self._num_moved:,} images are of another split by column {self._layout.split} than by the name of "
+                "their file, and the column counts"
+            )
         self.listing.finish()
         if not len(self.listing):
             read = counted(len(self._files), f"{kind} file")
@@ -152,6 +176,20 @@ class TableSource:
     def close(self) -> None:
         self.listing.close()
 
+    def _fraction_in(self, column: str) -> str | None:
+        """A number with a fraction in a column of any of the files."""
+        for file in self._files:
+            with open_table(file) as table:
+                if column not in table.schema.names or not pa.types.is_floating(table.schema.field(column).type):
+                    continue
+                for group in range(table.num_groups):
+                    rows, _ = table.group_size(group, self._layout.image)
+                    for batch in table.read(group, [column], 0, rows) if rows else ():
+                        _, fraction = look_at_labels(batch.column(column).to_pylist(), typed=True)
+                        if fraction is not None:
+                            return fraction
+        return None
+
     def _check(self, table: TableFile, file: Path) -> None:
         missing = self._layout.names() - set(table.schema.names)
         if missing:
@@ -175,16 +213,16 @@ class TableSource:
         batches = list(table.read(group, columns, 0, rows)) if columns and rows else []
         labels: list = [None] * rows
         paths: list = [None] * rows
-        own: list = [split] * rows
+        own: list[str | None] = [split] * rows
         groups: list = [None] * rows
         if layout.label is not None:
             labels = [label for batch in batches for label in batch.column(layout.label).to_pylist()]
         if layout.path is not None:
             column, _, field = layout.path.partition(".")
             paths = [path for batch in batches for path in batch.column(column).field(field).to_pylist()]
-        if layout.split is not None and split is None:
-            stored = (str(value or "").strip() for batch in batches for value in batch.column(layout.split).to_pylist())
-            own = [split_kind(value) or value or None for value in stored]
+        if layout.split is not None:
+            own = [split_of_cell(value, split) for batch in batches for value in batch.column(layout.split).to_pylist()]
+            self._num_moved += sum(one != split for one in own) if split is not None else 0
         if layout.group is not None:
             groups = [
                 group_text(value, layout.group, f"a row of {name}")
@@ -193,12 +231,10 @@ class TableSource:
             ]
         for row, (label, path, kind, group_of_row) in enumerate(zip(labels, paths, own, groups, strict=True), first):
             key = key_text(path) if path else f"{key_text(name)}-{row:09d}"
-            is_class = label is not None and label != "" and (isinstance(label, str) or label >= 0)
-            self.listing.add(
-                ListingEntry(f"{name}/{row}", num_bytes // rows),
-                membership(kind, label if is_class else None, group_of_row),
-                key,
-            )
+            known = label_of_cell(label, False, f"{name}: the label of row {row}")
+            self._num_unlabelled += known is None
+            entry = ListingEntry(f"{name}/{row}", num_bytes // rows)
+            self.listing.add(entry, membership(kind, known, group_of_row), key)
 
     def _read(self, tables: _OpenTables, numbers: Sequence[int]) -> dict[int, tuple[pa.RecordBatch, int]]:
         """Of every entry the batch and the row in it."""
@@ -294,6 +330,7 @@ def _holds_images(kind: pa.DataType) -> bool:
 
 
 def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
@@ -315,7 +352,8 @@ def _find_label(schema: pa.Schema, file: Path, wanted: str | None) -> str | None
     found = find_column(schema.names, wanted, (*usual, *named), file, "labels", "--label-column")
     kind = schema.field(found).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_integer(kind) or _is_text(kind)):
+    are_numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    if not (are_numbers or _is_text(kind)):
         if wanted is None and found not in named:
             return None  # "label" may be anything
         raise ValueError(f"{file}: column {found!r} is of type {kind}; a label is text or a whole number")

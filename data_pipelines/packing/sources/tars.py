@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from data_pipelines.files import read_json
+from data_pipelines.images.issues import shown
 from data_pipelines.packing.listing import Listing, ListingEntry, Membership, Skipped
 from data_pipelines.packing.sources.base import Content, ListedSource, read_piece
 from data_pipelines.packing.sources.splits import membership, memberships_of_folders, splits_of_files
@@ -20,6 +21,7 @@ from data_pipelines.wording import counted
 
 _MAX_LABEL_BYTES = 32
 _NOTHING = Member("", 0, 0)
+_MAX_FIELDS = 10_000  # no sample has so many
 _DIGITS = re.compile(r"[0-9]+")
 
 
@@ -29,11 +31,12 @@ class TarSource(ListedSource):
     Shards of WebDataset: a sample is the image, `.cls` and `.json` under one key; keys are kept where they are letters,
     digits, `_` and `-`, and no other tar has them. A key ends at the first dot of a name, as in WebDataset; but where
     what follows numbers the images (scan.0000.jpg, scan.0001.jpg), or is different for nearly each of them, it is part
-    of the name, and each of them is a sample. The names of the classes are taken from a `dataset.json` beside the
-    tars. Of a tar cut short, everything before the cut. Other members are left out, counted in `notes`.
+    of the name, and each of them is a sample: in all tars or in none, and said in `notes`. The names of the classes are
+    taken from a `dataset.json` beside the tars. Of a tar cut short, everything before the cut. Other members are left
+    out, counted in `notes`.
 
-    Archives of class folders: tars of nothing but images, all of them in folders; the first tar with an image decides.
-    What the folders mean, says `memberships_of_folders`; a folder that holds all the others is passed over.
+    Archives of class folders: tars whose images all lie in folders, without `.cls`, and without `.json` of their names;
+    the first tar with an image decides. What the folders mean, says `memberships_of_folders`.
 
     The split is told by the folders in an archive, else by the names of the tars, see `splits_of_files`.
 
@@ -71,11 +74,16 @@ class TarSource(ListedSource):
         self.shards = {tar.name: file for file, tar in enumerate(self._tars) if bases[tar.name] == 1}
         for file, (tar, name) in enumerate(zip(self._tars, self._names, strict=True)):
             self.shards |= {name: file, str(tar): file, str(tar.resolve()): file}
-        self._named_by_more: set[int] = set()  # tars in which keys go on behind the first dot
+        self._named_by_more = False  # whether keys go on behind the first dot
         if _are_archives(self._tars):
             self._list_archives(labels, split_folders)
         else:
-            self._list_shards(labels)
+            fields = self._list_shards(labels)
+            if fields.are_of_keys():
+                self.listing.close()
+                self.listing, self.skipped = Listing(spool_folder, group_pattern), []
+                self.notes, self._named_by_more = [fields.note()], True
+                self._list_shards(labels)
         self.listing.finish()
         if not len(self.listing):
             raise FileNotFoundError(
@@ -88,7 +96,7 @@ class TarSource(ListedSource):
         member = entry.path[len(self._names[entry.file]) + 1 :]
         folder, slash, name = member.rpartition("/")
         stem, _, suffix = name.partition(".")
-        if entry.file in self._named_by_more and "." in suffix:
+        if self._named_by_more and "." in suffix:
             stem = f"{stem}.{suffix.rpartition('.')[0]}"
         return entry.file, folder + slash + stem
 
@@ -117,10 +125,14 @@ class TarSource(ListedSource):
         except TarDamageError as error:
             self.skipped.append(Skipped(self._names[file], f"{error}; what lies before that is used"))
 
+    def _splits(self) -> list[str | None]:
+        splits, notes = splits_of_files(self._names)
+        self.notes += notes
+        return splits
+
     def _list_archives(self, labels: bool, split_folders: bool) -> None:
         others: Counter[str] = Counter()
-        splits = splits_of_files(self._names)
-        for file, (name, split) in enumerate(zip(self._names, splits, strict=True)):
+        for file, (name, split) in enumerate(zip(self._names, self._splits(), strict=True)):
             before = len(self.listing)
             for member in self._members(file):
                 path = member.name.removeprefix("./")
@@ -148,14 +160,17 @@ class TarSource(ListedSource):
         for split, places in by_split.items():  # of each archive, or of all where their names tell no split
             below, notes = memberships_of_folders([str(found[place].label) for place in places], labels, split_folders)
             self.notes += notes
+            # What an archive of held-out images calls its train, extra or unlabeled is held out
+            by_name = split if {one.split for one in below} <= {"train", None} else None
             for place, one in zip(places, below, strict=True):
-                self.memberships[place] = membership(split or one.split, one.label, found[place].group)
+                self.memberships[place] = membership(by_name or one.split or split, one.label, found[place].group)
 
-    def _list_shards(self, labels: bool) -> None:
+    def _list_shards(self, labels: bool) -> _Fields:
+        """List the samples; what only all tars tell together is returned."""
+        fields = _Fields()
         others: Counter[str] = Counter()
         num_bad_labels = 0
-        splits = splits_of_files(self._names)
-        for file, (name, split) in enumerate(zip(self._names, splits, strict=True)):
+        for file, (name, split) in enumerate(zip(self._names, self._splits(), strict=True)):
             before = len(self.listing)
             samples: dict[str, _Sample] = {}
             for member in self._members(file):
@@ -171,14 +186,13 @@ class TarSource(ListedSource):
                     (sample.labels if kind == "cls" else sample.jsons).setdefault(name_of_field, member)
                 else:
                     others[suffix] += 1
-            if _go_on_behind_the_dot(samples.values()):
-                self._named_by_more.add(file)
             with self._tars[file].open("rb") as tar:
                 for key, sample in samples.items():
                     if not sample.images:
                         self.skipped.append(Skipped(f"{name}/{key}", "a key without an image"))
                         continue
-                    for one in sample.chosen(key, file in self._named_by_more, others):
+                    fields.add(key, sample)
+                    for one in sample.chosen(key, self._named_by_more, others):
                         label = None
                         if labels and one.label is not None:
                             size = min(one.label.size, _MAX_LABEL_BYTES)
@@ -196,6 +210,7 @@ class TarSource(ListedSource):
         if labels:
             self.classes = self._stored_classes()
         self.memberships = self.listing.memberships
+        return fields
 
     def _note_empty(self, name: str, before: int) -> None:
         if len(self.listing) == before:
@@ -273,37 +288,63 @@ class _Sample:
         return found
 
 
-def _go_on_behind_the_dot(samples: Iterable[_Sample]) -> bool:
-    """Whether the images under one key are different ones (scan.0000.jpg) and not fields of one sample (1.left.jpg).
+class _Fields:
+    """What stands between key and suffix where images share a key: whether it tells different images (scan.0000.jpg,
+    scan.0001.jpg) or the fields of one sample (1.left.jpg, 1.right.jpg)."""
 
-    They are where the fields are numbers in one place of them, or more than there are keys.
-    """
-    fields: set[str] = set()
-    num_keys = 0
-    for sample in samples:
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self._num_keys = 0
+        self._example = ""
+
+    def add(self, key: str, sample: _Sample) -> None:
+        """Count what belongs to a key, if that is several images."""
         found = sample.best() if len(sample.images) > 1 else {}
         if len(found) > 1:
-            num_keys += 1
-            fields |= found.keys()
-    numbered = {_DIGITS.sub("#", name) for name in fields}
-    return len(fields) > num_keys or (len(numbered) == 1 and "#" in numbered.pop())
+            self._num_keys += 1
+            self._example = self._example or " and ".join(f"{key}.{suffix}" for suffix, _ in [*found.values()][:2])
+            if len(self._names) <= _MAX_FIELDS:
+                self._names |= found.keys()
+
+    def are_of_keys(self) -> bool:
+        """Whether they tell different images: they are numbers in one place of them, or more than there are keys."""
+        numbered = {_DIGITS.sub("#", name) for name in self._names}
+        return len(self._names) > min(self._num_keys, _MAX_FIELDS) or (len(numbered) == 1 and "#" in numbered.pop())
+
+    def note(self) -> str:
+        """What to say where they do."""
+        return (
+            f"images such as {shown(self._example)} are samples of their own, not views of one: what follows the first "
+            "dot of their names numbers them, or is different for nearly each"
+        )
 
 
 def _are_archives(tars: Sequence[Path]) -> bool:
-    """Whether the first of them with any sample in it holds only images, all in folders."""
+    """Whether in the first of them with an image all lie in folders, without labels and without a `.json` of any.
+
+    What else lies beside them, such as a README, a licence or a list, says nothing of it.
+    """
     for tar in tars:
-        num_images = 0
+        images: set[str] = set()
+        jsons: set[str] = set()
         try:
             for member in members(tar):
                 path = member.name.removeprefix("./")
-                if _is_litter(path):
+                match = MEMBER_NAME.match(path)
+                if _is_litter(path) or match is None:
                     continue
-                if "/" not in path or path.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
+                key, suffix = match[1], match[2].rpartition(".")[2].lower()
+                if suffix == "cls" or (suffix in IMAGE_SUFFIXES and "/" not in path):
                     return False
-                num_images += 1
+                if suffix in IMAGE_SUFFIXES:
+                    images.add(key)
+                elif suffix == "json":
+                    jsons.add(key)
+                if key in images and key in jsons:
+                    return False
         except TarDamageError:
             pass  # what lies before the damage decides
-        if num_images:
+        if images:
             return True
     return False
 

@@ -61,7 +61,7 @@ def read_mae(state: CheckpointState) -> Imported:
     imported = _vit(state, "mae", sincos=True)
     grid = tuple(side // imported.encoder.patch for side in imported.image_size)
     fixed = sincos_positions(imported.encoder.shape[0], grid)
-    if not torch.allclose(imported.weights["pos_embed"][:, -len(fixed) :], fixed[None], atol=1e-4):
+    if not torch.allclose(imported.weights["pos_embed"][:, -len(fixed) :], fixed[None], atol=max(1e-4, state.rounding)):
         imported.encoder = dataclasses.replace(imported.encoder, positions="learned")
     imported.method = decoder
     return imported

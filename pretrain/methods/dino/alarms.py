@@ -76,7 +76,7 @@ def alarms(config: Config, learner: Any, since: Since) -> list[Rule]:
 
         count = int(own or method.prototypes)
         chance = at_ln_k("ibot_of_masked", count, "prototypes of the patch tokens", ADVICE, since)
-        rules.append(dataclasses.replace(chance, derive=of_masked))
+        rules.append(dataclasses.replace(chance, name="ibot_at_ln_k", derive=of_masked))
     return rules
 
 

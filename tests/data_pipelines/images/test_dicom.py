@@ -340,17 +340,3 @@ def test_the_json_beside_a_dicom_is_its_metadata(name: str, tmp_path: Path) -> N
         dicom_to_png(dicom(LEVELS // 2)): {"age": 7},
         dicom_to_png(dicom(LEVELS // 3)): None,
     }
-
-
-@pytest.mark.parametrize(
-    ("rows", "told"),
-    [
-        (["no.dcm"], r"^\S+list.csv names no image that is read, such as no.dcm: not a DICOM, as its suffix says$"),
-        (["gone.png"], r"^none of the 1 files that \S+list.csv names is there, the first of them \S+/gone.png; "),
-        (["no.dcm", "gone.png"], r"such as no.dcm: .*; none of another 1 files that .* first of them \S+/gone.png; "),
-    ],
-)
-def test_a_list_of_nothing_that_is_read_says_why(rows: list[str], told: str, series: Path, tmp_path: Path) -> None:
-    (series / "list.csv").write_text("\n".join(["path", *rows]))
-    with pytest.raises(FileNotFoundError, match=told):
-        pack(series / "list.csv", tmp_path / "out", progress=False)

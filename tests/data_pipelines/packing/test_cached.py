@@ -43,6 +43,17 @@ def test_images_are_packed_once(photos: Path) -> None:
     assert said == [f"{photos} is unchanged since it was packed into {first.folder}"]
 
 
+def test_options_that_only_pack_has_are_said_to_be_packs(photos: Path) -> None:
+    for split in ("train", "val", "samples"):
+        (photos / split / "a").mkdir(parents=True)
+        (photos / split / "a" / "1.png").write_bytes(encode(picture(1)))
+    with pytest.raises(ValueError, match=r"--no-split-folders: of `selfsight pack IMAGES SHARDS`; then give --data"):
+        packed(photos)
+    with pytest.raises(ValueError, match="and groups are not divided") as refused:
+        packed(photos / "class0", Grouping(0.01, r"p\d"))
+    assert "selfsight pack" not in str(refused.value)
+
+
 @pytest.mark.parametrize("change", ["one more", "one gone", "another content of the same size", "renamed"])
 def test_changed_images_are_packed_again(photos: Path, change: str) -> None:
     first, _ = packed(photos)

@@ -102,6 +102,26 @@ def test_files_that_are_not_there(folder: Path) -> None:
         pack_list(folder, "path\nx.png\ny.png\n")
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            "x.dcm\n",
+            r"none of the 1 files that .*list\.csv names can be used, the first of them .*/x\.dcm: not a DICOM",
+        ),
+        ("x.dcm\ny.png\n", r"none of the 2 files .*/x\.dcm: not a DICOM.*; relative paths begin at .* \(--root\)"),
+        ("y.png\nx.dcm\n", r"none of the 2 files .*/y\.png: no such file; relative paths begin at .* \(--root\)"),
+        ("", r"list\.csv names no file; below its first line every line must name one"),
+    ],
+)
+def test_why_a_list_gives_no_image_is_told(tmp_path: Path, rows: str, message: str) -> None:
+    """Not that files are missing which are there."""
+    (tmp_path / "x.dcm").write_bytes(b"x" * 200)
+    with pytest.raises(FileNotFoundError, match=message) as raised:
+        pack_list(tmp_path, f"path\n{rows}")
+    assert ("--root" in str(raised.value)) == ("y.png" in rows)
+
+
 def test_a_list_in_parquet(folder: Path) -> None:
     rows = {"image_path": ["scans/0.png", "scans/1.png"], "label": ["b", "a"], "dose": [0.5, float("inf")]}
     pq.write_table(pa.table(rows), folder / "list.parquet")

@@ -250,7 +250,7 @@ def test_numbers_in_one_file_and_text_in_another_are_no_classes(tmp_path: Path) 
 
 
 def test_a_label_column_that_is_no_label_is_told_of(tmp_path: Path) -> None:
-    columns = {"image": [encode(picture(0))], "label": [0.5]}
+    columns = {"image": [encode(picture(0))], "label": [[0.5, 1.0]]}
     pq.write_table(pa.table(columns), tmp_path / "in.parquet")
     result = pack(tmp_path / "in.parquet", tmp_path / "out", progress=False)
     assert result["notes"] == ["column label is neither text nor whole numbers: no label, but in the json"]

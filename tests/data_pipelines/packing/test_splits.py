@@ -9,7 +9,7 @@ from making import encode, picture, write_tar
 from packs import read_back
 
 from data_pipelines.packing.listing import Membership
-from data_pipelines.packing.sources.splits import memberships_of_folders, split_kind
+from data_pipelines.packing.sources.splits import memberships_of_folders, split_kind, splits_of_files
 from data_pipelines.packing.write import pack
 
 
@@ -17,12 +17,15 @@ from data_pipelines.packing.write import pack
     ("name", "kind"),
     [
         *((name, "train") for name in ("train", "Train", "TRAINING", "trn", " train ", "train_images", "trainset")),
-        *((name, "train") for name in ("train2017", "images-train", "train_data")),
+        *((name, "train") for name in ("train2017", "images-train", "train_data", "TrainImages")),
         *((name, "val") for name in ("val", "Val", "valid", "Validation", "dev", "val2017", "validation_set")),
         *((name, "test") for name in ("test", "Testing", "tst", "eval", "testset")),
         *((name, "unlabeled") for name in ("unlabeled", "Unlabelled", "unlabeled2017")),
-        ("extra", "extra"),
-        *((name, None) for name in ("cat", "trains", "train station", "test1", "images", "2017", "set", "", "valley")),
+        *((name, "extra") for name in ("extra", "train_extra")),
+        *(
+            (name, None)
+            for name in ("cat", "trains", "train station", "test1", "images", "2017", "set", "", "valley", "train_val")
+        ),
     ],
 )
 def test_names_of_splits(name: str, kind: str | None) -> None:
@@ -88,6 +91,79 @@ def test_folders_that_are_no_splits_stay_classes() -> None:
     assert memberships_of_folders(["train", "unlabelled"])[1] == [
         "split folders are packed under their usual names: unlabelled as train"
     ]
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (["seg_train/seg_train/cat", "seg_test/seg_test/cat"], [("train", "cat"), ("test", "cat")]),
+        (["training_set/training_set/cat", "test_set/test_set/cat"], [("train", "cat"), ("test", "cat")]),
+        (["a/seg_train/cat", "a/seg_val/cat"], [("train", "cat"), ("val", "cat")]),
+        (["train/train", "test/test"], [("train", None), ("test", None)]),
+        (["train/images", "valid/images"], [("train", None), ("val", None)]),
+        (["train/images/cat", "val/cat"], [("train", "cat"), ("val", "cat")]),
+        (["train/train", "train/ship", "test/ship"], [("train", "train"), ("train", "ship"), ("test", "ship")]),
+        (["train/\u732b", "val/\u732b"], [("train", "\u732b"), ("val", "\u732b")]),
+        (["eye_test", "eye_left", "bus"], [(None, "eye_test"), (None, "eye_left"), (None, "bus")]),
+        (["crash_test", "dress_training"], [(None, "crash_test"), (None, "dress_training")]),
+    ],
+)
+def test_split_folders_that_share_a_word_or_repeat_themselves(
+    folders: list[str], expected: list[tuple[str | None, str | None]]
+) -> None:
+    """As datasets of Kaggle are unpacked: else the held-out images are a class, or all classes are one."""
+    assert found(*folders) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "splits"),
+    [
+        (["train2017", "val2017"], ["train", "val"]),
+        (["trainset", "testset"], ["train", "test"]),
+        (["train_images", "val_images"], ["train", "val"]),
+        (["Training-Set", "Validation-Set"], ["train", "val"]),
+        (["TrainImages-000001", "ValImages-000001"], ["train", "val"]),
+        (["train_cats", "train_dogs", "val_cats"], ["train", "train", "val"]),
+        (["train01", "train02", "val01", "test1"], ["train", "train", "val", "test"]),
+        (["train-00000-of-00002-a1b2c3d4", "dev-00000-of-00001-0a1b"], ["train", "val"]),
+        (["unlabeled", "val"], ["unlabeled", "val"]),
+        (["unlabeled-000000", "test-000000"], ["unlabeled", "test"]),
+        (["train-000000", "extra-000000", "test-000000"], ["train", "extra", "test"]),
+        (["train-000000", "pool-000000"], ["train", "pool"]),
+        (["photos-000000", "scans-000000", "more"], [None, None, None]),
+    ],
+)
+def test_files_of_splits_are_told_by_all_the_synonyms(files: list[str], splits: list[str | None]) -> None:
+    """Else held-out images are trained on without a word."""
+    for suffix in ("tar", "parquet"):
+        assert splits_of_files([f"{file}.{suffix}" for file in files]) == (splits, [])
+
+
+@pytest.mark.parametrize("files", [["data-000000", "val-000000"], ["cats", "dogs", "photos_valid"], ["pool", "test1"]])
+def test_files_beside_held_out_ones_are_trained_on_and_said_to_be(files: list[str]) -> None:
+    splits, (note,) = splits_of_files([f"{file}.tar" for file in files])
+    assert splits[:-1] == [None] * (len(files) - 1)
+    assert splits[-1] in ("val", "test")
+    assert f"such as {files[-1]}.tar; the others, such as {files[0]}.tar, are train's" in note
+
+
+@pytest.mark.parametrize(
+    ("name", "folders", "splits"),
+    [
+        ("train", ("train", "val"), {"train", "val"}),
+        ("data-test", ("train", "val"), {"train", "val"}),
+        ("test", ("unlabeled",), {"test"}),
+        ("val", ("extra",), {"val"}),
+        ("train", ("test",), {"test"}),
+    ],
+)
+def test_folders_in_an_archive_count_before_its_name(
+    tmp_path: Path, name: str, folders: tuple[str, ...], splits: set[str]
+) -> None:
+    """But what an archive of held-out images calls unlabeled or extra is not trained on."""
+    files = [(f"{folder}/ant/{number}.png", encode(picture(number))) for number, folder in enumerate(folders)]
+    source = write_tar(tmp_path / f"{name}.tar", files)
+    assert pack(source, tmp_path / "out", progress=False)["splits"].keys() == splits
 
 
 LAYOUTS = {

@@ -37,7 +37,10 @@ def test_bytes_in_a_plain_column_and_labels_as_text(tmp_path: Path) -> None:
     )
     result = pack(table, tmp_path / "out", progress=False)
     assert result["classes"] == ["ant", "bee"]
-    assert result["notes"] == ["columns of bytes beside the image are left out: mask"]
+    assert result["notes"] == [
+        "columns of bytes beside the image are left out: mask",
+        "1 images have no label in column category",
+    ]
     found = read_back(tmp_path / "out", "train")
     assert [found[image]["label"] for image in IMAGES[:4]] == [1, None, 0, 1]
     assert {sample["json"] for sample in found.values()} == {None}
@@ -72,13 +75,110 @@ def test_columns_are_named_where_they_are_not_plain(tmp_path: Path) -> None:
         pack(table, tmp_path / "out", progress=False)
     with pytest.raises(ValueError, match="no column 'middle' for images; it has left, right"):
         pack(table, tmp_path / "out", columns=Columns("middle"), progress=False)
-    with pytest.raises(ValueError, match="column 'label' is of type double; a label is text or a whole number"):
+    with pytest.raises(ValueError, match=r"column label holds numbers with fractions, such as 0\.5"):
         pack(table, tmp_path / "out", columns=Columns("left", "label"), progress=False)
     result = pack(table, tmp_path / "out", columns=Columns("right", "y"), progress=False)
     found = read_back(tmp_path / "out", "train")
     assert {image: sample["label"] for image, sample in found.items()} == {IMAGES[2]: 3, IMAGES[3]: 4}
     assert found[IMAGES[2]]["json"] == {"label": 0.5}
     assert result["splits"]["train"]["class_counts"] == [0, 0, 0, 1, 1]
+
+
+LABELS = {
+    "text": (pa.array(["cat", " cat", "nan", "", "3", "0.1"]), ["cat", "cat", None, None, "3", "0.1"]),
+    "categories": (pa.array(["b", "a", None, "b ", "<NA>", "a"]).dictionary_encode(), [*"ba", None, "b", None, "a"]),
+    "words": (pa.array(["None", "na", "cat", None, "NaN", "x"]), ["None", "na", "cat", None, None, "x"]),
+    "floats": (pa.array([1.0, 2.0, None, float("nan"), -1.0, 0.0]), [1, 2, None, None, None, 0]),
+    "whole": (pa.array([1, 2, None, -1, -100, 0]), [1, 2, None, None, None, 0]),
+    "truths": (pa.array([True, False, None, True, True, False]), [1, 0, None, 1, 1, 0]),
+    "fractions": (pa.array([0.5, 1.0, None, 2.0, 3.0, 4.0]), [None] * 6),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("kind", ["list", "images", "several files"])
+def test_labels_mean_the_same_in_lists_and_beside_images(tmp_path: Path, name: str, kind: str) -> None:
+    labels, expected = LABELS[name]
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(IMAGES[number])
+    images = {"path": [f"{number}.png" for number in range(6)]} if kind == "list" else {"image": IMAGES[:6]}
+    rows = pa.table({**images, "label": labels})
+    (tmp_path / "in").mkdir()
+    step = 3 if kind == "several files" else 6
+    for first in range(0, 6, step):
+        pq.write_table(rows.slice(first, step), tmp_path / f"in/rows-{first}.parquet", row_group_size=2)
+    result = pack(
+        f"{tmp_path}/in/*.parquet", tmp_path / "out", root=tmp_path if kind == "list" else None, progress=False
+    )
+    found = read_back(tmp_path / "out", "train")
+    classes = result["classes"]
+    told = [found[image]["label"] for image in IMAGES[:6]]
+    assert [classes[label] if classes and label is not None else label for label in told] == expected
+    assert [note for note in result["notes"] if "label" in note] == (
+        ["column label holds numbers with fractions, such as 0.5, which are no classes: no labels are packed, and the "
+         "numbers are in the json of each image"]
+        if name == "fractions" else [f"{expected.count(None)} images have no label in column label"]
+    )  # fmt: skip
+    if name == "fractions":
+        assert [found[image]["json"]["label"] for image in IMAGES[:6]] == labels.to_pylist()
+
+
+SPLITS = ["train", "Validation", "nan", None, " TEST ", "val_images"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet list", "images", "arrow"])
+@pytest.mark.parametrize("typed", ["text", "categories"])
+@pytest.mark.parametrize("head", ["split", "Split"])
+def test_a_column_tells_splits_alike_in_lists_and_beside_images(
+    tmp_path: Path, kind: str, typed: str, head: str
+) -> None:
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(IMAGES[number])
+    splits = pa.array(SPLITS).dictionary_encode() if typed == "categories" else pa.array(SPLITS)
+    source = tmp_path / "in.parquet"
+    if kind == "csv":
+        source = tmp_path / "in.csv"
+        lines = [f"{number}.png,{split or ''}\n" for number, split in enumerate(SPLITS)]
+        source.write_text(f"path,{head}\n" + "".join(lines))
+    elif kind == "parquet list":
+        pq.write_table(pa.table({"path": [f"{number}.png" for number in range(6)], head: splits}), source)
+    elif kind == "images":
+        write(source, **{"image": IMAGES[:6], head: splits})
+    else:
+        table = pa.table({"image": IMAGES[:6], head: splits})
+        source = tmp_path / "in.arrow"
+        with pa.ipc.new_file(str(source), table.schema) as writer:
+            writer.write_table(table)
+    result = pack(source, tmp_path / "out", progress=False)
+    assert {split: one["samples"] for split, one in result["splits"].items()} == {"train": 3, "val": 2, "test": 1}
+    assert read_back(tmp_path / "out", "val").keys() == {IMAGES[1], IMAGES[5]}
+    assert read_back(tmp_path / "out", "test").keys() == {IMAGES[4]}
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "splits", "moved"),
+    [
+        ("train", ["train", "val", "nan", "test"], {"train": 2, "val": 1, "test": 1}, 2),
+        ("train-00000-of-00001", ["dev", "dev", "train", "train"], {"train": 2, "val": 2}, 2),
+        ("data-000000", ["train", "val", "part1", "part1"], {"train": 1, "val": 1, "part1": 2}, 0),
+        ("train", ["en", "en", "fr", "2"], {"train": 4}, 0),
+        ("test", ["unlabeled", "extra", "test", None], {"test": 4}, 0),
+    ],
+)
+def test_a_column_of_splits_counts_before_the_name_of_the_file(
+    tmp_path: Path, file: str, values: list[str | None], splits: dict[str, int], moved: int
+) -> None:
+    table = write(tmp_path / f"{file}.parquet", image=IMAGES[:4], split=values)
+    result = pack(table, tmp_path / "out", progress=False)
+    assert {split: one["samples"] for split, one in result["splits"].items()} == splits
+    told = f"{moved} images are of another split by column split than by the name of their file, and the column counts"
+    assert result["notes"] == ([told] if moved else [])
+
+
+def test_a_column_of_splits_that_is_no_text_is_told_of(tmp_path: Path) -> None:
+    result = pack(write(tmp_path / "a.parquet", image=IMAGES[:2], split=[0, 1]), tmp_path / "out", progress=False)
+    assert result["notes"] == ["column split is no text and tells no split, but is in the json"]
+    assert read_back(tmp_path / "out", "train")[IMAGES[1]]["json"] == {"split": 1}
 
 
 def test_of_several_class_labels_one_is_named(tmp_path: Path) -> None:

@@ -88,6 +88,36 @@ def test_archives_of_class_folders(tmp_path: Path, outer: str) -> None:
     assert read_back(tmp_path / "out", "val")[IMAGES[6]]["label"] == 0
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", ["README.md", "ds/README.txt", "ds/LICENSE", "ds/train/labels.csv", "ds/classes.json"])
+def test_what_lies_beside_class_folders_makes_no_shards_of_them(tmp_path: Path, name: str, first: bool) -> None:
+    """Else the images of val would be trained on, and all labels be gone."""
+    places = [("train/cat", 0), ("train/dog", 1), ("val/cat", 2), ("val/dog", 3)]
+    files = [(f"ds/{folder}/{number}.png", IMAGES[number]) for folder, number in places]
+    result = pack(
+        write_tar(tmp_path / "a.tar", [(name, b"x"), *files] if first else [*files, (name, b"x")]),
+        tmp_path / "out",
+        progress=False,
+    )
+    assert result["classes"] == ["cat", "dog"]
+    for split in ("train", "val"):
+        found = read_back(tmp_path / "out", split)
+        expected = {IMAGES[number]: number % 2 for folder, number in places if folder.startswith(split)}
+        assert {image: sample["label"] for image, sample in found.items()} == expected
+
+
+@pytest.mark.parametrize("kind", ["cls", "json", "CLS"])
+def test_labels_and_json_of_images_in_folders_are_those_of_shards(tmp_path: Path, kind: str) -> None:
+    files = [(f"{folder}/{number}.png", IMAGES[number]) for number, folder in enumerate(["train", "val"])]
+    files += [(f"{folder}/{number}.{kind}", b"7") for number, folder in enumerate(["train", "val"])]
+    result = pack(write_tar(tmp_path / "a.tar", files), tmp_path / "out", progress=False)
+    found = read_back(tmp_path / "out", "train")
+    assert result["classes"] is None
+    assert [(found[image]["label"], found[image]["json"]) for image in IMAGES[:2]] == (
+        [(None, 7)] * 2 if kind == "json" else [(7, None)] * 2
+    )
+
+
 def test_archives_named_train_and_val_are_splits(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number, name in enumerate(["train", "val"]):
@@ -255,6 +285,35 @@ def test_fields_of_a_sample_are_no_images_of_their_own(tmp_path: Path) -> None:
     found = read_back(tmp_path / "out", "train")
     assert [found[IMAGES[2 * n]]["label"] for n in range(3)] == [0, 1, 2]
     assert result["notes"] == ["members other than one image, .cls and .json a key are left out: 3 .seg.png"]
+
+
+@pytest.mark.parametrize(
+    ("shards", "expected"),
+    [
+        ([["0.left", "0.right", "1.left", "1.right", "2.left", "2.right"], ["3.left", "3.right"]], [0, 2, 4, 6]),
+        ([["3.left", "3.right"], ["0.left", "0.right", "1.left", "1.right"]], [0, 2, 4]),
+        ([["scan.0", "scan.1"], ["other.7"], ["x.8.jpg.9"], ["y.0", "y.2"]], list(range(6))),
+        ([["trip.rome", "trip.oslo"], ["walk.bern", "walk.rome"]], [0, 1, 2, 3]),
+    ],
+)
+def test_of_views_or_samples_all_tars_decide_together(
+    tmp_path: Path, shards: list[list[str]], expected: list[int]
+) -> None:
+    """A last shard of one key says little by itself; what the keys hold would change from shard to shard."""
+    (tmp_path / "in").mkdir()
+    number = 0
+    for place, names in enumerate(shards):
+        files = []
+        for name in names:
+            files += [(f"{name}.png", IMAGES[number])]
+            number += 1
+        files += [(f"{key}.cls", b"%d" % int(key)) for key in {name[0] for name in names} if key.isdigit()]
+        write_tar(tmp_path / f"in/train-{place:06d}.tar", files)
+    result = pack(tmp_path / "in", tmp_path / "out", progress=False)
+    found = read_back(tmp_path / "out", "train")
+    assert found.keys() == {IMAGES[place] for place in expected}
+    told = [note for note in result["notes"] if "are samples of their own, not views of one" in note]
+    assert len(told) == (len(expected) == number)
 
 
 @pytest.mark.parametrize("name", ["cats/._1.png", "._1.png", "a/b/._x.y.png", "__MACOSX/cats/._1.png"])

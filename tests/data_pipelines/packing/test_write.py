@@ -18,6 +18,7 @@ import pytest
 import webdataset
 from making import encode, picture
 
+from data_pipelines.checks.verify import verify
 from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.files import lock
 from data_pipelines.packing import write as write_module
@@ -137,6 +138,20 @@ def test_keys_that_would_meet_stay_apart(tmp_path: Path) -> None:
     assert len(keys) == len(set(keys)) == 6
     assert not any("." in key or " " in key for key in keys)
     assert {dataset.read(number).image for number in range(6)} == {encode(picture(number)) for number in range(6)}
+
+
+def test_a_split_or_shard_of_which_no_image_can_be_read_is_left_out(tmp_path: Path) -> None:
+    for number in range(6):
+        folder = tmp_path / "in" / ("val" if number < 2 else "train") / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(encode(picture(number)) if number > 1 else b"broken")
+    result = pack(tmp_path / "in", tmp_path / "out", progress=False)
+    assert result["splits"].keys() == {"train"}
+    assert "no image of val can be read: there is no val" in result["notes"]
+    assert result["num_skipped"] == 2
+    assert not list((tmp_path / "out").glob("val-*"))
+    assert verify(tmp_path / "out", progress=False)["ok"]
+    assert pack(tmp_path / "in", tmp_path / "out", progress=False) == result
 
 
 def test_sidecars_and_unreadable_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
