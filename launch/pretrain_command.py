@@ -84,7 +84,7 @@ def train(preset: str, overrides: Sequence[str]) -> None:
     from pretrain.survival.stopping import EXIT_TROUBLE, StopRequest
 
     early = StopRequest.install()  # importing torch takes seconds, and a signal then must not kill the job
-    startup = StartUp()
+    startup = StartUp(preset=preset)
     startup.mark("command")
     # millions of objects are made that stay: looking for garbage among them would take a quarter of the imports' time
     gc.disable()

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_pipelines.wording import counted
 from pretrain.config import ALARMS
+from pretrain.survival.history import last_told
 
 Event = Mapping[str, Any]
 
@@ -88,22 +89,18 @@ def alarms_of(history: Sequence[Event]) -> list[tuple[int, str]]:
     An alarm counts once, though a start may tell again what stood before it; those of steps that were done again are
     those of the last time.
     """
-    found: list[tuple[int, str, str]] = []
+    found: list[tuple[int, str]] = []
     standing: set[str] = set()
-    for event in history:
+    for event in last_told(history):
         step, kind, name = _whole(event.get("step")), event.get("event"), str(event.get("name") or "")
-        if kind == "started" and step is not None:
-            again = {name for at, name, _ in found if name and at > step}
-            standing -= again
-            found = [each for each in found if not each[1] or each[0] <= step]
-        elif kind == "alarm" and is_over(event):
+        if kind == "alarm" and is_over(event):
             standing.discard(name)
         elif kind == "alarm" and step is not None and name not in standing:
-            found.append((step, name, _alarm(event)))
+            found.append((step, _alarm(event)))
             standing |= {name} & set(ALARMS) - {"non_finite"}  # of which each is a step of its own
         elif kind == "saved_not" and step is not None:
-            found.append((step, "", f"no checkpoint: {event.get('reason', '')}"))
-    return [(step, text) for step, _, text in found]
+            found.append((step, f"no checkpoint: {event.get('reason', '')}"))
+    return found
 
 
 def is_over(event: Event) -> bool:

@@ -11,6 +11,7 @@ from data_pipelines.remote.urls import redact
 from launch.report import chronicle
 from launch.report.markup import Html, element, joined, table
 from launch.report.read import Run
+from launch.run_facts import runs_of_sweep
 
 _TAIL_LINES, _TAIL_BYTES = 25, 8192
 
@@ -80,9 +81,10 @@ def chronicle_of(run: Run) -> Html | None:
     if logs:
         links = [element("li", _link(run, log)) for log in logs[:20]]
         parts.append(element("details", element("summary", _count(logs, "log file")), element("ul", *links)))
-        tail = next((text for log in logs if (text := _tail(_log_path(run, log)))), None)
+        log, tail = next(((log, text) for log in logs if (text := _tail(run, log))), ("", ""))
         if tail:
-            parts.append(element("details", element("summary", "end of the newest log"), element("pre", tail)))
+            newest = "the newest log" if log == logs[0] else log
+            parts.append(element("details", element("summary", f"end of {newest}"), element("pre", tail)))
     return joined(parts) if parts else None
 
 
@@ -99,14 +101,29 @@ def _link(run: Run, log: str) -> Html:
     return element("a", log, href="file://" + quote(str(_log_path(run, log).absolute())))
 
 
-def _tail(path: Path) -> str:
+def _tail(run: Run, log: str) -> str:
+    """The end of a log; empty for what is no file, or lies elsewhere than in the folder of the run or its sweep: the
+    page is shared, and whoever can add a line to the history may name any file."""
     try:
+        path = _log_path(run, log).resolve()
+        if not (path.is_file() and _is_ours(run.folder.resolve(), path)):
+            return ""
         with path.open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - _TAIL_BYTES))
             return redact("\n".join(file.read().decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]))
-    except OSError:
+    except (OSError, ValueError, RuntimeError):  # a path that can't be: a zero byte in it, links in a circle
         return ""
+
+
+def _is_ours(run: Path, path: Path) -> bool:
+    """Whether `path` lies in the folder of the run, or of a sweep beside it that the run is one of; both resolved."""
+    if path.is_relative_to(run):
+        return True
+    if not path.is_relative_to(run.parent):
+        return False
+    sweep = run.parent / path.relative_to(run.parent).parts[0]
+    return run in (runs_of_sweep(sweep) or ())
 
 
 def _short(iso: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Set
 
 from launch.report import chronicle
 from launch.report.markup import Html, element, joined, table
@@ -38,12 +39,10 @@ def _command(run: Run) -> str:
 
 
 def _differences(run: Run) -> tuple[str | None, list[str]]:
-    """The preset that a run was made from, or the one of its name, and where the two differ; None where unknown."""
+    """The shipped preset that a run was last started from, and where the two differ; None where unknown."""
     from pretrain.config.load import ConfigError, differences, list_presets, load_config
 
-    names = {preset.name for preset in list_presets()}
-    said = [word for event in run.history if isinstance(event.get("command"), list) for word in event["command"]]
-    preset = next((word for word in [*said, run.name] if word in names), None)
+    preset = _preset(run, {known.name for known in list_presets()})
     if preset is None:
         return None, []
     try:
@@ -53,6 +52,14 @@ def _differences(run: Run) -> tuple[str | None, list[str]]:
         return None, []
     own = ("name:", "description:", "runs:", "data.train:")
     return preset, [line for line in lines if not line.startswith(own)]
+
+
+def _preset(run: Run, names: Set[str]) -> str | None:
+    """The one of `names` that the last start was made with; where no start says, the first that a command does."""
+    told = [event["preset"] for event in run.history if event.get("event") == "started" and "preset" in event]
+    commands = [event["command"] for event in run.history if isinstance(event.get("command"), list)]
+    words = told[-1:] or [word for command in commands for word in command]  # earlier versions kept the command alone
+    return next((word for word in words if isinstance(word, str) and word in names), None)
 
 
 def _probe_versions(run: Run) -> dict[str, str]:

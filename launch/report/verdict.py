@@ -11,11 +11,16 @@ from launch.report.probes import newest
 from launch.report.read import Run
 
 Kind = Literal["good", "bad", "unsure", "unknown"]
-#: Errors of the difference from which on a gain is believed, and from which on a loss is told: who claims to have
-#: gained something has to show it, so the bar for bad news is lower.
-GAIN, LOSS = 2.0, 1.0
-_WORST_FIRST: tuple[Kind, ...] = ("bad", "unsure", "good")
-_WORDS = {"good": "better than {}", "bad": "worse than {}", "unsure": "no difference shown to {}"}
+#: Errors of the difference from which on a gain or a loss is told, and from which on a loss is hinted at. The worst of
+#: four comparisons decides: without a difference each is beyond two errors in 1 of 44, so at most 1 page in 11 is red.
+GAIN, LOSS, HINT = 2.0, 2.0, 1.0
+#: What is said of a comparison, the worst first, and its colour.
+_KINDS: dict[str, Kind] = {
+    "worse than {}": "bad",
+    "perhaps worse than {}": "unsure",
+    "no difference shown to {}": "unsure",
+    "better than {}": "good",
+}
 
 
 class Comparison(NamedTuple):
@@ -27,11 +32,15 @@ class Comparison(NamedTuple):
     theirs: Measured
     points: float
     error: float
-    kind: Kind
+    said: str  # one of `_KINDS`
+
+    @property
+    def kind(self) -> Kind:
+        return _KINDS[self.said]
 
     @property
     def words(self) -> str:
-        return _WORDS[self.kind].format(self.baseline)
+        return self.said.format(self.baseline)
 
 
 class Verdict(NamedTuple):
@@ -43,11 +52,15 @@ class Verdict(NamedTuple):
 
 
 def compare(measure: str, ours: Measured, baseline: str, theirs: Measured) -> Comparison:
-    """The difference with the standard error of two independent proportions: what each image was answered is not kept,
-    so that both are of the same images can only make the true error smaller."""
+    """The difference with the standard error of two independent proportions, as what each image was answered is not
+    kept. The true error is smaller where both tend to be right on the same images, as is usual, and larger where one
+    tends to be right where the other is wrong."""
     points, error = ours.share - theirs.share, math.hypot(_error_of(ours), _error_of(theirs))
-    kind: Kind = "good" if points > GAIN * error else "bad" if points < -LOSS * error else "unsure"
-    return Comparison(measure, ours, baseline, theirs, 100 * points, 100 * error, kind)
+    worse, perhaps, unsure, better = _KINDS
+    lost = worse if points < -LOSS * error else perhaps if points < -HINT * error else unsure
+    return Comparison(
+        measure, ours, baseline, theirs, 100 * points, 100 * error, better if points > GAIN * error else lost
+    )
 
 
 def verdict_of(run: Run) -> Verdict:
@@ -65,16 +78,16 @@ def verdict_of(run: Run) -> Verdict:
                 found.append(compare(told.columns[place].rstrip("*"), ours, baseline, theirs))
     if not found:
         return Verdict("unknown", "The probe has nothing beside it to compare with.", [])
+    worst_first = list(_KINDS)
     parts: list[str] = []
-    kinds: list[Kind] = []
     for baseline in dict.fromkeys(each.baseline for each in found):
         of = [each for each in found if each.baseline == baseline]
-        kind = next(kind for kind in _WORST_FIRST if any(each.kind == kind for each in of))
-        by = [each.measure for each in of if each.kind == kind]
-        parts.append(_WORDS[kind].format(baseline) + (f" (by {' and '.join(by)})" if len(by) < len(of) else ""))
-        kinds.append(kind)
+        worst = min(of, key=lambda each: worst_first.index(each.said))
+        by = [each.measure for each in of if each.said == worst.said]
+        parts.append(worst.words + (f" (by {' and '.join(by)})" if len(by) < len(of) else ""))
     words = ", ".join(parts)
-    return Verdict(min(kinds, key=_WORST_FIRST.index), f"{words[0].upper()}{words[1:]}, at step {step:,}.", found)
+    kind = _KINDS[min((each.said for each in found), key=worst_first.index)]
+    return Verdict(kind, f"{words[0].upper()}{words[1:]}, at step {step:,}.", found)
 
 
 def _error_of(measured: Measured) -> float:

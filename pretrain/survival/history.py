@@ -4,7 +4,8 @@ Every event has `time` (ISO 8601, UTC), `event`, `job` and `restart` (SLURM's, o
 depends on the event:
 
     submitted   jobs, command, log         the jobs queued for the run, by `selfsight submit`
-    started     step, command, ranks, nodes, zero_stage, versions, seconds    after the first step: what took how long
+    started     step, command, preset, ranks, nodes, zero_stage, versions, seconds
+                                           after the first step: what took how long, and the preset that was chosen
     saved_not   step, reason               a checkpoint that could not be written
     alarm       step, name, text, begins   trouble with training, as diagnostics names it; begins: false when it is over
     ended       step, code, reason         by the run itself: finished, stopped, hung, trouble, an error
@@ -99,17 +100,26 @@ def read_history(run: Path) -> list[dict[str, Any]]:
 
 
 def standing_alarms(history: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Alarms that have begun and are not over, by name. A run that comes back still has those of before the step it
-    goes on from; what began later is of steps that are done again, and is told again if it comes again."""
+    """Alarms that have begun and are not over, by name. A run that comes back has those that stood at the step it goes
+    on from."""
     standing: dict[str, Mapping[str, Any]] = {}
-    for event in history:
-        if event["event"] == "started":
-            standing = {name: alarm for name, alarm in standing.items() if not is_later(alarm, event)}
-        elif event["event"] == "alarm" and event.get("begins", True):
+    for event in last_told(history):
+        if event["event"] == "alarm" and event.get("begins", True):
             standing.setdefault(str(event.get("name")), event)
         elif event["event"] == "alarm":
             standing.pop(str(event.get("name")), None)
     return standing
+
+
+def last_told(history: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The history without alarms, begun or over, of steps that a later start did again: what there was of them is told
+    again."""
+    kept: list[Mapping[str, Any]] = []
+    for event in history:
+        if event["event"] == "started":
+            kept = [each for each in kept if each["event"] != "alarm" or not is_later(each, event)]
+        kept.append(event)
+    return kept
 
 
 def is_later(event: Mapping[str, Any], start: Mapping[str, Any]) -> bool:

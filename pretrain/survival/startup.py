@@ -19,10 +19,14 @@ PACKAGES = ("torch", "deepspeed", "timm", "selfsight")
 
 
 class StartUp:
-    """Seconds of each phase, in the order they happened; counted from the start of the process."""
+    """Seconds of each phase, in the order they happened; counted from the start of the process.
 
-    def __init__(self, age: float | None = None) -> None:
+    preset: The name or path of the preset that was chosen, for the run's history; None where there is none.
+    """
+
+    def __init__(self, age: float | None = None, preset: str | None = None) -> None:
         self.seconds: dict[str, float] = {}
+        self.preset = preset
         self._last = time.monotonic() - (process_age() if age is None else age)
 
     def mark(self, phase: str) -> None:
@@ -55,6 +59,7 @@ class StartUp:
         """What the run's history remembers of a start."""
         return {
             "command": command_line(),
+            "preset": self.preset,
             "ranks": world_size,
             "nodes": num_nodes(environ, world_size),
             "versions": {"python": sys.version.split()[0], **versions()},

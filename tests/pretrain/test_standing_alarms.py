@@ -30,6 +30,16 @@ def test_an_alarm_that_went_over_or_whose_step_is_done_again_does_not_stand() ->
     assert list(standing_alarms([start(0), alarm(20), alarm(30, "slow")])) == ["weights_grow", "slow"]
 
 
+def test_an_alarm_whose_end_is_done_again_still_stands() -> None:
+    history = [start(0), alarm(50), alarm(90, begins=False), start(60)]
+    assert list(standing_alarms(history)) == ["weights_grow"]
+    alarms = Alarms([Limit("weights_grow", "norm", 10.0, True, "{value} > {limit}")], patience=3)
+    alarms.restore(standing_alarms(history))
+    assert alarms.look(Moment(61, 1.0, {"norm": 50.0})) == []
+    assert list(standing_alarms([*history, alarm(80, begins=False), start(70)])) == ["weights_grow"]
+    assert list(standing_alarms([*history, alarm(80, begins=False), start(80)])) == []
+
+
 def test_an_alarm_that_no_rule_watches_any_more_is_not_restored() -> None:
     alarms = Alarms([], patience=3)
     alarms.restore(standing_alarms([alarm(20)]))

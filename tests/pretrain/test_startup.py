@@ -53,7 +53,7 @@ def test_machines_are_counted(environ: dict[str, str], world_size: int, nodes: i
 def test_the_first_rank_remembers_a_start_and_collecting_garbage_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = StartUp(age=1.0)
+    clock = StartUp(age=1.0, preset="demo")
     gc.disable()
     try:
         clock.done(tmp_path, 0, 2, step=7, zero_stage=1)
@@ -63,7 +63,8 @@ def test_the_first_rank_remembers_a_start_and_collecting_garbage_goes_on(
         gc.unfreeze()
     clock.done(tmp_path, 1, 2, step=7, zero_stage=1)
     (started,) = read_history(tmp_path)
-    assert (started["event"], started["step"], started["ranks"], started["zero_stage"]) == ("started", 7, 2, 1)
+    told = [started[key] for key in ("event", "step", "ranks", "zero_stage", "preset")]
+    assert told == ["started", 7, 2, 1, "demo"]
     assert {"python", "torch", "deepspeed"} <= started["versions"].keys()
     assert started["seconds"]["first step"] >= 1
     assert capsys.readouterr().out.startswith("first step after 1.")

@@ -101,6 +101,10 @@ class TarSource(ListedSource):
             stem = f"{stem}.{suffix.rpartition('.')[0]}"
         return entry.file, folder + slash + stem
 
+    def files(self) -> Iterator[Path]:
+        """See `Source`."""
+        return iter(self._tars)
+
     def _content(self, number: int) -> Content:
         entry = self.listing.entry(number)
         tar = self._tars[entry.file]

@@ -318,6 +318,28 @@ def test_rows_of_a_run_that_came_back_count_once(make_run: Any) -> None:
     assert metrics.series["loss"].columns()["y"][149:] == [9] * 20
 
 
+@pytest.mark.parametrize(
+    ("name", "preset", "command", "shown"),
+    [
+        ("photos", "mae_own_data", ["selfsight", "pretrain", "--data", "raw"], "mae_own_data"),  # picked for images
+        ("photos", "mae_own_data", ["selfsight", "pretrain", "--data", "demo"], "mae_own_data"),
+        ("demo", "own.yaml", ["selfsight", "pretrain", "own.yaml"], None),
+        ("demo", None, ["selfsight", "pretrain", "demo"], None),
+        ("demo", ..., ["selfsight", "pretrain", "own.yaml", "name=demo"], None),  # of a version that told no preset
+        ("photos", ..., ["selfsight", "pretrain", "demo", ["odd"]], "demo"),
+    ],
+)
+def test_the_preset_that_settings_are_compared_with_is_that_of_the_start(
+    make_run: Any, name: str, preset: Any, command: list[Any], shown: str | None
+) -> None:
+    folder = make_run(name, steps=1, whole=False)
+    started = {"event": "started", "step": 0, "command": command, **({} if preset is ... else {"preset": preset})}
+    (folder / "history.jsonl").write_text(json.dumps({"event": "submitted"}) + "\n" + json.dumps(started) + "\n")
+    text = Seen(page_of(folder)).text
+    assert ("Differs from the preset" in text) == (shown is not None)
+    assert shown is None or f"Differs from the preset {shown} in" in text
+
+
 def test_an_alarm_that_is_over_is_named_and_counts_once(make_run: Any) -> None:
     folder = make_run()
     with (folder / "history.jsonl").open("a") as file:
@@ -343,10 +365,45 @@ def test_an_alarm_is_not_counted_again_when_a_run_continues(make_run: Any) -> No
     assert alarms_of([start(0), alarm(50), start(40), alarm(52)]) == [(52, "slow: slow")], "its steps were done again"
     over = alarm(55, begins=False)
     assert [step for step, _ in alarms_of([start(0), alarm(50), over, start(60), alarm(65)])] == [50, 65]
+    later = alarm(90, begins=False)
+    assert alarms_of([start(0), alarm(50), later, start(60), alarm(61)]) == [(50, "slow: slow")], "it stood at step 60"
+    assert alarms_of([start(0), alarm(50), later, start(95), alarm(96)]) == [(50, "slow: slow"), (96, "slow: slow")]
     lost = {"event": "saved_not", "step": 50, "reason": "disk full"}
     assert alarms_of([start(0), lost, start(40)]) == [(50, "no checkpoint: disk full")], (
         "the disk was full all the same"
     )
+
+
+def test_only_logs_in_the_folder_of_the_run_or_its_sweep_are_quoted(make_run: Any, tmp_path: Path) -> None:
+    folder = make_run("one", steps=1, whole=False)
+    other, sweep = folder.parent / "other", folder.parent / "sweep"
+    for place, listed in ((other, "two"), (sweep, "one")):
+        (place / "logs").mkdir(parents=True)
+        (place / "sweep.json").write_text(json.dumps({"job": "7", "runs": [{"name": listed}]}))
+    secrets = [tmp_path / "secret.txt", other / "logs" / "7.out", folder.parent / "one-more.txt"]
+    for secret in secrets:
+        secret.write_text("the secret\n")
+    (folder / "link.out").symlink_to(secrets[0])
+    os.mkfifo(folder / "pipe.out")
+    (folder / "loop.out").symlink_to("loop.out")
+    within = [folder / "7.out", folder / "logs" / ".." / "8.out", sweep / "logs" / "7_0.out"]
+    (folder / "logs").mkdir()
+    for log in within:
+        log.write_text("a line of training\n")
+
+    def page(log: Path | str) -> str:
+        (folder / "history.jsonl").write_text(json.dumps({"event": "submitted", "log": str(log)}) + "\n")
+        return page_of(folder)
+
+    for log in (*secrets, "../../secret.txt", "link.out", "pipe.out", "loop.out", "a\0b", "x" * 5000):
+        shown = page(log)
+        assert "the secret" not in shown, log
+        assert str(log)[:100].replace("\0", "\ufffd") in shown, "its name is told all the same"
+    for log in (*within, "7.out"):
+        assert "a line of training" in page(log), log
+    away = tmp_path / "away"  # the folder of a run may itself be a link
+    away.symlink_to(folder)
+    assert "a line of training" in page_of(away)
 
 
 def test_a_long_history_with_secrets_makes_a_small_page_without_them(make_run: Any) -> None:

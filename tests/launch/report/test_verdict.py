@@ -3,11 +3,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from eval.report import Measured
+from eval.scores import with_error
 from launch.report.page import write_report
 from launch.report.read import read_run
 from launch.report.verdict import compare, verdict_of
@@ -24,8 +27,8 @@ def of(share: float, num_images: int) -> Measured:
     [
         (0.228, 0.247, 5000, "bad", "worse than untrained"),
         (0.228, 0.247, 500, "unsure", "no difference shown to untrained"),
+        (0.228, 0.247, 2000, "unsure", "perhaps worse than untrained"),
         (0.247, 0.228, 2000, "unsure", "no difference shown to untrained"),
-        (0.228, 0.247, 2000, "bad", "worse than untrained"),
         (0.438, 0.304, 5000, "good", "better than untrained"),
         (0.3, 0.3, 5000, "unsure", "no difference shown to untrained"),
     ],
@@ -61,6 +64,37 @@ def test_the_worse_of_two_measures_decides_and_is_named(make_run: Any) -> None:
         "bad",
         "Worse than untrained (by linear), better than raw pixels, at step 200.",
     )
+
+
+def test_a_hint_of_a_loss_stands_before_no_difference_and_is_not_red(make_run: Any) -> None:
+    mixed = results(200, 0.3)
+    mixed["rows"]["pretrained"]["linear"]["top1"] = 0.28
+    folder = make_run()
+    (folder / "eval" / "probe-200.json").write_text(json.dumps(mixed))
+    verdict = verdict_of(read_run(folder))
+    assert verdict.kind == "unsure"
+    assert verdict.words == "Perhaps worse than untrained (by linear), better than raw pixels, at step 200."
+    assert '<div class="verdict unsure">' in write_report([folder]).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("share", "num_images"), [(0.3, 1000), (0.9, 100)])
+def test_without_a_true_difference_at_most_one_page_in_ten_is_red(share: float, num_images: int) -> None:
+    rng, num_pages = np.random.default_rng(0), 2000
+    red = worse = 0
+    for right in rng.binomial(num_images, share, (num_pages, 6)) / num_images:
+        page = results(200, 0.0)
+        rows = page["rows"]
+        cells = [
+            cell for row in (rows["pretrained"], *rows["untrained"], rows["pixels"])
+            for cell in (row["linear"], next(iter(row["knn"].values()))["20"])
+        ]  # fmt: skip
+        for cell, top1 in zip(cells, right.tolist(), strict=True):
+            cell |= with_error({"top1": top1}, num_images)
+        verdict = verdict_of(SimpleNamespace(probes=[("probe-200.json", page)]))
+        red += verdict.kind == "bad"
+        worse += verdict.words.startswith("Worse")
+    assert 0.04 * num_pages < red < 0.1 * num_pages
+    assert worse < red
 
 
 def test_a_run_without_a_probe_or_without_baselines_claims_nothing(make_run: Any) -> None:
