@@ -22,6 +22,7 @@ from data_pipelines.images.pixels import (
     UnusableImageError,
     check_file_size,
     convert,
+    orientation_by,
     unlike_opacity,
 )
 from data_pipelines.images.png import key_of_grey
@@ -32,7 +33,6 @@ from data_pipelines.remote.remote_files import Shard
 FORMATS = ("JPEG", "PNG", "WEBP")  # of Pillow; no other decoder of its ever sees the bytes
 _GREY = ("1", "L", "LA", "La")
 _WITH_OPACITY = ("RGBA", "LA", "PA", "RGBa", "La")
-_ORIENTATION = 0x0112  # EXIF's tag
 #: By its value, what turns an image upright.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -215,11 +215,7 @@ def orientation_of(image: Image.Image) -> int:
     if "exif" not in image.info:
         return 1
     image.info["exif"] = image.info["exif"][:MAX_EXIF_BYTES]
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except (*DAMAGE, KeyError, TypeError, AttributeError):
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    return orientation_by(image.getexif)
 
 
 def _converted(image: Image.Image, channels: int | None) -> Image.Image:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import struct
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MAX_PIXELS = 89_478_485  # Pillow's limit of what may be a decompression bomb; 256 MB as RGB
 MAX_BYTES = 512 << 20  # of the decoded pixels: those of an RGB image of 16 bits at that limit
 MAX_EXIF_BYTES = 1 << 16  # a JPEG's segment holds no more; of the rest whole copies would be taken, one a tag
 MAX_FILE_BYTES = 1 << 30  # of an image's file: none that is read needs as many, so nothing larger is taken into memory
+_ORIENTATION = 0x0112  # EXIF's tag
+#: What Pillow raises where it reads damaged EXIF data.
+_EXIF_DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, struct.error,
+    zlib.error,
+)  # fmt: skip
 
 
 class UnusableImageError(ValueError):
@@ -95,6 +107,16 @@ def unlike_opacity(opacity: np.ndarray) -> tuple[str, ...]:
     full = np.iinfo(opacity.dtype).max
     num_clear = np.count_nonzero((opacity == 0) | (opacity == full))
     return ("odd_opacity",) if 2 * num_clear < opacity.size else ()
+
+
+def orientation_by(read: Callable[[], Image.Exif]) -> int:
+    """The orientation, 1 .. 8, of the EXIF data that `read` gives; 1, upright, where they tell none or are damaged, as
+    the pixels need not be."""
+    try:
+        value = read().get(_ORIENTATION, 1)
+    except _EXIF_DAMAGE:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

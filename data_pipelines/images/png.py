@@ -15,6 +15,7 @@ from data_pipelines.images.pixels import (
     Header,
     UnusableImageError,
     check_size,
+    orientation_by,
     over_black,
     turned,
     unlike_opacity,
@@ -24,7 +25,6 @@ from data_pipelines.images.regions import Picture
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _NEEDED_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # a transparent colour is applied here, and by none beside
 _MAX_SIDE = 1_000_000  # px, libpng's
-_ORIENTATION = 0x0112
 #: By PNG's type of colour: channels without opacity, whether there is opacity, and Pillow's name for the mode.
 _COLOURS = {0: (1, False, "L;16"), 2: (3, False, "RGB;16"), 4: (1, True, "LA;16"), 6: (3, True, "RGBA;16")}
 
@@ -119,13 +119,24 @@ def _has_key(content: bytes) -> bool:
     return False
 
 
+def _orientation_in(content: bytes) -> int:
+    """That of EXIF's own bytes."""
+    exif = Image.Exif()
+
+    def read() -> Image.Exif:
+        exif.load(content)
+        return exif
+
+    return orientation_by(read)
+
+
 def _check_chunks(content: bytes) -> tuple[bytes, int, bytes | None]:
     """Walk the chunks of a PNG to its end and compare their checksums: the file with only those chunks that its pixels
     need, the orientation that its EXIF tells, and the colour that stands for transparency.
 
     libpng would do the same, but tells of damage and of odd colour profiles on the standard error of the whole process.
     """
-    orientation, key = 1, None
+    orientation, key = None, None
     needed: list[bytes | memoryview] = [_SIGNATURE]
     view = memoryview(content)
     for kind, begin, end in _chunks(content):
@@ -135,8 +146,6 @@ def _check_chunks(content: bytes) -> tuple[bytes, int, bytes | None]:
             needed.append(view[begin - 8 : end + 4])
         if kind == b"tRNS":
             key = content[begin:end]
-        if kind == b"eXIf":
-            exif = Image.Exif()
-            exif.load(content[begin : min(end, begin + MAX_EXIF_BYTES)])
-            orientation = exif.get(_ORIENTATION, 1)
-    return b"".join(needed), orientation if isinstance(orientation, int) else 1, key
+        if kind == b"eXIf" and orientation is None:  # PNG permits one, and a file may have thousands
+            orientation = _orientation_in(content[begin : min(end, begin + MAX_EXIF_BYTES)])
+    return b"".join(needed), orientation or 1, key

@@ -169,7 +169,7 @@ def _grouped(pages: list[TiffPage], description: bytes, channels: int | None) ->
     axes = _AXES.search(description) if told else None
     if axes is not None and axes[1][-3:] in (b"CYX", b"SYX", b"YXC", b"YXS"):
         return _Image(pages, axes[1].endswith((b"C", b"S")), num_images)
-    if not told:  # another program's pages are images
+    if not told:  # another program's pages are channels, or rows where only so there are as many as asked for
         return _Image(pages, channels not in (None, sides[0]) and channels == sides[2], num_images)
     try:
         axis = channel_axis(sides, channels)
@@ -199,8 +199,14 @@ def _guarded(content: bytes) -> tuple[io.BytesIO, int, bytes]:
     blanks: list[tuple[np.ndarray, np.ndarray]] = []
     description = b""
     while place:
-        if place in ends or len(ends) == _MAX_PAGES:
-            raise ValueError(f"a TIFF of pages in a circle, or of more than {_MAX_PAGES}")
+        if place in ends:
+            raise ValueError("a damaged TIFF: its pages go in a circle")
+        if len(ends) == _MAX_PAGES:
+            raise UnusableImageError(
+                "too_large",
+                f"a TIFF of more than {_MAX_PAGES} pages; store the image in one (tifffile makes a page of each row of "
+                "(h, w, c) unless it is told planarconfig='contig')",
+            )
         entries = read(of_entry, int(read(of_number, 1, place)[0]), place + of_number.itemsize)
         known = np.isin(entries["tag"], _TAGS)
         if not blanks:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,8 +73,20 @@ def pack_cached(
 
 def _pack_cached(images: str | Path, grouping: Grouping, progress: bool, say: Callable[[str], None]) -> Packed:
     columns = ANY_COLUMNS._replace(group=grouping.group_column)
-    out = packed_folder() / f"{_plain(images)}-{_digest(images, grouping, columns)}"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    packed_folder().mkdir(parents=True, exist_ok=True)
+    with closing(open_source(images, packed_folder(), columns=columns, group_pattern=grouping.group_pattern)) as source:
+        return _pack_listed(images, grouping, columns, source, progress, say)
+
+
+def packed_folder() -> Path:
+    """Where packed images are kept."""
+    return default_folder().with_name("packed")
+
+
+def _pack_listed(
+    images: str | Path, grouping: Grouping, columns: Columns, source: Source, progress: bool, say: Callable[[str], None]
+) -> Packed:
+    out = packed_folder() / f"{_plain(images)}-{_digest(images, grouping, source)}"
     with _turn(out.with_suffix(".lock"), say):
         info = read_json(out / "dataset.json")
         if info is not None:
@@ -88,13 +100,9 @@ def _pack_cached(images: str | Path, grouping: Grouping, progress: bool, say: Ca
             group_pattern=grouping.group_pattern,
             val_share=grouping.val_share,
             progress=progress,
+            source=source,
         )
     return Packed(out, False, info)
-
-
-def packed_folder() -> Path:
-    """Where packed images are kept."""
-    return default_folder().with_name("packed")
 
 
 def _plain(images: str | Path) -> str:
@@ -103,21 +111,16 @@ def _plain(images: str | Path) -> str:
     return name[:_MAX_NAME] or "images"
 
 
-def _digest(images: str | Path, grouping: Grouping, columns: Columns) -> str:
-    with tempfile.TemporaryDirectory() as spool:
-        source = open_source(images, Path(spool), columns=columns, group_pattern=grouping.group_pattern)
-        try:
-            told = json.dumps([source.listing.fingerprint, source.kind, *grouping])
-            return hashlib.sha256(told.encode() + _times(images, source)).hexdigest()[:16]
-        finally:
-            source.close()
+def _digest(images: str | Path, grouping: Grouping, source: Source) -> str:
+    told = json.dumps([source.listing.fingerprint, source.kind, *grouping])
+    return hashlib.sha256(told.encode() + _times(images, source)).hexdigest()[:16]
 
 
 def _times(images: str | Path, source: Source) -> bytes:
-    """When each file was last changed, as far as an entry of the source is a file."""
-    root, listing = source.root, source.listing
-    paths = [Path(images).expanduser(), *(root / listing.entry(number).path for number in range(len(listing)))]
-    return np.array([path.stat().st_mtime_ns if path.is_file() else 0 for path in paths], dtype=np.int64).tobytes()
+    """When each file was last changed: the list, where `images` is one, and all that an image is read from."""
+    paths = itertools.chain([Path(images).expanduser()], source.files())
+    files = (path for path, _ in itertools.groupby(paths))  # frames of one file come one after the other
+    return np.array([path.stat().st_mtime_ns if path.is_file() else 0 for path in files], dtype=np.int64).tobytes()
 
 
 @contextmanager

@@ -62,6 +62,7 @@ class Listing:
         self._group_pattern = group_pattern
         self.finds_groups = group_pattern is not None
         self.group_key = GROUP_KEY  # or the column of a table, which is in the json as it is
+        self.groups_frames = False  # nobody named groups, and those there are keep the frames of one file together
         self._spool = Spool(folder)
         self._ends = array("q")  # of the records in the spool
         self._sizes = array("q")
@@ -79,6 +80,7 @@ class Listing:
     def add(self, entry: ListingEntry, membership: Membership, key: str | None = None) -> None:
         """Append an entry; its key is made of `key`, by default of the path without its suffix."""
         if self._group_pattern is not None:
+            self.groups_frames = False
             membership = membership._replace(group=self._group_of(entry.path))
         path = entry.path.encode("utf-8", "surrogateescape")
         name = key_text(entry.path) if key is None else key

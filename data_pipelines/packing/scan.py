@@ -46,7 +46,8 @@ def scan(
     """Decide what of a source is packed as what.
 
     Where the source names splits, they are kept; other entries belong to `split`. `val_share` of every class is held
-    back as `val`; where the source knows groups, whole ones, so that train and val share none. Labels that are text
+    back as `val`; where the source knows groups, whole ones, so that train and val share none; the frames of one file
+    are a group where none is named. Labels that are text
     are numbered in the order of the names; those that are numbers stay what they
     are. Of entries with one path the first counts.
 
@@ -117,16 +118,19 @@ def scan(
 
 
 def _groups_of(source: Source, names: list[str]) -> np.ndarray:
-    """Of every entry the number of its group in `names`: (n,) int64."""
+    """Of every entry the number of its group in `names`, or one of its own where it is in none: (n,) int64."""
     places = {name: place for place, name in enumerate(names)}
-    of_memberships = np.array([places[str(one.group)] for one in source.memberships])
-    return of_memberships[source.listing.membership_numbers]
+    of_memberships = np.array([-1 if one.group is None else places[one.group] for one in source.memberships])
+    groups = of_memberships[source.listing.membership_numbers]
+    alone = np.flatnonzero(groups < 0)
+    groups[alone] = len(names) + np.arange(len(alone))
+    return groups
 
 
 def _count_groups(source: Source, splits: dict[str, np.ndarray]) -> dict[str, int] | None:
-    """Groups by split; ValueError where splits share one."""
+    """Groups by split, None where nobody named any; ValueError where splits share one."""
     names = sorted({one.group for one in source.memberships if one.group is not None})
-    if not names:
+    if not names or source.listing.groups_frames:  # the entries of one file are never in two splits
         return None
     groups = _groups_of(source, names)
     found = {split: np.unique(groups[members]) for split, members in splits.items()}
@@ -178,7 +182,8 @@ def _advice_on_groups(labels: np.ndarray, groups: np.ndarray) -> str:
     classes, of_class = np.unique(labels, return_inverse=True)
     brought = np.zeros((len(numbers), len(classes)), dtype=np.int64)
     np.add.at(brought, (own, of_class), 1)
-    least = np.array([_least_share(row, brought.sum(axis=0)) for row in brought])
+    kinds, of_kind = np.unique(brought, axis=0, return_inverse=True)  # few, however many groups are of one image
+    least = np.array([_least_share(kind, brought.sum(axis=0)) for kind in kinds])[of_kind.reshape(-1)]
     several = [row for row, known in zip(brought.T, classes != NO_LABEL, strict=True) if known and (row > 0).sum() > 1]
     if not several:
         return "each class has images of one group only, and groups are not divided: a class needs two groups"
@@ -287,7 +292,10 @@ def _hold_back_groups(
     if not num_held:
         told = f"val_share is {share:g}, and the images are of {counted(len(numbers), 'group')}: "
         if len(numbers) < 2:
-            raise ValueError(f"{told}groups are not divided, so there must be two at least")
+            raise ValueError(
+                f"{told}groups are not divided, so there must be two at least (frames of one file are a group, where "
+                "none is named)"
+            )
         of_all = np.bincount(own, minlength=len(classes))
         least = min(
             _least_share(np.bincount(own[by_group[first : first + count]], minlength=len(classes)), of_all)

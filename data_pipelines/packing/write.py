@@ -27,7 +27,7 @@ from data_pipelines.packing.pack_folder import SKIPPED, WORK, agree, alone_in, r
 from data_pipelines.packing.reencode import Reencoding
 from data_pipelines.packing.scan import Catalogue, scan
 from data_pipelines.packing.shard_writer import Workshop, write_shard
-from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns
+from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Source
 from data_pipelines.packing.sources.opening import open_source
 from data_pipelines.rng import Purpose, random_bits, stream_key
 from data_pipelines.shards.scan import INDEX_SUFFIX, load_index
@@ -63,6 +63,7 @@ def pack(
     metadata: dict[str, Any] | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    source: Source | None = None,
 ) -> dict[str, Any]:
     """Write the images of a source into shuffled shards `{split}-{number:06d}.tar`.
 
@@ -95,6 +96,8 @@ def pack(
         metadata: Further facts for `dataset.json`, such as source and licence.
         overwrite: Remove what an earlier pack wrote into `out`.
         progress: Show a bar, and at the end what came out and how fast.
+        source: What `open_source` made of `images` by the same settings, which is closed in the end; None: it is listed
+            now.
 
     Returns:
         What `dataset.json` holds.
@@ -116,7 +119,7 @@ def pack(
     check_writable(out)
     spool_folder = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     with Console(stderr=True, quiet=not progress).status(f"listing {escape(str(images))}"):
-        source = open_source(
+        source = source or open_source(
             images,
             spool_folder,
             kind=kind,

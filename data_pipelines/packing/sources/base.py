@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from data_pipelines.images.pixels import check_file_size
-from data_pipelines.packing.listing import Listing, Membership, Skipped
+from data_pipelines.packing.listing import Listing, ListingEntry, Membership, Skipped
 
 
 class Content(NamedTuple):
@@ -66,6 +66,10 @@ class Source(Protocol):
     def key_in_shard(self, number: int) -> tuple[int, str]:
         """Number of the tar that an entry lies in, and its key there; only where there are `shards`."""
 
+    def files(self) -> Iterator[Path]:
+        """The files that the entries are read from, in an order that is the same for the same source; some may come
+        several times."""
+
     def close(self) -> None:
         """Let go of files."""
 
@@ -92,9 +96,18 @@ class ListedSource(ABC):
         """Not to be asked: there are no `shards`."""
         raise AssertionError("asked for the shard of an entry that lies in none")
 
+    def files(self) -> Iterator[Path]:
+        """See `Source`."""
+        for number in range(len(self.listing)):
+            yield from self._files_of(self.listing.entry(number))
+
     def close(self) -> None:
         """Let go of files."""
         self.listing.close()
+
+    def _files_of(self, entry: ListingEntry) -> list[Path]:
+        """Those that an entry is read from."""
+        return [self.root / entry.path]
 
     @abstractmethod
     def _content(self, number: int) -> Content:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from data_pipelines.images.dicom import SUFFIXES as DICOM_SUFFIXES
 from data_pipelines.packing.listing import Listing, ListingEntry, Membership, Skipped, key_text
 from data_pipelines.packing.sources.base import Content, ListedSource, read_exactly
-from data_pipelines.packing.sources.dicom_files import DicomFiles
+from data_pipelines.packing.sources.dicom_files import DicomFiles, group_of, path_of
 from data_pipelines.packing.sources.splits import memberships_of_folders
 from data_pipelines.shards.scan import IMAGE_SUFFIXES
 
@@ -25,14 +26,16 @@ class _Other(NamedTuple):
 
     path: str
     suffix: str
+    json_size: int  # of what is beside it; 0: nothing
 
 
 class FolderSource(ListedSource):
     """The images below a folder, in the order of their paths.
 
     What its folders mean, says `memberships_of_folders`. Names that begin with a dot or with `__` are passed over. A
-    `.json` of an image's name beside it is its metadata. Files of other suffixes are counted in `notes`: they may be
-    images of a kind that is not read.
+    `.json` of an image's name beside it is its metadata, of a DICOM file that of each frame; a DICOM without a suffix
+    of its own, such as IM000001, has its whole name before it. Files of other suffixes are counted in `notes`: they may
+    be images of a kind that is not read.
 
     Raises:
         FileNotFoundError: No image in it.
@@ -64,8 +67,11 @@ class FolderSource(ListedSource):
                 elif isinstance(entries, Skipped):
                     self.skipped.append(entries)
                 else:
+                    group = group_of(entries)
+                    self.listing.groups_frames |= group is not None
                     for entry in entries:
-                        self.listing.add(entry, Membership(label=found.path.rpartition("/")[0]))
+                        entry = entry._replace(json_size=found.json_size)
+                        self.listing.add(entry, Membership(label=found.path.rpartition("/")[0], group=group))
             elif isinstance(found, Skipped):
                 self.skipped.append(found)
             else:
@@ -88,11 +94,18 @@ class FolderSource(ListedSource):
     def _content(self, number: int) -> Content:
         entry = self.listing.entry(number)
         image = self._dicom.content(self.root, entry)
-        if image is not None:
-            return Content(image, None)
-        path = self.root / entry.path
-        json = read_exactly(path.with_suffix(".json"), entry.json_size) if entry.json_size else None
-        return Content(read_exactly(path, entry.size), json)
+        json = read_exactly(self.root / _sidecar(path_of(entry)), entry.json_size) if entry.json_size else None
+        return Content(read_exactly(self.root / entry.path, entry.size) if image is None else image, json)
+
+    def _files_of(self, entry: ListingEntry) -> list[Path]:
+        path = path_of(entry)
+        return [self.root / path, *([self.root / _sidecar(path)] if entry.json_size else [])]
+
+
+def _sidecar(path: str) -> str:
+    """The name of the metadata of an image."""
+    stem, _, suffix = path.rpartition(".")
+    return (stem if suffix.lower() in (*IMAGE_SUFFIXES, *DICOM_SUFFIXES) else path) + ".json"
 
 
 def _told(others: Counter[str]) -> str:
@@ -121,18 +134,18 @@ def _walk(
     # as whole paths compare: a folder's name goes on with a slash
     for name, is_folder, entry in sorted(found, key=lambda item: item[0] + "/" if item[1] else item[0]):
         path = f"{below}/{name}" if below else name
+        sidecar = _sidecar(name)
+        json_size = (root / below / sidecar).stat().st_size if sidecar in names else 0
         if is_folder:
             yield from _walk(root, path, ancestors | {here})
         elif not _is_image(name, but=()):
             suffix = Path(name).suffix.lower()
             if suffix[1:] not in _NO_IMAGES and entry.is_file():
-                yield _Other(path, suffix)
+                yield _Other(path, suffix, json_size)
         elif entry.is_file():
             if name.lower().endswith(".npy") and key_text(name) in stems:
                 yield None
                 continue
-            sidecar = name.rpartition(".")[0] + ".json"
-            json_size = (root / below / sidecar).stat().st_size if sidecar in names else 0
             yield ListingEntry(path, entry.stat().st_size, json_size=json_size)
         elif entry.is_symlink():
             yield Skipped(path, "a link to nothing")

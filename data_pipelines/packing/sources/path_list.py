@@ -25,7 +25,7 @@ from data_pipelines.packing.sources.cells import (
     unlabelled_note,
     usual_columns,
 )
-from data_pipelines.packing.sources.dicom_files import DicomFiles
+from data_pipelines.packing.sources.dicom_files import DicomFiles, group_of, path_of
 from data_pipelines.packing.sources.splits import membership
 
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "filepath", "file_path", "image_path", "image")
@@ -112,6 +112,9 @@ class PathListSource(ListedSource):
             place = self._metadata.append(metadata)
             known = label_of_cell(label, are_numbers, f"{table}: the label of {path}")
             num_unlabelled += known is None
+            if frames and group is None:
+                group = group_of(frames)
+                self.listing.groups_frames |= group is not None
             for entry in frames or [ListingEntry(path, size)]:
                 entry = entry._replace(json_offset=place, json_size=len(metadata))
                 self.listing.add(entry, membership(split, known, group))
@@ -136,6 +139,9 @@ class PathListSource(ListedSource):
         if image is not None:
             return Content(image, metadata)
         return Content(read_exactly(self.root / entry.path, entry.size), metadata)
+
+    def _files_of(self, entry: ListingEntry) -> list[Path]:
+        return [self.root / path_of(entry)]
 
 
 def _rows_of_csv(table: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:

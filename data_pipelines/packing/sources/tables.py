@@ -169,6 +169,10 @@ class TableSource:
     def key_in_shard(self, number: int) -> tuple[int, str]:
         raise AssertionError("asked for the shard of a row of a table")
 
+    def files(self) -> Iterator[Path]:
+        """See `Source`."""
+        return iter(self._files)
+
     def close(self) -> None:
         self.listing.close()
 

@@ -14,7 +14,7 @@ from data_pipelines.files import read_json
 from data_pipelines.images.issues import shown
 from data_pipelines.packing.listing import Listing, ListingEntry, Membership, Skipped
 from data_pipelines.packing.sources.base import Content, ListedSource, read_piece
-from data_pipelines.packing.sources.splits import membership, memberships_of_folders, splits_of_files
+from data_pipelines.packing.sources.splits import membership, memberships_of_folders, split_kind, splits_of_files
 from data_pipelines.shards.scan import IMAGE_SUFFIXES, MEMBER_NAME, META_NAME, image_rank
 from data_pipelines.shards.tar import Member, TarDamageError, Trailing, members, walk
 from data_pipelines.wording import counted
@@ -38,7 +38,8 @@ class TarSource(ListedSource):
     Archives of class folders: tars whose images all lie in folders, without `.cls`, and without `.json` of their names;
     the first tar with an image decides. What the folders mean, says `memberships_of_folders`.
 
-    The split is told by the folders in an archive, else by the names of the tars, see `splits_of_files`.
+    The split is told by the folders in an archive, else by the names of the tars, see `splits_of_files`. In shards of
+    no such names it is told by the folders that samples lie in, if some are train's and some val's or test's.
 
     While a tar is listed, each of its keys takes some 500 bytes of memory.
 
@@ -78,12 +79,12 @@ class TarSource(ListedSource):
         if _are_archives(self._tars):
             self._list_archives(labels, split_folders)
         else:
-            fields = self._list_shards(labels)
+            fields = self._list_shards(labels, split_folders)
             if fields.are_of_keys():
                 self.listing.close()
                 self.listing, self.skipped = Listing(spool_folder, group_pattern), []
                 self.notes, self._named_by_more = [fields.note()], True
-                self._list_shards(labels)
+                self._list_shards(labels, split_folders)
         self.listing.finish()
         if not len(self.listing):
             raise FileNotFoundError(
@@ -99,6 +100,10 @@ class TarSource(ListedSource):
         if self._named_by_more and "." in suffix:
             stem = f"{stem}.{suffix.rpartition('.')[0]}"
         return entry.file, folder + slash + stem
+
+    def files(self) -> Iterator[Path]:
+        """See `Source`."""
+        return iter(self._tars)
 
     def _content(self, number: int) -> Content:
         entry = self.listing.entry(number)
@@ -161,12 +166,13 @@ class TarSource(ListedSource):
             for place, one in zip(places, below, strict=True):
                 self.memberships[place] = membership(by_name or one.split or split, one.label, found[place].group)
 
-    def _list_shards(self, labels: bool) -> _Fields:
+    def _list_shards(self, labels: bool, split_folders: bool) -> _Fields:
         """List the samples; what only all tars tell together is returned."""
         fields = _Fields()
         others: Counter[str] = Counter()
         num_bad_labels = 0
-        for file, (name, split) in enumerate(zip(self._names, self._splits(), strict=True)):
+        splits = self._splits()
+        for file, (name, split) in enumerate(zip(self._names, splits, strict=True)):
             before = len(self.listing)
             samples: dict[str, _Sample] = {}
             for member in self._members(file):
@@ -188,6 +194,9 @@ class TarSource(ListedSource):
                         self.skipped.append(Skipped(f"{name}/{key}", "a key without an image"))
                         continue
                     fields.add(key, sample)
+                    own = split
+                    if split_folders and not any(splits):
+                        own = next(filter(None, map(split_kind, key.split("/")[:-1])), None)
                     for one in sample.chosen(key, self._named_by_more, others):
                         label = None
                         if labels and one.label is not None:
@@ -198,14 +207,19 @@ class TarSource(ListedSource):
                         entry = ListingEntry(
                             f"{name}/{image.name}", image.size, file, image.offset, json.offset, json.size
                         )
-                        self.listing.add(entry, membership(split, label), one.key.removeprefix("./"))
+                        self.listing.add(entry, Membership(own, label), one.key.removeprefix("./"))
             self._note_empty(name, before)
         self._note_others(others)
         if num_bad_labels:
             self.notes.append(f"{num_bad_labels:,} .cls members are no number of 0 or more; their images have no label")
         if labels:
             self.classes = self._stored_classes()
-        self.memberships = self.listing.memberships
+        stored = self.listing.memberships
+        told = {one.split for one in stored}
+        if any(splits) or ("train" in told and told & {"val", "test"}):
+            self.memberships = [membership(*one) for one in stored]
+        else:  # a folder called val is no split where there is no train
+            self.memberships = [one._replace(split=None) for one in stored]
         return fields
 
     def _note_empty(self, name: str, before: int) -> None:

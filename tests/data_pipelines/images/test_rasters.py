@@ -97,6 +97,48 @@ def test_orientation_of_a_deep_png_is_applied() -> None:
     np.testing.assert_array_equal(decoded(file.getvalue(), 1, 16)[:, :, 0], np.rot90(DEEP[:, :, 0], -1))
 
 
+def with_exif(content: bytes, *chunks: bytes) -> bytes:
+    """A PNG with eXIf chunks behind its header."""
+    made = [
+        struct.pack(">I", len(chunk)) + b"eXIf" + chunk + struct.pack(">I", zlib.crc32(b"eXIf" + chunk))
+        for chunk in chunks
+    ]
+    return content[:33] + b"".join(made) + content[33:]
+
+
+def oriented(value: int) -> bytes:
+    """EXIF of an orientation alone."""
+    return b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, value, 0)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize(
+    ("exif", "orientation"),
+    [
+        (oriented(6), 6),
+        (oriented(9), 1),
+        (b"no TIFF at all", 1),
+        (b"", 1),
+        (oriented(6)[:9], 1),
+        (b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 2, 400, 1 << 30, 0), 1),
+    ],
+    ids=["turned", "out of range", "no TIFF", "empty", "cut short", "text beyond its end"],
+)
+def test_damaged_exif_is_no_reason_against_the_pixels(deep: bool, exif: bytes, orientation: int) -> None:
+    pixels = DEEP[:, :, 0] if deep else (DEEP[:, :, 0] >> 8).astype(np.uint8)
+    found = decoded(with_exif(encode(pixels), exif), 1, 16 if deep else 8)[:, :, 0]
+    np.testing.assert_array_equal(found, np.rot90(pixels, -1) if orientation == 6 else pixels)
+
+
+def test_of_many_exif_chunks_the_first_alone_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+    load = Image.Exif.load
+    monkeypatch.setattr(Image.Exif, "load", lambda *arguments: (loaded.append(1), load(*arguments))[1])
+    content = with_exif(encode(DEEP[:, :, 0]), *[oriented(6)] + [oriented(3)] * 50)
+    np.testing.assert_array_equal(decoded(content, 1, 16)[:, :, 0], np.rot90(DEEP[:, :, 0], -1))
+    assert len(loaded) == 1
+
+
 def test_a_png_with_chunks_that_libpng_complains_of_is_read_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
     file = io.BytesIO()
     Image.fromarray(DEEP[:, :, 0]).save(file, "PNG")

@@ -18,6 +18,7 @@ from tifffile import TiffWriter
 
 from data_pipelines.images import tiff as tiff_module
 from data_pipelines.images.decode import DAMAGE
+from data_pipelines.images.pixels import UnusableImageError
 from data_pipelines.images.tiff import look_at_tiff
 
 DEEP = bands(1, 13, 37, 53)
@@ -359,3 +360,28 @@ def test_damage_raises_nothing_else() -> None:
                 np.testing.assert_array_equal(read_tiff(content[:length], 5), small)
     assert refused > 300
     assert decoded > 300
+
+
+@pytest.mark.parametrize("rows", [4096, 4200])
+def test_rows_as_pages_are_read_up_to_a_limit_that_is_told(rows: int) -> None:
+    pixels = np.arange(rows * 3 * 5, dtype=np.uint16).reshape(rows, 3, 5)
+    content = tiff(pixels)  # a page a row
+    if rows == 4096:
+        np.testing.assert_array_equal(read_tiff(content, 5), pixels)
+    else:
+        with pytest.raises(UnusableImageError, match=r"more than 4096 pages; .* planarconfig='contig'") as told:
+            look_at_tiff(content)
+        assert told.value.case == "too_large"
+        np.testing.assert_array_equal(
+            read_tiff(tiff(pixels, planarconfig="contig", photometric="minisblack"), 5), pixels
+        )
+
+
+def test_pages_in_a_circle_are_damage() -> None:
+    content = bytearray(tiff(np.zeros((2, 8, 8), np.uint8), photometric="minisblack"))
+    first = struct.unpack_from("<I", content, 4)[0]
+    end_of_first = first + 2 + 12 * struct.unpack_from("<H", content, first)[0]
+    second = struct.unpack_from("<I", content, end_of_first)[0]
+    struct.pack_into("<I", content, second + 2 + 12 * struct.unpack_from("<H", content, second)[0], first)
+    with pytest.raises(ValueError, match="pages go in a circle"):
+        look_at_tiff(bytes(content))

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from making import encode, picture
+from dicoms import dicom
+from making import encode, picture, write_tar
 
 from data_pipelines.packing.cached import Packed, holds_images, pack_cached, packed_folder
 from data_pipelines.packing.grouping import NO_GROUPS, Grouping
+from data_pipelines.packing.sources.folder import FolderSource
 
 
 @pytest.fixture
@@ -82,3 +88,65 @@ def test_what_are_images_and_what_shards(photos: Path, tmp_path: Path) -> None:
     assert holds_images(tmp_path / "list.csv")
     for other in (shards, shards / "train-000000.tar", f"{shards}/*.tar", "http://host/photos", tmp_path / "nothing"):
         assert not holds_images(other), other
+
+
+LEVELS = np.arange(256, dtype=np.uint16).reshape(16, 16)
+
+
+def make_frames(folder: Path) -> Path:
+    (folder / "x.dcm").write_bytes(dicom(np.stack([LEVELS, LEVELS + 1])))
+    return folder
+
+
+def make_list_of_frames(folder: Path) -> Path:
+    make_frames(folder)
+    (folder / "list.csv").write_text("path\nx.dcm\n")
+    return folder / "list.csv"
+
+
+def make_sidecar(folder: Path) -> Path:
+    (folder / "x.png").write_bytes(encode(picture(1)))
+    (folder / "x.json").write_text('{"age": 7}')
+    return folder
+
+
+def make_tables(folder: Path) -> Path:
+    pq.write_table(pa.table({"image": [encode(picture(1)), encode(picture(2))]}), folder / "x.parquet")
+    return folder
+
+
+def make_tars(folder: Path) -> Path:
+    (folder / "below").mkdir()
+    write_tar(folder / "below" / "x.tar", [("a.png", encode(picture(1)))])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "changed"),
+    [
+        (make_frames, "x.dcm"),
+        (make_list_of_frames, "x.dcm"),
+        (make_sidecar, "x.json"),
+        (make_tables, "x.parquet"),
+        (make_tars, "below/x.tar"),
+    ],
+)
+def test_a_change_of_the_file_behind_an_image_is_seen(
+    make: Callable[[Path], Path], changed: str, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    images = make(folder)
+    first, _ = packed(images)
+    assert packed(images)[0].reused
+    os.utime(folder / changed, ns=(1, 1))
+    again, _ = packed(images)
+    assert (again.reused, again.folder == first.folder) == (False, False)
+
+
+def test_what_is_packed_is_listed_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = []
+    made = FolderSource.__init__
+    monkeypatch.setattr(FolderSource, "__init__", lambda *args, **kwargs: (listed.append(1), made(*args, **kwargs))[1])
+    assert not packed(photos)[0].reused
+    assert len(listed) == 1

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dicoms import dicom
 from making import encode, picture, write_tar
 from packs import read_back
 
+from data_pipelines.images.dicom import DicomFile
+from data_pipelines.packing.scan import _advice_on_groups
 from data_pipelines.packing.sources.base import Columns
 from data_pipelines.packing.write import pack
 
@@ -198,3 +202,58 @@ def test_a_val_split_that_says_little_is_told_of(tmp_path: Path, capsys: pytest.
 def test_a_class_that_train_does_not_have_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pack(fill(tmp_path / "in", **{"train/a": 2, "train/b": 2, "val/a": 1, "val/B": 1}), tmp_path / "out")
     assert "val has 1 classes that train does not have: B" in capsys.readouterr().out
+
+
+def make_volumes(folder: Path, kind: str) -> tuple[Path, dict[bytes, str]]:
+    """Eight DICOM files of five frames and as many photos, and the file that each packed image is of."""
+    owners: dict[bytes, str] = {}
+    lines = ["path,label,group"]
+    for number in range(8):
+        place = folder / "in" / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        frames = np.random.default_rng(number).integers(0, 4096, (5, 8, 8), dtype=np.uint16)
+        (place / f"v{number}.dcm").write_bytes(dicom(frames))
+        (place / f"p{number}.png").write_bytes(encode(picture(number)))
+        opened = DicomFile(place / f"v{number}.dcm")
+        owners |= {opened.png(frame): f"v{number}" for frame in range(5)} | {encode(picture(number)): f"p{number}"}
+        lines += [f"{place.name}/{name},{place.name},{number}" for name in (f"v{number}.dcm", f"p{number}.png")]
+    (folder / "in/list.csv").write_text("\n".join(lines))
+    return folder / "in/list.csv" if kind == "list" else folder / "in", owners
+
+
+@pytest.mark.parametrize("kind", ["folder", "list"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_frames_of_one_file_are_not_divided(kind: str, seed: int, tmp_path: Path) -> None:
+    source, owners = make_volumes(tmp_path, kind)
+    result = pack(source, tmp_path / "out", val_share=0.25, seed=seed, progress=False)
+    found = {split: read_back(tmp_path / "out", split) for split in ("train", "val")}
+    files = {split: {owners[image] for image in samples} for split, samples in found.items()}
+    assert not files["train"] & files["val"]
+    assert abs(len(found["val"]) - 12) <= 3
+    assert {sample["label"] for sample in found["val"].values()} == {0, 1}
+    assert result["groups"] is None, "nobody named any, so there is none in the json"
+    told = {"group": "3"} if kind == "list" else None
+    assert all(sample.get("json") == told for samples in found.values() for image, sample in samples.items()
+               if owners[image] == "v3")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_groups_that_are_named_go_before_files(kind: str, tmp_path: Path) -> None:
+    source, owners = make_volumes(tmp_path, kind)
+    named = {"columns": Columns(group="group")} if kind == "list" else {"group_pattern": "[0-9]+"}
+    result = pack(source, tmp_path / "out", val_share=0.25, progress=False, **named)
+    val = {owners[image][1:] for image in read_back(tmp_path / "out", "val")}
+    assert not val & {owners[image][1:] for image in read_back(tmp_path / "out", "train")}
+    assert result["groups"]["splits"] == {"train": 8 - len(val), "val": len(val)}
+
+
+def test_the_frames_of_a_single_file_cannot_be_divided(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/x.dcm").write_bytes(dicom(np.zeros((5, 8, 8), np.uint16)))
+    with pytest.raises(ValueError, match=r"two at least \(frames of one file are a group, where none is named\)"):
+        pack(tmp_path / "in", tmp_path / "out", val_share=0.25, progress=False)
+
+
+def test_a_share_of_many_images_beside_frames_is_planned_fast(tmp_path: Path) -> None:
+    numbers = np.arange(20_000)
+    assert "can be one group of each class" in _advice_on_groups(numbers % 2, np.maximum(numbers, 50))

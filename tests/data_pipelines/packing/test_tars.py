@@ -108,14 +108,29 @@ def test_what_lies_beside_class_folders_makes_no_shards_of_them(tmp_path: Path, 
 
 @pytest.mark.parametrize("kind", ["cls", "json", "CLS"])
 def test_labels_and_json_of_images_in_folders_are_those_of_shards(tmp_path: Path, kind: str) -> None:
-    files = [(f"{folder}/{number}.png", IMAGES[number]) for number, folder in enumerate(["train", "val"])]
-    files += [(f"{folder}/{number}.{kind}", b"7") for number, folder in enumerate(["train", "val"])]
+    files = [(f"{folder}/{number}.png", IMAGES[number]) for number, folder in enumerate(["ant", "val"])]
+    files += [(f"{folder}/{number}.{kind}", b"7") for number, folder in enumerate(["ant", "val"])]
     result = pack(write_tar(tmp_path / "a.tar", files), tmp_path / "out", progress=False)
     found = read_back(tmp_path / "out", "train")
     assert result["classes"] is None
     assert [(found[image]["label"], found[image]["json"]) for image in IMAGES[:2]] == (
         [(None, 7)] * 2 if kind == "json" else [(7, None)] * 2
     )
+
+
+@pytest.mark.parametrize("more", ["cls", "json", "logo"])
+def test_folders_of_splits_in_shards_are_no_less_splits(tmp_path: Path, more: str) -> None:
+    """Whatever makes shards of a tar, the images of val are not trained on."""
+    places = ["ds/train/ant/0", "ds/train/bee/1", "ds/val/ant/2"]
+    files = [(f"{place}.png", IMAGES[number]) for number, place in enumerate(places)]
+    files += [("logo.png", IMAGES[3])] if more == "logo" else [(f"{place}.{more}", b"5") for place in places]
+    source = write_tar(tmp_path / "a.tar", files)
+    pack(source, tmp_path / "out", progress=False)
+    found = read_back(tmp_path / "out", "val")
+    assert [(image, sample["label"]) for image, sample in found.items()] == [(IMAGES[2], 5 if more == "cls" else None)]
+    assert len(read_back(tmp_path / "out", "train")) == len([name for name, _ in files if name.endswith("png")]) - 1
+    result = pack(source, tmp_path / "one", split_folders=False, progress=False)
+    assert result["splits"].keys() == {"train"}
 
 
 def test_archives_named_train_and_val_are_splits(tmp_path: Path) -> None:
