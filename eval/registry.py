@@ -7,6 +7,7 @@ an example.
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -48,6 +49,18 @@ def origin(name: str) -> str | None:
     return None if name in built_in() else _origin(plug_ins()[name][0])
 
 
+def check_names(wanted: Iterable[str]) -> None:
+    """Raise ValueError for a probe that is not there or refused; imports none."""
+    for name in wanted:
+        if name in built_in():
+            continue
+        entries = plug_ins().get(name, ())
+        if not entries:
+            raise ValueError(f"there is no probe {name!r}; there are {', '.join(names())}")
+        if (refusal := _refusal(name, entries)) is not None:
+            raise ValueError(refusal)
+
+
 def load(name: str) -> ProbeSpec:
     """The probe of that name, which is imported only now.
 
@@ -59,11 +72,8 @@ def load(name: str) -> ProbeSpec:
         assert isinstance(spec, ProbeSpec)
         assert spec.name == name, f"eval/probes/{name}.py names its probe {spec.name}"
         return spec
-    entries = plug_ins().get(name, ())
-    if not entries:
-        raise ValueError(f"there is no probe {name!r}; there are {', '.join(names())}")
-    if (refusal := _refusal(name, entries)) is not None:
-        raise ValueError(refusal)
+    check_names([name])
+    entries = plug_ins()[name]
     try:
         spec = entries[0].load()
     except Exception as error:  # whatever another's module does when it is imported

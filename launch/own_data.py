@@ -21,6 +21,7 @@ from pretrain.config.own_data import (
     start_of_timm,
     warnings_of,
 )
+from pretrain.config.yaml_file import parse_yaml
 
 if TYPE_CHECKING:
     from data_pipelines.packing.inspect_images import ImagesSummary
@@ -53,8 +54,11 @@ def prepare(preset: str | None, overrides: Sequence[str], data: str | None, grou
     if data is None:
         assert preset is not None
         return Prepared(preset, overrides)  # what is missing, the schema says
+    _check_is_there(data)
     if preset is not None:  # a wrong name or setting is told of before anything is packed
         load_noting(preset, _with_data(overrides, data))
+    else:
+        _check_keys(overrides, given)
     shards = shards_of(data, grouping, say, progress=ranks.rank == 0)
     if not Path(shards).expanduser().is_dir():
         if preset is not None:
@@ -108,6 +112,39 @@ def _asked(preset: str | None, overrides: Sequence[str], data: str | None) -> tu
             "or name a preset, which `selfsight pretrain --list` shows, and its --data"
         )
     return preset, list(overrides), data
+
+
+def _check_is_there(data: str) -> None:
+    if "://" not in data and not any(letter in data for letter in "*?[{") and not Path(data).expanduser().exists():
+        raise FileNotFoundError(f"--data is {data}, and there is no such file or folder")
+
+
+def _check_keys(overrides: Sequence[str], given: dict[str, str]) -> None:
+    """Refuse a setting that neither of the presets has, of which one is picked when the images have been looked at."""
+    from pretrain.config.load import ConfigError, check_override_keys
+
+    method = _method_of(given)
+    refusals = []
+    for name, preset in PRESETS.items():
+        try:
+            if method in (None, name):
+                check_override_keys(preset, overrides)
+                return
+        except ConfigError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def _method_of(given: dict[str, str]) -> str | None:
+    """The method that the user names; ValueError where no preset is picked for it."""
+    section = parse_yaml(given["method"]) if "method" in given else {}
+    name = given.get("method.name") or (section.get("name") if isinstance(section, dict) else section)
+    if name is not None and name not in PRESETS:
+        raise ValueError(
+            f"the method is {name}, and a preset is picked for {' and '.join(PRESETS)} only; name one of those that "
+            "`selfsight pretrain --list` shows"
+        )
+    return name
 
 
 def shards_of(data: str, grouping: Grouping, say: Callable[[str], None], progress: bool = True) -> str:
@@ -175,14 +212,16 @@ def _choose(
     begun = read_yaml(stored) if stored.is_file() else None
     device = device_of(given)
     method: Literal["mae", "dino"]
-    if preset is not None:
-        method = "mae" if preset == PRESETS["mae"] else "dino"
+    named = _method_of(given) if preset is None else next(name for name in PRESETS if PRESETS[name] == preset)
+    if named is not None:
+        method = "mae" if named == "mae" else "dino"
     elif begun is not None and begun["method"]["name"] in PRESETS:
         method = begun["method"]["name"]
     else:
         method, why = choose_method(found, device)
         say(f"preset: {PRESETS[method]} ({why})")
-    choice = choose(found, device, method, world_size, _start_of(given))
+    patch = parse_yaml(given["encoder.patch"]) if "encoder.patch" in given else None
+    choice = choose(found, device, method, world_size, _start_of(given), patch if isinstance(patch, int) else None)
     if begun is not None:
         say(f"{stored.parent} has begun: it goes on with the settings that were chosen then")
         settings |= {key: _stored(begun, key, value) for key, value in choice.settings.items()}

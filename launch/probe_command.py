@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -51,7 +52,7 @@ def probe(
     progress: Progress = True,
 ) -> None:
     """Measure a frozen encoder: k-NN, linear and further probes, beside chance, raw pixels and an untrained one."""
-    data = _refuse_early(target, data, Grouping(val_share, group_pattern, group_column))
+    data = _refuse_early(target, data, Grouping(val_share, group_pattern, group_column), also or ())
     from rich.console import Console
 
     from eval.probe import protocol_of, run_probe
@@ -95,11 +96,14 @@ def probe(
     refresh(target)
 
 
-def _refuse_early(target: str, data: str, grouping: Grouping) -> str:
+def _refuse_early(target: str, data: str, grouping: Grouping, also: Iterable[str]) -> str:
     """The shards to probe on; what is not there is told before torch is imported, which takes seconds."""
     from pretrain.encoder_folder import check_target
 
     check_target(target)
+    from eval import registry
+
+    registry.check_names(also)
     from data_pipelines.datasets.dataset import find_shards
     from launch.own_data import shards_of
 

@@ -31,6 +31,12 @@ def settings(
     from pretrain.config.overrides import SHORTCUTS
 
     every = list(all_settings(Config))
+    if key is None and of is not None:  # the section that has it
+        key = next((s.path.partition(".")[0] for s in every if s.kind == of), None)
+        if key is None:
+            raise ConfigError(
+                f"there is no kind {of!r}; there are {', '.join(sorted({s.kind for s in every if s.kind}))}"
+            )
     if key is None:
         for setting in every:
             if "." not in setting.path:
@@ -50,7 +56,10 @@ def settings(
         hits = [s for s in every if all(word in f"{s.path} {meaning(s)}".lower() for word in words)]
         if not hits:
             known(Config, key)  # says which are near
-        _table([hit for hit in hits if of in (None, hit.kind)])
+        chosen = [hit for hit in hits if of in (None, hit.kind)]
+        if hits and not chosen:
+            raise ConfigError(f"no setting of {of} has to do with {key!r}; others do: leave out --of {of}")
+        _table(chosen)
         return
     if (len(found) == 1 and is_section(found[0])) or of is not None:
         kinds = {setting.kind for setting in every if setting.path.startswith(f"{key}.") and setting.kind}

@@ -228,7 +228,13 @@ def check_resume(path: Path, saved: ResumeState, order: dict[str, Any] | None = 
     for key, now in (order or {}).items():
         if key == "segments":
             continue
-        before = saved.order.get(key)
+        if key not in saved.order:
+            raise ConfigError(
+                f"{path} was written by an earlier version of selfsight, which kept no {key} (now {now}): the run "
+                "would see other batches. Finish it with that version, or start a run of another name from its weights: "
+                f"name=... init_from={path}"
+            )
+        before = saved.order[key]
         if before != now:
             raise ConfigError(
                 f"{path} was reached with {key} = {before}, now it is {now}: the run would see other batches. "

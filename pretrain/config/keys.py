@@ -99,7 +99,7 @@ def _check(root: type, annotation: Any, data: Any, path: str) -> None:
 
 def _unknown(root: type, annotation: Any, section: type, full: str) -> str:
     """Why there is no such key, and which there is."""
-    plain = ".".join(part for part in full.split(".") if not part.isdigit())
+    plain = _plain(full)
     if plain in RENAMED:
         return f"{full} is called {RENAMED[plain]} now: write that instead"
     path, _, key = full.rpartition(".")
@@ -116,6 +116,11 @@ def _unknown(root: type, annotation: Any, section: type, full: str) -> str:
     if near:
         return f"unknown key {full}; did you mean {' or '.join(near)}?"
     return f"unknown key {full}; allowed here: {', '.join(sorted(hints_of(section)))}"
+
+
+def _plain(key: str) -> str:
+    """A key without positions in lists."""
+    return ".".join(part for part in key.split(".") if not part.isdigit())
 
 
 def nearest(root: type, full: str, here: list[str] | None = None) -> list[str]:
@@ -158,7 +163,8 @@ def known(root: type, key: str) -> list[Setting]:
     found = settings_at(root, key)
     if found:
         return found
-    if key in RENAMED:
-        raise ConfigError(f"{key} is called {RENAMED[key]} now")
+    plain = _plain(key)
+    if plain in RENAMED:
+        raise ConfigError(f"{key} is called {RENAMED[plain]} now")
     near = nearest(root, key)
     raise ConfigError(f"there is no setting {key}" + (f"; did you mean {' or '.join(near)}?" if near else ""))

@@ -21,7 +21,11 @@ from pretrain.encoders.registry import expand_encoder
 from pretrain.methods.registry import LEFT_OUT, METHODS, spec_of
 
 PRESETS = Path(__file__).parents[1] / "presets"
-RENAMED_PRESETS = {"dino_vits16_own_data": "dino_own_data"}
+RENAMED_PRESETS = {
+    "dino_vits16_own_data": "dino_own_data",
+    "beit2_vitb16_in1k_300": "beitv2_vitb16_in1k_300",
+    "beit2_vitb16_in1k_1600": "beitv2_vitb16_in1k_1600",
+}
 #: What pydantic calls the branches of a union of plain types.
 _PLAIN_TYPES = {"int", "float", "constrained-int", "constrained-float"}
 
@@ -55,15 +59,25 @@ def load_config(preset: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def load_noting(preset: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
     """As `load_config`, and a line for each override that set more than the key it names."""
+    data, notes = _with_overrides(preset, overrides)
+    try:
+        return parse_config(data), notes
+    except ConfigError as error:  # what is wrong may be what an override set besides its key
+        raise ConfigError("\n".join([str(error), *notes])) from None
+
+
+def check_override_keys(preset: str | Path, overrides: Sequence[str]) -> None:
+    """Raise ConfigError for an override of `preset` that names no setting; of values, only for what is no YAML."""
+    check_keys(Config, _with_overrides(preset, overrides)[0])
+
+
+def _with_overrides(preset: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     path = _preset_path(preset, Path())
     data = _read_preset(path)
     data.setdefault("name", path.stem)
     notes = apply_overrides(Config, data, overrides)
     _replace_length(data, {override.partition("=")[0] for override in overrides})
-    try:
-        return parse_config(data), notes
-    except ConfigError as error:  # what is wrong may be what an override set besides its key
-        raise ConfigError("\n".join([str(error), *notes])) from None
+    return data, notes
 
 
 def check_batch(config: Config, world_size: int) -> None:

@@ -71,10 +71,14 @@ def choose(
     method: Literal["mae", "dino"],
     world_size: int = 1,
     start: Start | None = None,
+    patch: int | None = None,
 ) -> Choice:
-    """Batch, crops, epochs, encoder, channels and depth for a run on `images` by `method`."""
+    """Batch, crops, epochs, encoder, channels and depth for a run on `images` by `method`.
+
+    patch: px, where it is given; what hangs on it follows.
+    """
     settings, reasons = _pixels(images)
-    crop, patch = (start.image_size, start.patch) if start else _crop_and_patch(images.short_side.low, device)
+    crop, patch = (start.image_size, start.patch) if start else _crop_and_patch(images.short_side.low, device, patch)
     settings |= {f"views.global_crops.{number}.size": crop for number in range(1 if method == "mae" else 2)}
     why = (
         "as init_from has it"
@@ -183,10 +187,10 @@ def _colours(images: ImagesSummary, channels: int) -> tuple[dict[str, Any], str]
     return crops, f"crops with DINO's colour operations and shares: {differ}"
 
 
-def _crop_and_patch(side: int, device: Device) -> tuple[int, int]:
+def _crop_and_patch(side: int, device: Device, patch: int | None) -> tuple[int, int]:
     side = min(max(side, 32), LARGEST_CROP[device])
-    patch = 16 if side >= 160 else 8 if side >= 64 else 4
-    return side // patch * patch, patch
+    patch = patch or (16 if side >= 160 else 8 if side >= 64 else 4)
+    return max(side // patch, 1) * patch, patch
 
 
 def _batch(number: int, largest: int, world_size: int) -> int:

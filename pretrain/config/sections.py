@@ -261,7 +261,7 @@ class Config:
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # default: the preset's
     description: str = ""  # in words, for lists and reports
     runs: str = "runs"  # the run folder is runs/name
-    seed: NonNegativeInt = 0  # of every random draw: crops, masks, weights, order
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of every random draw: crops, masks, weights, order
     data: DataConfig
     views: Views
     encoder: EncoderConfig | None = None  # null for a method with a network of its own, such as dvae

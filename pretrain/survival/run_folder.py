@@ -73,7 +73,7 @@ def check_run_folder(config: Config) -> Path:
                 "choose another name=... or remove it"
             )
         return folder
-    changed = [line for line in differences(load_config(stored), config) if not _may_change(line.partition(":")[0])]
+    changed = [line for line in differences(_stored(stored), config) if not _may_change(line.partition(":")[0])]
     if changed:
         listed = "\n  ".join(changed)
         raise ConfigError(
@@ -86,7 +86,17 @@ def check_run_folder(config: Config) -> Path:
 def begun_config(config: Config) -> Config | None:
     """The configuration that the run of this name was last started with; None where it has not begun."""
     stored = Path(config.runs) / config.name / "config.yaml"
-    return load_config(stored) if stored.is_file() else None
+    return _stored(stored) if stored.is_file() else None
+
+
+def _stored(place: Path) -> Config:
+    try:
+        return load_config(place)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{place}, of the run that has begun, is none of this version's: {error}. Finish that run with the version "
+            "of selfsight that began it, mend the file, or take a name=... of its own"
+        ) from None
 
 
 def write_config(folder: Path, config: Config) -> None:

@@ -174,3 +174,5 @@ def test_files_of_deepspeed_itself_are_refused_with_what_to_do(tmp_path: Path) -
     check_resume(path, ResumeState(4, 2, 1, {"seed": 0}, form=FORM), {"seed": 0})
     with pytest.raises(ConfigError, match="reached with seed = 0, now it is 1"):
         check_resume(path, ResumeState(4, 2, 1, {"seed": 0}, form=FORM), {"seed": 1})
+    with pytest.raises(ConfigError, match=r"earlier version of selfsight, which kept no masks.*init_from="):
+        check_resume(path, ResumeState(4, 2, 1, {"seed": 0}, form=FORM), {"seed": 0, "masks": "splitmix64"})
