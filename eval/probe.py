@@ -71,7 +71,8 @@ def run_probe(
         also: Names of further probes, such as logistic; see `eval.registry`.
         full: Whole grids where a probe has a coarser one, as logistic (12 of 45 strengths).
         group_by: A field of each sample's `.json`; samples of one value belong together, such as images of one patient.
-            No group may be in train and val, nor in both parts of train where a probe chooses.
+            No group may be in train and val, nor in both parts of train where a probe chooses. By default that by which
+            `data` was packed, if it was by one and train has groups enough.
         project: Of wandb, with `group`: where the probe of a target that is no run of this machine becomes a wandb run
             of its own. The probe of a run goes into the run's.
 
@@ -84,7 +85,14 @@ def run_probe(
     train, val = splits.train, splits.val
     known = train.labels != NO_LABEL
     groups = None if splits.groups is None else torch.from_numpy(splits.groups[0][known])
-    stratified_split(torch.from_numpy(known_labels(train)), 0.1, 0, groups)  # refuses now what probes would refuse late
+    try:  # refuses now what probes would refuse late
+        stratified_split(torch.from_numpy(known_labels(train)), 0.1, 0, groups)
+    except ValueError:
+        if group_by is not None or groups is None:
+            raise
+        splits = replace(splits, groups=None, group_by=None)  # nobody asked for groups, and there are too few
+        stratified_split(torch.from_numpy(known_labels(train)), 0.1, 0)
+    group_by = splits.group_by
     subject = open_target(target, image_size)
 
     console = Console(stderr=True, quiet=not progress)
@@ -111,6 +119,8 @@ def run_probe(
     }
     num_train, num_val = (int(count.sum()) for count in splits.counts())
     columns, notes = described(rows["pretrained"], protocol)
+    if group_by is not None:
+        notes.append(f"images of one {group_by} are never in train and {splits.held_out}, nor in both parts of train")
     results = {
         "target": {
             "name": subject.name, "method": subject.method, "step": subject.step, "epoch": subject.epoch,

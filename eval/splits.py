@@ -15,7 +15,7 @@ from data_pipelines.remote.remote_files import Shard
 from data_pipelines.remote.urls import redact
 from data_pipelines.shards.index import NO_LABEL
 from data_pipelines.wording import counted
-from eval.groups import read_groups
+from eval.groups import NO_GROUP, read_groups
 
 #: Fewer val images than this, or of a class, are warned of.
 FEW_VAL, FEW_OF_A_CLASS = 100, 5
@@ -28,7 +28,7 @@ class Splits:
 
     held_out: what the split to test on is called: val, or test where there is no val.
     classes: (n,) int64, ascending: the labels that train or val has, as the data have them. Probes count them from 0.
-    groups: of every sample of train, and of val, see `read_groups`.
+    groups: of every sample of train, and of val, see `read_groups`; `group_by`: by which field.
     """
 
     train: Dataset
@@ -36,6 +36,7 @@ class Splits:
     held_out: str
     classes: np.ndarray
     groups: tuple[np.ndarray, np.ndarray] | None = None
+    group_by: str | None = None
 
     @property
     def num_classes(self) -> int:
@@ -73,6 +74,13 @@ class Splits:
             yield (
                 f"{self._named(untested, train)} only in train: learned from, but nothing says how well they are told"
             )
+        if self.groups is not None:
+            num_groups = len(np.unique(self.groups[1][self.groups[1] != NO_GROUP]))
+            if num_groups < FEW_VAL:
+                yield (
+                    f"the {val.sum()} {self.held_out} images are of {counted(num_groups, 'group')} by {self.group_by}; "
+                    "errors and intervals take images for independent, and are too small"
+                )
         if val.sum() < FEW_VAL:
             yield f"only {val.sum()} {self.held_out} images: read the intervals, not the shares"
         if (few := (val > 0) & (val < FEW_OF_A_CLASS)).any():
@@ -105,7 +113,7 @@ def open_splits(data: str, val_data: str | None = None, group_by: str | None = N
     """The labelled train and val data sets and their classes; refuses what cannot be probed.
 
     Where `data` has no val split, its test split is the one to test on. `group_by` is a field of each sample's `.json`
-    that says which belong together.
+    that says which belong together; by default that by which `data` was packed, if it was by one.
     """
     if val_data is None and Path(data).expanduser().exists() and not Path(data).expanduser().is_dir():
         raise ValueError(
@@ -148,8 +156,10 @@ def open_splits(data: str, val_data: str | None = None, group_by: str | None = N
             f"no class of {held_out} is in train: train has the labels {learned[0]} .. {learned[-1]}, {held_out} "
             f"{tested[0]} .. {tested[-1]}; pack both splits in one command so that a label means the same in both"
         )
+    if group_by is None and val_data is None:
+        group_by = train.group_key
     groups = None if group_by is None else read_groups(train, val, held_out, group_by)
-    return Splits(train, val, held_out, np.union1d(learned, tested), groups)
+    return Splits(train, val, held_out, np.union1d(learned, tested), groups, group_by)
 
 
 def _held_out(data: str, val_data: str | None) -> tuple[Dataset, str]:
@@ -160,8 +170,8 @@ def _held_out(data: str, val_data: str | None) -> tuple[Dataset, str]:
         if val_data is not None:
             raise
         raise FileNotFoundError(
-            f"no val split to test on, nor a test split: {error}. Make one with `selfsight pack IMAGES {redact(data)} "
-            "--val-share 0.1`"
+            f"no val split to test on, nor a test split: {error}. Hold images back where they are packed (--val-share "
+            "0.1, with --group-pattern or --group-column where images belong together), and do not train on them"
         ) from error
 
 

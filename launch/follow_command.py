@@ -79,7 +79,8 @@ def has_result(run: Path, checkpoint: Path, data: str, protocol: Mapping[str, An
     for path in (run / "eval").glob(f"probe-{step}-*.json"):
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-            same = result["data"]["train"]["spec"] == redact(data) and result["data"].get("group_by") == group_by
+            same = result["data"]["train"]["spec"] == redact(data)
+            same = same and group_by in (None, result["data"].get("group_by"))  # None: as the data were packed
             if same and all(result["protocol"].get(name) == asked for name, asked in protocol.items()):
                 return True
         except (OSError, ValueError, KeyError):

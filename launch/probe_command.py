@@ -41,7 +41,10 @@ def probe(
     group: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     group_by: Annotated[
         str | None,
-        typer.Option(help="A field of each sample's .json: those of one value, as of one patient, stay together."),
+        typer.Option(
+            help="A field of each sample's .json: those of one value, as of one patient, stay together. "
+            "Default: that by which DATA was packed."
+        ),
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Probe the milestone checkpoints of a run while it is trained.")

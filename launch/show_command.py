@@ -40,10 +40,12 @@ def show(
     sheets: dict[str, Callable[[BinaryIO], None]] = {}
     with open_dataset(shards, split) as dataset:
         if preset is not None:
+            from data_pipelines.packing.grouping import NO_GROUPS
             from launch.crop_sheet import crop_sheet
+            from launch.own_data import prepare
             from pretrain.config.load import load_config
 
-            settings = [*overrides, f"data.train={shards}"]
+            preset, settings = prepare(preset, overrides, shards, NO_GROUPS)
             config = load_config(preset, settings)
             asked = config.train.batch_size
             if asked > dataset.num_samples * config.data.repeated_augmentation:

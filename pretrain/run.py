@@ -29,6 +29,7 @@ from pretrain.engines.schedules import Timeline, check_warmup
 from pretrain.interop.initialise import check_init_from
 from pretrain.methods.registry import spec_of
 from pretrain.stream.datasets import data_lines, open_datasets, sampler_of
+from pretrain.stream.growth import continued
 from pretrain.stream.loading import resolve_backend
 from pretrain.stream.normalisation import choose_normalisation, keep_normalisation, resolve_normalisation
 from pretrain.survival.history import recorded_end
@@ -68,6 +69,7 @@ def pretrain(
     check_warmup(config.optim, Timeline.of(config.train, sampler.steps_per_epoch))  # before anything is written
     # of many ranks, some might not see the files of the others' last start yet: those go the long way, together
     if os.environ.get("WORLD_SIZE", "1") == "1" and is_finished(folder, config, sampler):
+        check_its_data(folder, config, sampler)
         what = spec_of(config.method).exports
         print(f"{folder} is finished; its {what} is in {folder / what}. To train longer, take another name=...")
         return folder
@@ -128,6 +130,14 @@ def resolve(config: Config, datasets: Sequence[Dataset]) -> tuple[Config, list[s
     config, known = resolve_normalisation(config)
     chosen += known + left_out_line(config.views, config.data.channels) + data_lines(config.data, datasets)
     return keep_normalisation(resolve_backend(config), datasets), chosen
+
+
+def check_its_data(folder: Path, config: Config, sampler: Sampler) -> None:
+    """Raise ConfigError where a finished run was shown other data than those given: it would learn nothing of them."""
+    for path in CheckpointFolder(folder, config.checkpoint).all()[-1:]:
+        if damage(path) is None:
+            saved = read_state(path)
+            continued(saved.order, sampler, saved.step, folder, config.data.adopt == "next_epoch")
 
 
 def is_finished(folder: Path, config: Config, sampler: Sampler) -> bool:

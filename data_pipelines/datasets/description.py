@@ -43,6 +43,9 @@ def _problem(content: Any) -> str | None:
     classes = content.get("classes")
     if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         return f"classes is {_told(classes)}, not a list of names"
+    groups = content.get("groups")
+    if groups is not None and not (isinstance(groups, dict) and isinstance(groups.get("key"), str)):
+        return f"groups is {_told(groups)}, without a key"
     splits = content.get("splits", {})
     if not isinstance(splits, dict):
         return f"splits is {_told(splits)}"

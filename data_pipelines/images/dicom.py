@@ -76,7 +76,7 @@ class DicomFile:
             from pydicom.filereader import read_file_meta_info
             from pydicom.uid import DeflatedExplicitVRLittleEndian
         except ImportError as error:
-            raise ValueError("reading DICOM needs pydicom, which is not installed: pip install '.[dicom]'") from error
+            raise ValueError("reading DICOM needs pydicom, which is not installed: pip install pydicom") from error
         self._path, self._lock = path, Lock()
         self._rescales: list[_Rescale] | None = None  # one for all frames, or one for each
         with _damage_is_told(), path.open("rb") as file:

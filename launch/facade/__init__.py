@@ -13,7 +13,10 @@ nothing heavy; torch comes with the first call that needs it.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,6 +35,30 @@ _HOME = {
     "pretrain": "run",
     "probe": "probing",
 }
+
+
+def _claim_packages() -> None:
+    """Import our own packages from beside this one: an `eval.py` or `pretrain.py` beside the user's script is found
+    first otherwise. Raises ImportError where one of those is imported already."""
+    near = Path(__file__).parents[1:3]  # of an installed wheel, of a checkout
+    root = next(folder for folder in near if (folder / "data_pipelines" / "__init__.py").is_file())
+    for name in ("data_pipelines", "eval", "launch", "pretrain"):
+        known = sys.modules.get(name)
+        if known is None:
+            place = root / name / "__init__.py"
+            spec = spec_from_file_location(name, place, submodule_search_locations=[str(place.parent)])
+            assert spec is not None
+            assert spec.loader is not None
+            sys.modules[name] = module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[name])
+        elif not str(getattr(known, "__file__", None)).startswith(str(root)):
+            raise ImportError(
+                f"{getattr(known, '__file__', name)} is imported as {name}, and Selfsight has a package of that name: "
+                "call yours otherwise, or import selfsight before it"
+            )
+
+
+_claim_packages()
 
 
 def __getattr__(name: str) -> Any:

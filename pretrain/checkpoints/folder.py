@@ -231,8 +231,8 @@ def check_resume(path: Path, saved: ResumeState, order: dict[str, Any] | None = 
         if key not in saved.order:
             raise ConfigError(
                 f"{path} was written by an earlier version of selfsight, which kept no {key} (now {now}): the run "
-                "would see other batches. Finish it with that version, or start a run of another name from its weights: "
-                f"name=... init_from={path}"
+                "would see other batches. Finish it with that version, or start a run of another name from its "
+                f"weights: name=... init_from={path}"
             )
         before = saved.order[key]
         if before != now:

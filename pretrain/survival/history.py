@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pretrain.survival.stopping import EXIT_STOPPED, exit_code
+from pretrain.survival.stopping import EXIT_STOPPED, EXIT_USER_ERROR, exit_code
 
 FILE = "history.jsonl"
 EVENTS = ("submitted", "started", "saved_not", "alarm", "ended", "preflight", "requeued", "given_up")
@@ -71,11 +71,21 @@ def try_record(run: Path, event: str, **details: Any) -> None:
 
 @contextmanager
 def recorded_end(run: Path, about: dict[str, Any]) -> Iterator[None]:
-    """Record how what is inside ends, whichever way it does; `about` may be added to until then (step, reason)."""
+    """Record how what is inside ends, whichever way it does; `about` may be added to until then (step, reason).
+
+    A start of a begun run that is refused before its first step (other data, another configuration) says nothing of
+    the run, and is not recorded.
+    """
     try:
         yield
     except BaseException as error:
         code = exit_code(error)
+        if (
+            code == EXIT_USER_ERROR
+            and not about.get("step")
+            and any(e["event"] == "started" for e in read_history(run))
+        ):
+            raise
         reason = "stopped as asked" if code == EXIT_STOPPED else f"{type(error).__name__}: {error}"
         try_record(run, "ended", **{"reason": reason, **about, "code": code})
         raise

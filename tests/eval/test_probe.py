@@ -330,6 +330,27 @@ def test_train_that_no_probe_can_choose_on_is_refused_before_any_work(run, tmp_p
         quick(run, tmp_path / "one", group_by="patient")
 
 
+def described_by(folder, key):
+    (folder / "dataset.json").write_text(json.dumps({"groups": {"key": key, "splits": {}}}))
+    return folder
+
+
+def test_shards_packed_by_groups_are_probed_by_them(run, patients):
+    folder = described_by(patients(90, 90, "91", "91", 92, 92), "patient")
+    results = quick(run, folder)
+    assert results["data"]["group_by"] == "patient"
+    assert "images of one patient are never in train and val, nor in both parts of train" in markdown_table(results)
+    assert any("6 val images are of 3 groups by patient" in line for line in results["warnings"])
+    with pytest.raises(ValueError, match="belongs to no group"):
+        open_splits(str(described_by(folder, "site")))
+
+
+def test_groups_that_nobody_asked_for_and_that_are_too_few_are_left(run, tmp_path, write_shard):
+    write_shard(tmp_path / "one" / "train-000000.tar", [0, 1, 2] * 4, jsons=[{"patient": "a"}] * 12)
+    write_shard(tmp_path / "one" / "val-000000.tar", [0, 1, 2], seed=1, jsons=[{"patient": "b"}] * 3)
+    assert quick(run, described_by(tmp_path / "one", "patient"))["data"]["group_by"] is None
+
+
 def test_samples_without_a_label_need_no_group(tmp_path, write_shard):
     jsons = [{"patient": "a"}, {}, {"patient": "b"}]
     write_shard(tmp_path / "half" / "train-000000.tar", [0, None, 1], jsons=jsons)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -355,6 +356,11 @@ def test_a_finished_run_is_left_as_it_is(shards: Path, tmp_path: Path, capsys: p
     assert pretrain(parse_config(data), StopRequest()) == tmp_path / "mae-vit"
     assert "mae-vit is finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "mae-vit").rglob("*")} == before
+    (tmp_path / "others").mkdir()
+    shutil.copy(shards / "train-000000.tar", tmp_path / "others")
+    data["data"]["train"] = str(tmp_path / "others")
+    with pytest.raises(ConfigError, match="the data are not those that"):
+        pretrain(parse_config(data), StopRequest())
 
 
 def test_a_folder_that_is_no_run_is_refused(mae_data: dict[str, Any]) -> None:

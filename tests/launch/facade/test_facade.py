@@ -276,3 +276,21 @@ def test_a_refused_training_raises_with_the_message(photos: Path, tmp_path: Path
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="there is no preset 'mae_own'; did you mean"):
         selfsight.pretrain("mae_own", data=photos, quiet=True)
+
+
+@pytest.mark.parametrize("name", ["eval", "pretrain", "launch", "data_pipelines"])
+def test_a_file_of_the_users_by_the_name_of_a_package_of_ours_is_not_imported(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('the user's file ran')")
+    code = (
+        "import selfsight, eval.splits, pretrain.config, launch.ranks, data_pipelines.rng; selfsight.load; print('ok')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.stdout, done.returncode) == ("ok\n", 0), done.stderr
+
+
+def test_a_file_of_the_users_that_is_imported_already_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pretrain.py").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-c", "import pretrain, selfsight"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert f"{tmp_path}/pretrain.py is imported as pretrain, and Selfsight has a package of that name" in done.stderr
