@@ -76,7 +76,8 @@ def probe(
         group_pattern: What train and val must not share, as a regular expression on paths.
         group_column: The same as a column of a table.
         val_data: Shards to test on, where they do not lie in `data`.
-        group_by: A field of each sample's `.json`; samples of one value, as of one patient, stay together.
+        group_by: A field of each sample's `.json`; samples of one value, as of one patient, stay together; default:
+            that by which `data` was packed.
         epochs: Of probes that are trained by steps, such as linear.
         seeds: How many linear probes, or the seed of each.
         untrained_seeds: How many untrained encoders to compare with, or the seed of each.
