@@ -310,8 +310,9 @@ def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
 
 def _say_of_probes(found: ImagesSummary, data: str, run: str, grouping: Grouping, say: Callable[[str], None]) -> None:
     """How the encoder is measured afterwards."""
-    if not found.classes:
-        say("no labels: training needs none; a probe does (a folder a class, or a list with a label column)")
+    if not found.classes or found.classes == 1:
+        there = "labels of one class" if found.classes else "no labels"
+        say(f"{there}: training needs none; a probe needs two classes (a folder each, or a list with a label column)")
         return
     options = "".join(
         f" --{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in grouping._asdict().items() if value

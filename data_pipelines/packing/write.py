@@ -31,7 +31,7 @@ from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Source
 from data_pipelines.packing.sources.opening import open_source
 from data_pipelines.rng import Purpose, random_bits, stream_key
 from data_pipelines.shards.scan import INDEX_SUFFIX, load_index
-from data_pipelines.wording import samples_in
+from data_pipelines.wording import counted, samples_in
 
 CHECKS = ("header", "full")
 BAD = ("skip", "refuse")
@@ -282,13 +282,16 @@ def _report_labels(console: Console, result: dict[str, Any]) -> None:
     total = [sum(column) for column in zip(*counts.values(), strict=True)]
     there = [f"{shown(name)} {count:,}" for name, count in zip(names, total, strict=True) if count]
     more = f" and {len(there) - _MAX_SHOWN:,} more" if len(there) > _MAX_SHOWN else ""
-    console.print(f"{len(there):,} classes: {', '.join(there[:_MAX_SHOWN])}{more}", markup=False)
+    console.print(f"{counted(len(there), 'class')}: {', '.join(there[:_MAX_SHOWN])}{more}", markup=False)
     for split, found in counts.items():
         unknown = [shown(name) for name, own, known in zip(names, found, counts.get("train", found), strict=True)
                    if own and not known]  # fmt: skip
         if unknown:
             told = ", ".join(unknown[:_MAX_SHOWN])
-            console.print(f"{split} has {len(unknown):,} classes that train does not have: {told}", markup=False)
+            console.print(
+                f"{split} has {counted(len(unknown), 'class')} that train does not have: {told}",
+                markup=False,
+            )
     if result["groups"]:
         told = ", ".join(f"{count:,} in {split}" for split, count in result["groups"]["splits"].items())
         console.print(f"groups: {told}; none in two of them")

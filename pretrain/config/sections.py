@@ -88,7 +88,7 @@ class DataConfig:
 class OptimConfig:
     """AdamW and its schedules."""
 
-    lr: PositiveFloat  # at `lr_reference_batch`, scaled with the global batch
+    lr: PositiveFloat  # learning rate at its peak, for a batch of `lr_reference_batch`; scaled with the global batch
     lr_reference_batch: PositiveInt = 256  # global batch at which the rate is `lr`
     lr_scaling: Literal["linear", "sqrt"] = "linear"  # how the rate follows the batch; sqrt: DINOv2's rule
     lr_end: NonNegativeFloat = 0.0  # absolute, not scaled

@@ -62,6 +62,15 @@ def test_every_end_is_recorded(tmp_path: Path, error: BaseException | None, code
     assert (ended["event"], ended["code"], ended["reason"], ended["step"]) == ("ended", code, reason, 3)
 
 
+def test_a_refused_start_leaves_the_history_of_a_begun_run_as_it_was(tmp_path: Path) -> None:
+    for begun in (False, True):
+        with pytest.raises(ValueError, match="no event"), recorded_end(tmp_path, {"step": 0}):
+            record(tmp_path, "nonsense")
+        assert [event["event"] for event in read_history(tmp_path)] == ["ended", "started"][: 1 + begun]
+        if not begun:
+            record(tmp_path, "started", step=1)
+
+
 def test_a_reason_that_is_known_is_kept(tmp_path: Path) -> None:
     assert end_of(tmp_path, SystemExit(85), step=1, reason="stopped by SIGTERM")["reason"] == "stopped by SIGTERM"
 

@@ -201,7 +201,7 @@ def test_a_val_split_that_says_little_is_told_of(tmp_path: Path, capsys: pytest.
 
 def test_a_class_that_train_does_not_have_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pack(fill(tmp_path / "in", **{"train/a": 2, "train/b": 2, "val/a": 1, "val/B": 1}), tmp_path / "out")
-    assert "val has 1 classes that train does not have: B" in capsys.readouterr().out
+    assert "val has 1 class that train does not have: B" in capsys.readouterr().out
 
 
 def make_volumes(folder: Path, kind: str) -> tuple[Path, dict[bytes, str]]:
