@@ -18,6 +18,7 @@ from pretrain.encoders.registry import build_encoder, family_of
 from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.encoders.transfer import fit
 from pretrain.interop.checkpoint_file import read_tensors
+from pretrain.methods.registry import METHODS
 
 
 def import_checkpoint(
@@ -97,7 +98,7 @@ def import_checkpoint(
         mean=imported.normalisation[0],
         std=imported.normalisation[1],
         method=imported.method_name,
-        headline="class" if imported.method_name in ("dino", "timm") and encoder.has_class_token else "mean",
+        headline="class" if encoder.has_class_token and _trains_class_token(imported.method_name) else "mean",
         step=0,
         epoch=0.0,
         run=out.name,
@@ -188,3 +189,8 @@ def describe(imported: Imported, out: Path) -> str:
         more = f" and {len(keys) - 4} more (in import.json)" if len(keys) > 4 else ""
         lines.append(f"left out, {why}: {', '.join(keys[:4])}{more}")
     return "\n".join(lines)
+
+
+def _trains_class_token(method: str) -> bool:
+    """Of a method of ours, and of timm's models, which are classifiers."""
+    return method == "timm" or METHODS[method].headline == "class"
