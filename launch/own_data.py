@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from yaml import YAMLError
+
 from data_pipelines.packing.cached import holds_images, pack_cached
 from data_pipelines.packing.grouping import NO_GROUPS, Grouping
 from launch.ranks import rank_environment
@@ -137,7 +139,7 @@ def _check_keys(overrides: Sequence[str], given: dict[str, str]) -> None:
 
 def _method_of(given: dict[str, str]) -> str | None:
     """The method that the user names; ValueError where no preset is picked for it."""
-    section = parse_yaml(given["method"]) if "method" in given else {}
+    section = _value(given, "method") or {}
     name = given.get("method.name") or (section.get("name") if isinstance(section, dict) else section)
     if name is not None and name not in PRESETS:
         raise ValueError(
@@ -145,6 +147,14 @@ def _method_of(given: dict[str, str]) -> str | None:
             "`selfsight pretrain --list` shows"
         )
     return name
+
+
+def _value(given: dict[str, str], key: str) -> Any:
+    """What a setting is set to; None where it is not, or to no YAML, which the schema tells of."""
+    try:
+        return parse_yaml(given.get(key, ""))
+    except YAMLError:
+        return None
 
 
 def shards_of(data: str, grouping: Grouping, say: Callable[[str], None], progress: bool = True) -> str:
@@ -220,7 +230,7 @@ def _choose(
     else:
         method, why = choose_method(found, device)
         say(f"preset: {PRESETS[method]} ({why})")
-    patch = parse_yaml(given["encoder.patch"]) if "encoder.patch" in given else None
+    patch = _value(given, "encoder.patch")
     choice = choose(found, device, method, world_size, _start_of(given), patch if isinstance(patch, int) else None)
     if begun is not None:
         say(f"{stored.parent} has begun: it goes on with the settings that were chosen then")

@@ -30,6 +30,7 @@ def prepared(photos: Path, *overrides: str, preset: str | None = None) -> Prepar
         (["train.epocs=3"], r"did you mean train.epochs\?"),
         (["optm.lr=1"], "optim"),
         (["method.name=mim"], "the method is mim, and a preset is picked for mae and dino only"),
+        (["method={name:"], "method={name:"),
         (["method={name: vqkd}"], "the method is vqkd"),
         (["method.name=dino", "method.mask.ratio=.5"], "method.mask"),
     ],
