@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """What to train: a preset, and overrides of it that name the shards."""
+    """What to train: a preset, and overrides of it that name the shards; and the command that probes it afterwards."""
 
     preset: str
     overrides: list[str]
+    probe: str | None = None
 
 
 def prepare(preset: str | None, overrides: Sequence[str], data: str | None, grouping: Grouping) -> Prepared:
@@ -80,9 +81,8 @@ def prepare(preset: str | None, overrides: Sequence[str], data: str | None, grou
     crop = min(min(_sides(view.size)) for view in config.views.global_crops)
     for line in warnings_of(found, crop, config.data.channels, config.data.bits):
         say(f"note: {line}")
-    if images:
-        _say_of_probes(found, data, f"{config.runs}/{config.name}", grouping, say)
-    return Prepared(preset, settings)
+    probe = _probe_of(found, data, f"{config.runs}/{config.name}", grouping, say) if images else None
+    return Prepared(preset, settings, probe)
 
 
 def run_folder(preset: str | None, overrides: Sequence[str], data: str | None) -> Path:
@@ -318,12 +318,14 @@ def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _say_of_probes(found: ImagesSummary, data: str, run: str, grouping: Grouping, say: Callable[[str], None]) -> None:
-    """How the encoder is measured afterwards."""
+def _probe_of(
+    found: ImagesSummary, data: str, run: str, grouping: Grouping, say: Callable[[str], None]
+) -> str | None:
+    """The command that measures the encoder afterwards; says what it tests on, or what is missing for it."""
     if not found.classes or found.classes == 1:
         there = "labels of one class" if found.classes else "no labels"
         say(f"{there}: training needs none; a probe needs two classes (a folder each, or a list with a label column)")
-        return
+        return None
     options = "".join(
         f" --{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in grouping._asdict().items() if value
     )
@@ -331,11 +333,13 @@ def _say_of_probes(found: ImagesSummary, data: str, run: str, grouping: Grouping
     if held is None:
         say(
             f"labels of {found.classes} classes are for the probe only, and nothing is held back to test on: "
-            "add --val-share 0.1 (and --group-pattern where images belong together) to hold some back"
+            "add --val-share 0.1 (and --group-pattern where images belong together) to hold some back, and name=... "
+            "where this run has begun already"
         )
-        return
+        return None
+    command = f"selfsight probe {shlex.quote(run)} --data {shlex.quote(data)}{options}"
     say(
-        f"labels of {found.classes} classes are for the probe only; afterwards "
-        f"`selfsight probe {run} --data {shlex.quote(data)}{options}` "
-        f"tests on the {found.splits[held]:,} images of {held}"
+        f"labels of {found.classes} classes are for the probe only; afterwards `{command}` tests on the "
+        f"{found.splits[held]:,} images of {held}"
     )
+    return command

@@ -61,6 +61,8 @@ def pretrain(
         show_plan(chosen.preset, chosen.overrides)
     else:
         train(chosen.preset, chosen.overrides)
+        if chosen.probe is not None and rank_environment(os.environ).rank == 0:
+            print(f"next: {chosen.probe}", flush=True)
 
 
 def print_presets() -> None:

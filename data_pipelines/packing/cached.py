@@ -24,6 +24,7 @@ from data_pipelines.remote.cache import default_folder
 _TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 _MAX_NAME = 40
 _OPTIONS_HERE = {"--data", "--val-share", "--group-pattern", "--group-column"}  # which `pretrain` and `probe` have
+_MUCH = 10**9  # bytes of earlier packs, from which on they are told of
 _POLL_SECONDS = 0.5
 
 
@@ -93,6 +94,9 @@ def _pack_listed(
             say(f"{images} is unchanged since it was packed into {out}")
             return Packed(out, True, info)
         say(f"packing {images} into {out}")
+        taken = sum(shard.stat().st_size for shard in packed_folder().glob("*/*.tar"))
+        if taken > _MUCH:
+            say(f"earlier packs take {taken / 1e9:.1f} GB in {packed_folder()}; delete those that no run uses")
         info = pack(
             images,
             out,

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import webdataset as wds
 from PIL import Image
-from test_train import OF_THIS_CHECKOUT, column, rows, run_all
+from prefork import OF_THIS_CHECKOUT
+from test_train import column, rows, run_all
 from tiny import config_data
 
 from pretrain.survival.history import read_history

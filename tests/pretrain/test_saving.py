@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import torch
+from prefork import OF_THIS_CHECKOUT, run_ranks
 from saving import POINTS, Engine, begin, save_step
-from test_train import OF_THIS_CHECKOUT
 from tiny import config_data
 
 from data_pipelines import retry
@@ -89,10 +89,8 @@ def test_a_blocking_save_is_there_when_it_returns(tmp_path: Path) -> None:
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_while_saving_nothing_is_lost(tmp_path: Path, point: str) -> None:
     """The third save is killed: the second is there, or the third; the next start tidies up and saves on."""
-    killed = subprocess.run(
-        [sys.executable, str(HERE / "saving.py"), str(tmp_path), point], env=OF_THIS_CHECKOUT, timeout=300, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL
+    killed = run_ranks("saving.py", [str(tmp_path), point], [{}], [tmp_path / "log"])
+    assert killed == [-signal.SIGKILL]
     saver, engine = begin(tmp_path), Engine()
     last, passed_over = saver.folder.last()
     assert last is not None

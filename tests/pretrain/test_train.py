@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from prefork import OF_THIS_CHECKOUT, run_ranks
 from tiny import config_data, write_shards
 
 from data_pipelines.shards.scan import build_index
@@ -30,10 +31,6 @@ from pretrain.survival.stopping import StopRequest
 HERE = Path(__file__).parent
 
 
-#: A script sees its own folder and what is installed, which may be another checkout.
-OF_THIS_CHECKOUT = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
-
-
 def run_all(
     configs: list[dict[str, Any]], ranks: int, tmp_path: Path, expect: int = 0, worker: str = "worker.py"
 ) -> str:
@@ -45,23 +42,10 @@ def run_all(
         port = probe.getsockname()[1]
     group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     logs = [listed.with_suffix(f".{rank}.log") for rank in range(ranks)]
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / worker), str(listed)],
-            env={**OF_THIS_CHECKOUT, **group, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=log.open("w"),  # not a pipe: a rank that waits for its full pipe to be read would hang the others
-            stderr=subprocess.STDOUT,
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        for process in started:
-            process.wait(timeout=600)
-    finally:
-        for process in started:
-            process.kill()
+    ranked = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    codes = run_ranks(worker, [str(listed)], ranked, logs)
     outputs = [log.read_text() for log in logs]
-    assert [process.returncode for process in started] == [expect] * ranks, "\n".join(outputs)
+    assert codes == [expect] * ranks, "\n".join(outputs)
     return "\n".join(outputs)
 
 
