@@ -318,9 +318,7 @@ def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _probe_of(
-    found: ImagesSummary, data: str, run: str, grouping: Grouping, say: Callable[[str], None]
-) -> str | None:
+def _probe_of(found: ImagesSummary, data: str, run: str, grouping: Grouping, say: Callable[[str], None]) -> str | None:
     """The command that measures the encoder afterwards; says what it tests on, or what is missing for it."""
     if not found.classes or found.classes == 1:
         there = "labels of one class" if found.classes else "no labels"

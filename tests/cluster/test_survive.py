@@ -107,10 +107,11 @@ def test_a_killed_rank_and_a_truncated_checkpoint_cost_the_steps_since_the_one_b
     assert re.search(r"continuing from \S*step-00000010", said)
 
 
+@pytest.mark.cluster_full
 @pytest.mark.parametrize(
     ("lost", "left"),
     # with the first node go the batch script, which outlives it here, and the first rank, which holds the run's lock
-    [("n2", "n[1,3]"), pytest.param("n1", "n[2-3]", marks=pytest.mark.cluster_full)],
+    [("n2", "n[1,3]"), ("n1", "n[2-3]")],
 )
 def test_a_lost_node_ends_the_job_which_goes_on_elsewhere(
     workplace: Workplace, uninterrupted: list[dict[str, Any]], lost: str, left: str

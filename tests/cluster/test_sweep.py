@@ -11,6 +11,7 @@ from workplace import Workplace
 from pretrain.tracking.wandb_files import read_wandb_file, wandb_files
 
 
+@pytest.mark.cluster_full
 def test_four_runs_of_which_two_run_at_a_time(workplace: Workplace) -> None:
     preset = workplace.preset("tiny", tracking={"wandb": "auto"})
     arrays = ("--array=optim.lr=1e-3,5e-4", "--array=seed=0,1", "--array-max=2", "--name=sweep")
