@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from yaml import YAMLError
 
-from data_pipelines.packing.cached import holds_images, pack_cached
 from data_pipelines.packing.grouping import NO_GROUPS, Grouping
+from data_pipelines.packing.spec import holds_images
 from launch.ranks import rank_environment
 from pretrain.config.own_data import (
     PRESETS,
@@ -163,6 +163,8 @@ def shards_of(data: str, grouping: Grouping, say: Callable[[str], None], progres
     Raises ValueError for a grouping of shards, and what `pack_cached` raises.
     """
     if holds_images(data):
+        from data_pipelines.packing.cached import pack_cached
+
         return str(pack_cached(data, grouping, progress=progress, say=say).folder)
     if grouping != NO_GROUPS:
         raise ValueError("--val-share and --group-... divide images when they are packed, and --data names shards")

@@ -45,7 +45,7 @@ def show(
             from launch.own_data import prepare
             from pretrain.config.load import load_config
 
-            preset, settings = prepare(preset, overrides, shards, NO_GROUPS)
+            preset, settings, _ = prepare(preset, overrides, shards, NO_GROUPS)
             config = load_config(preset, settings)
             asked = config.train.batch_size
             if asked > dataset.num_samples * config.data.repeated_augmentation:

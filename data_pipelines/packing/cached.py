@@ -21,7 +21,6 @@ from data_pipelines.packing.sources.opening import open_source
 from data_pipelines.packing.write import pack
 from data_pipelines.remote.cache import default_folder
 
-_TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 _MAX_NAME = 40
 _OPTIONS_HERE = {"--data", "--val-share", "--group-pattern", "--group-column"}  # which `pretrain` and `probe` have
 _MUCH = 10**9  # bytes of earlier packs, from which on they are told of
@@ -34,16 +33,6 @@ class Packed(NamedTuple):
     folder: Path
     reused: bool
     info: dict[str, Any]
-
-
-def holds_images(spec: str | Path) -> bool:
-    """Whether `spec` names images that are to be packed, rather than shards, or nothing that is there."""
-    if "://" in str(spec):
-        return False
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return not any(path.glob("*.tar"))
-    return path.name.lower().endswith(_TABLES) and (path.is_file() or any(letter in str(spec) for letter in "*?[{"))
 
 
 def pack_cached(

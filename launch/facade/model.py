@@ -19,9 +19,9 @@ from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.eval_loader import cropped
 from data_pipelines.images.decode import DAMAGE, TURNS, BadSampleError, decode, orientation_of
 from data_pipelines.images.sample import Sample
-from data_pipelines.packing.cached import holds_images
 from data_pipelines.packing.scan import scan
 from data_pipelines.packing.sources.opening import open_source
+from data_pipelines.packing.spec import holds_images
 from eval.features import columns_of, layout
 from eval.probe import _device
 from eval.target import open_target

@@ -168,7 +168,7 @@ def _preset_path(preset: str | Path, folder: Path) -> Path:
     if not path.is_file():
         if preset in RENAMED_PRESETS:
             raise ConfigError(f"the preset {preset} is called {RENAMED_PRESETS[str(preset)]} now: write that instead")
-        names = [known.name for known in list_presets()]
+        names = sorted(known.stem for known in PRESETS.glob("*.yaml"))
         near = difflib.get_close_matches(str(preset), names, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"presets: {', '.join(names)}."
         raise ConfigError(f"there is no preset {str(preset)!r}; {hint} A file of your own is named by its path.yaml")

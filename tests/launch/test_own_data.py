@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from making import encode, picture
 
-from data_pipelines.packing.grouping import NO_GROUPS
+from data_pipelines.packing.grouping import NO_GROUPS, Grouping
 from launch.own_data import Prepared, prepare
 from pretrain.config.load import load_config
 
@@ -53,11 +53,23 @@ def test_a_wrong_setting_is_told_of_before_anything_is_packed(overrides: list[st
     ],
 )
 def test_what_is_chosen_gives_way_to_what_is_set(overrides: list[str], method: str, patch: int, photos: Path) -> None:
-    preset, settings = prepared(photos, *overrides)
+    preset, settings, _ = prepared(photos, *overrides)
     config = load_config(preset, settings)
     assert (config.method.name, config.encoder.patch) == (method, patch)
     if method == "mae":
         assert config.method.mask.unit == patch
+
+
+def test_the_command_that_probes_is_told_where_there_is_something_to_test_on(photos: Path) -> None:
+    assert prepared(photos).probe is None
+    for number in range(40):
+        place = photos / "ab"[number % 2] / f"p{number // 4}_{number}.png"
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(encode(picture(number, 70, 80)))
+    for image in photos.glob("*.png"):
+        image.unlink()
+    told = prepare(None, ["name=x"], str(photos), Grouping(0.2, r"(p\d+)_"))
+    assert told.probe == f"selfsight probe runs/x --data {photos} --val-share 0.2 --group-pattern '(p\\d+)_'"
 
 
 def test_images_that_are_not_there_are_said_not_to_be_there(photos: Path) -> None:

@@ -63,7 +63,7 @@ METHODS = ("mae", "mim", "dino")
 
 @pytest.fixture(scope="module")
 def one_and_two_ranks(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """10 steps, which end an epoch, of every method on 1 and 2 ranks, under ZeRO 0, 1, 2 and 3, with accumulation 1 and 2."""
+    """10 steps, over an epoch's end, of every method on 1 and 2 ranks, under ZeRO 0 to 3, with accumulation 1 and 2."""
     folder = tmp_path_factory.mktemp("ranks")
     cells: dict[tuple[Any, ...], dict[str, Any]] = {}
     for method, ranks in itertools.product(METHODS, (1, 2)):

@@ -11,9 +11,10 @@ import pytest
 from dicoms import dicom
 from making import encode, picture, write_tar
 
-from data_pipelines.packing.cached import Packed, holds_images, pack_cached, packed_folder
+from data_pipelines.packing.cached import Packed, pack_cached, packed_folder
 from data_pipelines.packing.grouping import NO_GROUPS, Grouping
 from data_pipelines.packing.sources.folder import FolderSource
+from data_pipelines.packing.spec import holds_images
 
 
 @pytest.fixture

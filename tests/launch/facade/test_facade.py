@@ -233,7 +233,7 @@ def test_the_folder_of_a_picked_preset_is_that_of_the_command(photos: Path, tmp_
     monkeypatch.setenv("SELFSIGHT_CACHE", str(tmp_path / "cache"))
     for overrides in ([f"data.train={photos}"], [f"data.train={photos}", "name='1e3'", "runs=there"]):
         chosen = prepare(None, overrides, None, NO_GROUPS)
-        config = load_config(*chosen)
+        config = load_config(chosen.preset, chosen.overrides)
         assert run_folder(None, overrides, None) == Path(config.runs) / config.name
 
 
