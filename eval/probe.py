@@ -79,18 +79,23 @@ def run_probe(
     Raises ValueError and FileNotFoundError before any work where target or data do not allow a probe.
     """
     start = time.time()
-    device = _device(device)
+    device = device_named(device)
     protocol = protocol_of(also, seeds, epochs, full)
     splits = open_splits(data, val_data, group_by)
     train, val = splits.train, splits.val
     known = train.labels != NO_LABEL
     groups = None if splits.groups is None else torch.from_numpy(splits.groups[0][known])
+    too_few = ""
     try:  # refuses now what probes would refuse late
         stratified_split(torch.from_numpy(known_labels(train)), 0.1, 0, groups)
     except ValueError:
         if group_by is not None or groups is None:
             raise
-        splits = replace(splits, groups=None, group_by=None)  # nobody asked for groups, and there are too few
+        too_few = (
+            f"train has too few groups by {splits.group_by} to choose a head on some of them: it is chosen on images "
+            "of groups that it learns from, too, and looks better there than it is"
+        )
+        splits = replace(splits, groups=None, group_by=None)
         stratified_split(torch.from_numpy(known_labels(train)), 0.1, 0)
     group_by = splits.group_by
     subject = open_target(target, image_size)
@@ -100,6 +105,8 @@ def run_probe(
     if group_by is not None:
         common["group_by"] = group_by
     probe = _Probe(subject, splits, protocol, device, batch_size, console)
+    if too_few:
+        probe.warn(too_few)
     for problem in registry.problems():
         probe.say(f"warning: {problem}", always=True)
     pixel_size = min(subject.image_size, MAX_PIXEL_SIDE)
@@ -178,7 +185,7 @@ class _Probe:
         self.protocol, self.device, self.batch_size, self.console = protocol, device, batch_size, console
         self.warnings: list[str] = []
         for line in splits.warnings():
-            self._warn(line)
+            self.warn(line)
 
     def encoder(self, row: str, encoder: Encoder) -> dict[str, Any]:
         """Scores of an encoder."""
@@ -222,7 +229,8 @@ class _Probe:
         if self.console.quiet or always:
             print(line, file=sys.stderr, flush=True)
 
-    def _warn(self, line: str) -> None:
+    def warn(self, line: str) -> None:
+        """Into the result, and onto the screen at once."""
         self.warnings.append(line)
         self.say(f"warning: {line}", always=True)
 
@@ -231,7 +239,7 @@ class _Probe:
         twins = np.flatnonzero(np.isin(val.digests.numpy(), train.digests.numpy()))
         if len(twins):
             keys = ", ".join(self.val.key(int(val.ids[row]))[0] for row in twins[:3])
-            self._warn(
+            self.warn(
                 f"{len(twins):,} of {len(val.ids):,} {self.splits.held_out} images are in train as well, to the pixel "
                 f"({keys}{', ...' if len(twins) > 3 else ''}): every accuracy here is too good"
             )
@@ -265,7 +273,8 @@ def _results_path(subject: Target, key: dict[str, Any]) -> Path:
     return subject.results.with_stem(f"{subject.results.stem}-{digest[:8]}")
 
 
-def _device(name: str) -> str:
+def device_named(name: str) -> str:
+    """cpu, cuda or cuda:N, of a user's word; ValueError for another word, or for a GPU that is not here."""
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", name):
         raise ValueError(f"device is {name}; it must be auto, cpu, cuda or a GPU's number as in cuda:1")
     if name == "auto":

@@ -111,7 +111,10 @@ def run(store: Store, settings: KnnSettings) -> Scores:
     for name in dict.fromkeys((store.headline, "class", "mean", "pooled")):
         if name not in train.inputs:
             continue
-        store.progress(f"k-NN: {name}")
+        few = (
+            f", of which all {len(train.labels)} vote for the larger k" if len(train.labels) < max(settings.ks) else ""
+        )
+        store.progress(f"k-NN: {name}{few}")
         with warnings.catch_warnings(action="ignore"):  # of a k beyond the train samples: small data, not a fault
             by_k = knn_accuracy(
                 train.inputs[name].to(store.device), train.labels, val.inputs[name], val.labels,

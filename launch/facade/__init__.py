@@ -51,7 +51,7 @@ def _claim_packages() -> None:
             assert spec.loader is not None
             sys.modules[name] = module_from_spec(spec)
             spec.loader.exec_module(sys.modules[name])
-        elif not str(getattr(known, "__file__", None)).startswith(str(root)):
+        elif not Path(str(getattr(known, "__file__", None))).is_relative_to(root):
             raise ImportError(
                 f"{getattr(known, '__file__', name)} is imported as {name}, and Selfsight has a package of that name: "
                 "call yours otherwise, or import selfsight before it"

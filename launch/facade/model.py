@@ -23,7 +23,7 @@ from data_pipelines.packing.scan import scan
 from data_pipelines.packing.sources.opening import open_source
 from data_pipelines.packing.spec import holds_images
 from eval.features import columns_of, layout
-from eval.probe import _device
+from eval.probe import device_named
 from eval.target import open_target
 
 from .features import Embedding
@@ -55,7 +55,7 @@ def load(target: str | Path, *, image_size: int | None = None, device: str = "au
         FileNotFoundError: There is no encoder; the message says what there is.
         ValueError: A name that timm does not know, a size that the encoder cannot take, or a device that is not here.
     """
-    device = _device(device)
+    device = device_named(device)
     found = open_target(str(target), image_size)
     transform = Transform(found.image_size, found.channels, found.bits, found.mean, found.std)
     return Model(found.name, found.encoder.eval().to(device), transform, found.headline, device)

@@ -93,7 +93,7 @@ def probe(
     Raises:
         FileNotFoundError, ValueError: Before any work, where target, data or options do not allow a probe.
     """
-    from eval.probe import _device, protocol_of, run_probe
+    from eval.probe import device_named, protocol_of, run_probe
     from pretrain.encoder_folder import check_target
 
     also = (also,) if isinstance(also, str) else tuple(also)
@@ -108,7 +108,7 @@ def probe(
             raise ValueError(f"{name} is {value}; take 1 or more")
     check_target(str(target))  # packing may take hours: what is wrong with the rest is told before it
     protocol_of(also, seeds, epochs, full)
-    device = _device(device)
+    device = device_named(device)
     with ExitStack() as silence:
         if not progress:  # else a line a step where no bar is shown, and what was packed
             silence.enter_context(redirect_stdout(StringIO()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -104,8 +105,9 @@ class Alarms:
     _seen: dict[str, int] = field(default_factory=dict)  # lines in a row on which a trouble was there
 
     def __post_init__(self) -> None:
-        names = [rule.name for rule in self.rules]
-        assert len(set(names)) == len(names), f"two alarms have one name: {sorted(names)}"
+        names = Counter(rule.name for rule in self.rules)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"two alarms are called {twice[0]}: give those of the method names of their own")
 
     def restore(self, standing: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on with alarms that stood when the run was stopped, as `standing_alarms` has them, so that none of them

@@ -348,7 +348,9 @@ def test_shards_packed_by_groups_are_probed_by_them(run, patients):
 def test_groups_that_nobody_asked_for_and_that_are_too_few_are_left(run, tmp_path, write_shard):
     write_shard(tmp_path / "one" / "train-000000.tar", [0, 1, 2] * 4, jsons=[{"patient": "a"}] * 12)
     write_shard(tmp_path / "one" / "val-000000.tar", [0, 1, 2], seed=1, jsons=[{"patient": "b"}] * 3)
-    assert quick(run, described_by(tmp_path / "one", "patient"))["data"]["group_by"] is None
+    results = quick(run, described_by(tmp_path / "one", "patient"))
+    assert results["data"]["group_by"] is None
+    assert any("train has too few groups by patient" in line for line in results["warnings"])
 
 
 def test_samples_without_a_label_need_no_group(tmp_path, write_shard):

@@ -13,7 +13,7 @@ from making import encode, picture, write_tar
 from packs import read_back
 
 from data_pipelines.images.dicom import DicomFile
-from data_pipelines.packing.scan import _advice_on_groups
+from data_pipelines.packing.held_back import advice_on_groups
 from data_pipelines.packing.sources.base import Columns
 from data_pipelines.packing.write import pack
 
@@ -256,4 +256,4 @@ def test_the_frames_of_a_single_file_cannot_be_divided(tmp_path: Path) -> None:
 
 def test_a_share_of_many_images_beside_frames_is_planned_fast(tmp_path: Path) -> None:
     numbers = np.arange(20_000)
-    assert "can be one group of each class" in _advice_on_groups(numbers % 2, np.maximum(numbers, 50))
+    assert "can be one group of each class" in advice_on_groups(numbers % 2, np.maximum(numbers, 50))
