@@ -77,8 +77,9 @@ class Splits:
         if self.groups is not None:
             num_groups = len(np.unique(self.groups[1][self.groups[1] != NO_GROUP]))
             if num_groups < FEW_VAL:
+                by = "" if self.group_by == "group" else f" by {self.group_by}"
                 yield (
-                    f"the {val.sum()} {self.held_out} images are of {counted(num_groups, 'group')} by {self.group_by}; "
+                    f"the {val.sum()} {self.held_out} images are of {counted(num_groups, 'group')}{by}; "
                     "errors and intervals take images for independent, and are too small"
                 )
         if val.sum() < FEW_VAL:
