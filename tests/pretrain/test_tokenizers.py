@@ -294,7 +294,8 @@ def test_two_ranks_agree_on_codes_and_learn_what_one_does(shards: Path, tmp_path
         assert column(together, "loss") == pytest.approx(column(alone, "loss"), rel=2e-5, abs=1e-4), alone["name"]
         assert len(set(column(alone, "loss"))) == 8
         if alone["method"]["name"] != "mim":
-            assert column(together, "codes_used") == column(alone, "codes_used")
+            one_code = 1 / alone["method"]["vocab_size"]  # which two orders of summing may tell apart
+            assert column(together, "codes_used") == pytest.approx(column(alone, "codes_used"), abs=1.01 * one_code)
             states = [
                 load_file(tmp_path / ranks / alone["name"] / "tokenizer" / "model.safetensors") for ranks in ("1", "2")
             ]
