@@ -95,12 +95,17 @@ def deepspeed_config(config: Config, world_size: int, num_parameters: int) -> di
     if 0 < engine.zero_stage < 3:
         zero |= {"allgather_bucket_size": bucket}  # stage 3 has no such bucket
     if engine.zero_stage == 3:
-        zero |= {"sub_group_size": 10**15}  # one flat tensor, whatever the size
+        zero |= {
+            "sub_group_size": 10**15,  # one flat tensor, whatever the size
+            "stage3_param_persistence_threshold": 0,  # what stays gathered is gathered one by one after each step
+            "stage3_prefetch_bucket_size": bucket,
+        }
     ours: dict[str, Any] = {
         "train_batch_size": config.train.batch_size,
         "train_micro_batch_size_per_gpu": config.train.batch_size // (world_size * config.train.grad_accum_steps),
         "gradient_accumulation_steps": config.train.grad_accum_steps,
-        "zero_allow_untested_optimizer": True,  # ours, which clips by itself
+        "gradient_clipping": 0.0,  # the optimizer clips; DeepSpeed's own default is 1
+        "zero_allow_untested_optimizer": True,
         "zero_optimization": zero,
         "steps_per_print": 10**12,
         "timers": {"throughput": {"enabled": False}},  # it waits for the device twice a step
