@@ -13,6 +13,7 @@ from test_train import column, run_all
 from tiny import config_data, write_shards
 
 from data_pipelines.datasets.dataset import open_dataset
+from data_pipelines.rng import Purpose, Stream, permutation
 from data_pipelines.sampler import Row, Sampler
 from pretrain.config.auto_hparams import resolve_auto
 from pretrain.config.load import ConfigError, parse_config
@@ -82,6 +83,19 @@ def test_changes_are_refused_by_name(growing: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"120 samples then, 60 now"):
         continued(state, fresh(growing), 3, tmp_path / "run", adopt=False)
     assert len(before) == 10
+
+
+def test_rows_stay_as_the_run_began_with_them(growing: Path, tmp_path: Path) -> None:
+    state = begin(growing, tmp_path / "run")
+    del state["rows"]  # as of a checkpoint of before they were permuted
+    sampler, told = continued(state, fresh(growing), 3, tmp_path / "run", adopt=False)
+    assert told is None
+    assert sampler.state() == state
+    assert rows(sampler, range(3, 5)) != rows(fresh(growing), range(3, 5))
+    add_shard(growing, 2, 60)
+    grown, _ = continued(state, fresh(growing), 3, tmp_path / "run", adopt=True)
+    assert "rows" not in grown.state()
+    assert rows(grown, range(3, 5)) == rows(sampler, range(3, 5))
 
 
 @pytest.mark.parametrize("change", [{"seed": 2}, {"window": 32}, {"batch_size": 32}, {"repeats": 2}])
@@ -188,7 +202,10 @@ def test_a_run_trains_on_over_the_boundary(growing: Path, tmp_path: Path) -> Non
         if turn == 0:
             add_shard(growing, 2, 60)
     grown = sampler_of(parse_config(data), open_datasets(parse_config(data).data))  # 22 steps a pass
-    expected += [[row._replace(dataset=1) for row in batch] for batch in rows(grown, range(22, 31))]
+    grown.is_permuted = False
+    for step, batch in enumerate(rows(grown, range(22, 31)), 15):  # each in the order of the step at which it is shown
+        places = permutation(Stream(grown.seed, Purpose.ROWS, step), len(batch)).tolist()
+        expected.append([batch[place]._replace(dataset=1) for place in places])
     assert column(data, "step") == list(range(1, 25))
     assert column(data, "ids_digest") == [digest(batch) for batch in expected]
     state = json.loads((tmp_path / "mae-vit/checkpoints/step-00000024/state.json").read_text())

@@ -50,7 +50,7 @@ def backend(name: CpuBackendName = "auto") -> Backend:
     Raises:
         ValueError: No such backend, or `native` where the kernel is not built.
     """
-    from data_pipelines.transforms.backends import any_channels  # it imports torch
+    from data_pipelines.transforms.backends import any_channels  # it takes a while to import
 
     if name not in ("auto", "native", "opencv"):
         raise ValueError(f"backend {name!r} is not known; choose auto, native or opencv")
@@ -60,14 +60,18 @@ def backend(name: CpuBackendName = "auto") -> Backend:
         _tell_once()
     plain: Backend = native.render
     if name == "opencv" or not native.BUILT:
-        from data_pipelines.transforms.backends import opencv
-
-        plain = opencv.render
+        plain = _by_opencv
 
     def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
         (plain if any_channels.is_plain(image) else any_channels.render)(image, jobs)
 
     return render
+
+
+def _by_opencv(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
+    from data_pipelines.transforms.backends import opencv  # it imports torch: once there is something for it to do
+
+    opencv.render(image, jobs)
 
 
 @cache
