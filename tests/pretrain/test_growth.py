@@ -53,6 +53,16 @@ def rows(sampler: Sampler, steps: range) -> list[list[Row]]:
     return [sampler.rows(step, range(sampler.batch_size)) for step in steps]
 
 
+def shown_later(sampler: Sampler, steps: range, first: int) -> list[list[Row]]:
+    """The rows of these steps as a run shows them as data set 1 from step `first` on, in the order of its own steps."""
+    sampler.is_permuted = False
+    found = []
+    for step, batch in enumerate(rows(sampler, steps), first):
+        places = permutation(Stream(sampler.seed, Purpose.ROWS, step), len(batch)).tolist()
+        found.append([batch[place]._replace(dataset=1) for place in places])
+    return found
+
+
 def begin(folder: Path, run: Path) -> dict[str, Any]:
     """A run's pinned data, and the state that its checkpoints hold."""
     sampler = fresh(folder)
@@ -127,9 +137,7 @@ def test_adopted_data_are_shown_exactly_whatever_is_killed_when(
     boundary = -(-resumed[0] // 7) * 7
     new = Sampler((open_dataset(growing),), seed=1, batch_size=16, window=16)  # 160 samples, 10 steps a pass
     offset = boundary // 7 * 10  # it begins with the pass that follows
-    expected = old[:boundary] + [
-        [row._replace(dataset=1) for row in batch] for batch in rows(new, range(offset, offset + 40 - boundary))
-    ]
+    expected = old[:boundary] + shown_later(new, range(offset, offset + 40 - boundary), boundary)
     shown, at = old[: resumed[0]], resumed[0]
     for until in (*resumed[1:], 40):
         sampler, _ = continued(state, fresh(growing), at, run, adopt=at == resumed[0])
@@ -202,10 +210,7 @@ def test_a_run_trains_on_over_the_boundary(growing: Path, tmp_path: Path) -> Non
         if turn == 0:
             add_shard(growing, 2, 60)
     grown = sampler_of(parse_config(data), open_datasets(parse_config(data).data))  # 22 steps a pass
-    grown.is_permuted = False
-    for step, batch in enumerate(rows(grown, range(22, 31)), 15):  # each in the order of the step at which it is shown
-        places = permutation(Stream(grown.seed, Purpose.ROWS, step), len(batch)).tolist()
-        expected.append([batch[place]._replace(dataset=1) for place in places])
+    expected += shown_later(grown, range(22, 31), 15)
     assert column(data, "step") == list(range(1, 25))
     assert column(data, "ids_digest") == [digest(batch) for batch in expected]
     state = json.loads((tmp_path / "mae-vit/checkpoints/step-00000024/state.json").read_text())
