@@ -3,8 +3,8 @@
     python tests/bench/busy_machine.py [--busy 0 1 6] [--turns 5] [--seconds 3]
 
 One process for each preset and policy builds the preset's model and takes steps on random crops when it is told to, all
-in turn, beside so many processes that do nothing but compute. `spinning` is libgomp's own default, in which training ran
-before; `ours` is what `selfsight` sets for its processes.
+in turn, beside so many processes that do nothing but compute. `spinning` is libgomp's own default, in which training
+ran before; `ours` is what `selfsight` sets for its processes.
 """
 
 from __future__ import annotations
