@@ -47,7 +47,6 @@ def test_compiled_training_follows_eager_training(case: str, shards: Path, tmp_p
         config = config_of(case, shards, tmp_path, drop_path=0.0, compile=compiled)
         sides[compiled] = losses(config, STEPS)
     gaps = [abs(a - b) / abs(a) for a, b in zip(sides[False], sides[True], strict=True)]
-    print(
-        f"{case}: loss {sides[False][0]:.4f} -> {sides[False][-1]:.4f}; gap at most {max(gaps):.1e}, last {gaps[-1]:.1e}"
-    )
+    first, last = sides[False][0], sides[False][-1]
+    print(f"{case}: {STEPS} steps, loss {first:.4f} -> {last:.4f}; gap at most {max(gaps):.1e}, last {gaps[-1]:.1e}")
     assert max(gaps) < 0.01
