@@ -7,22 +7,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator
+from typing import TYPE_CHECKING
 
 from data_pipelines.buffers import Batch, StepBuffer
-from data_pipelines.children.child import fetched
-from data_pipelines.children.parent import Children
-from data_pipelines.children.state import State
-from data_pipelines.children.wire import Message
 from data_pipelines.datasets.account import BadSampleAccount, BadSampleLog
 from data_pipelines.datasets.bad_samples import Decoder
 from data_pipelines.datasets.prefetch import PREFETCH_STEPS, naming
 from data_pipelines.images.decode import BadSampleError
 from data_pipelines.rng import DrawFields
-from data_pipelines.rows import Making, RowMaker, default_threads
+from data_pipelines.rows import Making, RowMaker, default_threads, fetched
 from data_pipelines.runs import ChildRun, Run, ThreadRun
 from data_pipelines.sampler import Sampler
 from data_pipelines.transforms.backends.select import on_cpu, resolve_backend
 from data_pipelines.transforms.config import BackendName, Views
+
+if TYPE_CHECKING:  # imported where there are to be any
+    from data_pipelines.children.parent import Children
+    from data_pipelines.children.wire import Message
 
 __all__ = ["Batch", "Loader", "default_threads"]
 
@@ -104,8 +105,11 @@ class Loader:
         #: Makes rows in this process.
         self.maker = RowMaker(sampler, making, self._accounts, draw, self.threads)
         self._pin_memory, self._horizon = pin_memory, shard_prefetch_steps
-        self._children = None
+        self._children: Children | None = None
         if workers:
+            from data_pipelines.children.parent import Children
+            from data_pipelines.children.state import State
+
             self._children = Children(
                 State(sampler, making, draw, self.threads),
                 self._rows,

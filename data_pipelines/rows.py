@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -169,6 +169,15 @@ class _Once:
             if self._result is None:
                 self._result = self._function()
             return self._result
+
+
+def fetched(datasets: Iterable[Dataset]) -> list[float]:
+    """Bytes fetched, hits, misses and seconds waited by this process so far; empty where no data set fetches."""
+    caches = {id(dataset.cache): dataset.cache.statistics for dataset in datasets if dataset.fetches}
+    if not caches:
+        return []
+    totals = [(one.fetched_bytes, one.hits, one.misses, one.wait_seconds) for one in caches.values()]
+    return [sum(values) for values in zip(*totals, strict=True)]
 
 
 def is_thumbnails(datasets: Sequence[Dataset]) -> bool:

@@ -9,15 +9,17 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from data_pipelines.buffers import StepBuffer
-from data_pipelines.children.parent import Children
 from data_pipelines.datasets.prefetch import ShardPrefetcher
 from data_pipelines.layout import Field, Layout
 from data_pipelines.rows import RowMaker
+
+if TYPE_CHECKING:
+    from data_pipelines.children.parent import Children
 
 _log = logging.getLogger(__name__)
 

@@ -19,8 +19,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from data_pipelines.children.state import maker_of
 from data_pipelines.children.wire import Channel, Message, told
 from data_pipelines.datasets.account import BadSampleAccount
@@ -28,7 +26,7 @@ from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.datasets.prefetch import ShardPrefetcher
 from data_pipelines.images.decode import BadSampleError
 from data_pipelines.layout import Layout
-from data_pipelines.rows import RowMaker
+from data_pipelines.rows import RowMaker, fetched
 
 _thread = threading.local()  # `job`: the memory and the step that the thread is at
 
@@ -171,15 +169,6 @@ class Child:
     def _fetched(self) -> list[float]:
         """See `Loader.fetch_metrics`."""
         return fetched(self._maker.sampler.datasets.values())
-
-
-def fetched(datasets: Any) -> list[float]:
-    """Bytes fetched, hits, misses and seconds waited by this process so far; empty where no data set fetches."""
-    caches = {id(dataset.cache): dataset.cache.statistics for dataset in datasets if dataset.fetches}
-    if not caches:
-        return []
-    totals = [(one.fetched_bytes, one.hits, one.misses, one.wait_seconds) for one in caches.values()]
-    return np.sum(totals, axis=0).tolist()
 
 
 def main(end: int, files: list[int], parent: int) -> None:
