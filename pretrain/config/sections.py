@@ -165,7 +165,7 @@ class EngineConfig:
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed's; from 1 on, ranks share optimizer states, gradients, parameters
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the arithmetic; parameters, teacher and average stay fp32
     activation_checkpointing: bool = False  # computes the blocks twice, to save memory
-    compile: bool = False  # the encoder's blocks
+    compile: bool = False  # the blocks, those of teachers and decoders too
     threads: PositiveInt | None = None  # torch's, per process; default: the cores this process may use
     hang_seconds: PositiveFloat | None = 1800.0  # what takes longer ends the job, with stacks; null: nothing does
     hang_factor: Annotated[float, Field(gt=1)] = 20.0  # and so does a step of so many times the median

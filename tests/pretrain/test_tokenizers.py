@@ -575,7 +575,6 @@ def test_tokens_are_brought_to_the_cells(shards: Path, tmp_path: Path) -> None:
         ("beitv2", {"method": {"aggregation": {"layer": 2}}}, "below the last of the 2 blocks"),
         ("hog", {"method": {"aggregation": {"layer": 1}}}, "head for target codes"),
         ("dvae", {"encoder": {"family": "vit"}}, "set encoder=null"),
-        ("dvae", {"engine": {"activation_checkpointing": True}}, "set engine.activation_checkpointing=False"),
         ("dvae", {"optim": {"layer_decay": 0.9}}, "set optim.layer_decay=1.0"),
         ("dvae", {"views": {"global_crops": [{"size": 30}]}}, "dvae's stride is 4"),
         ("vqkd", {"encoder": None}, "vqkd needs an encoder"),

@@ -7,6 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.engines.precision import exactly
 from pretrain.methods.vqkd.config import VqkdConfig
 from pretrain.tokenizers.usage import CodeUsage, sum_over_ranks
 
@@ -105,7 +106,7 @@ class Codebook(nn.Module):
 def nearest(tokens: Tensor, vectors: Tensor) -> Tensor:
     """The number (n,) of the unit vector (k, d) nearest to each unit token (n, d), in fp32."""
     rows = max(1, _SIMILARITIES_AT_ONCE // len(vectors))
-    with torch.autocast(tokens.device.type, enabled=False):
+    with exactly(tokens.device):
         return torch.cat([(part.float() @ vectors.T).argmax(dim=-1) for part in tokens.split(rows)])
 
 
