@@ -251,9 +251,14 @@ class TrackingConfig:
     tags: tuple[str, ...] = ()  # in wandb
     notes: str | None = None  # in wandb; default: the description and the settings in a sentence
     system_every_seconds: NonNegativeFloat = 15.0  # how the machines of all nodes do; 0 is never
+    peak_tflops: PositiveFloat | None = None  # of a device at the run's precision, for mfu; default: by its name
+    profile_steps: tuple[PositiveInt, PositiveInt] | None = None
+    """The first and last step of a trace in RUN/profile, such as [10, 12], counted from each start of the run."""
 
     @model_validator(mode="after")
     def _check(self) -> TrackingConfig:
+        if self.profile_steps is not None and self.profile_steps[0] > self.profile_steps[1]:
+            raise ValueError(f"profile_steps {list(self.profile_steps)} must rise: the first step, then the last")
         check_wandb_names(self.project, self.entity, self.group, self.job_type, self.tags)
         return self
 
