@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +19,22 @@ from data_pipelines import native
 #: Draws the fields that a method asks for of one row, masks for example: a function of (seed, step, row of the global
 #: batch) alone, to arrays of always the same names, shapes and types.
 DrawFields = Callable[[int, int, int], Mapping[str, np.ndarray]]
+
+
+class NamedDraw:
+    """A `DrawFields` that other processes can make, too: a function's name, and what to call it with.
+
+    Args:
+        maker: "package.module:function", which makes a `DrawFields` of `given`.
+        given: What JSON can say.
+    """
+
+    def __init__(self, maker: str, given: Any) -> None:
+        self.maker, self.given = maker, given
+        self._draw: DrawFields = resolve_name(maker)(given)
+
+    def __call__(self, seed: int, step: int, row: int) -> Mapping[str, np.ndarray]:
+        return self._draw(seed, step, row)
 
 
 class Purpose(IntEnum):
@@ -32,6 +49,8 @@ class Purpose(IntEnum):
     STATISTICS = 7
     DROP_PATH = 8
     GUMBEL = 9
+    ROWS = 10
+    CODES = 11
 
 
 _GAMMA, _MIX1, _MIX2, _64_BITS = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, (1 << 64) - 1
@@ -54,8 +73,13 @@ def stream_key(*words: int) -> int:
 
 def random_bits(key: int, count: int) -> np.ndarray:
     """The first `count` numbers of a stream: (count,) uint64."""
+    return bits_at(key, np.arange(count, dtype=np.uint64))
+
+
+def bits_at(key: int, places: np.ndarray) -> np.ndarray:
+    """The numbers at these places of a stream, counted from 0: uint64 of the same shape."""
     with np.errstate(over="ignore"):
-        word = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GAMMA)
+        word = np.uint64(key) + (places.astype(np.uint64) + np.uint64(1)) * np.uint64(_GAMMA)
         word = (word ^ (word >> np.uint64(30))) * np.uint64(_MIX1)
         word = (word ^ (word >> np.uint64(27))) * np.uint64(_MIX2)
         return word ^ (word >> np.uint64(31))

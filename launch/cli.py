@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from data_pipelines.cores import sleep_at_barriers
 from launch.cluster_commands import SUBMIT_EXAMPLES, submit
 from launch.dashboard.command import DASHBOARD_EXAMPLES, dashboard
 from launch.data_commands import data_app
@@ -118,6 +119,7 @@ def _options(
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line `args` (default: this process's own)."""
+    sleep_at_barriers(os.environ)  # torch is imported later, by those commands that need it
     app(None if args is None else list(args))
 
 

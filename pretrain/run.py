@@ -25,6 +25,7 @@ from pretrain.config.load import check_batch, check_sources
 from pretrain.diagnostics import TroubleError, named_data
 from pretrain.encoders.supported import check_encoder
 from pretrain.engines.engine import choose_device, import_deepspeed, initialise_distributed
+from pretrain.engines.precision import slow_precision
 from pretrain.engines.schedules import Timeline, check_warmup
 from pretrain.interop.initialise import check_init_from
 from pretrain.methods.registry import spec_of
@@ -63,6 +64,7 @@ def pretrain(
     startup.mark("encoder check")
     datasets = datasets or open_datasets(config.data)
     config, chosen = resolve(config, datasets)
+    chosen += [line for line in [slow_precision(config.engine, device)] if line]
     folder = check_run_folder(config)
     normalisation = choose_normalisation(config, datasets)
     sampler = sampler_of(config, datasets)

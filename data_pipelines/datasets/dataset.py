@@ -52,6 +52,7 @@ class Dataset:
         joint: Where the joint index of these shards lies, if not in the user's cache.
         cache: Through which shards from elsewhere come.
         stage: Let local shards come through it too, as their file system is slow.
+        index: Of these shards, where it is at hand; no shard is looked at then, and nothing told of what it says.
     """
 
     def __init__(
@@ -61,12 +62,15 @@ class Dataset:
         joint: Path | None = None,
         cache: Cache | None = None,
         stage: bool = False,
+        index: Index | None = None,
     ) -> None:
         self.shards = tuple(shards)
         self._given_cache, self._stage = cache, stage
         local = [shard for shard in self.shards if isinstance(shard, Path)]
         self.fetches = stage or len(local) < len(self.shards)
-        self.index = open_index(local, joint) if len(local) == len(self.shards) else self._open_remote_index()
+        self.index = index or (
+            open_index(local, joint) if len(local) == len(self.shards) else self._open_remote_index()
+        )
         self.shard_sizes: tuple[int, ...] = tuple(self.index.counts.tolist())
         self.num_samples = len(self.index)
         self._ends: list[int] = self.index.ends.tolist()
@@ -83,6 +87,14 @@ class Dataset:
         self.depth = _depth(info)  # bits a channel, and the largest level, as far as dataset.json tells
         self.packed = _packed(info)  # samples by shard's name, as far as dataset.json tells
         self.labels = self.index.labels  # (num_samples,) int32 or int64, -1 where unknown; perhaps a view of a file
+        self._open: OrderedDict[int, _OpenFile] = OrderedDict()
+        self._lock = Lock()
+        _datasets.add(self)
+        if index is None:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Log what is wrong with the shards."""
         if self.index.findings:
             num_problems, num_shards = len(self.index.findings), len(self.shards)
             _log.warning("%d of %d shards have problems; `selfsight verify` lists them", num_problems, num_shards)
@@ -90,9 +102,6 @@ class Dataset:
         if empty:
             more = f" and {len(empty) - _MAX_NAMED} more" if len(empty) > _MAX_NAMED else ""
             _log.warning("without a sample: %s%s", ", ".join(map(shown, empty[:_MAX_NAMED])), more)
-        self._open: OrderedDict[int, _OpenFile] = OrderedDict()
-        self._lock = Lock()
-        _datasets.add(self)
 
     @cached_property
     def cache(self) -> Cache:
@@ -105,6 +114,11 @@ class Dataset:
         from data_pipelines.datasets.remote_index import open_remote_index
 
         return open_remote_index(self.shards, self.cache)
+
+    @property
+    def stage(self) -> bool:
+        """Whether local shards come through the cache."""
+        return self._stage
 
     @cached_property
     def checksum(self) -> str:

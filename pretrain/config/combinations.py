@@ -62,10 +62,8 @@ def _check_encoder(config: Config) -> None:
     if spec_of(config.method).stride is not None:
         if encoder is not None:
             raise ValueError(f"{name} has a network of its own: set encoder=null")
-        engine, optim = config.engine, config.optim
+        optim = config.optim
         for key, value, without in (
-            ("engine.activation_checkpointing", engine.activation_checkpointing, False),
-            ("engine.compile", engine.compile, False),
             ("optim.layer_decay", optim.layer_decay, 1.0),
             ("optim.patch_embed_lr_scale", optim.patch_embed_lr_scale, 1.0),
         ):

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import Config
 from pretrain.config.load import ConfigError
-from pretrain.encoders import Encoder
 from pretrain.engines.adamw import AdamW
+from pretrain.engines.blocks import prepare_blocks
 from pretrain.engines.gpus import gpu_of
 from pretrain.engines.optim import build_optimizer
+from pretrain.engines.precision import allow_fast_products
 from pretrain.engines.take_over import take_over
 from pretrain.methods.base import Method
 
@@ -128,11 +128,8 @@ def build_engine(config: Config, method: Method, device: torch.device, world_siz
     """Wrap a Method in a DeepSpeed engine with its optimizer. The process group must exist."""
     import deepspeed
 
-    if method.encoder and config.engine.activation_checkpointing:
-        checkpoint_blocks(method.encoder)
-    if method.encoder and config.engine.compile:
-        for block in method.encoder.blocks():
-            block.compile(dynamic=True)
+    allow_fast_products(device)
+    prepare_blocks(method.blocks(), config.engine)
     method.to(device)
     optimizer = build_optimizer(method, config.optim)
     optimizer.merge()
@@ -161,24 +158,6 @@ def _local_rank(device: torch.device) -> Iterator[None]:
     yield
     if before is not None:
         os.environ["LOCAL_RANK"] = before
-
-
-def checkpoint_blocks(encoder: Encoder) -> None:
-    """Recompute each block's activations in the backward pass instead of keeping them.
-
-    Only the encoder's blocks: recomputing a whole Method would count DINO's centre statistics twice.
-    """
-    for block in encoder.blocks():
-        block.forward = _checkpointed(block.forward)
-
-
-def _checkpointed(forward: Any) -> Any:
-    def run(*inputs: Any, **named: Any) -> Tensor:
-        if not torch.is_grad_enabled():
-            return forward(*inputs, **named)
-        return checkpoint(forward, *inputs, use_reentrant=False, **named)
-
-    return run
 
 
 def whole_state_dict(module: nn.Module) -> dict[str, Tensor]:

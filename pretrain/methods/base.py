@@ -66,6 +66,14 @@ class Method(nn.Module):
     def encoder_loaded(self) -> None:
         """Called when other weights were put into `encoder` before training, for what must follow them."""
 
+    def blocks(self) -> list[nn.Module]:
+        """What `engine.compile` compiles and `engine.activation_checkpointing` computes again in the backward pass:
+        modules that are called as such and hold most of the work. What is counted or kept happens outside them.
+
+        Those that are only used without gradients, such as a teacher's, are compiled alone.
+        """
+        return [] if self.encoder is None else self.encoder.blocks()
+
     def frozen_encoder(self) -> Encoder | None:
         """The encoder that is exported and probed; None for a method that trains a tokenizer."""
         return self.encoder

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines import cores as cores_module
-from data_pipelines.cores import cores_per_process, cpu_quota
+from data_pipelines.cores import cores_per_process, cpu_quota, sleep_at_barriers
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
 
@@ -102,3 +102,13 @@ def test_a_quota_is_shared_by_the_ranks(
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert cores_per_process() == cores
+
+
+@pytest.mark.parametrize("own", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "1000"}, {"KMP_BLOCKTIME": "200"}])
+def test_threads_sleep_where_they_wait_unless_the_user_says_how(own: dict[str, str]) -> None:
+    kept = dict(own)
+    sleep_at_barriers(kept)
+    assert kept == own
+    environ = {"OMP_NUM_THREADS": "2"}
+    sleep_at_barriers(environ)
+    assert environ == {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}

@@ -11,9 +11,11 @@ from timm.layers import gen_relative_position_index
 from timm.models.beit import Attention, Beit, Block, RelativePositionBias
 from torch import Tensor, nn
 
+from pretrain.encoders.attention import attend
 from pretrain.encoders.base import Encoder, Features, Mask, drop_path_rates, on_token_grid, trunc_normal_at_std_
 from pretrain.encoders.beit.config import BeitConfig
 from pretrain.encoders.positions import resize_positions, resize_relative_table
+from pretrain.encoders.tables import built_once
 
 
 class BeitEncoder(Encoder):
@@ -170,12 +172,18 @@ class FurtherBeitBlocks(nn.Module):
 def relative_bias(table: Tensor, built: tuple[int, int], grid: tuple[int, int], units: Tensor | None) -> Tensor:
     """The bias (1 or b, heads, 1 + n, 1 + n) between class token and tokens of a `grid`, or of its `units` (b, n)."""
     table = resize_relative_table(table, built, grid, num_extra=3)
-    index = gen_relative_position_index(grid, class_token=True).to(table.device)
+    index = relative_index(grid, table.device)
     if units is None:
         return rearrange(table[index], "i j heads -> 1 heads i j")
     tokens = F.pad(units + 1, (1, 0))
     chosen = index[rearrange(tokens, "b i -> b i 1"), rearrange(tokens, "b j -> b 1 j")]
     return rearrange(table[chosen], "b i j heads -> b heads i j")
+
+
+@built_once
+def relative_index(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """(1 + n, 1 + n) the row of the table of relative positions for each pair of class token and tokens of a `grid`."""
+    return gen_relative_position_index(grid, class_token=True, device=device)
 
 
 class SharedBias(RelativePositionBias):
@@ -194,9 +202,7 @@ class AnyGridAttention(Attention):
             bias = relative_bias(self.relative_position_bias_table, self.window_size, grid, units)
         qkv = F.linear(x, self.qkv.weight, torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]))
         query, key, value = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
-        mask = None if bias is None else bias.to(query.dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
+        return self.proj(rearrange(attend(query, key, value, bias), "b h n d -> b n (h d)"))
 
 
 class AnyGridBlock(Block):

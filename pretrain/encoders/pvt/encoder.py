@@ -14,6 +14,7 @@ from pretrain.encoders.compact import Compact
 from pretrain.encoders.patches import sincos_positions
 from pretrain.encoders.pvt.config import PvtConfig
 from pretrain.encoders.pyramid import Pyramid
+from pretrain.encoders.tables import built_once
 
 
 class PvtEncoder(Pyramid):
@@ -267,7 +268,7 @@ class PoolPvt(nn.Module):
         """See `Pyramid.run`."""
         grid = (tokens.shape[1], tokens.shape[2])
         whole = grid if compact is None else (2 * grid[0], 2 * grid[1])
-        positions = self.pos_embed if whole == self.grid else sincos_positions(tokens.shape[-1], whole).to(tokens)
+        positions = self.pos_embed if whole == self.grid else _fixed_positions(tokens.shape[-1], whole, tokens.device)
         positions = rearrange(positions, "... (h w) d -> (...) h w d", h=whole[0])
         tokens = tokens + (positions if compact is None else compact.positions(positions))
         tokens = rearrange(tokens, "b h w d -> b (h w) d")
@@ -296,6 +297,11 @@ class PoolPvt(nn.Module):
         if head == "norm":
             return len(self.blocks) + 1
         return int(rest[0]) + 1 if head == "blocks" else 0
+
+
+@built_once
+def _fixed_positions(dim: int, grid: tuple[int, int], device: torch.device) -> Tensor:
+    return sincos_positions(dim, grid).to(device)
 
 
 class PatchMerge(nn.Module):

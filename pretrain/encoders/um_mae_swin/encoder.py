@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pretrain.encoders.compact import Compact
 from pretrain.encoders.pvt.encoder import PatchProjection
 from pretrain.encoders.pyramid import Pyramid
-from pretrain.encoders.swin.encoder import window_mask
+from pretrain.encoders.swin.windows import attend_in_windows, window_mask
 from pretrain.encoders.um_mae_swin.config import UmMaeSwinConfig
 
 
@@ -162,8 +162,11 @@ class CoordinateBlock(nn.Module):
         padded = (height + pad[1], width + pad[0])
         mask = None
         if shift or any(pad):
-            mask = window_mask((height, width), padded, (side, side), (shift, shift), tokens.device, tokens.dtype)
-        mixed = self.attn(windows(tokens), windows(positions), mask)
+            mask = window_mask((height, width), padded, (side, side), (shift, shift), tokens.device)
+        places = windows(positions)
+        if mask is None and len(positions) == 1:  # all windows are whole, and hold the same offsets
+            places = places[:1]
+        mixed = self.attn(windows(tokens), places, mask)
         mixed = rearrange(mixed, "n (h w) d -> n h w d", h=side)
         mixed = window_reverse(mixed, (side, side), *padded)[:, :height, :width]
         return torch.roll(mixed, shifts=(shift, shift), dims=(1, 2)) if shift else mixed
@@ -180,13 +183,10 @@ class CoordinateAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """tokens (b * m, n, d) of m windows an image; positions (m or b * m, n, 2); mask (m, n, n) or None."""
+        """tokens (b * m, n, d) of m windows an image; positions (1, m or b * m, n, 2); mask (m, n, n) or None."""
         coordinates = rearrange(positions, "w n two -> w two n")
         offsets = rearrange(coordinates, "w two j -> w two 1 j") - rearrange(coordinates, "w two i -> w two i 1")
         bias = self.posmlp(offsets.sign() * offsets.abs().log1p())
-        if mask is not None:
-            bias = bias + repeat(mask, "m i j -> (b m) 1 i j", b=bias.shape[0] // mask.shape[0])
-        bias = repeat(bias, "w h i j -> (b w) h i j", b=tokens.shape[0] // bias.shape[0])
-        query, key, value = rearrange(self.qkv(tokens), "w n (three h d) -> three w h n d", three=3, h=self.heads)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
-        return self.proj(rearrange(mixed, "w h n d -> w n (h d)"))
+        if mask is not None and len(bias) > len(mask):
+            mask = repeat(mask, "m i j -> (b m) i j", b=len(bias) // len(mask))
+        return self.proj(attend_in_windows(self.qkv(tokens), self.heads, bias, mask))

@@ -85,6 +85,12 @@ class Dino(Method):
         self.teacher.eval()
         return self
 
+    def blocks(self) -> list[nn.Module]:
+        # of a head all but the last layer, whose output is kept anyway: to compute it twice would cost most
+        heads = [self.head, *([self.patch_head] if hasattr(self, "patch_head") else [])]
+        heads += [slow for name, slow in self.teacher.items() if name != "encoder"]
+        return [*super().blocks(), *self.teacher["encoder"].blocks(), *(head.mlp for head in heads)]
+
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         crops = batch["global_crops"]
         size, num_global = crops.shape[:2]

@@ -23,6 +23,7 @@ from pretrain.methods.dvae.network import (
     divergence_to_uniform,
     logit_laplace,
     map_pixels,
+    residuals,
     unmap_pixels,
 )
 from pretrain.tokenizers.usage import CodeUsage, sum_over_ranks
@@ -60,6 +61,9 @@ class Dvae(Method):
     def kl_weight(self, step: int) -> float:
         """Of the divergence per code, as of optimizer step `step`."""
         return self.config.kl_weight * min(1.0, step / self.warmup)
+
+    def blocks(self) -> list[nn.Module]:
+        return [*residuals(self.network), *residuals(self.decoder)]
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         mapped = map_pixels(batch["global_crops"][:, 0])

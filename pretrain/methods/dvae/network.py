@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from pretrain.engines.precision import exactly
 from pretrain.methods.dvae.config import DvaeConfig
 from pretrain.stream.pixels import unit_range
 from pretrain.tokenizers.card import TokenizerCard
@@ -107,6 +108,11 @@ class Residual(nn.Module):
         return self.shortcut(x) + self.gain * self.branch(x)
 
 
+def residuals(network: nn.Module) -> list[nn.Module]:
+    """The residual blocks of an encoder or decoder, in order."""
+    return [layer for layer in network.layers if isinstance(layer, Residual)]
+
+
 def _conv(width: int, width_out: int, kernel: int) -> nn.Conv2d:
     """A convolution that keeps the map's size, its weights N(0, 1 / fan-in) and its bias zero."""
     conv = nn.Conv2d(width, width_out, kernel, padding=kernel // 2)
@@ -138,7 +144,17 @@ class DvaeTokenizer(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         """Crops (b, c, h, w) uint8 or uint16 to codes (b, h / stride, w / stride) int64."""
-        return self.encoder(map_pixels(crops)).argmax(dim=1)
+        *body, last = self.encoder.layers
+        hidden = map_pixels(crops)
+        for layer in body:
+            hidden = layer(hidden)
+        with exactly(crops.device):  # in bf16 many of the largest logits are equal, and the first of them would win
+            logits = last(hidden.float())
+        return (logits - rearrange(self.encoder.shift, "k -> k 1 1")).argmax(dim=1)
+
+    def blocks(self) -> list[nn.Module]:
+        """What is compiled."""
+        return residuals(self.encoder)
 
 
 def empty_tokenizer(card: TokenizerCard) -> DvaeTokenizer:

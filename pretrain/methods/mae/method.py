@@ -69,6 +69,10 @@ class MaskedAutoencoder(Method):
         xavier_initialise(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
+    def blocks(self) -> list[nn.Module]:
+        *earlier, last = self.decoder_blocks
+        return [*super().blocks(), *earlier, last.attn, last.mlp]  # of the last, `decode` calls the parts
+
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = self.normalise(batch["global_crops"][:, 0])
         features, hidden = self._encode(images, batch)

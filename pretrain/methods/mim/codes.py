@@ -28,6 +28,9 @@ class Codes(Target):
         with (folder / "model.safetensors").open("rb") as file:
             self._checksum = hashlib.file_digest(file, "sha256").hexdigest()
 
+    def blocks(self) -> list[nn.Module]:
+        return self.tokenizer.blocks()
+
     def wanted(self, images: Tensor, batch: Batch) -> Tensor:
         """The codes (n,) of the hidden units, those of the first image first."""
         codes, hidden = self.tokenizer(batch["target_crops"]), batch["token_mask"]

@@ -71,6 +71,10 @@ class MaskedImageModelling(Method):
         if config.aggregation is not None:
             self.aggregation = encoder.further_blocks(config.aggregation.depth, after=config.aggregation.layer)
 
+    def blocks(self) -> list[nn.Module]:
+        further = [] if self.aggregation is None else [*self.aggregation.blocks]
+        return [*super().blocks(), *further, *self.target.blocks()]
+
     def before_step(self, step: int, micro_batches: list[Batch], look: Callable[[Batch], object]) -> None:
         reduce_mask_counts(micro_batches)
 

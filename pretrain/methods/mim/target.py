@@ -38,6 +38,10 @@ class Target(nn.Module):
         be drawn."""
         return None
 
+    def blocks(self) -> list[nn.Module]:
+        """What of it is compiled; see `Method.blocks`."""
+        return []
+
     def pinned(self) -> dict[str, str]:
         """Checksums of the files that it reads."""
         return {}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data_pipelines.rng import Purpose, Stream, permutation
+from pretrain.engines.precision import exactly
 from pretrain.methods.vqkd.config import VqkdConfig
 from pretrain.tokenizers.usage import CodeUsage, sum_over_ranks
 
@@ -76,11 +79,14 @@ class Codebook(nn.Module):
             return chosen
         own = torch.cat(self._recent).nan_to_num()  # a step that is left out may have brought values not finite
         rank, world_size = _place()
-        drawn = torch.randperm(len(own) * world_size, generator=torch.Generator().manual_seed(step))[: len(chosen)]
         # every rank has equally many rows, and they follow those of the rank before: the same tokens on any number
-        places = torch.nonzero(drawn // len(own) == rank).flatten()
-        mine = (drawn[places] % len(own)).to(own.device, non_blocking=True)
-        chosen.index_copy_(0, places.to(own.device, non_blocking=True), own.index_select(0, mine))
+        drawn = permutation(Stream(0, Purpose.CODES, step), len(own) * world_size)[: len(chosen)]
+        (places,) = np.nonzero(drawn // len(own) == rank)
+        for_codes, mine = (
+            torch.from_numpy(numbers).to(own.device, non_blocking=True)
+            for numbers in (places, drawn[places] % len(own))
+        )
+        chosen.index_copy_(0, for_codes, own.index_select(0, mine))
         self._num_candidates = len(drawn)
         return chosen
 
@@ -117,7 +123,7 @@ class Codebook(nn.Module):
 def nearest(tokens: Tensor, vectors: Tensor) -> Tensor:
     """The number (n,) of the unit vector (k, d) nearest to each unit token (n, d), in fp32."""
     rows = max(1, _SIMILARITIES_AT_ONCE // len(vectors))
-    with torch.autocast(tokens.device.type, enabled=False):
+    with exactly(tokens.device):
         return torch.cat([(part.float() @ vectors.T).argmax(dim=-1) for part in tokens.split(rows)])
 
 

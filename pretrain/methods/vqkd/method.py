@@ -20,7 +20,7 @@ from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.frozen import Frozen, checksum
 from pretrain.methods.vqkd.codebook import Codebook
 from pretrain.methods.vqkd.config import VqkdConfig
-from pretrain.methods.vqkd.network import TaskHead, VqkdTokenizer, unit_vectors
+from pretrain.methods.vqkd.network import TaskHead, VqkdTokenizer, code_vectors
 from pretrain.stream.pixels import normalised
 
 
@@ -61,6 +61,9 @@ class Vqkd(Method):
         self.register_buffer("teacher_std", torch.tensor(teacher.std), persistent=False)
         self.commitment = config.commitment
 
+    def blocks(self) -> list[nn.Module]:
+        return [*super().blocks(), *self.decoder.blocks, *self.teacher.blocks()]
+
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         crops = batch["global_crops"][:, 0]
         vectors = self.vectors(crops)
@@ -78,17 +81,17 @@ class Vqkd(Method):
     def vectors(self, crops: Tensor) -> Tensor:
         """Crops (b, c, h, w) to unit vectors (b, n, code_dim) fp32."""
         tokens = self.encoder(self.normalise(crops)).tokens
-        with torch.autocast(crops.device.type, enabled=False):  # the nearest code is a matter of small differences
-            return unit_vectors(self.head(tokens.float()))
+        return code_vectors(self.head, tokens)
 
     def wanted(self, crops: Tensor) -> Tensor:
         """The teacher's tokens (b, n, d) fp32 on the tokenizer's grid."""
         features = self.teacher(normalised(crops, self.teacher_mean, self.teacher_std))
         if features.grid is None:
             raise ValueError("method.teacher gives no map of tokens, which VQ-KD needs; name an encoder that does")
+        tokens = features.tokens.float()
         if features.grid == self.grid:
-            return features.tokens
-        maps = rearrange(features.tokens, "b (h w) d -> b d h w", h=features.grid[0])
+            return tokens
+        maps = rearrange(tokens, "b (h w) d -> b d h w", h=features.grid[0])
         maps = F.interpolate(maps, size=self.grid, mode="bilinear", align_corners=False)
         return rearrange(maps, "b d h w -> b (h w) d")
 

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pretrain.encoders import Encoder, build_encoder
+from pretrain.engines.precision import exactly
 from pretrain.methods.vqkd.codebook import nearest
 from pretrain.stream.pixels import normalised
 from pretrain.tokenizers.card import TokenizerCard
@@ -39,14 +40,19 @@ class VqkdTokenizer(nn.Module):
     def forward(self, crops: Tensor) -> Tensor:
         """Crops (b, c, h, w) uint8 or uint16 to codes (b, h / stride, w / stride) int64."""
         features = self.encoder(normalised(crops, self.mean, self.std))
-        vectors = unit_vectors(self.head(features.tokens))
+        vectors = code_vectors(self.head, features.tokens)
         codes = nearest(rearrange(vectors, "b n d -> (b n) d"), self.codebook)
         return rearrange(codes, "(b h w) -> b h w", b=len(crops), h=features.grid[0])
 
+    def blocks(self) -> list[nn.Module]:
+        """What is compiled."""
+        return self.encoder.blocks()
 
-def unit_vectors(vectors: Tensor) -> Tensor:
-    """Vectors (..., d) of length one, in fp32 under autocast too."""
-    return F.normalize(vectors.float(), dim=-1)
+
+def code_vectors(head: TaskHead, tokens: Tensor) -> Tensor:
+    """Tokens (..., d) to unit vectors (..., code_dim), in fp32: the nearest code is a matter of small differences."""
+    with exactly(tokens.device):
+        return F.normalize(head(tokens.float()), dim=-1)
 
 
 def empty_tokenizer(card: TokenizerCard) -> VqkdTokenizer:
