@@ -60,7 +60,11 @@ class DataConfig:
     std: tuple[PositiveFloat, ...] | None = None  # likewise
     lanes: PositiveInt | None = None  # streams a batch draws from; default: the batch's largest divisor up to 512
     shuffle_window: PositiveInt = 1024  # samples shuffled together within a lane
-    threads: PositiveInt | None = None  # default: the cores this process may use
+    workers: NonNegativeInt | Literal["auto"] = "auto"
+    """Processes that make the batches of each rank, out of reach of the training's interpreter lock; 0: threads of the
+    training process do. `auto`: one for each core that a rank may use where images are thumbnails, else one for four
+    cores."""
+    threads: PositiveInt | None = None  # of each process that makes batches; default: the cores that this is one of
     prefetch: PositiveInt = 2  # batches made ahead
     repeated_augmentation: PositiveInt = 1  # rows of a batch that show the same sample, decoded once
     backend: BackendName = "auto"  # who makes the crops; auto: native where it is built, else opencv
