@@ -87,7 +87,9 @@ def bits_at(key: int, places: np.ndarray) -> np.ndarray:
 
 def permutation(stream: Stream, count: int) -> np.ndarray:
     """0 .. count - 1 in an order that the next number of `stream` decides, all orders alike: (count,) int64."""
-    return np.argsort(random_bits(stream.bits(), count), kind="stable")
+    out = np.empty(count, dtype=np.int64)
+    stream.permute(out)
+    return out
 
 
 class PythonStream:
@@ -112,6 +114,10 @@ class PythonStream:
     def integer(self, count: int) -> int:
         """The next integer of 0 .. count - 1."""
         return int(self.random() * count)
+
+    def permute(self, out: np.ndarray) -> None:
+        """Fill `out`, int64, with 0 .. its length - 1 in an order that the next number decides."""
+        out[:] = np.argsort(random_bits(self.bits(), len(out)), kind="stable")
 
 
 if TYPE_CHECKING or not native.BUILT:  # noqa: SIM108 (mypy takes no conditional expression for a type)

@@ -78,6 +78,7 @@ class RowMaker:
             for key, dataset in sampler.datasets.items()
         }
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")  # while those are at earlier steps
 
     def fields(self) -> dict[str, Field]:
         """What a row's place must hold."""
@@ -118,6 +119,7 @@ class RowMaker:
                 wait()
             self._fill(arrays, step, first + begin, order()[begin : begin + length])
 
+        self._ahead.submit(self._read_ahead, order, stop)
         return [self._pool.submit(fill, begin) for begin in range(0, len(rows), length)]
 
     def needs(self, start: int, rows: range) -> Iterator[list[Need]]:
@@ -135,7 +137,18 @@ class RowMaker:
 
     def close(self) -> None:
         """Stop the threads."""
+        self._ahead.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read_ahead(self, order: _Once, stop: threading.Event) -> None:
+        if stop.is_set():
+            return
+        samples: dict[int, list[int]] = {}
+        for row in order():
+            if not row.repeat:
+                samples.setdefault(row.dataset, []).append(row.sample)
+        for number, chosen in samples.items():
+            self.sampler.datasets[number].read_ahead(chosen)
 
     def _fill(self, arrays: dict[str, np.ndarray], step: int, first: int, rows: list[Row]) -> None:
         """Rows that lie at `first` and following."""

@@ -10,6 +10,7 @@ import time
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,7 @@ from data_pipelines.retry import patiently
 from data_pipelines.shards.index import NO_LABEL, Index
 from data_pipelines.shards.scan import IMAGE_SUFFIXES
 from data_pipelines.shards.shard import ShardChangedError, identify, open_shard
+from data_pipelines.shards.tar import BLOCK
 from data_pipelines.wording import counted
 
 if TYPE_CHECKING:  # imported where shards come through it
@@ -40,6 +42,7 @@ _MAX_OPEN_SHARDS = 512  # of a data set
 _MIN_OPEN_SHARDS = 8
 _KEEP_SECONDS = 5.0
 _MAX_NAMED = 5  # empty shards
+_HAS_ADVICE = hasattr(os, "posix_fadvise")  # not on every system
 _log = logging.getLogger(__name__)
 
 
@@ -156,6 +159,22 @@ class Dataset:
         size = min(entry.image_size, MAX_FILE_BYTES + 1)  # of what is larger, as much as tells that it is
         image = self._read_piece(shard, entry.image_offset, size)
         return Sample(entry.key, self.shards[shard], image, None if entry.label == NO_LABEL else entry.label)
+
+    def read_ahead(self, samples: Sequence[int]) -> None:
+        """Have the kernel begin to read the images of these samples, for whoever reads them soon.
+
+        A file system that is slow to answer is asked for all of them at once, and not for as many as there are
+        threads. Of shards that come through a cache, only those that are here and open are read. Nothing is raised.
+        """
+        if not _HAS_ADVICE:
+            return
+        numbers = np.asarray(samples)
+        sizes, blocks = self.index.image_sizes[numbers].tolist(), self.index.image_blocks[numbers].tolist()
+        for shard, block, size in sorted(zip(self.shards_of(numbers).tolist(), blocks, sizes, strict=True)):
+            with suppress(OSError):
+                file = self._file(shard) if not self.fetches else self._open.get(shard)
+                if file is not None:
+                    os.posix_fadvise(file.descriptor, block * BLOCK, size, os.POSIX_FADV_WILLNEED)
 
     def read_metadata(self, sample: int) -> dict[str, Any]:
         """What the `.json` of a sample says; empty where it has none.

@@ -1,4 +1,4 @@
-/* The kernel as the Python module data_pipelines.crops.native._crops: arguments are checked here, with the interpreter's lock
+/* The kernel as the Python module data_pipelines.native._crops: arguments are checked here, with the interpreter's lock
  * held; the work is done without it. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

@@ -30,7 +30,7 @@ from data_pipelines.rows import default_workers
 from data_pipelines.sampler import Sampler
 from data_pipelines.transforms.config import Crop, Views
 
-BATCH, STEPS, TURNS = 256, 40, 5
+BATCH, STEPS, TURNS = 256, 10, 5
 RATE = 3300  # images a second that the training thread takes
 GAP = 30e-6  # s, longer than an operation takes
 VIEWS = Views(global_crops=(Crop(size=32, scale=(0.2, 1.0)),))
