@@ -36,9 +36,13 @@ from pretrain.survival.startup import StartUp
 from pretrain.survival.stopping import StopRequest
 from pretrain.survival.watchdog import Watchdog
 from pretrain.tracking.drawing import Drawing
+from pretrain.tracking.peaks import peak_flops
 from pretrain.tracking.progress import Watched, Window, memory_gb, progress_line
+from pretrain.tracking.step_clock import StepClock
+from pretrain.tracking.step_profile import StepProfile
 from pretrain.tracking.system_metrics import SystemMetrics
 from pretrain.tracking.tracker import Tracker
+from pretrain.tracking.work import rates_of
 
 
 class Told(NamedTuple):
@@ -109,6 +113,8 @@ class Trainer:
         self.machines = SystemMetrics(folder, config, device)
         self.startup.mark("tracking")
         self.window = Window(self.step)
+        self.clock = StepClock(device)
+        self.profile = StepProfile(folder, device, self.clock, config.tracking.profile_steps, rank)
         self.watched: Watched | None = None
         self.drawing = Drawing(config, normalisation, device)
         self.diagnostics = Diagnostics(
@@ -125,22 +131,29 @@ class Trainer:
         self.engine.train()
         if self.rank == 0:
             self.watched = Watched(self.step, self.timeline.total_steps, self.config.train.batch_size, self.window)
+        peak = peak_flops(self.device, self.config.engine.precision, self.config.tracking.peak_tflops)
         steps = DeviceSteps(self.loader, self.step, self.device)
         while self.step < self.timeline.total_steps:
             watchdog.step(self.step + 1)
-            micro_batches, digest = next(steps)
+            self.profile.begin()
+            with self.clock.part("data"):
+                micro_batches, digest = next(steps)
             watchdog.phase("step")
             self.method.before_step(self.step, micro_batches, self.look)
             self.control.before_step()
             metrics = self.optimizer_step(micro_batches)
             took = self.control.took(self.optimizer.norm)
-            self.method.after_step(self.step, took)
+            with self.clock.part("average"):
+                self.method.after_step(self.step, took)
             self.control.after_step(took)
             self.tell(metrics, digest, stop)
             self.step += 1
             if self.step == self.first + 1:
                 stage = self.config.engine.zero_stage
                 self.startup.done(self.folder, self.rank, self.world_size, step=self.first, zero_stage=stage)
+                with self.window.paused(), watchdog.allowing("counting FLOPs"):
+                    self.window.rates = rates_of(self.method, micro_batches[0], self.look, peak, self.world_size)
+            self.say(self.profile.end(self.step))
             if self._is_due():
                 self.hear()
             with self.window.paused(), watchdog.allowing("diagnostics"):
@@ -168,13 +181,16 @@ class Trainer:
         totals: dict[str, Tensor | float] = {}
         for position, batch in enumerate(micro_batches):
             seed_dropout(self.config.seed, self.step, self.rank, position)
-            output = self.engine(batch, self.step)
-            self.engine.backward(output["loss"])
+            with self.clock.part("forward"):
+                output = self.engine(batch, self.step)
+            with self.clock.part("backward"):
+                self.engine.backward(output["loss"])
             for name, value in output.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / len(micro_batches)
             if position == len(micro_batches) - 1:
                 self.hear()  # of the step before, while the device has all of this one before it
-            self.engine.step()
+            with self.clock.part("optimizer"):
+                self.engine.step()
         return totals | {"lr": rate, "weight_decay": decay}
 
     def tell(self, metrics: dict[str, Tensor | float], digest: int, stop: StopRequest) -> None:
@@ -204,7 +220,8 @@ class Trainer:
         if self.told is None:
             return
         told, self.told = self.told, None
-        agreed = told.row.read()
+        with self.clock.part("waiting"):
+            agreed = told.row.read()
         self.stopping = self.stopping or agreed.any("stop")
         self.saver.hear(agreed.by_rank["saving"], told.phase)
         grad_norm = agreed.by_rank["grad_norm"][0]
@@ -239,6 +256,7 @@ class Trainer:
         metrics = looked | self.summary
         if due:
             metrics |= {"epoch": epoch, **self.window.measure(self.step, self.config.train.batch_size, self.loader)}
+            metrics |= self.clock.read(self.window.seconds)
             metrics["memory_gb"] = memory_gb(self.device)
             metrics |= self.method.schedules(self.step - 1)
             machines = self.machines.gather()  # by all ranks
@@ -296,6 +314,7 @@ class Trainer:
 
     def close(self) -> None:
         """Release threads, files and the dashboard."""
+        self.say(self.profile.close(self.step))
         if self.watched:
             self.watched.close()
         self.loader.close()
@@ -336,7 +355,7 @@ class Trainer:
             f"({self.timeline.epoch(self.timeline.total_steps):.2f} epochs); writing to {self.folder}"
         )
 
-    def say(self, text: str) -> None:
+    def say(self, text: str | None) -> None:
         """Print once, whatever the number of ranks."""
         if self.rank == 0 and text:
             print(text, flush=True)
