@@ -22,6 +22,10 @@ class Step(NamedTuple):
     digest: int  # of the ids, see `ids_digest`
 
 
+#: What names a batch's samples is read by the program, not by the device, and stays on the host.
+ON_HOST = ("ids", "rows")
+
+
 class SideStream:
     """A CUDA stream beside the one that computes: what is enqueued inside of `with` runs while that one is busy."""
 
@@ -43,7 +47,9 @@ class SideStream:
         if self._done is not None:
             computing.wait_event(self._done)
         for batch in micro_batches:
-            map_batch(batch, lambda tensor: tensor.record_stream(computing) or tensor)
+            for tensor in batch.values():
+                if tensor.is_cuda:
+                    tensor.record_stream(computing)
 
 
 class DeviceSteps(Iterator[Step]):
@@ -85,12 +91,16 @@ class DeviceSteps(Iterator[Step]):
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch's tensors on the device, with finished colours; copies from pinned memory overlap with computation."""
-    moved = batch if device.type == "cpu" else map_batch(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    moved = batch
+    if device.type != "cpu":
+        moved = map_batch(batch, lambda tensor: tensor.to(device, non_blocking=True))
+        moved |= {name: batch[name].clone() for name in ON_HOST}  # the loader uses its memory again
     return finish(moved, batch) if "global_colours" in batch else moved
 
 
 def seed_dropout(seed: int, step: int, rank: int, micro_batch: int) -> None:
-    """Seed torch's generators for drop path, so that a resumed run draws what an uninterrupted one would."""
+    """Seed torch's generators for what draws from them within models of timm or of others, so that a resumed run draws
+    what an uninterrupted one would. (Drop path of our own encoders is a function of the row: encoders/drop_path.py.)"""
     torch.manual_seed(stream_key(seed, Purpose.DROP_PATH, step, rank, micro_batch))
 
 
