@@ -1,4 +1,4 @@
-"""The memory that batches are made in: tensors for the consumer, the same bytes as arrays for the threads."""
+"""The memory that batches are made in: tensors for the consumer, the same bytes as arrays for those who fill them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.transforms.config import Views
-
-Shape = tuple[int, ...]
-
+from data_pipelines.layout import Field
 
 #: A micro-batch of b rows by name. Always there: `global_crops` (b, v, c, H, W), crops being uint8, or uint16 for 16
 #: bits; `ids` (b, 2) int64, data set and sample shown; `rows` (b,) int64, positions in the global batch; `labels` (b,)
@@ -30,53 +27,28 @@ class StepBuffer:
     """One rank's part of one step; used again for a later step.
 
     Args:
-        views: The crops.
-        channels: Of every crop.
+        arrays: Each field of the rows (n, ...), memory that others may fill as well.
         rows: Positions in the global batch.
-        fields: What is drawn of a row beside its crops, for names, shapes and types.
-        pin_memory: Page-locked, so that a GPU copies from it asynchronously.
-        num_colours: Numbers for each crop whose colours are left to the device; 0 where none are.
-        bits: Of a channel, 8 or 16.
+        pinned: Whether the memory is page-locked, so that a GPU copies from it asynchronously.
     """
 
-    def __init__(
-        self,
-        views: Views,
-        channels: int,
-        rows: range,
-        fields: Mapping[str, np.ndarray],
-        pin_memory: bool,
-        num_colours: int = 0,
-        bits: int = 8,
-    ) -> None:
-        pixel = torch.uint16 if bits == 16 else torch.uint8
-
-        def allocate(shape: Shape, dtype: torch.dtype = pixel) -> Tensor:
-            return torch.empty((len(rows), *shape), dtype=dtype, pin_memory=pin_memory)
-
-        local, target = views.local_crops, views.target_crop
-        self._tensors: Batch = {
-            "global_crops": allocate((len(views.global_crops), channels, *views.global_size)),
-            "labels": allocate((), torch.int64),
-            "ids": allocate((2,), torch.int64),
-            "rows": torch.arange(rows.start, rows.stop),
-        }
-        if local is not None:
-            self._tensors["local_crops"] = allocate((local.count, channels, *local.size))
-        if target is not None:
-            self._tensors["target_crops"] = allocate((channels, *target.size))
-        for name, field in fields.items():
-            if name in self._tensors:
-                raise ValueError(f"a method asks for a field {name!r}, which every batch has; name it otherwise")
-            self._tensors[name] = allocate(field.shape, torch.from_numpy(field).dtype)
-        if num_colours:
-            self._tensors["global_colours"] = allocate((len(views.global_crops), num_colours), torch.float32)
-            if local is not None:
-                self._tensors["local_colours"] = allocate((local.count, num_colours), torch.float32)
-        #: The tensors' memory, under their names.
-        self.arrays: dict[str, np.ndarray] = {name: tensor.numpy() for name, tensor in self._tensors.items()}
-        self._num_rows, self._pin_memory = len(rows), pin_memory
+    def __init__(self, arrays: Mapping[str, np.ndarray], rows: range, pinned: bool) -> None:
+        self.arrays = dict(arrays)
+        self.arrays["rows"][:] = rows
+        self._tensors: Batch = {name: torch.from_numpy(array) for name, array in self.arrays.items()}
+        self._num_rows, self._pinned = len(rows), pinned
         self._copied: torch.cuda.Event | None = None
+
+    @classmethod
+    def allocate(cls, fields: Mapping[str, Field], rows: range, pin_memory: bool) -> StepBuffer:
+        """Memory of its own for these rows."""
+        tensors = {
+            name: torch.empty((len(rows), *field.shape), dtype=_torch_type(field.dtype), pin_memory=pin_memory)
+            for name, field in fields.items()
+        }
+        buffer = cls({name: tensor.numpy() for name, tensor in tensors.items()}, rows, pin_memory)
+        buffer._tensors = tensors  # a tensor of pinned memory knows that it is
+        return buffer
 
     def split(self, parts: int) -> list[Batch]:
         """The rows as `parts` consecutive micro-batches, which share this buffer's memory."""
@@ -88,11 +60,20 @@ class StepBuffer:
 
     def release(self) -> None:
         """Mark the end of use, but for copies that the GPU's current stream has yet to make."""
-        if self._pin_memory and torch.cuda.is_available():
+        if self._pinned and torch.cuda.is_available():
             self._copied = torch.cuda.Event()
             self._copied.record()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether those copies are made."""
+        return self._copied is None or self._copied.query()
 
     def wait_until_free(self) -> None:
         """Return once those copies are made."""
         if self._copied is not None:
             self._copied.synchronize()
+
+
+def _torch_type(dtype: np.dtype) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype

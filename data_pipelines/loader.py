@@ -1,39 +1,39 @@
-"""Sample numbers to batches of integer tensors, by threads that write straight into reused buffers."""
+"""Sample numbers to batches of integer tensors, written straight into reused buffers by threads or processes."""
 
 from __future__ import annotations
 
 import itertools
-import math
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Generator
+from typing import TYPE_CHECKING
 
 from data_pipelines.buffers import Batch, StepBuffer
-from data_pipelines.cores import cores_per_process
-from data_pipelines.datasets.bad_samples import BadSampleLog, Decoder
-from data_pipelines.datasets.dataset import NO_LABEL, Dataset
-from data_pipelines.datasets.prefetch import PREFETCH_STEPS, Need, ShardPrefetcher, naming
-from data_pipelines.remote.fetch import cancel_on
+from data_pipelines.datasets.account import BadSampleAccount, BadSampleLog
+from data_pipelines.datasets.bad_samples import Decoder
+from data_pipelines.datasets.prefetch import PREFETCH_STEPS, naming
+from data_pipelines.images.decode import BadSampleError
 from data_pipelines.rng import DrawFields
-from data_pipelines.sampler import Row, Sampler
-from data_pipelines.transforms.backends.any_channels import fitting
-from data_pipelines.transforms.backends.device import NUM_COLOURS
-from data_pipelines.transforms.backends.select import backend as make_backend
+from data_pipelines.rows import Making, RowMaker, default_threads, fetched
+from data_pipelines.runs import ChildRun, Run, ThreadRun
+from data_pipelines.sampler import Sampler
 from data_pipelines.transforms.backends.select import on_cpu, resolve_backend
 from data_pipelines.transforms.config import BackendName, Views
-from data_pipelines.transforms.transform import Recipe, SampleCrops
 
-_THUMBNAIL_BYTES = 8192
+if TYPE_CHECKING:  # imported where there are to be any
+    from data_pipelines.children.parent import Children
+    from data_pipelines.children.wire import Message
+
+__all__ = ["Batch", "Loader", "default_threads"]
 
 
 class Loader:
     """This rank's part of every global batch.
 
     The batch of a step is a function of the sampler, the views and the step alone: neither ranks, accumulation,
-    threads nor a restart change it. Rank r takes rows [rB/R, (r+1)B/R), and its micro-batches are consecutive
-    parts of those.
+    processes, threads nor a restart change it. Rank r takes rows [rB/R, (r+1)B/R), and its micro-batches are
+    consecutive parts of those.
 
     Args:
         sampler: Which sample fills which row; its data sets stay open when the loader closes.
@@ -41,8 +41,10 @@ class Loader:
         rank: r of `world_size`.
         world_size: R.
         grad_accum_steps: Micro-batches of a step; the global batch is a multiple of `world_size * grad_accum_steps`.
-        draw: Draws what batches hold beside crops, ids, rows and labels; called once a row, see `rng.DrawFields`.
-        threads: Default: see `default_threads`.
+        draw: Draws what batches hold beside crops, ids, rows and labels; called once a row, see `rng.DrawFields`. With
+            workers, a `NamedDraw` or a function of a module, for they look it up by its name.
+        workers: Processes that make the batches, each with threads of its own; 0: threads of this process do.
+        threads: Of each process. Default: see `default_threads`.
         prefetch: Steps made ahead of the one in use; each costs a buffer.
         pin_memory: Buffers that a GPU can copy from asynchronously. They are not written to again before
             the copies that the consumer enqueued on its current stream are done.
@@ -65,6 +67,7 @@ class Loader:
         world_size: int = 1,
         grad_accum_steps: int = 1,
         draw: DrawFields | None = None,
+        workers: int = 0,
         threads: int | None = None,
         prefetch: int = 2,
         pin_memory: bool = False,
@@ -85,100 +88,121 @@ class Loader:
                 f"a batch of {batch_size} does not divide into {world_size} ranks x {grad_accum_steps} micro-batches; "
                 f"it must be a multiple of {world_size * grad_accum_steps}"
             )
-        self.sampler, self.grad_accum_steps = sampler, grad_accum_steps
+        self.sampler, self.grad_accum_steps, self.prefetch = sampler, grad_accum_steps, prefetch
         self.num_rows = batch_size // world_size
         self.first_row = rank * self.num_rows
         self.wait_seconds = 0.0
         backend = resolve_backend(backend, channels, bits)
-        maker = on_cpu(backend)
+        on_device, maker = backend == "device", on_cpu(backend)
         #: Who makes the crops, in words.
-        self.backend = f"{maker}, colours by the device" if backend == "device" else maker
-        self.recipe = Recipe(
-            fitting(views, channels)[0],
-            make_backend(maker),
-            colour_on_device=backend == "device",
-            partial_decode=partial_decode,
-            dct_scaling=dct_scaling,
-        )
-        self._channels, self._bits = channels, bits
-        self.draw, self.prefetch, self._pin_memory = draw, prefetch, pin_memory
-        padded = maker == "native"
-        self.decoders = {
-            key: Decoder(dataset, channels, max_bad_share, padded, bad_samples, bits)
+        self.backend = f"{maker}, colours by the device" if on_device else maker
+        self.workers, self.threads = workers, threads or default_threads(list(sampler.datasets.values()), workers)
+        self._accounts = {
+            key: BadSampleAccount(dataset.num_samples, max_bad_share, bad_samples)
             for key, dataset in sampler.datasets.items()
         }
-        self.threads = threads or default_threads(list(sampler.datasets.values()))
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="loader")
-        self._pending: deque[tuple[StepBuffer, list[Future[None]]]] = deque()
-        self._shard_prefetch_steps = shard_prefetch_steps
-        self._stop = threading.Event()  # ends what the threads are fetching
+        making = Making(views, channels, bits, maker, on_device, partial_decode, dct_scaling)
+        #: Makes rows in this process.
+        self.maker = RowMaker(sampler, making, self._accounts, draw, self.threads)
+        self._pin_memory, self._horizon = pin_memory, shard_prefetch_steps
+        self._children: Children | None = None
+        if workers:
+            from data_pipelines.children.parent import Children
+            from data_pipelines.children.state import State
+
+            self._children = Children(
+                State(sampler, making, draw, self.threads),
+                self._rows,
+                workers,
+                multiple=sampler.repeats,
+                hear=self._hear,
+                fetches=bool(shard_prefetch_steps) and any(dataset.fetches for dataset in sampler.datasets.values()),
+                horizon=shard_prefetch_steps,
+            )
+        self._run: Run | None = None
+        self._upcoming: int | None = None  # the step that is asked for next
+
+    @property
+    def draw(self) -> DrawFields | None:
+        """What draws the fields beside crops, ids, rows and labels."""
+        return self.maker.draw
+
+    @property
+    def decoders(self) -> dict[int, Decoder]:
+        """Of this process, by data set."""
+        return self.maker.decoders
 
     @property
     def num_bad(self) -> int:
         """Reads of this rank that found a bad sample."""
-        return sum(decoder.num_bad for decoder in self.decoders.values())
+        return sum(account.num_bad for account in self._accounts.values())
 
     def steps(self, start: int = 0) -> Generator[list[Batch], None, None]:
         """Yield this rank's micro-batches of step `start`, `start + 1` and so on, without end.
 
         The tensors are reused: they hold until the next item is asked for.
         """
-        buffers = deque(self._allocate() for _ in range(self.prefetch + 1))
-        pending = self._pending = deque()
-        upcoming = itertools.count(start)
-        stop = self._stop = threading.Event()
-        prefetcher = ShardPrefetcher(
-            self.sampler.datasets.values(), self._needs(start), self._shard_prefetch_steps, start
-        )
+        run = self._run = self._begin(start)
+        free, upcoming, numbers = deque(range(len(run.buffers))), itertools.count(start), deque[int]()
         try:
             for step in itertools.count(start):
-                while buffers:
-                    buffer = buffers.popleft()
-                    pending.append((buffer, self._fill(buffer, next(upcoming))))
-                buffer, futures = pending.popleft()
+                while free:
+                    numbers.append(free.popleft())
+                    run.begin(numbers[-1], next(upcoming))
+                self._upcoming, number = step, numbers.popleft()
                 began = time.perf_counter()
                 with naming(step):
-                    for future in futures:
-                        future.result()
+                    run.wait(step)
                 self.wait_seconds += time.perf_counter() - began
-                yield buffer.split(self.grad_accum_steps)
-                buffer.release()
-                buffers.append(buffer)
-                prefetcher.advance()
+                self._upcoming = step + 1
+                yield run.buffers[number].split(self.grad_accum_steps)
+                run.buffers[number].release()
+                free.append(number)
+                run.advance()
         finally:
-            stop.set()
-            prefetcher.close()
-            remaining = [future for _, futures in pending for future in futures if not future.cancel()]
-            wait(remaining)  # they write into buffers that go now
+            if self._run is run:
+                self._run = None
+            run.close()
 
     def rows(self, step: int, rows: range) -> Batch:
         """These rows of the global batch of a step, whoever's they are, in memory of their own."""
-        buffer = self._allocate(rows)
-        self._pool.submit(self._fill_rows, buffer, step, 0, self.sampler.rows(step, rows)).result()
+        buffer = StepBuffer.allocate(self.maker.fields(), rows, self._pin_memory)
+        for piece in self.maker.begin(buffer.arrays, step, rows, stop=threading.Event()):
+            piece.result()
         return buffer.split(1)[0]
 
     def fetch_metrics(self) -> dict[str, float]:
-        """What this process has fetched so far; empty where no data set fetches."""
-        caches = {id(dataset.cache): dataset.cache for dataset in self.sampler.datasets.values() if dataset.fetches}
-        totals = [cache.statistics for cache in caches.values()]
+        """What this rank has fetched so far; empty where no data set fetches."""
+        own = fetched(self.sampler.datasets.values())
+        totals = ([own] if own else []) + ([] if self._children is None else self._children.fetched())
         if not totals:
             return {}
+        num_bytes, hits, misses, seconds = (sum(values) for values in zip(*totals, strict=True))
         return {
-            "fetch/gigabytes": sum(total.fetched_bytes for total in totals) / 1e9,
-            "fetch/hits": sum(total.hits for total in totals),  # shards that were here when a reader came
-            "fetch/misses": sum(total.misses for total in totals),
-            "fetch/wait_seconds": sum(total.wait_seconds for total in totals),  # of all threads; see data_wait
+            "fetch/gigabytes": num_bytes / 1e9,
+            "fetch/hits": hits,  # shards that were here when a reader came
+            "fetch/misses": misses,
+            "fetch/wait_seconds": seconds,  # of all threads; see data_wait
         }
 
     @property
     def ready(self) -> bool:
         """Whether the iterator of `steps` made last has its next item without waiting."""
-        return bool(self._pending) and all(future.done() for future in self._pending[0][1])
+        return self._run is not None and self._upcoming is not None and self._run.is_made(self._upcoming)
+
+    @property
+    def child_processes(self) -> list[int]:
+        """The numbers of the processes that make the batches; none with `workers=0`."""
+        return [] if self._children is None else self._children.pids
 
     def close(self) -> None:
-        """Stop the threads. Iterators of `steps` cannot go on after this."""
-        self._stop.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Stop the threads and processes. Iterators of `steps` cannot go on after this."""
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+        if self._children is not None:
+            self._children.close()
+        self.maker.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -186,61 +210,31 @@ class Loader:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _needs(self, start: int) -> Iterator[list[Need]]:
-        """The shards that this rank's rows of each step from `start` on are in."""
-        datasets = self.sampler.datasets
-        for step in itertools.count(start):
-            rows = self.sampler.rows(step, range(self.first_row, self.first_row + self.num_rows))
-            found: list[Need] = []
-            for number, group in itertools.groupby(rows, key=lambda row: row.dataset):
-                shards = datasets[number].shards_of([row.sample for row in group])
-                found += [Need(datasets[number], shard) for shard in dict.fromkeys(shards.tolist())]
-            yield found
+    @property
+    def _rows(self) -> range:
+        """This rank's, of the global batch."""
+        return range(self.first_row, self.first_row + self.num_rows)
 
-    def _allocate(self, rows: range | None = None) -> StepBuffer:
-        """Memory for `rows` of the global batch, by default this rank's."""
-        fields = {} if self.draw is None else self.draw(self.sampler.seed, 0, 0)  # for names, shapes and types
-        rows = rows or range(self.first_row, self.first_row + self.num_rows)
-        num_colours = NUM_COLOURS if self.recipe.colour_on_device else 0
-        return StepBuffer(self.recipe.views, self._channels, rows, fields, self._pin_memory, num_colours, self._bits)
+    def _begin(self, start: int) -> Run:
+        count = self.prefetch + 1
+        if self._children is None:
+            horizon = self._horizon
+            return ThreadRun(self.maker, self._rows, count, pin_memory=self._pin_memory, start=start, horizon=horizon)
+        fields = self.maker.fields()
+        return ChildRun(self._children, fields, self._rows, count, pin_memory=self._pin_memory, start=start)
 
-    def _fill(self, buffer: StepBuffer, step: int) -> list[Future[None]]:
-        """Have the threads make a step, in pieces small enough to keep them all busy to its end."""
-        rows = self.sampler.rows(step, range(self.first_row, self.first_row + self.num_rows))
-        length = max(1, min(32, self.num_rows // (4 * self.threads)))
-        length = math.ceil(length / self.sampler.repeats) * self.sampler.repeats  # a sample is decoded once a piece
-        return [
-            self._pool.submit(self._fill_rows, buffer, step, first, rows[first : first + length])
-            for first in range(0, self.num_rows, length)
-        ]
-
-    def _fill_rows(self, buffer: StepBuffer, step: int, first: int, rows: list[Row]) -> None:
-        """Rows `first` and following of the buffer."""
-        cancel_on(self._stop)
-        buffer.wait_until_free()
-        arrays, seed = buffer.arrays, self.sampler.seed
-        for _, same in itertools.groupby(enumerate(rows, first), key=lambda numbered: numbered[1][:3]):
-            group = list(same)  # the rows, with their places, that show one sample
-            row, places = group[0][1], {row.repeat: place for place, row in group}
-            identities = [row._replace(repeat=repeat).identity(seed) for repeat in range(self.sampler.repeats)]
-            crops = SampleCrops(self.recipe, identities)
-            decoded = self.decoders[row.dataset].read(row.sample, crops)
-            crops.make(decoded.picture, arrays, places)
-            for place in places.values():
-                arrays["labels"][place] = NO_LABEL if decoded.label is None else decoded.label
-                arrays["ids"][place] = (row.dataset, decoded.sample)
-        if self.draw is not None:
-            for place in range(first, first + len(rows)):
-                number = int(arrays["rows"][place])
-                for name, field in self.draw(seed, step, number).items():
-                    arrays[name][place] = field
-
-
-def default_threads(datasets: Sequence[Dataset]) -> int:
-    """This process's share of the cores; 1 for thumbnails, where threads only queue for the interpreter's lock.
-
-    Measured on two cores: images of 110 KB, 2.0 times as fast with two threads; of 0.9 KB, 0.7 times.
-    """
-    num_bytes = sum(dataset.num_image_bytes for dataset in datasets)
-    mean_bytes = num_bytes / sum(dataset.num_samples for dataset in datasets)
-    return cores_per_process() if mean_bytes > _THUMBNAIL_BYTES else 1
+    def _hear(self, message: Message) -> None:
+        """Keep the account of what a child has read."""
+        for key, count in message.get("good", ()):
+            self._accounts[key].count_good(count)
+        if "note" in message:
+            self._accounts[message["note"]].note(message["cases"], message["where"])
+        if "bad" in message:
+            account, dataset = self._accounts[message["bad"]], self.sampler.datasets[message["bad"]]
+            number = message["number"]
+            shard = dataset.shards[int(dataset.shards_of([number])[0])]
+            error = BadSampleError(message["key"], shard, message["reason"], message["case"])
+            try:
+                account.count_bad(error)
+            finally:
+                account.name(number, error, message["instead"])

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 
-from data_pipelines.rng import Purpose, random_bits, stream_key
+from data_pipelines.rng import Purpose, bits_at, random_bits, stream_key
 
 MAX_LANES = 512
 
@@ -27,7 +28,7 @@ class Order:
     2. the shards are permuted, laid end to end and rotated by a random amount;
     3. this axis is cut into L lanes of equal length, each lane into windows of about `window`
        samples, and each window is shuffled;
-    4. batch t takes the t-th `B / L` samples of every lane, rows ordered by lane.
+    4. batch t takes the t-th `B / L` samples of every lane, ordered by lane; `Sampler` deals them out to rows.
 
     A lane reads its shards front to back, so a shard is open for a short while only, and a batch
     mixes L places of the data set, which is what data sorted by class need.
@@ -78,22 +79,28 @@ class Order:
         """The pass that `step` belongs to; a batch never mixes two."""
         return step // self.steps_per_pass
 
-    def ids(self, step: int) -> np.ndarray:
-        """Sample numbers of global batch `step`: (B,) int64."""
+    def ids(self, step: int, places: np.ndarray | None = None) -> np.ndarray:
+        """Sample numbers of global batch `step`: (B,) int64.
+
+        Args:
+            step: Batches before it.
+            places: Only of these places in the batch, of 0 .. B - 1; what others would cost is not done then.
+        """
         if step < 0:
             raise ValueError(f"the step is {step}; steps count from 0")
         epoch, batch = divmod(step, self.steps_per_pass)
         per_lane = self.batch_size // self.lanes
-        in_lane = np.arange(batch * per_lane, (batch + 1) * per_lane)
-        lanes = np.arange(self.lanes)[:, None]
-        places = np.empty((self.lanes, per_lane), dtype=np.int64)  # along the whole axis
+        places = np.arange(self.batch_size) if places is None else places
+        lanes, in_lane = np.divmod(places, per_lane)
+        in_lane += batch * per_lane
         windows = in_lane // self._window_length
-        for window in range(int(windows[0]), int(windows[-1]) + 1):
+        along = np.empty(len(places), dtype=np.int64)  # the whole axis
+        for window in range(batch * per_lane // self._window_length, int(windows.max(initial=-1)) + 1):
             here = windows == window
             start = window * self._window_length
-            within = self._shuffled(epoch, window)[:, in_lane[here] - start]
-            places[:, here] = lanes * self._lane_length + start + within
-        return self._samples(epoch, places.reshape(-1))
+            within = self._shuffled(epoch, window).of(lanes[here], in_lane[here] - start)
+            along[here] = lanes[here] * self._lane_length + start + within
+        return self._samples(epoch, along)
 
     def _samples(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """Places on the axis of a pass -> sample numbers."""
@@ -120,11 +127,28 @@ class Order:
         firsts, lengths = firsts[permuted], lengths[permuted]
         return np.cumsum(lengths) - lengths, firsts, int(bits[-1] % np.uint64(num_used))
 
-    def _make_shuffled(self, epoch: int, window: int) -> np.ndarray:
-        """Permutations of one window in every lane: (L, length of the window)."""
+    def _make_shuffled(self, epoch: int, window: int) -> _Shuffled:
         length = min(self._window_length, self._lane_length - window * self._window_length)
-        bits = random_bits(stream_key(self.seed, Purpose.WINDOW, epoch, window), self.lanes * length)
-        return np.argsort(bits.reshape(self.lanes, length), axis=1, kind="stable")
+        return _Shuffled(stream_key(self.seed, Purpose.WINDOW, epoch, window), self.lanes, length)
+
+
+class _Shuffled:
+    """Permutations of one window in every lane, each found when it is first asked for: shuffling all lanes at once
+    would take a fifth of a second at the windows' ends."""
+
+    def __init__(self, key: int, lanes: int, length: int) -> None:
+        self._key, self._length, self._lock = key, length, Lock()
+        self._known = np.zeros(lanes, dtype=np.bool_)
+        self._permutations = np.empty((lanes, length), dtype=np.int32)
+
+    def of(self, lanes: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Which place of the window comes at each of these places of these lanes."""
+        with self._lock:
+            new = np.unique(lanes[~self._known[lanes]])
+            bits = bits_at(self._key, new[:, None] * self._length + np.arange(self._length))
+            self._permutations[new] = np.argsort(bits, axis=1, kind="stable")
+            self._known[new] = True
+        return self._permutations[lanes, places]
 
 
 def default_lanes(num_samples: int, batch_size: int, window: int = 1024) -> int:

@@ -59,9 +59,10 @@ class Watch:
         for key, decoder in loader.decoders.items():
             decoder.dataset = _WatchedDataset(decoder.dataset, self)  # type: ignore[assignment]
             loader.decoders[key] = _WatchedDecoder(decoder, self)  # type: ignore[assignment]
-        if loader.draw is not None:
-            loader.draw = self._timed("masks", loader.draw)
-        self._backend, loader.recipe.backend = loader.recipe.backend, self._execute
+        maker = loader.maker
+        if maker.draw is not None:
+            maker.draw = self._timed("masks", maker.draw)
+        self._backend, maker.recipe.backend = maker.recipe.backend, self._execute
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:

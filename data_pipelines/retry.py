@@ -47,6 +47,15 @@ def patiently(
         OSError: It goes on failing, or fails with what does not pass; the message names the file. That is no property
             of a sample, so nobody should skip one for it.
     """
+    try:
+        return action()  # what follows takes longer than reading a thumbnail
+    except OSError as error:
+        failed = [error]
+
+    def again() -> _Result:
+        if failed:  # the first try, which was made
+            raise failed.pop()
+        return action()
 
     def prepare(state: RetryCallState) -> None:
         if between is not None and state.attempt_number > 1:
@@ -62,7 +71,7 @@ def patiently(
         reraise=True,
     )
     try:
-        return attempts(action)
+        return attempts(again)
     except OSError as error:
         if error.errno is None:
             raise

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +19,22 @@ from data_pipelines import native
 #: Draws the fields that a method asks for of one row, masks for example: a function of (seed, step, row of the global
 #: batch) alone, to arrays of always the same names, shapes and types.
 DrawFields = Callable[[int, int, int], Mapping[str, np.ndarray]]
+
+
+class NamedDraw:
+    """A `DrawFields` that other processes can make, too: a function's name, and what to call it with.
+
+    Args:
+        maker: "package.module:function", which makes a `DrawFields` of `given`.
+        given: What JSON can say.
+    """
+
+    def __init__(self, maker: str, given: Any) -> None:
+        self.maker, self.given = maker, given
+        self._draw: DrawFields = resolve_name(maker)(given)
+
+    def __call__(self, seed: int, step: int, row: int) -> Mapping[str, np.ndarray]:
+        return self._draw(seed, step, row)
 
 
 class Purpose(IntEnum):
@@ -32,6 +49,8 @@ class Purpose(IntEnum):
     STATISTICS = 7
     DROP_PATH = 8
     GUMBEL = 9
+    ROWS = 10
+    CODES = 11
 
 
 _GAMMA, _MIX1, _MIX2, _64_BITS = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, (1 << 64) - 1
@@ -54,8 +73,13 @@ def stream_key(*words: int) -> int:
 
 def random_bits(key: int, count: int) -> np.ndarray:
     """The first `count` numbers of a stream: (count,) uint64."""
+    return bits_at(key, np.arange(count, dtype=np.uint64))
+
+
+def bits_at(key: int, places: np.ndarray) -> np.ndarray:
+    """The numbers at these places of a stream, counted from 0: uint64 of the same shape."""
     with np.errstate(over="ignore"):
-        return _mixed(np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GAMMA))
+        return _mixed(np.uint64(key) + (places.astype(np.uint64) + np.uint64(1)) * np.uint64(_GAMMA))
 
 
 def _mixed(words: np.ndarray) -> np.ndarray:
@@ -84,7 +108,9 @@ def uniform_table(keys: np.ndarray, count: int) -> np.ndarray:
 
 def permutation(stream: Stream, count: int) -> np.ndarray:
     """0 .. count - 1 in an order that the next number of `stream` decides, all orders alike: (count,) int64."""
-    return np.argsort(random_bits(stream.bits(), count), kind="stable")
+    out = np.empty(count, dtype=np.int64)
+    stream.permute(out)
+    return out
 
 
 class PythonStream:
@@ -109,6 +135,10 @@ class PythonStream:
     def integer(self, count: int) -> int:
         """The next integer of 0 .. count - 1."""
         return int(self.random() * count)
+
+    def permute(self, out: np.ndarray) -> None:
+        """Fill `out`, int64, with 0 .. its length - 1 in an order that the next number decides."""
+        out[:] = np.argsort(random_bits(self.bits(), len(out)), kind="stable")
 
 
 if TYPE_CHECKING or not native.BUILT:  # noqa: SIM108 (mypy takes no conditional expression for a type)

@@ -14,8 +14,10 @@ import numpy as np
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.mixture import Mixture
 from data_pipelines.order import MAX_LANES, Order, default_lanes
-from data_pipelines.rng import Purpose
+from data_pipelines.rng import Purpose, Stream, permutation
 from data_pipelines.wording import samples_in
+
+_PERMUTED = "permuted"
 
 
 class Row(NamedTuple):
@@ -66,6 +68,9 @@ class Sampler:
     `Order` of their own, in passes of their own: one ends as a set of others begins, so a batch may hold the last
     samples of a set's pass and the first of its next. Of one data set, batch t is its order's batch t.
 
+    The rows of a batch are in an order of their own, drawn for each step: the rows of a rank are of all lanes and all
+    data sets alike. In a run that began before that was so, they stay ordered by lane (`is_permuted`).
+
     An epoch is one pass over a single data set; of several, as many rows as they have samples together. With
     `repeats`, likewise as many rows as there are samples.
 
@@ -111,6 +116,7 @@ class Sampler:
             checksum, count = dataset.checksum, dataset.num_samples
             parts.append(SegmentPart(number, name, checksum, count, shares[number], size, own_lanes))
         self.seed, self.batch_size, self.window, self.repeats = seed, batch_size, window, repeats
+        self.is_permuted = True
         self.datasets: Mapping[int, Dataset] = dict(enumerate(datasets))
         self.segments: tuple[Segment, ...] = (Segment(0, tuple(parts)),)
         self._orders: dict[tuple[int, int, int], Order] = {}
@@ -145,33 +151,51 @@ class Sampler:
         if step < 0:
             raise ValueError(f"the step is {step}; steps count from 0")
         segment = self.segment(step)
+        draws = self.batch_size // self.repeats
+        begin = (step - segment.start_step) * draws
         first, last = rows.start // self.repeats, -(-rows.stop // self.repeats)
-        start = (step - segment.start_step) * (self.batch_size // self.repeats)
-        mixture = Mixture([part.weight for part in segment.parts])
-        sets, places = mixture.deal(start + first, last - first)
+        chosen = np.arange(first, last)  # places in the batch
+        if self.is_permuted:
+            chosen = permutation(Stream(self.seed, Purpose.ROWS, step), draws)[first:last]
+        sets, places = np.zeros(len(chosen), np.int64), begin + chosen
+        if len(segment.parts) > 1:
+            dealt = Mixture([part.weight for part in segment.parts]).deal(begin, draws)
+            sets, places = (numbers[chosen] for numbers in dealt)
         samples, epochs = np.zeros(len(sets), np.int64), np.zeros(len(sets), np.int64)
         for number, part in enumerate(segment.parts):
             own = sets == number
             samples[own], epochs[own] = self._samples(part, places[own])
         keys = [part.dataset for part in segment.parts]
-        drawn = list(zip((keys[number] for number in sets), samples.tolist(), epochs.tolist(), strict=True))
+        drawn = list(zip((keys[number] for number in sets.tolist()), samples.tolist(), epochs.tolist(), strict=True))
         return [Row(*drawn[row // self.repeats - first], row % self.repeats) for row in rows]
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must agree on to be shown the same batches, for JSON; see `continued`."""
+        permuted = {"rows": _PERMUTED} if self.is_permuted else {}
         return {
             "seed": self.seed,
             "batch_size": self.batch_size,
             "window": self.window,
             "repeats": self.repeats,
+            **permuted,
             "segments": [_written(segment) for segment in self.segments],
         }
 
     @classmethod
     def continued(cls, state: Mapping[str, Any], datasets: Mapping[int, Dataset]) -> Sampler:
         """The sampler whose `state` that is; rows of segments whose data sets are not among `datasets` can't be asked
-        for."""
+        for. A state that does not say how rows are ordered is of a run that has them ordered by lane.
+
+        Raises:
+            ValueError: Rows are ordered in a way that a later version must know.
+        """
+        order = state.get("rows")
+        if order not in (None, _PERMUTED):
+            raise ValueError(
+                f"the rows of the run's batches are ordered by {order!r}, which this version does not know"
+            )
         sampler = cls.__new__(cls)
+        sampler.is_permuted = order is not None
         sampler.seed, sampler.batch_size = state["seed"], state["batch_size"]
         sampler.window, sampler.repeats = state["window"], state["repeats"]
         sampler.datasets = dict(datasets)
@@ -213,7 +237,7 @@ class Sampler:
         samples = np.zeros(len(places), np.int64)
         for batch in np.unique(batches).tolist():
             here = batches == batch
-            samples[here] = order.ids(batch + part.first_pass * order.steps_per_pass)[offsets[here]]
+            samples[here] = order.ids(batch + part.first_pass * order.steps_per_pass, offsets[here])
         return samples, part.first_pass + batches // order.steps_per_pass
 
     def _order(self, part: SegmentPart) -> Order:

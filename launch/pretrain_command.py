@@ -44,6 +44,9 @@ def pretrain(
     group_pattern: GroupPattern = None,
     group_column: GroupColumn = None,
     list_: Annotated[bool, typer.Option("--list", help="Show the presets and stop.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write a trace of steps 10 to 12 into the run folder's profile/.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and stop.")] = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
@@ -56,7 +59,8 @@ def pretrain(
         return
     from launch.own_data import prepare
 
-    chosen = prepare(preset, overrides or (), data, Grouping(val_share, group_pattern, group_column))
+    overrides = [*(overrides or ()), *(["tracking.profile_steps=[10,12]"] if profile else [])]
+    chosen = prepare(preset, overrides, data, Grouping(val_share, group_pattern, group_column))
     if dry_run:
         show_plan(chosen.preset, chosen.overrides)
     else:

@@ -23,7 +23,9 @@ def show_profile(preset: str, overrides: Sequence[str], gpu_rate: float | None, 
     world_size = ranks_for_profiling(sampler.batch_size)
 
     def make(threads: int | None) -> Loader:
-        return loader_of(config, sampler, world_size=world_size, **({} if threads is None else {"threads": threads}))
+        return loader_of(
+            config, sampler, workers=0, world_size=world_size, **({} if threads is None else {"threads": threads})
+        )
 
     found = profile(make, seconds)
     total = sum(found.milliseconds.values())

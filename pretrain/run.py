@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from data_pipelines.children.nursery import nursery
 from data_pipelines.cores import cores_per_process
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import read_json
@@ -92,6 +93,8 @@ def pretrain(
         watchdog = held.enter_context(Watchdog(limits, folder, rank, world_size, dump_flight_recorder))
         if device.type == "cuda":
             set_defaults(folder / STACKS)
+        if config.data.workers:
+            nursery()  # it imports what it needs while this process does
         import_deepspeed(device)
         startup.mark("import deepspeed")
         rank, world_size = initialise_distributed(device)

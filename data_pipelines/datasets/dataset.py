@@ -10,6 +10,7 @@ import time
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,7 @@ from data_pipelines.retry import patiently
 from data_pipelines.shards.index import NO_LABEL, Index
 from data_pipelines.shards.scan import IMAGE_SUFFIXES
 from data_pipelines.shards.shard import ShardChangedError, identify, open_shard
+from data_pipelines.shards.tar import BLOCK
 from data_pipelines.wording import counted
 
 if TYPE_CHECKING:  # imported where shards come through it
@@ -40,6 +42,7 @@ _MAX_OPEN_SHARDS = 512  # of a data set
 _MIN_OPEN_SHARDS = 8
 _KEEP_SECONDS = 5.0
 _MAX_NAMED = 5  # empty shards
+_HAS_ADVICE = hasattr(os, "posix_fadvise")  # not on every system
 _log = logging.getLogger(__name__)
 
 
@@ -52,6 +55,7 @@ class Dataset:
         joint: Where the joint index of these shards lies, if not in the user's cache.
         cache: Through which shards from elsewhere come.
         stage: Let local shards come through it too, as their file system is slow.
+        index: Of these shards, where it is at hand; no shard is looked at then, and nothing told of what it says.
     """
 
     def __init__(
@@ -61,12 +65,15 @@ class Dataset:
         joint: Path | None = None,
         cache: Cache | None = None,
         stage: bool = False,
+        index: Index | None = None,
     ) -> None:
         self.shards = tuple(shards)
         self._given_cache, self._stage = cache, stage
         local = [shard for shard in self.shards if isinstance(shard, Path)]
         self.fetches = stage or len(local) < len(self.shards)
-        self.index = open_index(local, joint) if len(local) == len(self.shards) else self._open_remote_index()
+        self.index = index or (
+            open_index(local, joint) if len(local) == len(self.shards) else self._open_remote_index()
+        )
         self.shard_sizes: tuple[int, ...] = tuple(self.index.counts.tolist())
         self.num_samples = len(self.index)
         self._ends: list[int] = self.index.ends.tolist()
@@ -83,6 +90,14 @@ class Dataset:
         self.depth = _depth(info)  # bits a channel, and the largest level, as far as dataset.json tells
         self.packed = _packed(info)  # samples by shard's name, as far as dataset.json tells
         self.labels = self.index.labels  # (num_samples,) int32 or int64, -1 where unknown; perhaps a view of a file
+        self._open: OrderedDict[int, _OpenFile] = OrderedDict()
+        self._lock = Lock()
+        _datasets.add(self)
+        if index is None:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Log what is wrong with the shards."""
         if self.index.findings:
             num_problems, num_shards = len(self.index.findings), len(self.shards)
             _log.warning("%d of %d shards have problems; `selfsight verify` lists them", num_problems, num_shards)
@@ -90,9 +105,6 @@ class Dataset:
         if empty:
             more = f" and {len(empty) - _MAX_NAMED} more" if len(empty) > _MAX_NAMED else ""
             _log.warning("without a sample: %s%s", ", ".join(map(shown, empty[:_MAX_NAMED])), more)
-        self._open: OrderedDict[int, _OpenFile] = OrderedDict()
-        self._lock = Lock()
-        _datasets.add(self)
 
     @cached_property
     def cache(self) -> Cache:
@@ -105,6 +117,11 @@ class Dataset:
         from data_pipelines.datasets.remote_index import open_remote_index
 
         return open_remote_index(self.shards, self.cache)
+
+    @property
+    def stage(self) -> bool:
+        """Whether local shards come through the cache."""
+        return self._stage
 
     @cached_property
     def checksum(self) -> str:
@@ -142,6 +159,22 @@ class Dataset:
         size = min(entry.image_size, MAX_FILE_BYTES + 1)  # of what is larger, as much as tells that it is
         image = self._read_piece(shard, entry.image_offset, size)
         return Sample(entry.key, self.shards[shard], image, None if entry.label == NO_LABEL else entry.label)
+
+    def read_ahead(self, samples: Sequence[int]) -> None:
+        """Have the kernel begin to read the images of these samples, for whoever reads them soon.
+
+        A file system that is slow to answer is asked for all of them at once, and not for as many as there are
+        threads. Of shards that come through a cache, only those that are here and open are read. Nothing is raised.
+        """
+        if not _HAS_ADVICE:
+            return
+        numbers = np.asarray(samples)
+        sizes, blocks = self.index.image_sizes[numbers].tolist(), self.index.image_blocks[numbers].tolist()
+        for shard, block, size in sorted(zip(self.shards_of(numbers).tolist(), blocks, sizes, strict=True)):
+            with suppress(OSError):
+                file = self._file(shard) if not self.fetches else self._open.get(shard)
+                if file is not None:
+                    os.posix_fadvise(file.descriptor, block * BLOCK, size, os.POSIX_FADV_WILLNEED)
 
     def read_metadata(self, sample: int) -> dict[str, Any]:
         """What the `.json` of a sample says; empty where it has none.

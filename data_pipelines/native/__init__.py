@@ -11,5 +11,8 @@ try:
 except ImportError:
     kernel = None
 
+if not hasattr(kernel, "resize"):  # of an earlier checkout: it lacks what this one asks for
+    kernel = None
+
 BUILT = kernel is not None
 HOW_TO_BUILD = "with a C compiler installed, run `python setup.py build_ext --inplace` in the checkout"

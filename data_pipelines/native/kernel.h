@@ -76,6 +76,13 @@ const char *check_job(const Image *image, const Job *job);
 /* Whether this processor runs the AVX2 forms. */
 bool has_avx2(void);
 
+/* Pixels of any number of channels, which lie one behind the other: 8 or 16 bits, and single-precision numbers. */
+typedef enum { BYTES, WORDS, FLOATS } Kind;
+
+/* The box of an image of bytes or words at `out`, which is (channels, height, width) of the same kind, rounded and cut
+ * to its range, or of floats, cut; of the job, the colours are left. Returns false when out of memory. */
+bool resample_channels(const Image *image, Kind kind, const Job *job, Kind out_kind, Scratch *scratch, bool wide);
+
 /* Each returns false when out of memory. */
 bool make_crop(const Image *image, const Job *job, Scratch *scratch, bool wide);
 bool resample(const Image *image, const Job *job, Scratch *scratch, bool wide);

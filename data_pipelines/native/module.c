@@ -1,4 +1,4 @@
-/* The kernel as the Python module data_pipelines.crops.native._crops: arguments are checked here, with the interpreter's lock
+/* The kernel as the Python module data_pipelines.native._crops: arguments are checked here, with the interpreter's lock
  * held; the work is done without it. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -126,6 +126,78 @@ done:
     return result;
 }
 
+/* An array with three axes, of bytes, words, or floats where `floats` says so. */
+static bool get_numbers(PyObject *object, Py_buffer *view, int flags, bool floats, Kind *kind, const char *what) {
+    if (PyObject_GetBuffer(object, view, flags | PyBUF_FORMAT) != 0)
+        return false;
+    const char *format = view->format == NULL ? "B" : view->format;
+    const bool known = strcmp(format, "B") == 0 || strcmp(format, "H") == 0 || (floats && strcmp(format, "f") == 0);
+    if (view->ndim == 3 && known) {
+        *kind = *format == 'B' ? BYTES : *format == 'H' ? WORDS : FLOATS;
+        return true;
+    }
+    PyErr_Format(PyExc_ValueError, "%s must be an array of uint8%s uint16%s with three axes", what, floats ? "," : " or",
+                 floats ? " or float32" : "");
+    PyBuffer_Release(view);
+    return false;
+}
+
+static PyObject *resize(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *array, *out;
+    Job job = {0};
+    int filter, flip, portable = 0;
+    if (!PyArg_ParseTuple(args, "OO(dddd)ip|p:resize", &array, &out, &job.left, &job.top, &job.right, &job.bottom,
+                          &filter, &flip, &portable))
+        return NULL;
+    Py_buffer source, target;
+    Kind kind, out_kind;
+    if (!get_numbers(array, &source, PyBUF_STRIDES, false, &kind, "the image"))
+        return NULL;
+    if (!get_numbers(out, &target, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS, true, &out_kind, "the output")) {
+        PyBuffer_Release(&source);
+        return NULL;
+    }
+    const Image image = {.pixels = source.buf,
+                         .height = source.shape[0],
+                         .width = source.shape[1],
+                         .channels = source.shape[2],
+                         .row_stride = source.strides[0],
+                         .pixel_stride = source.strides[1],
+                         .channel_stride = source.strides[2]};
+    job.filter = (Filter)filter;
+    job.flip = flip;
+    job.out = target.buf;
+    job.height = target.shape[1];
+    job.width = target.shape[2];
+    const char *wrong = check_job(&image, &job);
+    if (wrong == NULL && target.shape[0] != image.channels)
+        wrong = "the output has not as many channels as the image";
+    if (wrong == NULL && image.channels > 1 && source.strides[2] != source.itemsize)
+        wrong = "the channels of a pixel do not lie one behind the other";
+    if (wrong == NULL && kind == WORDS &&
+        ((uintptr_t)source.buf % 2 != 0 || source.strides[0] % 2 != 0 || source.strides[1] % 2 != 0))
+        wrong = "its numbers of 16 bits lie at odd addresses";
+    if (wrong == NULL && out_kind != FLOATS && out_kind != kind)
+        wrong = "the output is of another type than the image";
+    bool enough_memory = true;
+    if (wrong == NULL) {
+        Py_BEGIN_ALLOW_THREADS
+        Scratch scratch = {0};
+        enough_memory = resample_channels(&image, kind, &job, out_kind, &scratch, !portable && has_avx2());
+        free_scratch(&scratch);
+        Py_END_ALLOW_THREADS
+        if (!enough_memory)
+            PyErr_NoMemory();
+    } else {
+        PyErr_Format(PyExc_ValueError, "a crop of %zd x %zd px from an image of %zd x %zd px (height x width): %s",
+                     job.height, job.width, image.height, image.width, wrong);
+    }
+    PyBuffer_Release(&target);
+    PyBuffer_Release(&source);
+    return wrong == NULL && enough_memory ? Py_NewRef(Py_None) : NULL;
+}
+
 static PyObject *instruction_set(PyObject *module, PyObject *unused) {
     (void)module;
     (void)unused;
@@ -137,6 +209,9 @@ static PyMethodDef METHODS[] = {
      "render(image, jobs, portable=False): make crops of an image, (h, w, c) uint8 of any strides.\n\n"
      "Each job is (out, (left, top, right, bottom), interpolation, flip, jitter, grey, blur radius, solarise), out being\n"
      "(c, height, width) uint8, C-contiguous; jitter holds (operation, factor). Runs without the interpreter's lock."},
+    {"resize", resize, METH_VARARGS,
+     "resize(image, out, (left, top, right, bottom), interpolation, flip, portable=False): the box of an image, (h, w, c)\n"
+     "uint8 or uint16 whose channels lie side by side, into `out`, (c, height, width) of the same type or float32."},
     {"instruction_set", instruction_set, METH_NOARGS, "AVX2 or portable: what render() uses on this processor."},
     {NULL, NULL, 0, NULL},
 };

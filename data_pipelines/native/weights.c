@@ -75,6 +75,64 @@ static int32_t quantise(const double *weights, ptrdiff_t count, double sum, int1
     return precision;
 }
 
+/* How the filter lies over one axis. */
+typedef struct {
+    double (*weigh)(double);
+    double scale, support, shrink, offset;
+    ptrdiff_t count;
+} Pixels;
+
+static Pixels pixels_of(Filter filter, double low, double high, ptrdiff_t out, const Axis *axis) {
+    Pixels pixels = {.weigh = FILTERS[filter], .scale = (high - low) / (double)out, .count = axis->count};
+    pixels.support = support_of(filter, pixels.scale);
+    pixels.shrink = 1.0 / fmax(pixels.scale, 1.0);
+    pixels.offset = low - (double)axis->first;
+    return pixels;
+}
+
+/* The pixels [from, to) that make output pixel `i`, with their weights, the sum of these and of their sizes. */
+static void weigh(const Pixels *pixels, ptrdiff_t i, ptrdiff_t *from, ptrdiff_t *to, double *exact, double *sum,
+                  double *total) {
+    const double center = pixels->offset + ((double)i + 0.5) * pixels->scale;
+    const double begin = center - pixels->support + 0.5, end = center + pixels->support + 0.5;
+    *from = begin < 0 ? 0 : (ptrdiff_t)begin;
+    *to = (ptrdiff_t)end > pixels->count ? pixels->count : (ptrdiff_t)end;
+    *from = *from >= *to ? *to - 1 : *from;
+    *sum = *total = 0.0;
+    for (ptrdiff_t pixel = *from; pixel < *to; pixel++) {
+        const double weight = pixels->weigh(((double)pixel - center + 0.5) * pixels->shrink);
+        exact[pixel - *from] = weight;
+        *sum += weight;
+        *total += fabs(weight);
+    }
+}
+
+size_t float_axis_bytes(const Axis *axis, ptrdiff_t out) {
+    return 2 * align((size_t)out * sizeof(int32_t)) + align((size_t)out * (size_t)axis->max_weights * sizeof(float)) +
+           align((size_t)axis->max_weights * sizeof(double));
+}
+
+unsigned char *place_float_axis(Axis *axis, unsigned char *memory, Filter filter, double low, double high,
+                                ptrdiff_t out, bool reverse) {
+    axis->start = (int32_t *)memory;
+    axis->num_weights = (int32_t *)(memory += align((size_t)out * sizeof(int32_t)));
+    axis->float_weights = (float *)(memory += align((size_t)out * sizeof(int32_t)));
+    memory += align((size_t)out * (size_t)axis->max_weights * sizeof(float));
+    double *exact = (double *)memory;
+    const Pixels pixels = pixels_of(filter, low, high, out, axis);
+    for (ptrdiff_t i = 0; i < out; i++) {
+        double sum, total;
+        ptrdiff_t from, to;
+        weigh(&pixels, reverse ? out - 1 - i : i, &from, &to, exact, &sum, &total);
+        float *weights = axis->float_weights + i * axis->max_weights;
+        for (ptrdiff_t k = 0; k < to - from; k++)
+            weights[k] = (float)(exact[k] / sum);
+        axis->start[i] = (int32_t)from;
+        axis->num_weights[i] = (int32_t)(to - from);
+    }
+    return memory + align((size_t)axis->max_weights * sizeof(double));
+}
+
 unsigned char *place_axis(Axis *axis, unsigned char *memory, Filter filter, double low, double high, ptrdiff_t out,
                           ptrdiff_t step, bool reverse) {
     const size_t per_output = align((size_t)out * sizeof(int32_t));
@@ -86,21 +144,11 @@ unsigned char *place_axis(Axis *axis, unsigned char *memory, Filter filter, doub
     double *exact = (double *)(memory += align(num_weights * sizeof(int16_t)));
     memset(axis->weights, 0, num_weights * sizeof(int16_t));
 
-    double (*const weigh)(double) = FILTERS[filter];
-    const double scale = (high - low) / (double)out, support = support_of(filter, scale);
-    const double shrink = 1.0 / fmax(scale, 1.0), offset = low - (double)axis->first;
+    const Pixels pixels = pixels_of(filter, low, high, out, axis);
     for (ptrdiff_t i = 0; i < out; i++) {
-        const double center = offset + ((double)(reverse ? out - 1 - i : i) + 0.5) * scale;
-        const double begin = center - support + 0.5, end = center + support + 0.5;
-        ptrdiff_t from = begin < 0 ? 0 : (ptrdiff_t)begin, to = (ptrdiff_t)end;
-        to = to > axis->count ? axis->count : to;
-        from = from >= to ? to - 1 : from;
-        double sum = 0.0, total = 0.0;
-        for (ptrdiff_t pixel = from; pixel < to; pixel++) {
-            exact[pixel - from] = weigh(((double)pixel - center + 0.5) * shrink);
-            sum += exact[pixel - from];
-            total += fabs(exact[pixel - from]);
-        }
+        double sum, total;
+        ptrdiff_t from, to;
+        weigh(&pixels, reverse ? out - 1 - i : i, &from, &to, exact, &sum, &total);
         if (!(sum > 0.1 * total)) { /* not met by these filters; the integers' range rests on it */
             exact[0] = sum = 1.0;
             to = from + 1;

@@ -12,6 +12,7 @@ typedef struct {
     int32_t *num_weights;  /* (out) pixels read */
     int32_t *precision;    /* (out) binary places of the weights, 1 .. 20 */
     int16_t *weights;      /* (out, max_weights), zeros after those used */
+    float *float_weights;  /* (out, max_weights), of place_float_axis() instead of the two above */
 } Axis;
 
 /* For a box from `low` to `high` on an axis of `size` pixels; without the arrays, which place_axis() fills in. */
@@ -24,6 +25,11 @@ size_t axis_bytes(const Axis *axis, ptrdiff_t out);
  * `step`, weights of zero filling up. `reverse` makes the output's last pixel the first. */
 unsigned char *place_axis(Axis *axis, unsigned char *memory, Filter filter, double low, double high, ptrdiff_t out,
                           ptrdiff_t step, bool reverse);
+
+/* The same with weights that are not rounded to integers; any first pixel. */
+size_t float_axis_bytes(const Axis *axis, ptrdiff_t out);
+unsigned char *place_float_axis(Axis *axis, unsigned char *memory, Filter filter, double low, double high,
+                                ptrdiff_t out, bool reverse);
 
 /* The next multiple of 64. */
 static inline size_t align(size_t size) { return (size + 63) & ~(size_t)63; }

@@ -17,7 +17,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -70,22 +70,6 @@ def fill(file: BinaryIO, offset: int, array: np.ndarray) -> None:
     length = max(1, _PIECE // max(1, array.itemsize))
     for first in range(0, len(array), length):
         file.write(array[first : first + length].tobytes())
-
-
-def read(path: Path) -> dict[str, np.ndarray]:
-    """All sections of a file, as read-only views of it; see `parse`.
-
-    A small file is read, a large one mapped into memory; for as long as it is, nobody may cut it short in its place,
-    which the kernel answers with SIGBUS. Ours are written under another name and renamed, which harms nobody.
-
-    Raises:
-        DamageError: See `parse`.
-        OSError: It cannot be opened.
-    """
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size <= _SMALL:
-            return parse(file.read(), str(path))
-        return parse(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), str(path))
 
 
 def parse(mapped: mmap.mmap | bytes, path: str) -> dict[str, np.ndarray]:
@@ -169,13 +153,26 @@ def join(parts: Sequence[Index]) -> Index:
 
 
 def read_index(path: Path) -> Index:
-    """A stored index, mapped into memory; of its arrays nothing is read yet.
+    """A stored index; of its arrays nothing is read yet.
+
+    A small file is read, a large one mapped into memory; for as long as it is, nobody may cut it short in its place,
+    which the kernel answers with SIGBUS. Ours are written under another name and renamed, which harms nobody.
 
     Raises:
         DamageError: It is damaged, or of another kind or version.
         OSError: It cannot be opened.
     """
-    return _index_of(read(path), str(path))
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size <= _SMALL:
+            return _index_of(parse(file.read(), str(path)), str(path))
+        return mapped_index(file.fileno(), str(path))
+
+
+def mapped_index(descriptor: int, path: str) -> Index:
+    """The index in an open file, mapped into memory; raises DamageError as `read_index` does."""
+    file = os.fdopen(os.dup(descriptor), "rb")
+    index = _index_of(parse(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), path), path)
+    return replace(index, file=file)
 
 
 def may_write(folder: Path) -> bool:

@@ -78,12 +78,14 @@ def random_resized_box(
     Ten tries at an area uniform in `scale` and a ratio log-uniform in `ratio`; if none fits into the
     image, the largest centred box whose ratio is permitted.
     """
-    random = rng.random
     height, width = image_size
-    area = height * width
-    low, high = scale
-    log_low, log_high = log(ratio[0]), log(ratio[1])
-    for _ in range(_TRIES):
+    (low, high), log_low, log_high = scale, log(ratio[0]), log(ratio[1])
+    box = getattr(rng, "box", None)  # the same in C
+    found = box(height, width, low, high, log_low, log_high, _TRIES) if box else None
+    if found is not None:
+        return found  # type: ignore[no-any-return]
+    random, area = rng.random, height * width
+    for _ in range(0 if box else _TRIES):
         target = area * (low + (high - low) * random())
         aspect = exp(log_low + (log_high - log_low) * random())
         w, h = round(sqrt(target * aspect)), round(sqrt(target / aspect))

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines.images.regions import Picture, Region, needed
 from data_pipelines.transforms.backends.base import Backend, CropJob
-from data_pipelines.transforms.backends.device import write_colours
+from data_pipelines.transforms.backends.colours import write_colours
 from data_pipelines.transforms.config import Views
 from data_pipelines.transforms.params import CropParams, draw
 

@@ -60,7 +60,11 @@ class DataConfig:
     std: tuple[PositiveFloat, ...] | None = None  # likewise
     lanes: PositiveInt | None = None  # streams a batch draws from; default: the batch's largest divisor up to 512
     shuffle_window: PositiveInt = 1024  # samples shuffled together within a lane
-    threads: PositiveInt | None = None  # default: the cores this process may use
+    workers: NonNegativeInt | Literal["auto"] = "auto"
+    """Processes that make the batches of each rank, out of reach of the training's interpreter lock; 0: threads of the
+    training process do. `auto`: one for each core that a rank may use where images are thumbnails, else one for four
+    cores."""
+    threads: PositiveInt | None = None  # of each process that makes batches; default: the cores that this is one of
     prefetch: PositiveInt = 2  # batches made ahead
     repeated_augmentation: PositiveInt = 1  # rows of a batch that show the same sample, decoded once
     backend: BackendName = "auto"  # who makes the crops; auto: native where it is built, else opencv
@@ -247,9 +251,14 @@ class TrackingConfig:
     tags: tuple[str, ...] = ()  # in wandb
     notes: str | None = None  # in wandb; default: the description and the settings in a sentence
     system_every_seconds: NonNegativeFloat = 15.0  # how the machines of all nodes do; 0 is never
+    peak_tflops: PositiveFloat | None = None  # of a device at the run's precision, for mfu; default: by its name
+    profile_steps: tuple[PositiveInt, PositiveInt] | None = None
+    """The first and last step of a trace in RUN/profile, such as [10, 12], counted from each start of the run."""
 
     @model_validator(mode="after")
     def _check(self) -> TrackingConfig:
+        if self.profile_steps is not None and self.profile_steps[0] > self.profile_steps[1]:
+            raise ValueError(f"profile_steps {list(self.profile_steps)} must rise: the first step, then the last")
         check_wandb_names(self.project, self.entity, self.group, self.job_type, self.tags)
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -59,6 +60,21 @@ def build_method(config: Config, normalisation: Normalisation, timeline: Timelin
 
 
 def draw_fields_for(config: Config) -> DrawFields | None:
-    """What draws the fields that the method asks for of a row of its batches, masks for example."""
-    size, stride = config.views.global_size, getattr(config.encoder, "stride", None)
-    return spec_of(config.method).draw(config.method, size, stride, config.train.batch_size)
+    """What draws the fields that the method asks for of a row of its batches, masks for example; other processes can
+    make it too."""
+    from data_pipelines.rng import NamedDraw
+
+    spec, size = spec_of(config.method), config.views.global_size
+    stride, batch_size = getattr(config.encoder, "stride", None), config.train.batch_size
+    if spec.draw(config.method, size, stride, batch_size) is None:
+        return None
+    section = TypeAdapter(spec.config).dump_python(config.method, mode="json")
+    given = {"method": section, "size": list(size), "stride": stride, "batch_size": batch_size}
+    return NamedDraw("pretrain.methods.registry:draw_fields_of", given)
+
+
+def draw_fields_of(given: Mapping[str, Any]) -> DrawFields | None:
+    """What `draw_fields_for` found, from what JSON can say of it."""
+    spec = METHODS[given["method"]["name"]]
+    section = TypeAdapter(spec.config).validate_python(given["method"])
+    return spec.draw(section, tuple(given["size"]), given["stride"], given["batch_size"])

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines.loader import Loader
+from data_pipelines.rows import default_workers
 from data_pipelines.sampler import Sampler
 from data_pipelines.transforms.backends import select
 from pretrain.config import Config
@@ -26,6 +27,7 @@ def loader_of(config: Config, sampler: Sampler, **options: Any) -> Loader:
     data = config.data
     arguments: dict[str, Any] = {
         "draw": draw_fields_for(config),
+        "workers": _workers(data.workers, sampler),
         "threads": data.threads,
         "prefetch": data.prefetch,
         "max_bad_share": data.max_bad_share,
@@ -37,6 +39,10 @@ def loader_of(config: Config, sampler: Sampler, **options: Any) -> Loader:
         "dct_scaling": data.dct_scaling,
     }
     return Loader(sampler, config.views, **(arguments | options))
+
+
+def _workers(chosen: int | str, sampler: Sampler) -> int:
+    return default_workers(list(sampler.datasets.values())) if isinstance(chosen, str) else chosen
 
 
 def resolve_backend(config: Config) -> Config:
@@ -95,4 +101,4 @@ def _order_of(sampler: Sampler) -> str:
         (segment.start_step, [dataclasses.replace(part, name="") for part in segment.parts])
         for segment in sampler.segments
     ]
-    return repr((sampler.seed, sampler.batch_size, sampler.window, sampler.repeats, parts))
+    return repr((sampler.seed, sampler.batch_size, sampler.window, sampler.repeats, sampler.is_permuted, parts))

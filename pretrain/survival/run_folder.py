@@ -23,6 +23,7 @@ FREE_KEYS = (
     "data.train",
     "data.adopt",
     "data.stage",
+    "data.workers",
     "data.threads",
     "data.prefetch",
     "data.max_bad_share",

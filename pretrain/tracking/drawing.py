@@ -62,7 +62,7 @@ class Drawing:
     def _make(self, sampler: Sampler, present: Batch) -> Batch:
         """By a loader of its own: what it finds bad was counted when it was learned from."""
         try:
-            with loader_of(self.config, sampler, threads=1) as loader:
+            with loader_of(self.config, sampler, workers=0, threads=1) as loader:
                 return to_device(loader.rows(0, range(min(NUM_IMAGES, sampler.batch_size))), self.device)
         except (OSError, ValueError, LookupError) as error:  # no reason not to train
             print(f"the first step's images can't be read again ({error}); drawing those of this step", flush=True)

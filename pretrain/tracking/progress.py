@@ -27,6 +27,7 @@ class Window:
 
     step: int
     clock: Callable[[], float] = time.monotonic
+    rates: Callable[[float], dict[str, float]] = lambda images_per_second: {}  # what follows from it
     seconds_per_step: float = 0.0
     _since: float = field(init=False)
     _waited: float = 0.0
@@ -44,8 +45,10 @@ class Window:
         now, waited = self.worked(), loader.wait_seconds
         seconds = max(now - self._since, 1e-9)
         self.seconds_per_step = seconds / max(step - self.step, 1)
+        images_per_second = (step - self.step) * batch_size / seconds
         measured = {
-            "images_per_second": (step - self.step) * batch_size / seconds,
+            "images_per_second": images_per_second,
+            **self.rates(images_per_second),
             "data_wait": min(1.0, (waited - self._waited) / seconds),
             **loader.fetch_metrics(),
         }
@@ -94,6 +97,7 @@ class Watched:
         }
         seconds_per_step = seconds / (step - first)
         if not told and now - self._told >= LINE_SECONDS:
+            speed |= self._window.rates(speed["images_per_second"])
             line = progress_line(step, self._total, epoch, {**values, **speed}, seconds_per_step)
             (say_in_log if self._bar else say)(line)
             told = True
@@ -119,10 +123,25 @@ def progress_line(step: int, total: int, epoch: float, values: Mapping[str, floa
 
 
 def speed_words(step: int, total: int, values: Mapping[str, float], seconds_per_step: float) -> str:
-    """`294 img/s  data 2%  eta 4:03`."""
+    """`294 img/s  data 2%  eta 4:03`, with `3.7k tok/s  mfu 41%` or `3.7k tok/s  58 GFLOP/s` where they are known."""
     eta = int((total - step) * seconds_per_step)
     clock = f"{eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}" if eta >= 3600 else f"{eta // 60}:{eta % 60:02d}"
-    return f"{values['images_per_second']:.0f} img/s  data {values['data_wait']:.0%}  eta {clock}"
+    work = ""
+    if "tokens_per_second" in values:
+        work += f"  {shortened(values['tokens_per_second'])} tok/s"
+    if "mfu" in values:
+        work += f"  mfu {values['mfu']:.0%}"
+    elif "teraflops" in values:
+        work += f"  {values['teraflops'] * 1000:.3g} GFLOP/s"
+    return f"{values['images_per_second']:.0f} img/s{work}  data {values['data_wait']:.0%}  eta {clock}"
+
+
+def shortened(number: float) -> str:
+    """`870`, `3.7k`, `12M`."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.{int(number < 10 * size)}f}{unit}"
+    return f"{number:.0f}"
 
 
 def memory_gb(device: torch.device) -> float:

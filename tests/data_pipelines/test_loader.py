@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -368,3 +369,35 @@ def test_no_label_is_minus_one(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-000000.tar", [(f"{i}.png", encode(picture(i))) for i in range(4)])
     with open_dataset(tmp_path) as dataset, Loader(Sampler((dataset,), seed=0, batch_size=4), FLIP) as loader:
         assert next(loader.steps())[0]["labels"].tolist() == [-1] * 4
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_the_kernel_is_told_of_the_steps_to_come(
+    dataset: Dataset, prefetch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All images of the steps begun, so that a slow disk is asked for them at once, whatever threads there are."""
+    told: list[tuple[str, int, int]] = []
+
+    def advise(descriptor: int, offset: int, size: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        told.append((os.path.realpath(f"/proc/self/fd/{descriptor}"), offset, size))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    sampler = Sampler((dataset,), seed=0, batch_size=10)
+    expected = []
+    for step in range(prefetch + 1):
+        places = []
+        for row in sampler.rows(step, range(10)):
+            shard = int(dataset.shards_of([row.sample])[0])
+            first = sum(dataset.shard_sizes[:shard])
+            entry = dataset.index.entry(shard, row.sample - first)
+            places.append((os.path.realpath(str(dataset.shards[shard])), entry.image_offset, entry.image_size))
+        expected += sorted(places)
+    with Loader(sampler, FLIP, prefetch=prefetch) as loader:
+        steps = loader.steps()
+        next(steps)
+        deadline = time.monotonic() + 30
+        while len(told) < len(expected) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        steps.close()
+    assert told == expected

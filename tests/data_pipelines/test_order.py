@@ -132,3 +132,13 @@ def test_a_stream_is_uniform() -> None:
     draws = np.array([Stream(seed, word).random() for seed in range(100) for word in range(100)])
     counts, _ = np.histogram(draws, bins=20, range=(0, 1))
     assert ((counts - 500) ** 2 / 500).sum() < 43.8  # chi-squared, 19 degrees of freedom, p = .001
+
+
+def test_some_places_are_those_of_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    whole = Order(5, [300, 200, 524], 64, lanes=8, window=20)
+    for step in (0, 3, 15, 16, 200):
+        places = rng.choice(64, 9)
+        part = Order(5, [300, 200, 524], 64, lanes=8, window=20)
+        assert part.ids(step, places).tolist() == whole.ids(step)[places].tolist()
+        assert part.ids(step, places[:0]).tolist() == []

@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from drawing import draw
 from making import sample_files, write_tar
 from serving import serve
 
@@ -45,6 +45,7 @@ class Part:
     threads: int = 1
     grad_accum_steps: int = 1
     prefetch: int = 2
+    workers: int = 0
 
 
 CASES = {
@@ -52,13 +53,12 @@ CASES = {
     "4 ranks, 2 threads": [Part(STEPS, ranks=4, threads=2, prefetch=1)],
     "5 threads, 3 micro-batches": [Part(STEPS, threads=5, grad_accum_steps=3, prefetch=4)],
     "3 ranks, 4 threads, 2 micro-batches": [Part(STEPS, ranks=3, threads=4, grad_accum_steps=2)],
+    "1 process": [Part(STEPS, workers=1)],
+    "2 processes": [Part(STEPS, workers=2, threads=2, prefetch=4)],
+    "3 processes, 2 ranks, 3 micro-batches": [Part(STEPS, ranks=2, grad_accum_steps=3, workers=3)],
+    "resumed by processes": [Part(77, workers=2), Part(131, ranks=2, workers=1), Part(STEPS, threads=2)],
     "resumed": [Part(77, ranks=2, threads=2), Part(113, ranks=4), Part(131, ranks=3), Part(STEPS, threads=2)],
 }
-
-
-def draw(*place: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(place)
-    return {"drop_mask": rng.random((4, 4)) < 0.5, "token_mask": rng.random((2, 2)) < 0.3}
 
 
 def write_two_sets(folder: Path) -> list[Path]:
@@ -93,6 +93,7 @@ def _digests(opened: Sequence[Dataset], part: Part, start: int) -> Iterator[str]
                     rank=rank,
                     world_size=part.ranks,
                     grad_accum_steps=part.grad_accum_steps,
+                    workers=part.workers,
                     threads=part.threads,
                     prefetch=part.prefetch,
                     draw=draw,
@@ -166,7 +167,7 @@ def test_who_makes_the_batches_changes_nothing(folders: list[Path], reference: l
 def test_where_the_shards_lie_changes_nothing(folders: list[Path], reference: list[str], source: str) -> None:
     with ExitStack() as stack:
         opened = [SOURCES[source](folder, stack) for folder in folders]
-        parts = [Part(31, ranks=2, threads=3), Part(60, threads=2)]
+        parts = [Part(31, ranks=2, threads=3), Part(45, threads=2), Part(60, threads=2, workers=2)]
         assert digests(opened, parts) == reference[:60]
 
 

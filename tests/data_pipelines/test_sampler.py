@@ -34,10 +34,19 @@ def batch(shown: Sampler, step: int) -> list[Row]:
     return shown.rows(step, range(shown.batch_size))
 
 
+def begun_earlier(shown: Sampler) -> Sampler:
+    """The same of a run whose checkpoints are of before rows were permuted."""
+    state = json.loads(json.dumps(shown.state()))
+    assert state.pop("rows") == "permuted"
+    earlier = Sampler.continued(state, shown.datasets)
+    assert earlier.state() == state
+    return earlier
+
+
 def test_one_data_set_is_shown_in_its_own_order() -> None:
     """As before there were mixtures: a run of then goes on."""
     data = Sizes(40, 0, 33, 71)
-    one, order = sampler(data), Order(3, data.shard_sizes, 24, window=16)
+    one, order = begun_earlier(sampler(data)), Order(3, data.shard_sizes, 24, window=16)
     for step in (0, 1, 5, 6, 7, 1000):
         expected = [Row(0, sample, step // 6) for sample in order.ids(step).tolist()]
         assert batch(one, step) == expected
@@ -48,8 +57,35 @@ def test_one_data_set_is_shown_in_its_own_order() -> None:
 def test_the_rows_of_a_mixture_are_pinned() -> None:
     """A run of today resumes under the release of tomorrow, so these numbers never change."""
     mixed = sampler(Sizes(40, 9), Sizes(31), Sizes(5, 6), weights=(2, 0.7, 0.3), repeats=2)
-    rows = [tuple(row) for step in (0, 1, 17, 12345) for row in batch(mixed, step)]
-    assert hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] == "5679dd56f63bfd08"
+    for shown, expected in ((mixed, "e262b66528b7e3bc"), (begun_earlier(mixed), "5679dd56f63bfd08")):
+        rows = [tuple(row) for step in (0, 1, 17, 12345) for row in batch(shown, step)]
+        assert hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] == expected
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_rows_are_permuted_within_their_batch(repeats: int) -> None:
+    mixed = sampler(Sizes(400, 90), Sizes(310), weights=(2, 1), repeats=repeats)
+    earlier = begun_earlier(mixed)
+    orders = set()
+    for step in (0, 1, 2, 500):
+        now, before = batch(mixed, step), batch(earlier, step)
+        assert now != before
+        assert sorted(now) == sorted(before)
+        orders.add(tuple(before.index(row) for row in now))
+    assert len(orders) == 4  # another one each step
+    again = Sampler.continued(json.loads(json.dumps(mixed.state())), mixed.datasets)
+    assert batch(again, 7) == batch(mixed, 7)
+    with pytest.raises(ValueError, match="ordered by 'otherwise', which this version does not know"):
+        Sampler.continued(mixed.state() | {"rows": "otherwise"}, mixed.datasets)
+
+
+def test_the_rows_of_a_rank_are_of_all_lanes() -> None:
+    """On data sorted by class: 16 lanes of 32 samples a batch, 16 classes of 1,024."""
+    sorted_data = sampler(Sizes(*[1024] * 16), batch_size=512, lanes=16, window=1024)
+    share = range(64, 96)  # of rank 2 of 16
+    for shown, least, most in ((begun_earlier(sorted_data), 1, 2), (sorted_data, 8, 16)):
+        classes = {row.sample // 1024 for row in shown.rows(3, share)}
+        assert least <= len(classes) <= most
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -35,6 +35,8 @@ def losses(config: Config, steps: int) -> list[float]:
         optimizer.step()
         method.after_step(step)
         found.append(float(loss.detach()))
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert (graphs > 0) == config.engine.compile, f"{graphs} graphs were compiled"
     return found
 
 

@@ -13,6 +13,7 @@ from test_train import column, run_all
 from tiny import config_data, write_shards
 
 from data_pipelines.datasets.dataset import open_dataset
+from data_pipelines.rng import Purpose, Stream, permutation
 from data_pipelines.sampler import Row, Sampler
 from pretrain.config.auto_hparams import resolve_auto
 from pretrain.config.load import ConfigError, parse_config
@@ -52,6 +53,16 @@ def rows(sampler: Sampler, steps: range) -> list[list[Row]]:
     return [sampler.rows(step, range(sampler.batch_size)) for step in steps]
 
 
+def shown_later(sampler: Sampler, steps: range, first: int) -> list[list[Row]]:
+    """The rows of these steps as a run shows them as data set 1 from step `first` on, in the order of its own steps."""
+    sampler.is_permuted = False
+    found = []
+    for step, batch in enumerate(rows(sampler, steps), first):
+        places = permutation(Stream(sampler.seed, Purpose.ROWS, step), len(batch)).tolist()
+        found.append([batch[place]._replace(dataset=1) for place in places])
+    return found
+
+
 def begin(folder: Path, run: Path) -> dict[str, Any]:
     """A run's pinned data, and the state that its checkpoints hold."""
     sampler = fresh(folder)
@@ -84,6 +95,19 @@ def test_changes_are_refused_by_name(growing: Path, tmp_path: Path) -> None:
     assert len(before) == 10
 
 
+def test_rows_stay_as_the_run_began_with_them(growing: Path, tmp_path: Path) -> None:
+    state = begin(growing, tmp_path / "run")
+    del state["rows"]  # as of a checkpoint of before they were permuted
+    sampler, told = continued(state, fresh(growing), 3, tmp_path / "run", adopt=False)
+    assert told is None
+    assert sampler.state() == state
+    assert rows(sampler, range(3, 5)) != rows(fresh(growing), range(3, 5))
+    add_shard(growing, 2, 60)
+    grown, _ = continued(state, fresh(growing), 3, tmp_path / "run", adopt=True)
+    assert "rows" not in grown.state()
+    assert rows(grown, range(3, 5)) == rows(sampler, range(3, 5))
+
+
 @pytest.mark.parametrize("change", [{"seed": 2}, {"window": 32}, {"batch_size": 32}, {"repeats": 2}])
 def test_another_order_is_refused_whatever_the_configuration_says(
     growing: Path, tmp_path: Path, change: dict[str, int]
@@ -113,9 +137,7 @@ def test_adopted_data_are_shown_exactly_whatever_is_killed_when(
     boundary = -(-resumed[0] // 7) * 7
     new = Sampler((open_dataset(growing),), seed=1, batch_size=16, window=16)  # 160 samples, 10 steps a pass
     offset = boundary // 7 * 10  # it begins with the pass that follows
-    expected = old[:boundary] + [
-        [row._replace(dataset=1) for row in batch] for batch in rows(new, range(offset, offset + 40 - boundary))
-    ]
+    expected = old[:boundary] + shown_later(new, range(offset, offset + 40 - boundary), boundary)
     shown, at = old[: resumed[0]], resumed[0]
     for until in (*resumed[1:], 40):
         sampler, _ = continued(state, fresh(growing), at, run, adopt=at == resumed[0])
@@ -188,7 +210,7 @@ def test_a_run_trains_on_over_the_boundary(growing: Path, tmp_path: Path) -> Non
         if turn == 0:
             add_shard(growing, 2, 60)
     grown = sampler_of(parse_config(data), open_datasets(parse_config(data).data))  # 22 steps a pass
-    expected += [[row._replace(dataset=1) for row in batch] for batch in rows(grown, range(22, 31))]
+    expected += shown_later(grown, range(22, 31), 15)
     assert column(data, "step") == list(range(1, 25))
     assert column(data, "ids_digest") == [digest(batch) for batch in expected]
     state = json.loads((tmp_path / "mae-vit/checkpoints/step-00000024/state.json").read_text())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,17 @@ import numpy as np
 import pytest
 from einops import rearrange
 
-from data_pipelines import loader, order, sampler
-from data_pipelines.rng import PythonStream, Stream, permutation
+from data_pipelines import loader, order, rows, sampler
+from data_pipelines.rng import NamedDraw, PythonStream, Stream, permutation
 from data_pipelines.transforms import params
-from pretrain.config.load import ConfigError, parse_config
+from pretrain.config.load import ConfigError, list_presets, load_config, parse_config
 from pretrain.methods.dino.config import DinoConfig, IbotConfig
 from pretrain.methods.dino.masks import check_ibot_counts
 from pretrain.methods.mae.config import MaeConfig
 from pretrain.methods.mask_counts import check_mask_counts, mask_grid, num_hidden
 from pretrain.methods.masks import MaskConfig
 from pretrain.methods.mim.config import MimConfig
-from pretrain.methods.registry import METHODS
+from pretrain.methods.registry import METHODS, draw_fields_for
 from pretrain.stream import batches, masking
 from pretrain.stream.masking import blockwise, one_in_2x2, random_units
 
@@ -121,7 +122,7 @@ def test_masks_are_a_function_of_seed_step_and_row() -> None:
 
 def test_no_draw_of_the_order_contract_is_numpys() -> None:
     """What decides samples, crops or masks draws from `data_pipelines/rng.py` alone."""
-    for module in (loader, order, sampler, params, masking, batches):
+    for module in (loader, order, rows, sampler, params, masking, batches):
         source = inspect.getsource(module)
         assert "np.random" not in source, module.__name__
         assert "numpy.random" not in source, module.__name__
@@ -202,3 +203,17 @@ def test_ibot_masks_that_hide_all_or_nothing_are_refused(size: int, unit: int, r
     with pytest.raises(ValueError, match=r"method.ibot hides (0|all) of the units"):
         check_ibot_counts(IbotConfig(ratio=ratio), unit, (size, size))
     check_ibot_counts(IbotConfig(), 16, (32, 32))
+
+
+@pytest.mark.parametrize("preset", [preset.name for preset in list_presets()])
+def test_what_is_drawn_can_be_told_to_another_process(preset: str) -> None:
+    config = load_config(preset, ["data.train=nowhere"])
+    draw = draw_fields_for(config)
+    if draw is None:
+        return
+    assert isinstance(draw, NamedDraw)
+    again = NamedDraw(draw.maker, json.loads(json.dumps(draw.given)))
+    for place in ((0, 0, 0), (3, 7, 11)):
+        expected, found = draw(*place), again(*place)
+        assert expected.keys() == found.keys()
+        assert all(np.array_equal(expected[name], found[name]) for name in expected)

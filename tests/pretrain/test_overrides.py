@@ -114,7 +114,7 @@ def test_a_refusal_behind_another_family_says_what_changed() -> None:
         ("epochs=1", "did you mean train.epochs?"),
         ("batch_size=1", "did you mean train.batch_size?"),
         ("Batch-Size=1", "did you mean train.batch_size?"),
-        ("data.num_workers=1", "did you mean data.threads?"),
+        ("data.num_workers=1", "did you mean data.workers?"),
         ("threads=1", "did you mean data.threads or engine.threads?"),
         ("train.epoch=1", "did you mean train.epochs?"),
         ("encoder.lr=1", "did you mean optim.lr?"),

@@ -131,3 +131,31 @@ def test_the_line_of_a_long_run() -> None:
     values = {**VALUES, "images_per_second": 293.6, "data_wait": 0.021}
     line = progress_line(120, 1875, 0.768, values, 10.0)
     assert line == "step 120/1875  epoch 0.77  loss 0.5000  lr 1.00e-03  294 img/s  data 2%  eta 4:52:30"
+
+
+@pytest.mark.parametrize(
+    ("rates", "shown"),
+    [
+        ({"tokens_per_second": 870.0, "teraflops": 0.0583}, "294 img/s  870 tok/s  58.3 GFLOP/s  data 2%"),
+        ({"tokens_per_second": 3651.0, "teraflops": 402.0, "mfu": 0.407}, "294 img/s  3.7k tok/s  mfu 41%  data 2%"),
+        ({"tokens_per_second": 12.3e6}, "294 img/s  12M tok/s  data 2%"),
+    ],
+)
+def test_the_line_tells_how_much_is_computed(rates: dict[str, float], shown: str) -> None:
+    values = {**VALUES, "images_per_second": 293.6, "data_wait": 0.021, **rates}
+    assert shown in progress_line(120, 1875, 0.768, values, 10.0)
+
+
+def test_a_window_measures_what_follows_from_the_speed() -> None:
+    class Loader:
+        wait_seconds = 0.0
+
+        def fetch_metrics(self) -> dict[str, float]:
+            return {}
+
+    clock = Clock()
+    window = Window(0, clock)
+    window.rates = lambda images_per_second: {"teraflops": images_per_second / 100}
+    clock.now += 10.0
+    measured = window.measure(5, 8, Loader())  # type: ignore[arg-type]
+    assert measured == {"images_per_second": 4.0, "teraflops": 0.04, "data_wait": 0.0}

@@ -323,6 +323,17 @@ def test_bad_samples_are_counted_and_named_and_the_order_stays_on_any_number_of_
     assert digests[0] == digests[1]
 
 
+def test_who_makes_the_batches_changes_no_digit(shards: Path, tmp_path: Path) -> None:
+    runs = [
+        config_data("dino", "vit", shards, tmp_path, train={"steps": 4}, data={"workers": workers})
+        | {"name": f"by-{workers}"}
+        for workers in (0, 2)
+    ]
+    run_all(runs, 1, tmp_path)
+    for name in ("ids_digest", "loss", "bad_samples"):
+        assert column(runs[0], name) == column(runs[1], name)
+
+
 def test_another_order_is_refused(shards: Path, tmp_path: Path) -> None:
     data = config_data("mae", "vit", shards, tmp_path, engine={"zero_stage": 1}, train={"steps": 8})
     run_all([data], 2, tmp_path)

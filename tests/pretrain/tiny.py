@@ -89,7 +89,7 @@ def config_data(method: str, family: str, shards: Path, runs: Path, **sections: 
     data: dict[str, Any] = {
         "name": f"{method}-{family}",
         "runs": str(runs),
-        "data": {"train": str(shards), "threads": 1, "shuffle_window": 16},
+        "data": {"train": str(shards), "workers": 0, "threads": 1, "shuffle_window": 16},
         "views": views,
         "encoder": encoder if METHODS[name].stride is None else None,
         "method": {"name": name, **methods[method]},

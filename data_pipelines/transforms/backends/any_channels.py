@@ -31,6 +31,8 @@ RESAMPLING = {
 cv2.setNumThreads(0)  # the loader's threads share the cores already
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]
 
+Resize = Callable[[np.ndarray, Box, tuple[int, int], Interpolation], np.ndarray]
+
 
 def is_plain(image: np.ndarray) -> bool:
     """Whether (h, w, c) is 8-bit grey or RGB, which other backends are faster at."""
@@ -73,8 +75,10 @@ def left_out_line(views: Views, channels: int) -> list[str]:
     return [f"left out of views: {', '.join(names)}, which need RGB; {images} have no colours"]
 
 
-def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
+def render(image: np.ndarray, jobs: Sequence[CropJob], resize: Resize | None = None) -> None:
     """Make the crops that `jobs` ask for, of (h, w, c) uint8 or uint16; see `base.Backend`.
+
+    `resize` does what `resized` does, which is the default.
 
     Brightness multiplies. Contrast goes towards the mean: of the luma for RGB, else of each channel. Solarisation
     inverts the upper half of the range. Saturation, hue and grey are for RGB only.
@@ -82,7 +86,7 @@ def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
     full = float(np.iinfo(image.dtype).max)
     for job in jobs:
         params = job.params
-        planes = resized(image, params.box, (job.out.shape[1], job.out.shape[2]), job.interpolation)
+        planes = (resize or resized)(image, params.box, (job.out.shape[1], job.out.shape[2]), job.interpolation)
         if params.flip:
             planes = planes[:, :, ::-1]
         for name, factor in params.jitter:

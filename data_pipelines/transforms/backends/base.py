@@ -13,6 +13,7 @@ from data_pipelines.transforms.config import Interpolation
 from data_pipelines.transforms.params import CropParams
 
 SOLARISE_THRESHOLD = 128
+NO_COLOURS = CropParams((0, 0, 1, 1))[2:]  # of what is only cut, resized and perhaps mirrored
 
 
 class CropJob(NamedTuple):

@@ -17,30 +17,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from data_pipelines.transforms.backends.base import SOLARISE_THRESHOLD
-from data_pipelines.transforms.params import JITTER_OPERATIONS, CropParams
+from data_pipelines.transforms.backends.colours import BLUR, GREY, NUM_OPERATIONS, SOLARISE
 
 if TYPE_CHECKING:
     from data_pipelines.buffers import Batch
 
-_NUM_OPERATIONS = len(JITTER_OPERATIONS)
-_GREY, _BLUR, _SOLARISE = 2 * _NUM_OPERATIONS, 2 * _NUM_OPERATIONS + 1, 2 * _NUM_OPERATIONS + 2
-#: Numbers that say what happens to a crop's colours: four operations of jitter (their place in `JITTER_OPERATIONS`,
-#: -1 for none) in their order, the factor of each, then grey, the blur's radius in px (0: none) and solarise.
-NUM_COLOURS = _SOLARISE + 1
 _BLUR_PASSES = 3  # box blurs that make Pillow's Gaussian
 _AT_ONCE = 256  # crops; bounds the memory of intermediate results
-
-
-def write_colours(params: CropParams, out: np.ndarray) -> None:
-    """Write what happens to a crop's colours into `out`, (NUM_COLOURS,) float32."""
-    out[:_NUM_OPERATIONS] = -1
-    out[_NUM_OPERATIONS:_GREY] = 0
-    for place, (name, factor) in enumerate(params.jitter):
-        out[place] = JITTER_OPERATIONS.index(name)
-        out[_NUM_OPERATIONS + place] = int(factor * 255) % 256 if name == "hue" else factor  # levels of hue
-    out[_GREY] = params.grayscale
-    out[_BLUR] = params.blur_radius or 0
-    out[_SOLARISE] = params.solarise
 
 
 def finish(batch: Batch, drawn: Batch) -> Batch:
@@ -71,20 +54,20 @@ def apply_colours(crops: Tensor, colours: Tensor) -> Tensor:
 
     Args:
         crops: (n, c, h, w) uint8 on any device, of 3 channels or 1; left as they are.
-        colours: (n, NUM_COLOURS) float32 on the CPU, by `write_colours`.
+        colours: (n, NUM_COLOURS) float32 on the CPU, by `colours.write_colours`.
 
     Returns:
         New crops, (n, c, h, w) uint8.
     """
     done = crops.clone(memory_format=torch.contiguous_format)
     for chunk, rows in zip(done.split(_AT_ONCE), colours.split(_AT_ONCE), strict=True):
-        for place in range(_NUM_OPERATIONS):
+        for place in range(NUM_OPERATIONS):
             for number, operation in enumerate((_brightness, _contrast, _saturation, _hue)):
-                _where(chunk, rows[:, place] == number, operation, rows[:, _NUM_OPERATIONS + place])
+                _where(chunk, rows[:, place] == number, operation, rows[:, NUM_OPERATIONS + place])
         if crops.shape[1] == 3:
-            _where(chunk, rows[:, _GREY] > 0, _grey, rows[:, _GREY])
-        _where(chunk, rows[:, _BLUR] > 0, _gaussian_blur, rows[:, _BLUR])
-        _where(chunk, rows[:, _SOLARISE] > 0, _solarise, rows[:, _SOLARISE])
+            _where(chunk, rows[:, GREY] > 0, _grey, rows[:, GREY])
+        _where(chunk, rows[:, BLUR] > 0, _gaussian_blur, rows[:, BLUR])
+        _where(chunk, rows[:, SOLARISE] > 0, _solarise, rows[:, SOLARISE])
     return done
 
 

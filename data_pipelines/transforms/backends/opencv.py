@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from data_pipelines.transforms.backends.base import SOLARISE_THRESHOLD, CropJob
+from data_pipelines.transforms.backends.base import NO_COLOURS, SOLARISE_THRESHOLD, CropJob
 from data_pipelines.transforms.config import Interpolation
 from data_pipelines.transforms.params import CropParams
 
@@ -28,7 +28,6 @@ _BLUR_PASSES = 3
 _DROP_FRACTION = -0.498  # added before OpenCV rounds, so that Pillow's whole numbers stay and its fractions are dropped
 _LEVELS = np.arange(256)
 _SOLARISED = np.where(_LEVELS < SOLARISE_THRESHOLD, _LEVELS, 255 - _LEVELS).astype(np.uint8)
-_NO_COLOURS = CropParams((0, 0, 1, 1))[2:]
 cv2.setNumThreads(1)  # the loader's threads share the cores already; torch's resize of 8-bit images has but one
 
 
@@ -39,7 +38,7 @@ def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
     for params, interpolation, out in jobs:
         channels, height, width = out.shape
         planes = resized(image, params.box, (height, width), interpolation)
-        if params[2:] != _NO_COLOURS:
+        if params[2:] != NO_COLOURS:
             crop = _coloured(cv2.merge(list(planes)), params)
             cv2.split(cv2.flip(crop, 1) if params.flip else crop, list(out))  # into the arrays that are given to it
         elif params.flip:

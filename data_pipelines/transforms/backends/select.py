@@ -24,13 +24,11 @@ def resolve_backend(name: BackendName, channels: int = 3, bits: int = 8) -> Back
         ValueError: `native` where the kernel is not built; the message says how to build it. An backend that does not
             know images of these channels and bits.
     """
-    if channels not in (1, 3) or bits != 8:
-        if name not in ("auto", "opencv"):
-            raise ValueError(
-                f"backend {name!r} makes crops of 8-bit grey and RGB images; for {channels} channels of {bits} bits "
-                "choose auto or opencv"
-            )
-        return "opencv"
+    if name == "device" and (channels not in (1, 3) or bits != 8):
+        raise ValueError(
+            f"backend {name!r} makes crops of 8-bit grey and RGB images; for {channels} channels of {bits} bits "
+            "choose auto, native or opencv"
+        )
     backend("auto" if name == "device" else name)  # says so where the kernel is missing
     return on_cpu(name) if name == "auto" else name
 
@@ -45,12 +43,13 @@ def on_cpu(name: BackendName) -> CpuBackendName:
 def backend(name: CpuBackendName = "auto") -> Backend:
     """The backend of that name; all show the same pictures within the bounds that tests/ state.
 
-    It takes images of any channels and 8 or 16 bits: those that are not 8-bit grey or RGB go to `any_channels`.
+    It takes images of any channels and 8 or 16 bits; what is not 8-bit grey or RGB has a way of its own, see
+    `any_channels`.
 
     Raises:
         ValueError: No such backend, or `native` where the kernel is not built.
     """
-    from data_pipelines.transforms.backends import any_channels  # it imports torch
+    from data_pipelines.transforms.backends import any_channels  # it takes a while to import
 
     if name not in ("auto", "native", "opencv"):
         raise ValueError(f"backend {name!r} is not known; choose auto, native or opencv")
@@ -59,15 +58,20 @@ def backend(name: CpuBackendName = "auto") -> Backend:
     if name == "auto" and not native.BUILT:
         _tell_once()
     plain: Backend = native.render
+    other: Backend = native.render_channels
     if name == "opencv" or not native.BUILT:
-        from data_pipelines.transforms.backends import opencv
-
-        plain = opencv.render
+        plain, other = _by_opencv, any_channels.render
 
     def render(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
-        (plain if any_channels.is_plain(image) else any_channels.render)(image, jobs)
+        (plain if any_channels.is_plain(image) else other)(image, jobs)
 
     return render
+
+
+def _by_opencv(image: np.ndarray, jobs: Sequence[CropJob]) -> None:
+    from data_pipelines.transforms.backends import opencv  # it imports torch: once there is something for it to do
+
+    opencv.render(image, jobs)
 
 
 @cache

@@ -13,7 +13,7 @@ import pytest
 from making import encode, picture, tiff, write_tar
 
 from data_pipelines import retry
-from data_pipelines.datasets import bad_samples
+from data_pipelines.datasets import account
 from data_pipelines.datasets.bad_samples import BadSampleLog, Decoder, TooManyBadSamplesError, check_losses
 from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.shards.shard import ShardChangedError
@@ -108,7 +108,7 @@ def test_a_full_disk_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptur
 def test_however_many_there_are_memory_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(bad_samples, "_MAX_NAMED", 3)
+    monkeypatch.setattr(account, "_MAX_NAMED", 3)
     log = tmp_path / "log.jsonl"
     with make(tmp_path, "x." * 10) as dataset:
         decoder = Decoder(dataset, max_bad_share=1.0, log=BadSampleLog(log))

@@ -111,6 +111,51 @@ static void random_job(const Image *image, Job *job) {
     }
 }
 
+/* An image of any number of channels, of bytes or words, into each kind of output that there is for it. */
+static void fuzz_channels(Scratch *scratch) {
+    const Kind kind = chance(0.5) ? BYTES : WORDS;
+    const ptrdiff_t item = kind == BYTES ? 1 : 2;
+    Image image;
+    do {
+        image.height = side();
+        image.width = side();
+    } while (image.height * image.width > 1 << 14);
+    image.channels = integer(1, 19);
+    image.channel_stride = item;
+    image.pixel_stride = image.channels * item;
+    image.row_stride = image.width * image.pixel_stride;
+    const size_t extent = (size_t)(image.height * image.row_stride);
+    uint8_t *memory = malloc(extent);
+    Job job;
+    do
+        random_job(&image, &job);
+    while (job.height * job.width > 1 << 13);
+    job.num_jitter = 0;
+    const Kind out_kind = chance(0.3) ? FLOATS : kind;
+    const size_t out_item = out_kind == BYTES ? 1 : out_kind == WORDS ? 2 : 4;
+    const size_t size = (size_t)(image.channels * job.height * job.width) * out_item;
+    uint8_t *outs[2] = {malloc(size + 2 * GUARD), malloc(size + 2 * GUARD)};
+    if (memory == NULL || outs[0] == NULL || outs[1] == NULL)
+        fail("out of memory");
+    for (size_t i = 0; i < extent; i++)
+        memory[i] = (uint8_t)bits();
+    image.pixels = memory;
+    for (int wide = 0; wide < 2; wide++) {
+        memset(outs[wide], 0xA5, size + 2 * GUARD);
+        job.out = outs[wide] + GUARD;
+        if (!resample_channels(&image, kind, &job, out_kind, scratch, wide && has_avx2()))
+            fail("out of memory");
+    }
+    for (size_t i = 0; i < GUARD; i++)
+        if (outs[0][i] != 0xA5 || outs[0][GUARD + size + i] != 0xA5)
+            fail("wrote around the output of any channels");
+    if (memcmp(outs[0], outs[1], size + 2 * GUARD) != 0)
+        fail("the portable and the AVX2 form of any channels differ");
+    free(outs[0]);
+    free(outs[1]);
+    free(memory);
+}
+
 int main(int argc, char **argv) {
     if (argc != 3)
         fail("usage: fuzz_crops SEED SECONDS");
@@ -151,6 +196,9 @@ int main(int argc, char **argv) {
                 free_scratch(&scratch); /* so that a job's memory is not that of a larger one before it */
         }
         free(memory);
+        fuzz_channels(&scratch);
+        if (chance(0.3))
+            free_scratch(&scratch);
     }
     free_scratch(&scratch);
     printf("%ld\n", num_jobs);

@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision.transforms import functional as tv
 
 from data_pipelines.rng import Stream
-from data_pipelines.transforms.backends.device import NUM_COLOURS, apply_colours, write_colours
+from data_pipelines.transforms.backends.colours import NUM_COLOURS, write_colours
+from data_pipelines.transforms.backends.device import apply_colours
 from data_pipelines.transforms.config import Crop
 from data_pipelines.transforms.params import CropParams, draw_crop
 

@@ -18,7 +18,7 @@ from data_pipelines.rng import PythonStream, Stream
 from data_pipelines.transforms.backends import native
 from data_pipelines.transforms.backends.base import CropJob
 from data_pipelines.transforms.config import Crop, Interpolation
-from data_pipelines.transforms.params import CropParams, draw_crop
+from data_pipelines.transforms.params import CropParams, draw_crop, random_resized_box
 
 ROOT = Path(__file__).parents[3]
 SOURCES = ROOT / "data_pipelines" / "native"
@@ -118,9 +118,26 @@ def test_streams_in_c_are_the_streams_in_python() -> None:
             assert ours.random() == theirs.random()
             assert ours.uniform(-2.5, 7) == theirs.uniform(-2.5, 7)
             assert ours.integer(1000) == theirs.integer(1000)
+            for count in (0, 1, 2, 49, 1000):
+                orders = np.zeros((2, count), np.int64)
+                ours.permute(orders[0]), theirs.permute(orders[1])
+                assert orders[0].tolist() == orders[1].tolist()
+                assert sorted(orders[0]) == list(range(count))
     for wrong in (("a",), (1.5,), (None,)):
         with pytest.raises(TypeError):
             kernel.Stream(*wrong)
+    for out in (np.zeros(4, np.int32), np.zeros(4), np.zeros(8, np.int64)[::2]):
+        with pytest.raises(ValueError, match=r"int64|contiguous"):
+            kernel.Stream(1).permute(out)
+
+
+@BUILT
+def test_boxes_in_c_are_those_in_python() -> None:
+    for number in range(3000):
+        size, scale, ratio = (37 + number % 90, 20 + number % 71), (0.05 + number % 7 / 10, 0.9), (0.5, 1.9)
+        boxes = [random_resized_box(stream(9, number), size, scale, ratio) for stream in (kernel.Stream, PythonStream)]
+        assert boxes[0] == boxes[1]
+        assert {type(side) for side in boxes[0]} == {int}
 
 
 def test_the_kernel_survives_a_fuzz_under_sanitizers(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Batches made by processes of their own, into memory that they share with the loader's."""
