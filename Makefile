@@ -13,7 +13,7 @@ BENCHMARKS := $(filter-out tests/bench/_% tests/bench/conftest.py tests/bench/st
 SCRIPTS := .ci/run $(wildcard slurm/*.sbatch)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster test-cluster-core bench soak lint format constraints clean
+.PHONY: help demo test test-cluster test-cluster-core bench gpu soak lint format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,9 @@ test-cluster-core: $(VENV)/.installed-dev ## those of them that CI runs
 
 bench: $(VENV)/.installed-dev ## the benchmarks, one after the other; each prints both sides and the ratio
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+
+gpu: $(VENV)/.installed-dev ## what a CPU can't measure, on one GPU in eight minutes (tests/gpu/README.md)
+	$(BIN)/python tests/gpu/kit.py
 
 soak: $(VENV)/.installed-dev ## half an hour of streaming; fails if its memory grows
 	$(BIN)/python tests/bench/streaming.py

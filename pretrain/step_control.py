@@ -27,7 +27,7 @@ from pretrain.diagnostics.non_finite import (
 from pretrain.diagnostics.watch import Diagnostics
 from pretrain.engines.collectives import GatheredScalars, all_gather_objects
 from pretrain.methods.base import Method
-from pretrain.stream.batches import seed_dropout
+from pretrain.stream.batches import seed_dropout, to_device
 from pretrain.survival.history import try_record
 
 
@@ -63,16 +63,29 @@ class StepControl:
         if self.settings.skip_non_finite:
             self.kept = [buffer.clone() for buffer in self.method.buffers()]
 
-    def took(self, step: int, agreed: GatheredScalars, grad_norm: float | None, micro_batches: list[Batch]) -> bool:
+    def took(self, grad_norm: Tensor) -> Tensor | None:
+        """() bool on the device: whether the optimizer took the step; None where no step may be left out."""
+        return grad_norm.isfinite() if self.settings.skip_non_finite else None
+
+    @torch.no_grad()
+    def after_step(self, took: Tensor | None) -> None:
+        """Undo what a step that was left out has done to buffers; nobody asks the device whether it was."""
+        if took is not None and self.kept is not None:
+            for buffer, kept in zip(self.method.buffers(), self.kept, strict=True):
+                buffer.copy_(torch.where(took, buffer, kept))
+
+    def counts(self, step: int, agreed: GatheredScalars) -> bool:
         """Whether optimizer step `step` (from 0) was taken, or left out for its gradients; the same on all ranks.
+
+        Heard of a step late, when the weights are still those that the step has left.
 
         Raises NonFiniteError where values are not finite and the step may not be left out, and TroubleError where an
         alarm of `stop_on` has stood for too long: on every rank alike.
         """
-        losses = agreed.by_rank["loss"]
+        losses, grad_norm = agreed.by_rank["loss"], agreed.by_rank["grad_norm"][0]
         wrong = what_is_wrong(losses, grad_norm, step + 1)
         if wrong is not None:
-            return self._lost(step, losses, grad_norm, wrong, micro_batches)
+            return self._lost(step, losses, grad_norm, wrong)
         trouble = int(max(agreed.by_rank["trouble"]))
         if trouble:
             self.settle()
@@ -93,15 +106,13 @@ class StepControl:
             f"{name}: {stands.text}",
         )
 
-    def _lost(
-        self, step: int, losses: list[float], grad_norm: float | None, wrong: str, micro_batches: list[Batch]
-    ) -> bool:
+    def _lost(self, step: int, losses: list[float], grad_norm: float, wrong: str) -> bool:
         """Name the layer; leave the step out if that is allowed, else raise."""
-        findings = self._find(step, micro_batches)
+        findings = self._find(step)
         rank = next((rank for rank, finding in enumerate(findings) if finding), None)
         told = "" if rank is None else f"; on rank {rank}: {in_words(findings[rank])}"
         # with gradients that are not finite, neither weights nor moments have changed, in any ZeRO stage
-        may_skip = grad_norm is not None and not math.isfinite(grad_norm)
+        may_skip = not math.isfinite(grad_norm)
         skips = may_skip and len(self.skipped | {step + 1}) <= self.settings.skip_non_finite
         if self.rank == 0:
             place = self.folder / "non_finite" / f"step-{step + 1:08d}.json"
@@ -121,17 +132,34 @@ class StepControl:
             last = [str(path) for path in CheckpointFolder(self.folder, self.config.checkpoint).all()[-1:]]
             check_finite(losses, grad_norm, step + 1, *(last or [None]), found=told)
         self.skipped.add(step + 1)
-        assert self.kept is not None
-        with torch.no_grad():
-            for buffer, kept in zip(self.method.buffers(), self.kept, strict=True):
-                buffer.copy_(kept)
         if self.rank == 0:
             left = self.settings.skip_non_finite - len(self.skipped)
             print(f"ALARM non_finite: {wrong}{told}; the step is left out, {left} more may be", flush=True)
         return False
 
-    def _find(self, step: int, micro_batches: list[Batch]) -> list[dict[str, Any] | None]:
+    def _find(self, step: int) -> list[dict[str, Any] | None]:
         """What each rank finds by running its micro-batches once more, with the same seeds. Collective."""
+        before = [buffer.clone() for buffer in self.method.buffers()]
+        found = self._run_again(step, self._batches(step))
+        with torch.no_grad():
+            for buffer, kept in zip(self.method.buffers(), before, strict=True):
+                buffer.copy_(kept)
+        return found
+
+    def _batches(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of a step, made once more: the loader's memory has other ones by now."""
+        loader, number = self.loader, self.loader.grad_accum_steps
+        batch = loader.rows(step, range(loader.first_row, loader.first_row + loader.num_rows))
+        parts = {name: field.chunk(number) for name, field in batch.items()}
+        batches = [
+            to_device({name: chunks[position] for name, chunks in parts.items()}, self.device)
+            for position in range(number)
+        ]
+        with torch.no_grad():
+            self.method.before_step(step, batches, lambda batch: self.method(batch, step))
+        return batches
+
+    def _run_again(self, step: int, micro_batches: list[Batch]) -> list[dict[str, Any] | None]:
         weights = find_in_weights(self.method)
         findings = all_gather_objects(self._first(find_in_forward, step, micro_batches, gradients=False), self.device)
         if not any(findings) and weights is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,8 +20,8 @@ from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
 from pretrain.config import Config
 from pretrain.diagnostics import Diagnostics, knn_line
 from pretrain.engines import live_state
-from pretrain.engines.collectives import GatheredScalars, all_gather_scalars
-from pretrain.engines.engine import build_engine, gathered_for, gradient_norm, take_step
+from pretrain.engines.collectives import Gathering, begin_all_gather_scalars
+from pretrain.engines.engine import build_engine, optimizer_of
 from pretrain.engines.optim import set_rates
 from pretrain.engines.schedules import Timeline, check_warmup, learning_rate, weight_decay
 from pretrain.interop.initialise import start_from
@@ -39,6 +39,15 @@ from pretrain.tracking.drawing import Drawing
 from pretrain.tracking.progress import Watched, Window, memory_gb, progress_line
 from pretrain.tracking.system_metrics import SystemMetrics
 from pretrain.tracking.tracker import Tracker
+
+
+class Told(NamedTuple):
+    """What this rank has told the others of a step."""
+
+    step: int  # from 0
+    row: Gathering
+    metrics: tuple[str, ...]  # of which the mean over the ranks counts
+    phase: int  # of saving, in which it was told
 
 
 class Trainer:
@@ -88,7 +97,10 @@ class Trainer:
         self.startup.mark("model")
         self.engine = build_engine(config, self.method, device, world_size)
         self.startup.mark("engine")
-        self.gathered = gathered_for(config.engine.zero_stage)
+        self.optimizer = optimizer_of(self.engine)
+        self.told: Told | None = None  # what is not heard yet
+        self.summary: dict[str, float] = {}  # the step last heard of, in numbers that hold for all ranks
+        self.stopping = False
         self.saver = Saver(self.checkpoints, device)
         self.step = self.first = 0 if saved is None else self._resume(saved)
         self.saver.check_room(self.engine)
@@ -120,26 +132,26 @@ class Trainer:
             watchdog.phase("step")
             self.method.before_step(self.step, micro_batches, self.look)
             self.control.before_step()
-            metrics, grad_norm = self.optimizer_step(micro_batches)
-            agreed = all_gather_scalars({**metrics, **self.signals(digest, stop)}, self.device)
-            stopping = agreed.any("stop")
-            self.saver.hear(agreed.by_rank["saving"])
-            if self.control.took(self.step, agreed, grad_norm, micro_batches):
-                self.diagnostics.record(self.step, agreed, grad_norm)
-                self.method.after_step(self.step, self.gathered)
+            metrics = self.optimizer_step(micro_batches)
+            took = self.control.took(self.optimizer.norm)
+            self.method.after_step(self.step, took)
+            self.control.after_step(took)
+            self.tell(metrics, digest, stop)
             self.step += 1
             if self.step == self.first + 1:
                 stage = self.config.engine.zero_stage
                 self.startup.done(self.folder, self.rank, self.world_size, step=self.first, zero_stage=stage)
+            if self._is_due():
+                self.hear()
             with self.window.paused(), watchdog.allowing("diagnostics"):
                 looked = self.diagnostics.look(self.step, micro_batches)
             with watchdog.allowing("report"):
-                self.report(looked | self.summary(metrics, agreed), grad_norm, micro_batches, at_once=bool(looked))
-            finished = stopping or self.step == self.timeline.total_steps
+                self.report(looked, micro_batches)
+            finished = self.stopping or self.step == self.timeline.total_steps
             if finished or self._is_checkpoint() or self._is_milestone():
                 with watchdog.allowing("checkpoint"):
                     self.save(wait=finished)
-            if stopping and self.step < self.timeline.total_steps:
+            if self.stopping and self.step < self.timeline.total_steps:
                 self.say(f"stopped after step {self.step} as asked; the same command continues from {self.saver.last}")
                 return
         with watchdog.allowing("publish"):
@@ -150,11 +162,10 @@ class Trainer:
         with torch.no_grad():
             self.engine(batch, self.step)
 
-    def optimizer_step(self, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], float | None]:
-        """Forward and backward over the micro-batches, then a step; the mean of what is reported, and the norm."""
-        rate, decay = set_rates(self.engine.optimizer.param_groups, self.step, self.lr, self.weight_decay)
-        totals: dict[str, Tensor] = {}
-        norm = None
+    def optimizer_step(self, micro_batches: list[Batch]) -> dict[str, Tensor | float]:
+        """Forward and backward over the micro-batches, then a step; the mean of what is reported."""
+        rate, decay = set_rates(self.optimizer.rules, self.step, self.lr, self.weight_decay)
+        totals: dict[str, Tensor | float] = {}
         for position, batch in enumerate(micro_batches):
             seed_dropout(self.config.seed, self.step, self.rank, position)
             output = self.engine(batch, self.step)
@@ -162,36 +173,71 @@ class Trainer:
             for name, value in output.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / len(micro_batches)
             if position == len(micro_batches) - 1:
-                norm = gradient_norm(self.engine)
-            take_step(self.engine, norm)
-        if norm is None and self.engine.get_global_grad_norm() is not None:
-            norm = float(self.engine.get_global_grad_norm())
-        totals["lr"], totals["weight_decay"] = torch.tensor(rate), torch.tensor(decay)
-        return totals, norm
+                self.hear()  # of the step before, while the device has all of this one before it
+            self.engine.step()
+        return totals | {"lr": rate, "weight_decay": decay}
 
-    def signals(self, digest: int, stop: StopRequest) -> dict[str, float]:
-        """What this rank tells the others each step: whether it was asked to stop, the bad samples it met since the
-        start, a digest of the ids that it really saw, a proof of the order of data, and how far its saving is."""
+    def tell(self, metrics: dict[str, Tensor | float], digest: int, stop: StopRequest) -> None:
+        """Begin to tell the other ranks of the step that has just been enqueued; `hear` reads what all have told.
+
+        Each tells its metrics, whether it was asked to stop, the bad samples it met since the start, a digest of the
+        ids that it really saw (a proof of the order of data), how far its saving is, and what diagnostics ask for.
+        """
         own = {"stop": float(stop.requested), "bad_samples": float(self.loader.num_bad), "ids_digest": float(digest)}
-        return own | {"saving": self.saver.status} | self.diagnostics.signals()
+        own |= {"saving": self.saver.status} | self.diagnostics.signals()
+        assert self.optimizer.norm is not None
+        row = begin_all_gather_scalars({**metrics, "grad_norm": self.optimizer.norm, **own}, self.device)
+        self.told = Told(self.step, row, tuple(metrics), self.saver.phase)
 
-    def summary(self, metrics: dict[str, Tensor], agreed: GatheredScalars) -> dict[str, float]:
-        """The step in numbers that hold for all ranks."""
-        values = {name: agreed.mean(name) for name in metrics}
-        values["ids_digest"] = int(agreed.total("ids_digest")) % 2**32
-        values["bad_samples"] = int(agreed.total("bad_samples"))
-        return values
+    def hear(self) -> None:
+        """Take in what all ranks told of the last step, if that has not been done.
 
-    def report(
-        self, metrics: dict[str, float], grad_norm: float | None, micro_batches: list[Batch], at_once: bool = False
-    ) -> None:
-        """Write metrics and pictures down when it is time to, or the metrics at once."""
+        No step waits for the device to tell how it went: it is heard of when the next one is about to change the
+        weights, or at once where something is written down after it (see `_is_due`). So bears one step's delay
+
+        - a stop request: the run ends a step later, and saves that;
+        - the end of a save: the checkpoint gets its name a step later;
+        - an alarm of `diagnostics.stop_on`: the run ends a step later, without a checkpoint as before;
+        - a step that is not finite: the optimizer has left it out by itself where its gradients were; it is named, or
+          the run ended, before the next step changes the weights, and before anything is saved.
+        """
+        if self.told is None:
+            return
+        told, self.told = self.told, None
+        agreed = told.row.read()
+        self.stopping = self.stopping or agreed.any("stop")
+        self.saver.hear(agreed.by_rank["saving"], told.phase)
+        grad_norm = agreed.by_rank["grad_norm"][0]
+        if self.control.counts(told.step, agreed):
+            self.diagnostics.record(told.step, agreed, grad_norm)
+        self.summary = {name: agreed.mean(name) for name in told.metrics}
+        self.summary["ids_digest"] = int(agreed.total("ids_digest")) % 2**32
+        self.summary["bad_samples"] = int(agreed.total("bad_samples"))
+        self.summary["grad_norm"] = grad_norm
+
+    def _is_due(self) -> bool:
+        """Whether the step just taken must be heard of now: something is written down after it, or it is the last."""
+        return (
+            self.stopping
+            or self._is_logged()
+            or self.diagnostics.is_due(self.step)
+            or self._is_checkpoint()
+            or self._is_milestone()
+        )
+
+    def _is_logged(self) -> bool:
+        tracking = self.config.tracking
+        every = (tracking.log_every_steps, tracking.pictures_every_steps)
+        ends = self.step in (1, self.first + 1, self.timeline.total_steps)
+        return ends or any(period and self.step % period == 0 for period in every)
+
+    def report(self, looked: dict[str, float], micro_batches: list[Batch]) -> None:
+        """Write metrics and pictures down when it is time to, and what diagnostics have `looked` at."""
         tracking = self.config.tracking
         last, epoch = self.step == self.timeline.total_steps, self.timeline.epoch(self.step)
-        due = self.step % tracking.log_every_steps == 0 or self.step == 1 or last or at_once  # on all ranks alike
+        due = self.step % tracking.log_every_steps == 0 or self.step == 1 or last or bool(looked)  # on all ranks alike
+        metrics = looked | self.summary
         if due:
-            if grad_norm is not None:
-                metrics["grad_norm"] = grad_norm
             metrics |= {"epoch": epoch, **self.window.measure(self.step, self.config.train.batch_size, self.loader)}
             metrics["memory_gb"] = memory_gb(self.device)
             metrics |= self.method.schedules(self.step - 1)

@@ -61,6 +61,8 @@ class Saver:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.last: Path | None = None  # the last checkpoint that is there
         self.status = WRITTEN
+        #: Counts what becomes of saves, alike on all ranks: a status that was told in an earlier phase says nothing.
+        self.phase = 0
         self._copy = HostCopy()
         self._save: _Save | None = None
         self._thread = threading.Thread()
@@ -91,6 +93,7 @@ class Saver:
         names = {key: known[id(tensor)] for key, tensor in tensors.items() if id(tensor) in known}
         others = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items() if key not in names}
         self._save = _Save(state, export, names, others)
+        self.phase += 1
         self._start(self._write_piece)
         if wait or not self.folder.config.asynchronous:
             self.settle()
@@ -101,13 +104,15 @@ class Saver:
             self._thread.join()
             self.hear(all_gather_scalars({"saving": self.status}, self.device).by_rank["saving"])
 
-    def hear(self, statuses: Sequence[float]) -> None:
+    def hear(self, statuses: Sequence[float], phase: int | None = None) -> None:
         """What all ranks said of the save in flight: when each has written, rank 0 finishes; after that it is there.
 
+        `phase`: that in which they said so; default: the present one.
         Raises NotSavedError on all ranks where it failed on one and `checkpoint.on_failure` is stop.
         """
-        if self._save is None or BUSY in statuses:
+        if self._save is None or BUSY in statuses or phase not in (None, self.phase):
             return
+        self.phase += 1
         failing = [rank for rank, status in enumerate(statuses) if status == FAILED]
         if failing:
             self._give_up(failing)

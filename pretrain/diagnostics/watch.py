@@ -87,19 +87,29 @@ class Diagnostics:
         fatal = self.alarms.fatal() if self.rank == 0 else None
         return {"trouble": 0.0 if fatal is None else 1.0 + ALARMS.index(fatal), "forward_seconds": self.clock.read()}
 
-    def record(self, step: int, agreed: GatheredScalars, grad_norm: float | None) -> None:
+    def record(self, step: int, agreed: GatheredScalars, grad_norm: float) -> None:
         """Take in optimizer step `step` (from 0), which was taken."""
         self.slowest.add(agreed.by_rank["forward_seconds"])
         for spikes, value in zip(self.spikes, (agreed.mean("loss"), grad_norm), strict=True):
             spikes.add(step + 1, value)
 
+    def is_due(self, step: int) -> bool:
+        """Whether it is time to look, after `step` steps; on all ranks alike."""
+        return self._inspects(step) or self._measures(step)
+
+    def _inspects(self, step: int) -> bool:
+        every = self.settings.inspect_every_steps
+        return bool(every) and (step % every == 0 or step in (1, self.timeline.total_steps))
+
+    def _measures(self, step: int) -> bool:
+        return self.knn.is_on and self.timeline.is_due(step, self.settings.knn_every_epochs)
+
     def look(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
         """After `step` steps: what the weights and the frozen encoder say, when it is time to look. Collective."""
-        every, encoder = self.settings.inspect_every_steps, self.method.frozen_encoder()
-        inspects = every and (step % every == 0 or step in (1, self.timeline.total_steps))
-        measures = self.knn.is_on and self.timeline.is_due(step, self.settings.knn_every_epochs)
+        inspects, measures = self._inspects(step), self._measures(step)
         if not inspects and not measures:
             return {}
+        encoder = self.method.frozen_encoder()
         found: dict[str, float] = {}
         encoder = None if encoder is None else whole_encoder(encoder, self.config, self.device)
         with evaluating(self.engine, self.config.engine.precision, self.device):

@@ -31,21 +31,51 @@ class GatheredScalars:
         return any(self.by_rank[name])
 
 
+class Gathering:
+    """A row of numbers of every rank that is on its way: begun by all ranks, read when it is needed.
+
+    On a GPU it is enqueued behind what the device has to do, and copied to pinned memory: nobody waits for it until it
+    is read, and then only for what was enqueued before it.
+    """
+
+    def __init__(self, names: list[str], mine: Tensor) -> None:
+        self._names = names
+        gathered = mine.new_empty(dist.get_world_size() * len(mine))
+        self._work = dist.all_gather_into_tensor(gathered, mine, async_op=True)
+        self._there: torch.cuda.Event | None = None
+        if mine.is_cuda:
+            self._work.wait()  # of the stream, not of the host
+            self._told = torch.empty(gathered.shape, dtype=gathered.dtype, pin_memory=True)
+            self._told.copy_(gathered, non_blocking=True)
+            self._there = torch.cuda.current_stream().record_event()
+        else:
+            self._told = gathered
+
+    def read(self) -> GatheredScalars:
+        """The numbers, once they are here."""
+        if self._there is None:
+            self._work.wait()
+        else:
+            self._there.synchronize()
+        columns = self._told.view(-1, len(self._names)).T.tolist()
+        return GatheredScalars(dict(zip(self._names, columns, strict=True)))
+
+
+def begin_all_gather_scalars(values: Mapping[str, Tensor | float], device: torch.device) -> Gathering:
+    """Begin to gather each rank's `values`: scalars under the same names, in the same order, on all ranks; those that
+    are tensors are taken for fp32. Collective."""
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    numbers = {name: float(value) for name, value in values.items() if not isinstance(value, Tensor)}
+    row = torch.tensor([*numbers.values()], dtype=torch.float64, pin_memory=device.type == "cuda")
+    parts = [row.to(device, non_blocking=True)]
+    if tensors:
+        parts.append(torch.stack([value.detach().float().to(device) for value in tensors.values()]).double())
+    return Gathering([*numbers, *tensors], torch.cat(parts))
+
+
 def all_gather_scalars(values: Mapping[str, Tensor | float], device: torch.device) -> GatheredScalars:
-    """Gather each rank's `values`: scalars under the same names, in the same order, on all ranks. Collective."""
-    there = {name for name, value in values.items() if isinstance(value, Tensor) and value.device.type != "cpu"}
-    here = torch.tensor([float(values[name]) for name in values if name not in there], dtype=torch.float64)
-    parts = [here.to(device)]  # one copy for all that is not on the device yet
-    if there:
-        parts.append(
-            torch.stack([torch.as_tensor(values[name], dtype=torch.float64) for name in values if name in there])
-        )
-    mine = torch.cat(parts)
-    gathered = mine.new_empty(dist.get_world_size() * len(mine))
-    dist.all_gather_into_tensor(gathered, mine)
-    columns = gathered.view(-1, len(mine)).T.tolist()
-    names = sorted(values, key=lambda name: name in there)
-    return GatheredScalars(dict(zip(names, columns, strict=True)))
+    """Gather each rank's `values`, and wait for them; see `begin_all_gather_scalars`. Collective."""
+    return begin_all_gather_scalars(values, device).read()
 
 
 def all_gather_objects(value: Any, device: torch.device) -> list[Any]:

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-#: `with gathered(parameters):` makes them whole and writable on every rank (ZeRO 3 keeps a piece on each; otherwise
-#: it does nothing). What is written must be equal on all ranks.
-Gathered = Callable[[Iterable[nn.Parameter]], AbstractContextManager[None]]
-
-
-@contextmanager
-def already_whole(_: Iterable[nn.Parameter]) -> Iterator[None]:
-    """The `Gathered` of a model whose parameters are not partitioned."""
-    yield
-
 
 @torch.no_grad()
-def update_ema(slow: nn.Module, fast: nn.Module, weight: float, gathered: Gathered = already_whole) -> None:
-    """Move what `slow` has the share `weight` of the way to what `fast` has of the same names: parameters, and the
-    running statistics of batch normalisation."""
-    followed = dict(fast.named_parameters())
-    for name, old in slow.named_parameters():
-        new = followed[name]
-        with gathered([old, new]):
-            old.lerp_(new.to(old.dtype), weight)
-    for old, new in zip(running_statistics(slow), running_statistics(fast), strict=True):
-        old.lerp_(new, weight)
+def update_ema(pairs: Sequence[tuple[nn.Module, nn.Module]], weight: float, took: Tensor | None = None) -> None:
+    """Move what the first of each pair has the share `weight` of the way to what the second has of the same names:
+    parameters, and the running statistics of batch normalisation.
+
+    An average is elementwise, so under ZeRO 3 each rank moves its own part of every parameter, and nobody is asked.
+    `took`: () bool on the device, whether to move at all; None: yes.
+    """
+    slow, fast = [], []
+    for average, followed in pairs:
+        named = dict(followed.named_parameters())
+        for name, old in average.named_parameters():
+            for ours, theirs in zip(_held(old), _held(named[name]), strict=True):
+                slow.append(ours)
+                fast.append(theirs.to(ours.dtype))
+        slow += running_statistics(average)
+        fast += running_statistics(followed)
+    if not slow:
+        return
+    if took is None:
+        torch._foreach_lerp_(slow, fast, weight)
+    else:  # slower by a kernel a tensor
+        torch._foreach_lerp_(slow, fast, [torch.where(took, weight, 0.0)] * len(slow))
+
+
+def _held(parameter: nn.Parameter) -> list[Tensor]:
+    """What this rank has of a parameter: all of it, or under ZeRO 3 its part, and the whole of a small one as well."""
+    part = getattr(parameter, "ds_tensor", None)
+    if part is None:
+        return [parameter.data]
+    # a small parameter stays gathered from step to step, which DeepSpeed knows by its status
+    return [part.data] + ([parameter.data] if parameter.numel() == parameter.ds_numel else [])  # type: ignore[attr-defined]
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,11 +15,12 @@ from torch import Tensor, nn
 
 from pretrain.config import Config
 from pretrain.config.load import ConfigError
+from pretrain.engines.adamw import AdamW
 from pretrain.engines.blocks import prepare_blocks
-from pretrain.engines.ema import Gathered, already_whole
 from pretrain.engines.gpus import gpu_of
 from pretrain.engines.optim import build_optimizer
 from pretrain.engines.precision import allow_fast_products
+from pretrain.engines.take_over import take_over
 from pretrain.methods.base import Method
 
 
@@ -85,22 +85,35 @@ def deepspeed_config(config: Config, world_size: int, num_parameters: int) -> di
     ZeRO's buckets are no larger than the model: DeepSpeed fills its default of 5e8 elements (2 GB) every step.
     """
     engine = config.engine
-    bucket = min(500_000_000, max(num_parameters, 1))
-    buckets = {"reduce_bucket_size": bucket} if engine.zero_stage > 0 else {}
-    if 0 < engine.zero_stage < 3:  # stage 3 has no such bucket
-        buckets["allgather_bucket_size"] = bucket
+    zero: dict[str, Any] = {"stage": engine.zero_stage}
+    if engine.zero_stage > 0:
+        # in stage 1 gradients come from `GradientReduction`
+        bucket = min(500_000_000, max(num_parameters, 1))
+        zero |= {"reduce_bucket_size": bucket}
+    if engine.zero_stage == 1:
+        zero |= {"overlap_comm": False, "contiguous_gradients": False}
+    if 0 < engine.zero_stage < 3:
+        zero |= {"allgather_bucket_size": bucket}  # stage 3 has no such bucket
+    if engine.zero_stage == 3:
+        zero |= {
+            "sub_group_size": 10**15,  # one flat tensor, whatever the size
+            "stage3_param_persistence_threshold": 0,  # what stays gathered is gathered one by one after each step
+            "stage3_prefetch_bucket_size": bucket,
+        }
     ours: dict[str, Any] = {
         "train_batch_size": config.train.batch_size,
         "train_micro_batch_size_per_gpu": config.train.batch_size // (world_size * config.train.grad_accum_steps),
         "gradient_accumulation_steps": config.train.grad_accum_steps,
-        "gradient_clipping": config.optim.clip_grad,
-        "zero_allow_untested_optimizer": True,  # torch's AdamW
-        "zero_optimization": {"stage": engine.zero_stage, **buckets},
+        "gradient_clipping": 0.0,  # the optimizer clips; DeepSpeed's own default is 1
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": zero,
         "steps_per_print": 10**12,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device twice a step
     }
     if engine.precision != "fp32":
         # torch_autocast, not the bf16 and fp16 sections: those cast the parameters, the teacher and its average too
-        ours["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        # no module's gradients are reduced in bf16
+        ours["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     return _merge(engine.deepspeed, ours)
 
 
@@ -118,14 +131,22 @@ def build_engine(config: Config, method: Method, device: torch.device, world_siz
     allow_fast_products(device)
     prepare_blocks(method.blocks(), config.engine)
     method.to(device)
+    optimizer = build_optimizer(method, config.optim)
+    optimizer.merge()
     with _local_rank(device):
         engine, *_ = deepspeed.initialize(
             model=method,
-            optimizer=build_optimizer(method, config.optim, fused=device.type == "cuda"),
+            optimizer=optimizer,
             config=deepspeed_config(config, world_size, sum(p.numel() for p in method.parameters())),
             dist_init_required=False,
         )
+    take_over(engine, optimizer)
     return engine
+
+
+def optimizer_of(engine: Any) -> AdamW:
+    """The optimizer that `build_engine` has given the engine."""
+    return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
 
 
 @contextmanager
@@ -137,48 +158,6 @@ def _local_rank(device: torch.device) -> Iterator[None]:
     yield
     if before is not None:
         os.environ["LOCAL_RANK"] = before
-
-
-def gathered_for(zero_stage: int) -> Gathered:
-    """How whole, writable parameters are had under a ZeRO stage: only stage 3 partitions them."""
-    if zero_stage < 3:
-        return already_whole
-    import deepspeed
-
-    @contextmanager
-    def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-        # with a modifier rank, what rank 0 wrote is sent to all when the context ends
-        with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
-            yield
-
-    return gathered
-
-
-def gradient_norm(engine: Any) -> float | None:
-    """The global norm of the last step's gradients before clipping; None where it is not known.
-
-    Call between the last `backward` and `step`: fp32 ZeRO 0 does not keep it, so it is computed here from the
-    all-reduced gradients; the other stages know it after `step`.
-    """
-    if engine.zero_optimization_stage() > 0:
-        return None
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return float(nn.utils.get_total_norm(gradients)) if gradients else None
-
-
-def take_step(engine: Any, norm: float | None) -> None:
-    """Count a micro-batch and, with the last of a step, update the weights; `norm` is then that of the gradients.
-
-    Gradients that are not finite are dropped, and neither weights nor moments change. DeepSpeed's ZeRO 1 to 3 do so by
-    themselves; in stage 0 it takes such a step, so here it is told that the step has not come to its end.
-    """
-    if norm is None or math.isfinite(norm):
-        engine.step()
-        return
-    engine.set_gradient_accumulation_boundary(False)
-    engine.step()
-    engine.set_gradient_accumulation_boundary(None)
-    engine.zero_grad()
 
 
 def whole_state_dict(module: nn.Module) -> dict[str, Tensor]:

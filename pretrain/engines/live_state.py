@@ -48,9 +48,8 @@ def tensor_names(module: nn.Module) -> dict[int, str]:
 def restore(engine: Any, pieces: Pieces, counted: dict[str, int]) -> None:
     """Bring an engine to the state of a checkpoint, whatever ranks and stage wrote it. All ranks call it.
 
-    The engine is fresh: of the same method and groups, no step taken. AdamW keeps one count of steps for each
-    parameter under stage 0 and for each group under the others; a group gets the highest of its parameters', which
-    are the same unless some had no gradient for a while.
+    The engine is fresh: of the same method and groups, no step taken. AdamW counts steps once for all parameters;
+    where a checkpoint has several counts, as older ones may, the highest is taken.
 
     Raises ValueError where the checkpoint is of another model.
     """
@@ -59,25 +58,8 @@ def restore(engine: Any, pieces: Pieces, counted: dict[str, int]) -> None:
     if stage == 3:
         engine.optimizer.checkpoint_event_prologue()  # all parameters divided
     optimizer = engine.optimizer.optimizer if stage else engine.optimizer
-    taken: dict[int, float] = {}
-    masters: dict[int, Tensor] = {}
-    for name, _, master, *_ in _fragments(engine):
-        masters[id(master)] = master
-        if name in pieces.steps:
-            taken[id(master)] = max(pieces.steps[name], taken.get(id(master), 0.0))
-    if stage and pieces.steps:  # a stretch may be of padding alone, and be counted too
-        for master in _flat_masters(engine.optimizer, stage):
-            masters[id(master)] = master
-            taken.setdefault(id(master), max(pieces.steps.values()))
-    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    for key, steps in taken.items():
-        master = masters[key]
-        group = groups.get(key, optimizer.param_groups[0])  # stage 3 takes them out between steps
-        on_device = group.get("fused") or group.get("capturable")
-        optimizer.state[master] = {
-            "step": torch.tensor(steps, dtype=torch.float32, device=master.device if on_device else "cpu"),
-            **{moment: torch.zeros_like(master, memory_format=torch.preserve_format) for moment in MOMENTS},
-        }
+    if pieces.steps:
+        optimizer.begin(max(pieces.steps.values()))
     for part in [*_parts(engine), *_followers(engine)]:
         if part.kind == VALUE or pieces.has(part.kind, part.name):
             part.write(pieces.read(part.kind, part.name, part.offset, part.numel))
@@ -104,7 +86,7 @@ def _parts(engine: Any) -> Iterator[Part]:
     """All that this rank holds of the state: parameters and their moments, frozen parameters, buffers."""
     stage = engine.zero_optimization_stage()
     states = (engine.optimizer.optimizer if stage else engine.optimizer).state
-    for name, shape, master, start, offset, numel in _fragments(engine):
+    for name, shape, master, start, offset, numel in fragments(engine):
         where = {"name": name, "shape": shape, "offset": offset, "numel": numel, "start": start}
         yield Part(VALUE, tensor=master, replicated=stage == 0, **where)
         state = states.get(master)
@@ -133,7 +115,7 @@ def _followers(engine: Any) -> Iterator[Part]:
             yield Part(VALUE, name, tuple(parameter.shape), 0, parameter.numel(), parameter)
 
 
-def _fragments(engine: Any) -> Iterator[tuple[str, tuple[int, ...], Tensor, int, int, int]]:
+def fragments(engine: Any) -> Iterator[tuple[str, tuple[int, ...], Tensor, int, int, int]]:
     """Of each trained parameter what this rank's optimizer holds: name, whole shape, the optimizer's tensor, where it
     starts there, where in the parameter, and how many elements."""
     stage, zero = engine.zero_optimization_stage(), engine.optimizer
@@ -159,10 +141,6 @@ def _fragments(engine: Any) -> Iterator[tuple[str, tuple[int, ...], Tensor, int,
                 begin, end = max(at, first), min(at + p.numel(), first + master.numel())
                 if begin < end:
                     yield trained[id(p)][0], tuple(p.shape), master, begin - first, begin - at, end - begin
-
-
-def _flat_masters(zero: Any, stage: int) -> list[Tensor]:
-    return zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups
 
 
 def _local_part(name: str, parameter: nn.Parameter) -> Iterator[Part]:

@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 from pretrain.config import OptimConfig
+from pretrain.engines.adamw import AdamW
 from pretrain.engines.schedules import Schedule
 from pretrain.methods.base import Method
 
@@ -65,10 +65,10 @@ def _in_patch_embedding(name: str) -> bool:
     return any(part.startswith("patch_embed") for part in name.split(".")[:-1])
 
 
-def build_optimizer(method: Method, config: OptimConfig, fused: bool) -> torch.optim.AdamW:
+def build_optimizer(method: Method, config: OptimConfig) -> AdamW:
     """AdamW over the method's groups; `set_rates` gives it its rates before each step."""
     groups = parameter_groups(method, config.layer_decay, config.patch_embed_lr_scale)
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=fused)
+    return AdamW(groups, config.betas, config.eps, config.clip_grad)
 
 
 def set_rates(groups: Iterable[dict[str, Any]], step: int, lr: Schedule, weight_decay: Schedule) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from data_pipelines.loader import Batch
 from pretrain.encoders import Encoder, Mask
 from pretrain.encoders.attention_maps import attention_pictures
-from pretrain.engines.ema import Gathered, already_whole, share_running_statistics, update_ema
+from pretrain.engines.ema import share_running_statistics, update_ema
 from pretrain.engines.schedules import Timeline
 from pretrain.stream import pixels
 
@@ -50,15 +50,18 @@ class Method(nn.Module):
         `look(batch)` is `forward` without gradients, as the engine runs it: under ZeRO 3 there is no other way.
         """
 
-    def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
-        """Slow averages and centres: once after each applied optimizer step, on all ranks.
+    def after_step(self, step: int, took: Tensor | None = None) -> None:
+        """Slow averages and centres: once after each optimizer step, on all ranks.
 
         Here the running statistics of batch normalisation, which each rank counts over its own micro-batches, are
-        brought together, and the slow averages moved. Subclasses call it first.
+        brought together, and the slow averages moved. Subclasses call it first. `took`: () bool on the device, the
+        same on all ranks, whether the step was taken or left out; None: it was. What a step that is left out has done
+        to buffers is undone by who calls.
         """
         share_running_statistics(self)
-        for slow, fast in self.ema_pairs():
-            update_ema(slow, fast, 1 - self.ema_momentum(step), gathered)
+        pairs = self.ema_pairs()
+        if pairs:
+            update_ema(pairs, 1 - self.ema_momentum(step), took)
 
     def encoder_loaded(self) -> None:
         """Called when other weights were put into `encoder` before training, for what must follow them."""

@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.buffers import map_batch
 from data_pipelines.loader import Batch, Loader
 from data_pipelines.rng import Purpose, stream_key
 from data_pipelines.transforms.backends.device import finish
+from pretrain.stream.hidden import note_hidden
+
+#: What only the host reads stays there.
+ON_THE_HOST = ("ids", "rows")
 
 
 class Step(NamedTuple):
@@ -42,8 +45,8 @@ class SideStream:
         computing = torch.cuda.current_stream()
         if self._done is not None:
             computing.wait_event(self._done)
-        for batch in micro_batches:
-            map_batch(batch, lambda tensor: tensor.record_stream(computing) or tensor)
+        for part in (part for batch in micro_batches for part in batch.values() if part.is_cuda):
+            part.record_stream(computing)
 
 
 class DeviceSteps(Iterator[Step]):
@@ -84,8 +87,18 @@ class DeviceSteps(Iterator[Step]):
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch's tensors on the device, with finished colours; copies from pinned memory overlap with computation."""
-    moved = batch if device.type == "cpu" else map_batch(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    """The batch's tensors on the device, but for ids and rows, with finished colours and `note_hidden`'s numbers.
+
+    Copies from pinned memory overlap with computation.
+    """
+    batch = note_hidden(batch)
+    if device.type == "cpu":
+        moved = batch
+    else:  # of what stays, a copy: the loader's memory is used again while this step is still computed
+        moved = {
+            name: part.clone() if name in ON_THE_HOST else part.to(device, non_blocking=True)
+            for name, part in batch.items()
+        }
     return finish(moved, batch) if "global_colours" in batch else moved
 
 

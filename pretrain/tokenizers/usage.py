@@ -24,12 +24,17 @@ class CodeUsage(nn.Module):
     @torch.no_grad()
     def count(self, codes: Tensor) -> None:
         """Add the codes (any shape, int64) of a micro-batch."""
-        self.counts += torch.bincount(codes.flatten(), minlength=len(self.counts))
+        # not bincount, which waits for the device to learn how long it is to be
+        flat = codes.flatten()
+        self.counts.index_add_(0, flat, torch.ones_like(flat, dtype=self.counts.dtype))
 
     @torch.no_grad()
-    def close_step(self) -> Tensor:
-        """The counts (k,) of the step over all ranks; counting begins anew. Collective."""
-        counts = sum_over_ranks(self.counts.clone())
+    def close_step(self, counts: Tensor | None = None) -> Tensor:
+        """The counts (k,) of the step over all ranks; counting begins anew.
+
+        `counts`: these, where the caller has summed them over the ranks; else this is collective.
+        """
+        counts = sum_over_ranks(self.counts.clone()) if counts is None else counts
         self.counts.zero_()
         share = counts / counts.sum().clamp_min(1)
         self.used.copy_((counts > 0).float().mean())

@@ -23,9 +23,16 @@ CASES = {
 }
 
 
-def config_of(case: str, shards: Path, tmp_path: Path, drop_path: float = 0.3, **engine: Any) -> Config:
+def config_of(
+    case: str,
+    shards: Path,
+    tmp_path: Path,
+    drop_path: float = 0.3,
+    method: dict[str, Any] | None = None,
+    **engine: Any,
+) -> Config:
     data = config_data("dino" if case == "dinov2" else case, "vit", shards, tmp_path, engine=engine)
-    data["method"] |= CASES[case]
+    data["method"] |= CASES[case] | (method or {})
     if data["encoder"] is not None:
         data["encoder"]["drop_path"] = drop_path
     if case in ("codes", "beitv2"):

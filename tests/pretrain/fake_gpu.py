@@ -35,7 +35,8 @@ class WaitError(AssertionError):
 class NoCopies(TorchDispatchMode):
     """While it is entered, a copy from one device to another raises WaitError.
 
-    Allowed are numbers of the program, which travel with the launch of a kernel, and `tables.built_once`.
+    Allowed are numbers of the program, which travel with the launch of a kernel, what is sent to the device without
+    waiting for it to arrive, and `tables.built_once`.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -44,7 +45,9 @@ class NoCopies(TorchDispatchMode):
             devices = {leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
             if kwargs.get("device") is not None:
                 devices.add(torch.device(kwargs["device"]))
-            if len({device.type for device in devices}) > 1 and not _builds_a_table():
+            sent = func.overloadpacket is torch.ops.aten._to_copy and kwargs.get("non_blocking")
+            sent = sent and torch.device(kwargs["device"]).type == "cuda"
+            if len({device.type for device in devices}) > 1 and not sent and not _builds_a_table():
                 raise WaitError(f"{func} between {' and '.join(sorted(map(str, devices)))}")
         return func(*args, **kwargs)
 

@@ -22,6 +22,7 @@ from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState
 from pretrain.checkpoints.saving import Saver
 from pretrain.config import CheckpointConfig
 from pretrain.engines import live_state
+from pretrain.engines.adamw import AdamW
 
 POINTS = (
     "in the piece",
@@ -41,7 +42,8 @@ class Engine:
     def __init__(self, width: int = 64) -> None:
         torch.manual_seed(0)
         self.module = nn.Linear(width, width)
-        self.optimizer = torch.optim.AdamW(self.module.parameters())
+        groups = [{"params": [*self.module.parameters()], "lr": 1e-3, "weight_decay": 0.01}]
+        self.optimizer = AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
 
     def zero_optimization_stage(self) -> int:
         return 0

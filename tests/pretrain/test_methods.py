@@ -305,7 +305,7 @@ def test_prototypes_thaw_at_the_set_rate(dino: tuple[Config, Dino]) -> None:
     config, method = dino
     thaw = method.frozen_until("head.last_layer.weight_v")
     assert thaw > 0
-    optimizer = build_optimizer(method, config.optim, fused=False)
+    optimizer = build_optimizer(method, config.optim)
     prototypes, rate = method.head.last_layer.weight_v, 1e-3
     moved = {}
     for step in range(thaw + 3):

@@ -110,7 +110,7 @@ def test_an_encoder_without_patch_embedding_is_refused(tmp_path: Path) -> None:
 def test_the_optimizer_takes_the_factor_from_the_configuration(tmp_path: Path) -> None:
     config = parse_config(config_data("mae", "vit", tmp_path, tmp_path, optim={"patch_embed_lr_scale": 0.2}))
     method = build_method(config, NORMALISATION, Timeline(8, 4.0))
-    groups = build_optimizer(method, config.optim, fused=False).param_groups
+    groups = build_optimizer(method, config.optim).param_groups
     assert {group["lr_scale"] for group in groups} == {0.2, 1.0}
 
 

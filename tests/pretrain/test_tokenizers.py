@@ -16,6 +16,7 @@ from test_train import column, run_all
 from tiny import build, config_data, random_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from data_pipelines.rng import Purpose, Stream, permutation
 from pretrain.checkpoints.folder import FORM, ResumeState, check_resume, read_state
 from pretrain.config.load import ConfigError, check_sources, parse_config
 from pretrain.diagnostics.alarms import Alarms, Moment
@@ -126,7 +127,7 @@ def test_dead_codes_are_put_on_tokens_of_the_batch(parts: int) -> None:
         dead.append(codes.vectors[2:].clone())
         codes.update(step)
     assert torch.equal(dead[0], dead[1])
-    drawn = torch.randperm(12, generator=generator(1))[:4]  # different tokens, the same however the batch is split
+    drawn = permutation(Stream(0, Purpose.CODES, 1), 12)[:4]  # different tokens, the same however the batch is split
     assert torch.equal(dead[2], tokens[drawn])
     assert codes.values()["codes_used"] > 2 / 6
 
@@ -294,7 +295,8 @@ def test_two_ranks_agree_on_codes_and_learn_what_one_does(shards: Path, tmp_path
         assert column(together, "loss") == pytest.approx(column(alone, "loss"), rel=2e-5, abs=1e-4), alone["name"]
         assert len(set(column(alone, "loss"))) == 8
         if alone["method"]["name"] != "mim":
-            assert column(together, "codes_used") == column(alone, "codes_used")
+            one_code = 1 / alone["method"]["vocab_size"]  # which two orders of summing may tell apart
+            assert column(together, "codes_used") == pytest.approx(column(alone, "codes_used"), abs=1.01 * one_code)
             states = [
                 load_file(tmp_path / ranks / alone["name"] / "tokenizer" / "model.safetensors") for ranks in ("1", "2")
             ]

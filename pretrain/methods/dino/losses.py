@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -60,22 +62,34 @@ def sinkhorn_knopp(outputs: Tensor, temperature: float, iterations: int) -> Tens
     Scope: the rows of this call on all ranks, whose numbers may differ (Caron et al. 2020, appendix A.1). Collective:
     all ranks call it.
     """
-    scores = outputs.float() / temperature
+    return sinkhorn_tables([outputs], temperature, iterations)[0]
+
+
+@torch.no_grad()
+def sinkhorn_tables(tables: Sequence[Tensor], temperature: float, iterations: int) -> list[Tensor]:
+    """`sinkhorn_knopp` of several outputs (n_i, k_i), each by itself, in the collectives of one."""
+    scores = [outputs.float() / temperature for outputs in tables]
     # each row relative to its own largest: at temperatures of .02 one that is far below another is lost in fp32.
     # The rows' weights matter until they are first normalised; relative to the largest of all ranks, as they are summed
-    top = scores.amax(dim=1, keepdim=True)
-    largest = top.max() if len(top) else top.new_tensor(-torch.inf)
-    count = scores.new_tensor(float(len(scores)))
+    tops = [part.amax(dim=1, keepdim=True) for part in scores]
+    lowest = torch.finfo(torch.float32).min  # of no row at all
+    largest = torch.stack([F.pad(top.flatten(), (0, 1), value=lowest).amax() for top in tops])
     _over_ranks(largest, dist.ReduceOp.MAX)
-    _over_ranks(count, dist.ReduceOp.SUM)
-    table, weights = (scores - top).exp(), (top - largest).exp()
-    num_prototypes = outputs.shape[1]
+    shares = [(part - top).exp() for part, top in zip(scores, tops, strict=True)]
+    weights = [(top - most).exp() for top, most in zip(tops, largest, strict=True)]
+    rows = torch.cat([torch.full((1,), float(len(part)), device=part.device) for part in scores])
+    sizes = [part.shape[1] for part in shares]
     for iteration in range(iterations):
-        columns = (table if iteration else table * weights).sum(dim=0, keepdim=True)
-        _over_ranks(columns, dist.ReduceOp.SUM)
-        table = table / (columns * num_prototypes).clamp_min(1e-30)
-        table = table / (table.sum(dim=1, keepdim=True) * count)
-    return table * count
+        weighed = shares if iteration else [part * weight for part, weight in zip(shares, weights, strict=True)]
+        sums = [part.sum(dim=0) for part in weighed]
+        joined = torch.cat(sums if iteration else [*sums, rows])  # rows are counted once
+        _over_ranks(joined, dist.ReduceOp.SUM)
+        if not iteration:
+            rows = joined[-len(shares) :]
+        for number, columns in enumerate(joined[: sum(sizes)].split(sizes)):
+            share = shares[number] / (columns * sizes[number]).clamp_min(1e-30)
+            shares[number] = share / (share.sum(dim=1, keepdim=True) * rows[number])
+    return [share * count for share, count in zip(shares, rows, strict=True)]
 
 
 def _over_ranks(value: Tensor, operation: dist.ReduceOp) -> None:

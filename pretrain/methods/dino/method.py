@@ -14,13 +14,12 @@ from data_pipelines.loader import Batch
 from pretrain.config import Config
 from pretrain.encoders import Encoder, Features, Mask, build_encoder
 from pretrain.encoders.attention_maps import attention_pictures
-from pretrain.encoders.base import refine
-from pretrain.engines.ema import Gathered, already_whole
 from pretrain.engines.schedules import Cosine, Staircase, Timeline
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.dino.config import DinoConfig
 from pretrain.methods.dino.head import DinoHead
-from pretrain.methods.dino.losses import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
+from pretrain.methods.dino.losses import dino_loss, ibot_loss, koleo_loss, sinkhorn_tables
+from pretrain.stream.hidden import finer_index, hidden_index
 
 
 def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> Dino:
@@ -53,7 +52,7 @@ class Dino(Method):
         self.encoder = encoder
         self.head = DinoHead(encoder.dim, config)
         self.teacher = nn.ModuleDict({"encoder": teacher_encoder, "head": DinoHead(encoder.dim, config)})
-        prototypes = {"center": self.head.num_prototypes}
+        prototypes = {"center": self.head.num_prototypes}  # of each centre
         if config.ibot is not None:
             if config.ibot.separate_head:
                 self.patch_head = DinoHead(encoder.dim, config, config.ibot.prototypes)
@@ -63,10 +62,10 @@ class Dino(Method):
         self.teacher.requires_grad_(False)
         for name, count in prototypes.items():
             self.register_buffer(name, torch.zeros(1, count))
-            # teacher outputs of the micro-batches since the last step, not part of a checkpoint (which is after a step)
-            self.register_buffer(f"{name}_sum", torch.zeros(1, count), persistent=False)
-            self.register_buffer(f"{name}_count", torch.zeros(()), persistent=False)
-        self.centers = tuple(prototypes)
+        # teacher outputs of the micro-batches since the last step, summed for each centre one after the other, and
+        # then how many they are; not part of a checkpoint (which is after a step)
+        self.register_buffer("center_sums", torch.zeros(sum(prototypes.values()) + len(prototypes)), persistent=False)
+        self.centers = prototypes
         self.teacher_temperature = Staircase(
             config.warmup_teacher_temperature,
             config.teacher_temperature,
@@ -98,10 +97,16 @@ class Dino(Method):
         images = rearrange(self.normalise(crops), "b v c h w -> (v b) c h w")
         with torch.no_grad():
             teacher_features = self.teacher["encoder"](images)
-            teacher = self.teacher["head"](teacher_features.pooled).float()
-        mask = None
+            outputs = {"center": self.teacher["head"](teacher_features.pooled).float()}
+        mask = hidden = None
         if self.config.ibot is not None:
             mask = Mask(token=rearrange(batch["token_mask"], "b v gh gw -> (v b) gh gw"))
+            assert teacher_features.grid is not None
+            hidden = finer_index(hidden_index(batch), batch["token_mask"].shape[2:], teacher_features.grid)
+            with torch.no_grad():
+                name = "patch_head" if "patch_head" in self.teacher else "head"
+                outputs["patch_center"] = self.teacher[name](_rows(teacher_features.tokens, hidden)).float()
+        targets = self._targets(outputs, step)
         features = self.encoder(images, mask)
         pooled = [features.pooled]
         if "local_crops" in batch:
@@ -109,13 +114,13 @@ class Dino(Method):
             pooled.append(self.encoder(small).pooled)
         student = rearrange(self.head(torch.cat(pooled)).float(), "(v b) k -> v b k", b=size)
 
-        probabilities = rearrange(self._targets(teacher, "center", step), "(v b) k -> v b k", v=num_global)
+        probabilities = rearrange(targets["center"], "(v b) k -> v b k", v=num_global)
         result = {"loss": dino_loss(student / self.config.student_temperature, probabilities)}
         if self.config.koleo_weight:
             views = rearrange(features.pooled, "(v b) d -> v b d", v=num_global)
             result["koleo"] = torch.stack([koleo_loss(view) for view in views]).sum()
-        if mask is not None:
-            result["ibot"] = self._ibot(features, teacher_features, mask, step)
+        if hidden is not None:
+            result["ibot"] = self._ibot(features, hidden, targets["patch_center"])
         if len(result) > 1:
             result["dino"] = result["loss"]
             result["loss"] = result["dino"] + self.config.koleo_weight * result.get("koleo", 0.0)
@@ -128,50 +133,46 @@ class Dino(Method):
         # feature_std, 1: the first global crops' directions spread evenly; 0: collapsed
         return {**result, "teacher_entropy": entropy, "feature_std": deviation}
 
-    def _ibot(self, features: Features, teacher: Features, mask: Mask, step: int) -> Tensor:
-        """The loss at hidden patch tokens, all global views together."""
-        assert mask.token is not None
-        assert features.grid is not None
-        hidden = rearrange(refine(mask.token, features.grid), "n h w -> n (h w)")
-        weights = (1.0 / hidden.sum(dim=1, keepdim=True).clamp_min(1)).expand_as(hidden)[hidden]
-        student = self._head("patch_head")(features.tokens[hidden]).float() / self.config.student_temperature
-        with torch.no_grad():
-            name = "patch_head" if "patch_head" in self.teacher else "head"
-            outputs = self.teacher[name](teacher.tokens[hidden]).float()
-            targets = self._targets(outputs, "patch_center", step)
-        return ibot_loss(student, targets, weights, num_crops=len(hidden))
+    def _ibot(self, features: Features, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The loss at the hidden patch tokens (n,), all global views together, from the teacher's `targets` (n, k)."""
+        num_crops, num_tokens = features.tokens.shape[:2]
+        crops = hidden // num_tokens
+        counts = torch.zeros(num_crops, device=hidden.device).index_add_(0, crops, torch.ones_like(crops).float())
+        student = self._head("patch_head")(_rows(features.tokens, hidden)).float() / self.config.student_temperature
+        return ibot_loss(student, targets, 1.0 / counts.index_select(0, crops), num_crops)
 
     def _head(self, name: str) -> DinoHead:
         """The class head, or the patch tokens' own where there is one."""
         return self.patch_head if name == "patch_head" and hasattr(self, "patch_head") else self.head
 
     @torch.no_grad()
-    def _targets(self, outputs: Tensor, center: str, step: int) -> Tensor:
-        """Teacher outputs (n, k) to probabilities; their sum is kept for the centre."""
+    def _targets(self, outputs: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Teacher outputs (n, k) of each centre to probabilities; their sums are kept for the centres."""
         temperature = self.teacher_temperature(step)
         if self.config.centering == "sinkhorn":
-            return sinkhorn_knopp(outputs, temperature, self.config.sinkhorn_iterations)
-        getattr(self, f"{center}_sum").add_(outputs.sum(dim=0))
-        getattr(self, f"{center}_count").add_(len(outputs))
-        return ((outputs - getattr(self, center)) / temperature).softmax(dim=-1)
+            tables = sinkhorn_tables(list(outputs.values()), temperature, self.config.sinkhorn_iterations)
+            return dict(zip(outputs, tables, strict=True))
+        sums = [part.sum(dim=0) for part in outputs.values()]
+        counts = [torch.full((1,), float(len(part)), device=part.device) for part in outputs.values()]
+        self.center_sums.add_(torch.cat([*sums, *counts]))
+        return {name: ((part - getattr(self, name)) / temperature).softmax(dim=-1) for name, part in outputs.items()}
 
     @torch.no_grad()
-    def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
-        super().after_step(step, gathered)
+    def after_step(self, step: int, took: Tensor | None = None) -> None:
+        super().after_step(step, took)
         if self.config.centering == "center":
-            for name in self.centers:
-                self._move_center(name)
+            self._move_centers()
 
-    def _move_center(self, name: str) -> None:
-        total, count, center = (getattr(self, f"{name}{part}") for part in ("_sum", "_count", ""))
+    def _move_centers(self) -> None:
         if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(total)
-            dist.all_reduce(count)
-        if count > 0:
-            momentum = self.config.center_momentum
-            center.mul_(momentum).add_(total / count, alpha=1 - momentum)
-        total.zero_()
-        count.zero_()
+            dist.all_reduce(self.center_sums)
+        *sums, counts = self.center_sums.split([*self.centers.values(), len(self.centers)])
+        momentum = self.config.center_momentum
+        for name, total, count in zip(self.centers, sums, counts, strict=True):
+            center = getattr(self, name)
+            moved = (center * momentum).add_(total / count.clamp_min(1), alpha=1 - momentum)
+            center.copy_(torch.where(count > 0, moved, center))
+        self.center_sums.zero_()
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(slow, getattr(self, name)) for name, slow in self.teacher.items()]
@@ -195,3 +196,8 @@ class Dino(Method):
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         crops = batch["global_crops"][:, 0]
         return attention_pictures(self.teacher["encoder"], self.normalise(crops), crops, self.show, of="teacher")
+
+
+def _rows(tokens: Tensor, index: Tensor) -> Tensor:
+    """Of tokens (b, n, d) those (m, d) of the numbers (m,), counted image by image."""
+    return rearrange(tokens, "b n d -> (b n) d").index_select(0, index)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from data_pipelines.loader import Batch
 from data_pipelines.rng import Purpose, stream_key
 from pretrain.config import Config
-from pretrain.engines.ema import Gathered, already_whole
 from pretrain.engines.schedules import Cosine, Timeline
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.dvae.config import DvaeConfig
@@ -99,8 +98,8 @@ class Dvae(Method):
         self.usage.counts.zero_()
 
     @torch.no_grad()
-    def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
-        super().after_step(step, gathered)
+    def after_step(self, step: int, took: Tensor | None = None) -> None:
+        super().after_step(step, took)
         self.usage.close_step()
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
@@ -128,7 +130,7 @@ def logit_laplace(mapped: Tensor, location: Tensor, log_scale: Tensor) -> Tensor
 def divergence_to_uniform(logits: Tensor) -> Tensor:
     """KL divergence () of the codes' distribution (b, k, h, w) from the uniform one, per position, in nats."""
     log_shares = F.log_softmax(logits, dim=1)
-    log_uniform = -torch.tensor(float(logits.shape[1]), device=logits.device).log()
+    log_uniform = -math.log(logits.shape[1])
     return (log_shares.exp() * (log_shares - log_uniform)).sum(dim=1).mean()
 
 

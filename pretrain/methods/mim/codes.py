@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
 from pretrain.methods.frozen import Frozen
-from pretrain.methods.mim.target import Target
+from pretrain.methods.mim.target import Target, at_hidden
+from pretrain.stream.hidden import hidden_index
 from pretrain.tokenizers.card import find_tokenizer
 from pretrain.tokenizers.saved import load_tokenizer
 
@@ -38,12 +39,12 @@ class Codes(Target):
                 f"the tokenizer gives {codes.shape[1]}x{codes.shape[2]} codes and the mask has "
                 f"{hidden.shape[1]}x{hidden.shape[2]} units; views.target_crop.size decides the former"
             )
-        return codes[hidden]
+        return codes.reshape(-1).index_select(0, hidden_index(batch))
 
     def loss(
         self, head: nn.Module, cells: Tensor, wanted: Tensor, batch: Batch, mean_hidden: Tensor
     ) -> dict[str, Tensor]:
-        logits = head(cells[batch["token_mask"]]).float()  # the hidden ones only: their number varies
+        logits = head(at_hidden(cells, batch)).float()  # the hidden ones only: their number varies
         return {
             "loss": F.cross_entropy(logits, wanted, reduction="sum") / mean_hidden,
             "accuracy": (logits.argmax(dim=-1) == wanted).sum() / mean_hidden,

@@ -10,7 +10,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
-from pretrain.methods.mim.target import Target
+from pretrain.methods.mim.target import Target, at_hidden
 
 #: Orientations over half a turn: a gradient and its opposite are one.
 BINS = 9
@@ -32,12 +32,12 @@ class Hog(Target):
         per_unit = rearrange(
             histograms, "b c (h p) (w q) o -> b h w (p q c o)", p=self.cell // CELL, q=self.cell // CELL
         )
-        return per_unit[batch["token_mask"]]
+        return at_hidden(per_unit, batch)
 
     def loss(
         self, head: nn.Module, cells: Tensor, wanted: Tensor, batch: Batch, mean_hidden: Tensor
     ) -> dict[str, Tensor]:
-        predicted = head(cells[batch["token_mask"]]).float()
+        predicted = head(at_hidden(cells, batch)).float()
         return {"loss": (predicted - wanted).square().mean(dim=-1).sum() / mean_hidden}
 
 

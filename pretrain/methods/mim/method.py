@@ -21,6 +21,7 @@ from pretrain.methods.mim.hog import Hog
 from pretrain.methods.mim.normalised_pixels import NormalisedPixels
 from pretrain.methods.mim.pixels import Pixels
 from pretrain.methods.mim.target import Target
+from pretrain.stream.hidden import hidden_index
 
 
 def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> MaskedImageModelling:
@@ -81,7 +82,7 @@ class MaskedImageModelling(Method):
         images = self.normalise(batch["global_crops"][:, 0])
         mean_hidden = batch.get("mean_hidden")
         if mean_hidden is None:  # one rank, one micro-batch: the local count is the global one
-            mean_hidden = batch["token_mask"].sum()
+            mean_hidden = torch.full((), float(len(hidden_index(batch))), device=images.device)
         wanted = self.target.wanted(images, batch)
         main, *further = (
             self.target.loss(self.head, cells, wanted, batch, mean_hidden) for cells in self.cells(images, batch)
@@ -134,7 +135,8 @@ def reduce_mask_counts(micro_batches: list[Batch]) -> None:
 
     Blockwise masks differ in size; a loss divided by this number averages to the loss of the global batch.
     """
-    count = torch.stack([batch["token_mask"].sum() for batch in micro_batches]).sum().double()
+    own = sum(len(hidden_index(batch)) for batch in micro_batches)  # known on the host
+    count = torch.full((), own, dtype=torch.float64, device=micro_batches[0]["token_mask"].device)
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     if world_size > 1:
         dist.all_reduce(count)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
 from pretrain.encoders.patches import patch_statistics, patchify, unpatchify
-from pretrain.methods.mim.target import Target
+from pretrain.methods.mim.target import Target, at_hidden
+from pretrain.stream.hidden import hidden_index
 
 
 class NormalisedPixels(Target):
@@ -22,12 +23,12 @@ class NormalisedPixels(Target):
         """(n, unit * unit * c) of the hidden units."""
         patches = patchify(images, self.cell)
         mean, deviation = patch_statistics(patches)
-        return ((patches - mean) / deviation)[_flat(batch["token_mask"])]
+        return rearrange((patches - mean) / deviation, "b n d -> (b n) d").index_select(0, hidden_index(batch))
 
     def loss(
         self, head: nn.Module, cells: Tensor, wanted: Tensor, batch: Batch, mean_hidden: Tensor
     ) -> dict[str, Tensor]:
-        predicted = head(cells[batch["token_mask"]]).float()
+        predicted = head(at_hidden(cells, batch)).float()
         return {"loss": (predicted - wanted).square().mean(dim=-1).sum() / mean_hidden}
 
     def pictures(self, predicted: Tensor, images: Tensor, batch: Batch) -> Tensor | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from einops import rearrange
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
+from pretrain.stream.hidden import hidden_index
 
 
 class Target(nn.Module):
@@ -43,3 +45,8 @@ class Target(nn.Module):
     def pinned(self) -> dict[str, str]:
         """Checksums of the files that it reads."""
         return {}
+
+
+def at_hidden(cells: Tensor, batch: Batch) -> Tensor:
+    """Of values (b, h, w, d) at every mask unit those (n, d) of the hidden ones, those of the first image first."""
+    return rearrange(cells, "b h w d -> (b h w) d").index_select(0, hidden_index(batch))

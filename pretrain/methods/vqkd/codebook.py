@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data_pipelines.rng import Purpose, Stream, permutation
 from pretrain.engines.precision import exactly
 from pretrain.methods.vqkd.config import VqkdConfig
 from pretrain.tokenizers.usage import CodeUsage, sum_over_ranks
@@ -29,6 +31,7 @@ class Codebook(nn.Module):
         self.register_buffer("sums", torch.zeros(config.vocab_size, config.code_dim), persistent=False)
         self.usage = CodeUsage(config.vocab_size)
         self._recent: list[Tensor] = []  # tokens since the last step, to put dead codes on
+        self._num_candidates = 0
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors (n, d) fp32 to the nearest codes (n,) int64 and their vectors (n, d), without gradient.
@@ -50,14 +53,17 @@ class Codebook(nn.Module):
         A used code becomes the normalised slow average of itself and the normalised mean of its tokens. A code whose
         slow share fell below `restart_below` even shares is put on a random token of the global batch.
         """
-        momentum = self.config.momentum
-        counts = self.usage.close_step()
-        sums = sum_over_ranks(self.sums)
+        momentum, (size, dim) = self.config.momentum, self.vectors.shape
+        told = sum_over_ranks(torch.cat([self.sums.flatten(), self._candidates(step).flatten(), self.usage.counts]))
+        sums, candidates, counts = told.split([size * dim, size * dim, size])
+        sums, candidates = sums.view(size, dim), candidates.view(size, dim)
+        self.usage.close_step(counts)
         moved = F.normalize(momentum * self.vectors + (1 - momentum) * F.normalize(sums, dim=-1), dim=-1)
         used = counts > 0
         self.vectors.copy_(torch.where(used[:, None], moved, self.vectors))
         self.shares.mul_(momentum).add_(counts / counts.sum().clamp_min(1), alpha=1 - momentum)
-        self._restart(step)
+        if self._recent:
+            self._restart(candidates)
         self._forget()
 
     def _forget(self) -> None:
@@ -65,22 +71,33 @@ class Codebook(nn.Module):
         self.usage.counts.zero_()
         self._recent = []
 
-    def _restart(self, step: int) -> None:
-        dead = torch.nonzero(self.shares < self.config.restart_below / len(self.shares)).flatten()
-        if not len(dead) or not self._recent:
-            return
-        own = torch.cat(
-            self._recent
-        ).nan_to_num()  # a step that was left out may have brought values that are not finite
+    def _candidates(self, step: int) -> Tensor:
+        """Tokens (k, d) of the global batch, drawn anew each step, for codes that may be dead; of those on other ranks
+        there are zeros. Which codes are dead, nobody needs to know: that would be a wait for the device."""
+        chosen = torch.zeros_like(self.vectors)
+        if not self._recent:
+            return chosen
+        own = torch.cat(self._recent).nan_to_num()  # a step that is left out may have brought values not finite
         rank, world_size = _place()
-        drawn = torch.randperm(len(own) * world_size, generator=torch.Generator().manual_seed(step))[: len(dead)]
-        dead, drawn = dead[: len(drawn)], drawn.to(own.device)
         # every rank has equally many rows, and they follow those of the rank before: the same tokens on any number
-        mine = drawn // len(own) == rank
-        chosen = own.new_zeros(len(drawn), own.shape[1])
-        chosen[mine] = own[drawn[mine] % len(own)]
-        self.vectors[dead] = sum_over_ranks(chosen)
-        self.shares[dead] = 1 / len(self.shares)
+        drawn = permutation(Stream(0, Purpose.CODES, step), len(own) * world_size)[: len(chosen)]
+        (places,) = np.nonzero(drawn // len(own) == rank)
+        for_codes, mine = (
+            torch.from_numpy(numbers).to(own.device, non_blocking=True)
+            for numbers in (places, drawn[places] % len(own))
+        )
+        chosen.index_copy_(0, for_codes, own.index_select(0, mine))
+        self._num_candidates = len(drawn)
+        return chosen
+
+    def _restart(self, candidates: Tensor) -> None:
+        """Put the first dead code on the first candidate, the second on the second, as far as there are any."""
+        dead = self.shares < self.config.restart_below / len(self.shares)
+        number = dead.long().cumsum(0) - 1
+        dead &= number < self._num_candidates
+        placed = candidates.index_select(0, number.clamp_min(0))
+        self.vectors.copy_(torch.where(dead[:, None], placed, self.vectors))
+        self.shares.masked_fill_(dead, 1 / len(self.shares))
 
     @torch.no_grad()
     def start(self) -> None:

@@ -15,7 +15,6 @@ from pretrain.config import Config
 from pretrain.encoders import Encoder, build_encoder
 from pretrain.encoders.load import LoadedEncoder, load_any
 from pretrain.encoders.patches import sincos_positions
-from pretrain.engines.ema import Gathered, already_whole
 from pretrain.engines.schedules import Timeline
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.frozen import Frozen, checksum
@@ -106,8 +105,8 @@ class Vqkd(Method):
         self.codebook.start()
         self.train()
 
-    def after_step(self, step: int, gathered: Gathered = already_whole) -> None:
-        super().after_step(step, gathered)
+    def after_step(self, step: int, took: Tensor | None = None) -> None:
+        super().after_step(step, took)
         self.codebook.update(step)
 
     def pinned(self) -> dict[str, str]:
