@@ -1,5 +1,7 @@
-"""As `worker.py`, and rank 0 writes down the collectives of every step into `collectives.json` of the run folder, and what
-types the tensors are of that they carry."""
+"""As `worker.py`, and rank 0 writes down the collectives of every step into `collectives.json` of the run folder.
+
+Beside them the types of the tensors that they carry.
+"""
 
 from __future__ import annotations
 

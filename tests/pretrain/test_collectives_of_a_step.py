@@ -86,7 +86,9 @@ def test_neither_parameters_nor_groups_count(
 def test_nothing_is_exchanged_in_bf16(told: dict[tuple[str, int, int], dict[str, Any]], stage: int) -> None:
     """Gradients of arithmetic in bf16, and under ZeRO 3 weights, too."""
     for name in DEEPER:
-        assert set(told[name, stage, 2]["types"]) <= {"torch.float32", "torch.float64"}
+        types = set(told[name, stage, 2]["types"])
+        assert "torch.float32" in types
+        assert not types & {"torch.bfloat16", "torch.float16"}
 
 
 def test_a_large_model_has_four_buckets_of_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
