@@ -19,6 +19,7 @@ from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState, che
 from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
 from pretrain.config import Config
 from pretrain.diagnostics import Diagnostics, knn_line
+from pretrain.encoders.drop_path import drawn
 from pretrain.engines import live_state
 from pretrain.engines.collectives import Gathering, begin_all_gather_scalars
 from pretrain.engines.engine import build_engine, optimizer_of
@@ -159,7 +160,7 @@ class Trainer:
 
     def look(self, batch: Batch) -> None:
         """A forward pass that nothing is learned from."""
-        with torch.no_grad():
+        with torch.no_grad(), drawn(self.config.seed, self.step, batch["rows"]):
             self.engine(batch, self.step)
 
     def optimizer_step(self, micro_batches: list[Batch]) -> dict[str, Tensor | float]:
@@ -168,7 +169,8 @@ class Trainer:
         totals: dict[str, Tensor | float] = {}
         for position, batch in enumerate(micro_batches):
             seed_dropout(self.config.seed, self.step, self.rank, position)
-            output = self.engine(batch, self.step)
+            with drawn(self.config.seed, self.step, batch["rows"]):
+                output = self.engine(batch, self.step)
             self.engine.backward(output["loss"])
             for name, value in output.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / len(micro_batches)

@@ -33,17 +33,18 @@ class State:
 
     def __init__(self, sampler: Sampler, making: Making, draw: DrawFields | None, threads: int) -> None:
         self.files: list[int] = []
+        named = _named(draw)
         self._keep("state").close()  # in the first place
         told = {
             "sampler": sampler.state(),
             "making": asdict(making) | {"views": TypeAdapter(Views).dump_python(making.views, mode="json")},
-            "draw": _named(draw),
+            "draw": named,
             "threads": threads,
             "datasets": {str(key): self._dataset(dataset) for key, dataset in sampler.datasets.items()},
         }
         os.pwrite(self.files[0], json.dumps(told).encode(), 0)
         #: Modules that a child will need beside this package.
-        self.imports: list[str] = [] if draw is None else [_module(told["draw"])]
+        self.imports: list[str] = [] if named is None else [_module(named)]
 
     def close(self) -> None:
         for descriptor in self.files:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import socket
 import threading
-from builtins import __dict__ as builtin_names
 from collections.abc import Iterator, Sequence
 from pkgutil import resolve_name
 from typing import Any
@@ -92,7 +92,7 @@ def _kind(name: str) -> type[Exception] | None:
     module, _, name_within = name.partition(":")
     found: Any = None
     if module == "builtins":
-        found = builtin_names.get(name_within)
+        found = getattr(builtins, name_within, None)
     elif module.partition(".")[0] == "data_pipelines":
         try:
             found = resolve_name(name)

@@ -136,7 +136,7 @@ class Dataset:
         """Of all images, as stored."""
         return int(self.index.image_bytes.sum())
 
-    def shards_of(self, samples: Sequence[int]) -> np.ndarray:
+    def shards_of(self, samples: Sequence[int] | np.ndarray) -> np.ndarray:
         """The numbers of the shards that hold these samples."""
         return np.searchsorted(self.index.ends, samples, side="right")
 

@@ -25,6 +25,7 @@ from data_pipelines.images.pixels import (
     orientation_by,
     unlike_opacity,
 )
+from data_pipelines.images.plain_png import read_plain_png
 from data_pipelines.images.png import key_of_grey
 from data_pipelines.images.regions import Choose, Picture, whole
 from data_pipelines.images.sample import Sample
@@ -165,6 +166,9 @@ def _decode_whole(sample: Sample, channels: int | None, bits: int | None) -> Pic
 
 def _read_with_pillow(content: bytes, channels: int | None) -> Picture:
     """(h, w, c) uint8, grey or RGB; with opacity where `channels` counts it in."""
+    plain = read_plain_png(content, MAX_PIXELS)
+    if plain is not None:
+        return Picture(plain)
     image = open_image(content)
     notes = ("animated",) * (frames(image) > 1)
     image.load()

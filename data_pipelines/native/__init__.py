@@ -11,7 +11,7 @@ try:
 except ImportError:
     kernel = None
 
-if not hasattr(kernel, "resize"):  # of an earlier checkout: it lacks what this one asks for
+if not hasattr(kernel, "unfilter"):  # of an earlier checkout: it lacks what this one asks for
     kernel = None
 
 BUILT = kernel is not None

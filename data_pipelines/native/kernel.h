@@ -83,6 +83,9 @@ typedef enum { BYTES, WORDS, FLOATS } Kind;
  * to its range, or of floats, cut; of the job, the colours are left. Returns false when out of memory. */
 bool resample_channels(const Image *image, Kind kind, const Job *job, Kind out_kind, Scratch *scratch, bool wide);
 
+/* The rows of a PNG, each behind the number of its filter, to pixels; false: there is no such filter. */
+bool unfilter(const uint8_t *raw, ptrdiff_t height, ptrdiff_t row_bytes, ptrdiff_t pixel_bytes, uint8_t *out);
+
 /* Each returns false when out of memory. */
 bool make_crop(const Image *image, const Job *job, Scratch *scratch, bool wide);
 bool resample(const Image *image, const Job *job, Scratch *scratch, bool wide);

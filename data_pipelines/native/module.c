@@ -198,6 +198,31 @@ static PyObject *resize(PyObject *module, PyObject *args) {
     return wrong == NULL && enough_memory ? Py_NewRef(Py_None) : NULL;
 }
 
+static PyObject *undo_filters(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *array;
+    Py_buffer raw, out;
+    if (!PyArg_ParseTuple(args, "y*O:unfilter", &raw, &array))
+        return NULL;
+    if (!get_bytes(array, &out, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS, "the output")) {
+        PyBuffer_Release(&raw);
+        return NULL;
+    }
+    const Py_ssize_t height = out.shape[0], row_bytes = out.shape[1] * out.shape[2];
+    const bool fits = height > 0 && row_bytes > 0 && raw.len == out.len + height;
+    bool known = false;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        known = unfilter(raw.buf, height, row_bytes, out.shape[2], out.buf);
+        Py_END_ALLOW_THREADS
+    } else {
+        PyErr_SetString(PyExc_ValueError, "there must be a byte before each row of the output, and no more");
+    }
+    PyBuffer_Release(&out);
+    PyBuffer_Release(&raw);
+    return fits ? PyBool_FromLong(known) : NULL;
+}
+
 static PyObject *instruction_set(PyObject *module, PyObject *unused) {
     (void)module;
     (void)unused;
@@ -212,6 +237,8 @@ static PyMethodDef METHODS[] = {
     {"resize", resize, METH_VARARGS,
      "resize(image, out, (left, top, right, bottom), interpolation, flip, portable=False): the box of an image, (h, w, c)\n"
      "uint8 or uint16 whose channels lie side by side, into `out`, (c, height, width) of the same type or float32."},
+    {"unfilter", undo_filters, METH_VARARGS,
+     "unfilter(raw, out): undo the filters of a PNG's rows, into (h, w, c) uint8; False: there is no such filter."},
     {"instruction_set", instruction_set, METH_NOARGS, "AVX2 or portable: what render() uses on this processor."},
     {NULL, NULL, 0, NULL},
 };

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class Index:
     json_blocks: np.ndarray  # (n,) or (0,) unsigned
     json_sizes: np.ndarray  # (n,) or (0,) unsigned, 0 where there is no json
     keys_bytes: np.ndarray  # uint8, the keys one after the other, UTF-8; other bytes as in the tar
-    file: BinaryIO | None = None  # that is mapped, for as long as the index is
+    file: Any = None  # the open one that is mapped, if one is
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
