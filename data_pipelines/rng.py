@@ -79,10 +79,31 @@ def random_bits(key: int, count: int) -> np.ndarray:
 def bits_at(key: int, places: np.ndarray) -> np.ndarray:
     """The numbers at these places of a stream, counted from 0: uint64 of the same shape."""
     with np.errstate(over="ignore"):
-        word = np.uint64(key) + (places.astype(np.uint64) + np.uint64(1)) * np.uint64(_GAMMA)
-        word = (word ^ (word >> np.uint64(30))) * np.uint64(_MIX1)
-        word = (word ^ (word >> np.uint64(27))) * np.uint64(_MIX2)
-        return word ^ (word >> np.uint64(31))
+        return _mixed(np.uint64(key) + (places.astype(np.uint64) + np.uint64(1)) * np.uint64(_GAMMA))
+
+
+def _mixed(words: np.ndarray) -> np.ndarray:
+    """`mix` of many words."""
+    with np.errstate(over="ignore"):
+        words = (words ^ (words >> np.uint64(30))) * np.uint64(_MIX1)
+        words = (words ^ (words >> np.uint64(27))) * np.uint64(_MIX2)
+        return words ^ (words >> np.uint64(31))
+
+
+def stream_keys(*words: int | np.ndarray) -> np.ndarray:
+    """`stream_key` of many streams at once: words may be arrays of integers, which are broadcast. uint64."""
+    with np.errstate(over="ignore"):
+        key = np.asarray(len(words), dtype=np.uint64)
+        for word in words:
+            key = _mixed(key * np.uint64(_MIX1) + np.asarray(word, dtype=np.uint64) + np.uint64(_GAMMA))
+        return key
+
+
+def uniform_table(keys: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` numbers of each of the streams `keys` (n,), uniform in [0, 1): (n, count) float64."""
+    with np.errstate(over="ignore"):
+        words = keys[:, None] + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GAMMA)
+    return (_mixed(words) >> np.uint64(11)) * 2.0**-53
 
 
 def permutation(stream: Stream, count: int) -> np.ndarray:

@@ -25,6 +25,7 @@ from pretrain.diagnostics.non_finite import (
     what_is_wrong,
 )
 from pretrain.diagnostics.watch import Diagnostics
+from pretrain.encoders.drop_path import drawn
 from pretrain.engines.collectives import GatheredScalars, all_gather_objects
 from pretrain.methods.base import Method
 from pretrain.stream.batches import seed_dropout, to_device
@@ -180,7 +181,10 @@ class StepControl:
 
             def run(batch: Batch = batch, position: int = position) -> dict[str, Tensor]:
                 seed_dropout(self.config.seed, step, self.rank, position)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=precision != "fp32"):
+                with (
+                    torch.autocast(self.device.type, torch.bfloat16, enabled=precision != "fp32"),
+                    drawn(self.config.seed, step, batch["rows"]),
+                ):
                     return self.method(batch, step)
 
             with torch.set_grad_enabled(gradients):

@@ -103,7 +103,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def seed_dropout(seed: int, step: int, rank: int, micro_batch: int) -> None:
-    """Seed torch's generators for drop path, so that a resumed run draws what an uninterrupted one would."""
+    """Seed torch's generators for what draws from them within models of timm or of others, so that a resumed run draws
+    what an uninterrupted one would. (Drop path of our own encoders is a function of the row: encoders/drop_path.py.)"""
     torch.manual_seed(stream_key(seed, Purpose.DROP_PATH, step, rank, micro_batch))
 
 

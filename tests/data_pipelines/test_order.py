@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.order import Order, default_lanes
-from data_pipelines.rng import Stream, mix, random_bits, stream_key
+from data_pipelines.rng import Stream, mix, random_bits, stream_key, stream_keys, uniform_table
 
 RAGGED = (700, 1, 0, 333, 1024, 5, 90)
 
@@ -116,6 +116,16 @@ def test_a_stream_is_the_array_one_at_a_time() -> None:
     stream = Stream(4, 2)
     assert [stream.bits() for _ in range(5)] == random_bits(stream_key(4, 2), 5).tolist()
     assert stream_key(4, 2) not in (stream_key(2, 4), stream_key(4, 2, 0), stream_key(6))
+
+
+def test_many_streams_at_once_are_those_of_one_at_a_time() -> None:
+    rows, crops = np.arange(3, 6), np.arange(2)[:, None]
+    keys = stream_keys(7, 8, crops, rows)
+    assert keys.shape == (2, 3)
+    assert keys.tolist() == [[stream_key(7, 8, crop, row) for row in range(3, 6)] for crop in range(2)]
+    table = uniform_table(keys.reshape(-1), 4)
+    streams = [Stream(7, 8, crop, row) for crop in range(2) for row in range(3, 6)]
+    assert table.tolist() == [[stream.random() for _ in range(4)] for stream in streams]
 
 
 def test_a_stream_is_uniform() -> None:

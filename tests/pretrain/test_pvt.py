@@ -14,8 +14,9 @@ from data_pipelines.rng import Stream
 from pretrain.encoders import Encoder, build_encoder
 from pretrain.encoders.base import Mask
 from pretrain.encoders.compact import Compact
+from pretrain.encoders.pvt.blocks import ReducedAttention
 from pretrain.encoders.pvt.config import PvtConfig
-from pretrain.encoders.pvt.encoder import PvtEncoder, ReducedAttention
+from pretrain.encoders.pvt.encoder import PvtEncoder
 from pretrain.encoders.um_mae_swin.config import UmMaeSwinConfig
 from pretrain.encoders.um_mae_swin.encoder import CoordinateAttention
 from pretrain.stream.masking import one_in_2x2

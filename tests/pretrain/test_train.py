@@ -114,6 +114,25 @@ def test_two_ranks_learn_the_patch_loss_as_one_does(shards: Path, tmp_path: Path
         assert column(cells[1], name) == pytest.approx(column(cells[0], name), rel=2e-5), name
 
 
+def test_drop_path_is_the_same_on_any_ranks_and_accumulation(shards: Path, tmp_path: Path) -> None:
+    """What is dropped belongs to a row of the global batch; a method that scores images one by one learns the same."""
+    cells = {}
+    for ranks, accumulation in itertools.product((1, 2, 3), (1, 2, 4)):
+        train = {"steps": 4, "batch_size": 24, "grad_accum_steps": accumulation}
+        data = config_data("dino", "vit", shards, tmp_path, train=train)
+        data["encoder"]["drop_path"] = 0.5
+        stage = 3 if accumulation == 2 else 0  # whose hooks look into what blocks are given
+        data |= {"name": f"{ranks}-{accumulation}", "engine": {**data["engine"], "zero_stage": stage}}
+        cells[ranks, accumulation] = data
+    for ranks in (1, 2, 3):
+        run_all([data for key, data in cells.items() if key[0] == ranks], ranks, tmp_path)
+    alone = cells.pop((1, 1))
+    for name, data in cells.items():
+        assert column(data, "ids_digest") == column(alone, "ids_digest"), name
+        assert column(data, "loss") == pytest.approx(column(alone, "loss"), rel=2e-5), name
+        assert column(data, "grad_norm") == pytest.approx(column(alone, "grad_norm"), rel=1e-4), name
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_accumulation_alone_changes_nothing(
     one_and_two_ranks: dict[tuple[Any, ...], dict[str, Any]], method: str

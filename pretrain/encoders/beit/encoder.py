@@ -11,6 +11,7 @@ from timm.layers import gen_relative_position_index
 from timm.models.beit import Attention, Beit, Block, RelativePositionBias
 from torch import Tensor, nn
 
+from pretrain.encoders import drop_path
 from pretrain.encoders.attention import attend
 from pretrain.encoders.base import Encoder, Features, Mask, drop_path_rates, on_token_grid, trunc_normal_at_std_
 from pretrain.encoders.beit.config import BeitConfig
@@ -91,8 +92,9 @@ class BeitEncoder(Encoder):
         shared = None if self.beit.rel_pos_bias is None else self.beit.rel_pos_bias(grid, units)
         wanted = {index % self.depth for index in layers}
         kept = {}
-        for index, block in enumerate(self.beit.blocks):
-            states = block(states, grid, units, shared)
+        paths = drop_path.paths_of(self.beit.blocks, len(images), images.device)
+        for index, (block, path) in enumerate(zip(self.beit.blocks, paths, strict=True)):
+            states = block(states, grid, units, shared, path)
             if index in wanted:
                 kept[index] = states
         earlier = tuple(self._features(kept[index % self.depth], grid, units) for index in layers)
@@ -164,8 +166,9 @@ class FurtherBeitBlocks(nn.Module):
     def forward(self, states: Tensor, grid: tuple[int, int]) -> Tensor:
         """States (b, 1 + h * w, d) of a map of `grid` to states."""
         shared = None if self._shared[0] is None else self._shared[0](grid, None)
-        for block in self.blocks:
-            states = block(states, grid, None, shared)
+        paths = drop_path.paths_of(self.blocks, len(states), states.device, drop_path.FURTHER)
+        for block, path in zip(self.blocks, paths, strict=True):
+            states = block(states, grid, None, shared, path)
         return states
 
 
@@ -206,13 +209,31 @@ class AnyGridAttention(Attention):
 
 
 class AnyGridBlock(Block):
-    """timm's block, which hands the grid on to its attention."""
+    """timm's block, which hands the grid on to its attention and computes the paths that are kept."""
 
-    def forward(self, x: Tensor, grid: tuple[int, int], units: Tensor | None, shared: Tensor | None) -> Tensor:
-        attended, scale = self.attn(self.norm1(x), grid, units, shared), self.gamma_1
-        x = x + self.drop_path1(attended if scale is None else scale * attended)
-        mixed, scale = self.mlp(self.norm2(x)), self.gamma_2
-        return x + self.drop_path2(mixed if scale is None else scale * mixed)
+    def forward(
+        self,
+        x: Tensor,
+        grid: tuple[int, int],
+        units: Tensor | None,
+        shared: Tensor | None,
+        paths: drop_path.Paths | None = None,
+    ) -> Tensor:
+        def attend_to(part: Tensor, rows: Tensor | None) -> Tensor:
+            chosen, bias = units, shared
+            if rows is not None:
+                chosen = None if units is None else units.index_select(0, rows)
+                bias = shared if shared is None or len(shared) == 1 else shared.index_select(0, rows)
+            attended = self.attn(self.norm1(part), grid, chosen, bias)
+            return attended if self.gamma_1 is None else self.gamma_1 * attended
+
+        def mix(part: Tensor, _: Tensor | None) -> Tensor:
+            mixed = self.mlp(self.norm2(part))
+            return mixed if self.gamma_2 is None else self.gamma_2 * mixed
+
+        attention, mlp = paths or (None, None)
+        x = drop_path.add_branch(x, attend_to, self.drop_path1, attention)
+        return drop_path.add_branch(x, mix, self.drop_path2, mlp)
 
 
 def _teach(block: Block) -> None:

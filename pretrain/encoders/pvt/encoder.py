@@ -6,12 +6,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from pretrain.encoders import drop_path
 from pretrain.encoders.base import Features
 from pretrain.encoders.compact import Compact
 from pretrain.encoders.patches import sincos_positions
+from pretrain.encoders.pvt.blocks import PatchMerge, PatchProjection, PvtBlock
 from pretrain.encoders.pvt.config import PvtConfig
 from pretrain.encoders.pyramid import Pyramid
 from pretrain.encoders.tables import built_once
@@ -71,80 +72,6 @@ class PvtEncoder(Pyramid):
         return "pos_embed" in parameter_name  # one table a stage, numbered
 
 
-class ReducedAttention(nn.Module):
-    """Attention to keys and values from a coarser map.
-
-    `sr`: side of that map's cells in tokens, brought there by a convolution with kernel = stride = sr (none at 1), or
-    `pooled`: by averaging and a 1x1 convolution, which fits any sr.
-    """
-
-    def __init__(self, dim: int, heads: int, sr: int, pooled: bool) -> None:
-        super().__init__()
-        self.heads, self.sr_ratio, self.pooled = heads, sr, pooled
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
-        if pooled or sr > 1:
-            side = 1 if pooled else sr
-            self.sr = nn.Conv2d(dim, dim, side, stride=side)
-            self.norm = nn.LayerNorm(dim)
-
-    def forward(self, tokens: Tensor, grid: tuple[int, int], sr: int) -> Tensor:
-        """tokens (b, n, d), of which the last h * w form the map `grid`; `sr`: the cells' side, if pooled."""
-        query = rearrange(self.q(tokens), "b n (h d) -> b h n d", h=self.heads)
-        source = tokens
-        if self.pooled or self.sr_ratio > 1:
-            cells = rearrange(tokens, "b (h w) d -> b d h w", h=grid[0])
-            cells = self.sr(F.avg_pool2d(cells, sr) if self.pooled else cells)
-            source = self.norm(rearrange(cells, "b d h w -> b (h w) d"))
-        key, value = rearrange(self.kv(source), "b n (two h d) -> two b h n d", two=2, h=self.heads)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
-
-
-class PvtBlock(nn.Module):
-    """Norm, attention, norm, MLP, each with a residual; `downsample`, where there is one, comes first."""
-
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        mlp_ratio: float,
-        sr: int,
-        drop_path: float,
-        pooled: bool,
-        eps: float,
-        downsample: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = ReducedAttention(dim, heads, sr, pooled)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.downsample = downsample
-
-    def forward(self, tokens: Tensor, grid: tuple[int, int], sr: int) -> Tensor:
-        """tokens (b, n, d); with a `downsample`, `grid` is that of its output."""
-        if self.downsample is not None:
-            tokens = self.downsample(tokens, (2 * grid[0], 2 * grid[1]))
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), grid, sr))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
-
-
-class PatchProjection(nn.Module):
-    """A convolution with kernel = stride, and a norm unless told otherwise."""
-
-    def __init__(self, channels: int, dim: int, patch: int, norm: bool = True) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, dim, patch, stride=patch)
-        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(b, c, h, w) -> (b, h / patch, w / patch, d)."""
-        return self.norm(rearrange(self.proj(images), "b d h w -> b h w d"))
-
-
 class ConvPvt(nn.Module):
     """The official PVT v1, under its names: patch_embedN, pos_embedN, blockN, cls_token, norm."""
 
@@ -178,6 +105,7 @@ class ConvPvt(nn.Module):
 
     def run(self, tokens: Tensor, compact: Compact | None, wanted: set[int]) -> tuple:
         """See `Pyramid.run`; outputs of the last stage are (map, class token)."""
+        paths = drop_path.paths_of(self.all_blocks(), len(tokens), tokens.device)
         kept: dict = {}
         index = 0
         for stage in range(self.num_stages):
@@ -191,7 +119,7 @@ class ConvPvt(nn.Module):
                 prefix = (self.cls_token + prefix_position).expand(tokens.shape[0], -1, -1)
                 tokens = torch.cat([prefix, tokens], dim=1)
             for block in getattr(self, f"block{stage + 1}"):
-                tokens = block(tokens, grid, 1)
+                tokens = block(tokens, grid, 1, paths[index])
                 if index in wanted:
                     kept[index] = _split(tokens, grid, last)
                 index += 1
@@ -272,13 +200,14 @@ class PoolPvt(nn.Module):
         positions = rearrange(positions, "... (h w) d -> (...) h w d", h=whole[0])
         tokens = tokens + (positions if compact is None else compact.positions(positions))
         tokens = rearrange(tokens, "b h w d -> b (h w) d")
+        paths = drop_path.paths_of(self.blocks, len(tokens), tokens.device)
         kept = {}
         for index, block in enumerate(self.blocks):
             if block.downsample is not None:
                 grid = (grid[0] // 2, grid[1] // 2)
             sr = block.attn.sr_ratio
             # the compact map is half as wide: half the pooling leaves cells of the same number and size
-            tokens = block(tokens, grid, sr if compact is None else max(1, sr // 2))
+            tokens = block(tokens, grid, sr if compact is None else max(1, sr // 2), paths[index])
             if index in wanted:
                 kept[index] = rearrange(tokens, "b (h w) d -> b h w d", h=grid[0])
         return rearrange(tokens, "b (h w) d -> b h w d", h=grid[0]), kept
@@ -302,19 +231,6 @@ class PoolPvt(nn.Module):
 @built_once
 def _fixed_positions(dim: int, grid: tuple[int, int], device: torch.device) -> Tensor:
     return sincos_positions(dim, grid).to(device)
-
-
-class PatchMerge(nn.Module):
-    """2x2 tokens to one, by a convolution with kernel = stride = 2."""
-
-    def __init__(self, dim: int, out: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(dim, out, 2, stride=2)
-
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(b, h * w, d) of the map `grid` -> (b, h * w / 4, d)."""
-        merged = self.proj(rearrange(tokens, "b (h w) d -> b d h w", h=grid[0]))
-        return rearrange(merged, "b d h w -> b (h w) d")
 
 
 def _split(tokens: Tensor, grid: tuple[int, int], has_prefix: bool) -> Tensor | tuple[Tensor, Tensor]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import timm
 from einops import rearrange
+from timm.models.pvt_v2 import Block
 from torch import Tensor, nn
 
+from pretrain.encoders import drop_path
 from pretrain.encoders.compact import Compact
 from pretrain.encoders.pvt_v2.config import PvtV2Config, timm_architecture
 from pretrain.encoders.pyramid import Pyramid
@@ -29,12 +31,15 @@ class PvtV2Encoder(Pyramid):
         self.depth, self.dim = sum(depths), dims[-1]
         recipe = timm_architecture(config) | {"in_chans": channels, "num_classes": 0}
         self.pvt = timm.create_model(**recipe, drop_path_rate=config.drop_path)
+        for block in self.blocks():
+            block.__class__ = SkippingBlock  # timm builds its blocks itself; ours differ in `forward`, not in state
         self.make_mask_token(dims[0], mask_token)
 
     def embed(self, images: Tensor) -> Tensor:
         return self.pvt.patch_embed(images)
 
     def run(self, tokens: Tensor, compact: Compact | None, wanted: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        paths = drop_path.paths_of(self.blocks(), len(tokens), tokens.device)
         kept: dict[int, Tensor] = {}
         index, last = 0, len(self.pvt.stages) - 1
         for number, stage in enumerate(self.pvt.stages):
@@ -43,7 +48,7 @@ class PvtV2Encoder(Pyramid):
             grid = (tokens.shape[1], tokens.shape[2])
             sequence = rearrange(tokens, "b h w d -> b (h w) d")
             for block in stage.blocks:
-                sequence = block(sequence, grid)
+                sequence = block(sequence, grid, paths[index])
                 if index in wanted:
                     kept[index] = rearrange(sequence, "b (h w) d -> b h w d", h=grid[0])
                 index += 1
@@ -74,3 +79,12 @@ class PvtV2Encoder(Pyramid):
             return before + 1
         after = before + len(self.pvt.stages[stage].blocks)
         return after + 1 if stage == len(self.pvt.stages) - 1 else after
+
+
+class SkippingBlock(Block):
+    """timm's block, which computes the paths that are kept and no others."""
+
+    def forward(self, x: Tensor, feat_size: tuple[int, int], paths: drop_path.Paths | None = None) -> Tensor:
+        attention, mlp = paths or (None, None)
+        x = drop_path.add_branch(x, lambda part, _: self.attn(self.norm1(part), feat_size), self.drop_path1, attention)
+        return drop_path.add_branch(x, lambda part, _: self.mlp(self.norm2(part), feat_size), self.drop_path2, mlp)

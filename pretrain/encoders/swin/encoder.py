@@ -6,6 +6,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
+from pretrain.encoders import drop_path
 from pretrain.encoders.compact import Compact
 from pretrain.encoders.pyramid import Pyramid
 from pretrain.encoders.swin.config import SwinConfig
@@ -45,11 +46,12 @@ class SwinEncoder(Pyramid):
 
     def run(self, tokens: Tensor, compact: Compact | None, wanted: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
         kept: dict[int, Tensor] = {}
+        paths = drop_path.paths_of(self.blocks(), len(tokens), tokens.device)
         index = 0
         for stage in self.swin.layers:
             tokens = stage.downsample(tokens)
             for block in stage.blocks:
-                tokens = block(tokens)
+                tokens = block(tokens, paths[index])
                 if index in wanted:
                     kept[index] = tokens
                 index += 1

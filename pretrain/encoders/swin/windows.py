@@ -12,6 +12,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
 from torch import Tensor
 
+from pretrain.encoders import drop_path
 from pretrain.encoders.attention import attend
 from pretrain.encoders.tables import built_once
 
@@ -55,11 +56,23 @@ class AnySizeWindows:
 
 
 class AnySizeBlock(AnySizeWindows, SwinTransformerBlock):
-    """timm's block of version 1."""
+    """timm's block of version 1, which computes the paths that are kept."""
+
+    def forward(self, x: Tensor, paths: drop_path.Paths | None = None) -> Tensor:
+        """x (b, h, w, d)."""
+        attention, mlp = paths or (None, None)
+        x = drop_path.add_branch(x, lambda part, _: self._attn(self.norm1(part)), self.drop_path1, attention)
+        return drop_path.add_branch(x, lambda part, _: self.mlp(self.norm2(part)), self.drop_path2, mlp)
 
 
 class AnySizeBlockV2(AnySizeWindows, SwinTransformerV2Block):
-    """timm's block of version 2."""
+    """timm's block of version 2 likewise."""
+
+    def forward(self, x: Tensor, paths: drop_path.Paths | None = None) -> Tensor:
+        """x (b, h, w, d)."""
+        attention, mlp = paths or (None, None)
+        x = drop_path.add_branch(x, lambda part, _: self.norm1(self._attn(part)), self.drop_path1, attention)
+        return drop_path.add_branch(x, lambda part, _: self.norm2(self.mlp(part)), self.drop_path2, mlp)
 
 
 class FusedWindows(WindowAttention):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import timm
 from einops import rearrange
+from timm.models.twins import Block
 from torch import Tensor, nn
 
+from pretrain.encoders import drop_path
 from pretrain.encoders.compact import Compact
 from pretrain.encoders.pyramid import Pyramid
 from pretrain.encoders.twins.config import TwinsConfig, timm_architecture
@@ -29,6 +31,8 @@ class TwinsEncoder(Pyramid):
         self.depth, self.dim = sum(depths), dims[-1]
         recipe = timm_architecture(config) | {"img_size": image_size, "in_chans": channels, "num_classes": 0}
         self.twins = timm.create_model(**recipe, drop_path_rate=config.drop_path)
+        for block in self.blocks():
+            block.__class__ = SkippingBlock  # timm builds its blocks itself; ours differ in `forward`, not in state
         self.make_mask_token(dims[0], mask_token)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -40,6 +44,7 @@ class TwinsEncoder(Pyramid):
         return rearrange(tokens, "b (h w) d -> b h w d", h=height)
 
     def run(self, tokens: Tensor, compact: Compact | None, wanted: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        paths = drop_path.paths_of(self.blocks(), len(tokens), tokens.device)
         kept: dict[int, Tensor] = {}
         index = 0
         for stage, blocks in enumerate(self.twins.blocks):
@@ -48,7 +53,7 @@ class TwinsEncoder(Pyramid):
             grid = (tokens.shape[1], tokens.shape[2])
             sequence = rearrange(tokens, "b h w d -> b (h w) d")
             for position, block in enumerate(blocks):
-                sequence = block(sequence, grid)
+                sequence = block(sequence, grid, paths[index])
                 if position == 0:
                     sequence = self.twins.pos_block[stage](sequence, grid)
                 if index in wanted:
@@ -79,3 +84,12 @@ class TwinsEncoder(Pyramid):
 
     def no_decay(self, parameter_name: str) -> bool:
         return "pos_block" in parameter_name  # positions, as in the authors' code
+
+
+class SkippingBlock(Block):
+    """timm's block, which computes the paths that are kept and no others."""
+
+    def forward(self, x: Tensor, size: tuple[int, int], paths: drop_path.Paths | None = None) -> Tensor:
+        attention, mlp = paths or (None, None)
+        x = drop_path.add_branch(x, lambda part, _: self.attn(self.norm1(part), size), self.drop_path1, attention)
+        return drop_path.add_branch(x, lambda part, _: self.mlp(self.norm2(part)), self.drop_path2, mlp)

@@ -16,8 +16,9 @@ from timm.layers import DropPath, Mlp
 from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 
+from pretrain.encoders import drop_path
 from pretrain.encoders.compact import Compact
-from pretrain.encoders.pvt.encoder import PatchProjection
+from pretrain.encoders.pvt.blocks import PatchProjection
 from pretrain.encoders.pyramid import Pyramid
 from pretrain.encoders.swin.windows import attend_in_windows, window_mask
 from pretrain.encoders.um_mae_swin.config import UmMaeSwinConfig
@@ -54,11 +55,13 @@ class UmMaeSwinEncoder(Pyramid):
         positions = rearrange(torch.stack(torch.meshgrid(*axes, indexing="ij")), "two h w -> 1 h w two")
         if compact is not None:
             positions = compact.move(positions)
+        paths = drop_path.paths_of(self.swin.blocks, len(tokens), tokens.device)
         kept = {}
         for index, block in enumerate(self.swin.blocks):
             if block.downsample is not None:
                 positions = positions[:, ::2, ::2] / 2
-            tokens = block(tokens, positions, self.window if compact is not None else 2 * self.window)
+            window = self.window if compact is not None else 2 * self.window
+            tokens = block(tokens, positions, window, paths[index])
             if index in wanted:
                 kept[index] = tokens
         return tokens, kept
@@ -128,7 +131,7 @@ class CoordinateBlock(nn.Module):
     """A Swin block whose windows know the coordinates of their tokens."""
 
     def __init__(
-        self, dim: int, heads: int, position_dim: int, shifted: bool, drop_path: float, downsample: nn.Module | None
+        self, dim: int, heads: int, position_dim: int, shifted: bool, drop_rate: float, downsample: nn.Module | None
     ) -> None:
         super().__init__()
         self.shifted = shifted
@@ -136,15 +139,21 @@ class CoordinateBlock(nn.Module):
         self.attn = CoordinateAttention(dim, heads, position_dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, 4 * dim)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.drop_path = DropPath(drop_rate) if drop_rate > 0 else nn.Identity()
         self.downsample = downsample
 
-    def forward(self, tokens: Tensor, positions: Tensor, window: int) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, window: int, paths: drop_path.Paths | None = None) -> Tensor:
         """tokens (b, h, w, d); positions (1 or b, h, w, 2), after the block's `downsample` where it has one."""
         if self.downsample is not None:
             tokens = self.downsample(tokens)
-        tokens = tokens + self.drop_path(self._attend(self.norm1(tokens), positions, window))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+
+        def attend(part: Tensor, rows: Tensor | None) -> Tensor:
+            own = positions if rows is None or len(positions) == 1 else positions.index_select(0, rows)
+            return self._attend(self.norm1(part), own, window)
+
+        attention, mlp = paths or (None, None)
+        tokens = drop_path.add_branch(tokens, attend, self.drop_path, attention)
+        return drop_path.add_branch(tokens, lambda part, _: self.mlp(self.norm2(part)), self.drop_path, mlp)
 
     def _attend(self, tokens: Tensor, positions: Tensor, window: int) -> Tensor:
         height, width = tokens.shape[1], tokens.shape[2]

@@ -12,6 +12,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer, init_weights_vit_timm
 from torch import Tensor, nn
 
+from pretrain.encoders import drop_path
 from pretrain.encoders.base import Encoder, Features, Mask, drop_path_rates, on_token_grid, zero_hidden_pixels
 from pretrain.encoders.patches import sincos_positions
 from pretrain.encoders.positions import resize_positions
@@ -59,6 +60,8 @@ class VitEncoder(Encoder):
             embed_layer=ConvStem if config.stem == "conv" else PatchEmbed,
             norm_layer=_norm,
         )
+        for block in self.vit.blocks:
+            block.__class__ = SkippingBlock  # timm builds its blocks itself; ours differ in `forward`, not in state
         self.overlapping = config.stem == "conv"
         for token in self._prefix_tokens():
             nn.init.normal_(token, std=0.02)
@@ -89,8 +92,9 @@ class VitEncoder(Encoder):
         tokens = torch.cat([self._prefix(images.shape[0], prefix_positions), tokens], dim=1)
         wanted = {index % self.depth for index in layers}
         kept = {}
-        for index, block in enumerate(self.vit.blocks):
-            tokens = block(tokens)
+        paths = drop_path.paths_of(self.vit.blocks, len(images), images.device)
+        for index, (block, path) in enumerate(zip(self.vit.blocks, paths, strict=True)):
+            tokens = block(tokens, path)
             if index in wanted:
                 kept[index] = tokens
         earlier = tuple(self._features(kept[index % self.depth], grid, units) for index in layers)
@@ -147,6 +151,15 @@ class VitEncoder(Encoder):
         return self.depth + 1 if "norm" in parts else 0
 
 
+class SkippingBlock(Block):
+    """timm's block, which computes the paths that are kept and no others."""
+
+    def forward(self, x: Tensor, paths: drop_path.Paths | None = None) -> Tensor:
+        attention, mlp = paths or (None, None)
+        x = drop_path.add_branch(x, lambda part, _: self.ls1(self.attn(self.norm1(part))), self.drop_path1, attention)
+        return drop_path.add_branch(x, lambda part, _: self.ls2(self.mlp(self.norm2(part))), self.drop_path2, mlp)
+
+
 class FurtherBlocks(nn.Module):
     """Fresh blocks like those after the first `after` of a `VitEncoder`, initialised as timm does it."""
 
@@ -154,7 +167,7 @@ class FurtherBlocks(nn.Module):
         super().__init__()
         dim, depth, heads = config.shape
         self.blocks = nn.ModuleList(
-            Block(
+            SkippingBlock(
                 dim,
                 heads,
                 qkv_bias=True,
@@ -168,8 +181,9 @@ class FurtherBlocks(nn.Module):
 
     def forward(self, states: Tensor, grid: tuple[int, int]) -> Tensor:
         """States (b, p + n, d) on a map of `grid` patches to states."""
-        for block in self.blocks:
-            states = block(states)
+        paths = drop_path.paths_of(self.blocks, len(states), states.device, drop_path.FURTHER)
+        for block, path in zip(self.blocks, paths, strict=True):
+            states = block(states, path)
         return states
 
 

@@ -1,0 +1,162 @@
+"""Stochastic depth (Huang et al. 2016) that skips: a branch runs on the rows that keep it, as in DINOv2 (Oquab et al.
+2024, section 5).
+
+Which images drop which branch is a function of (seed, step, row of the global batch, crop, block, branch) alone: the
+trainer enters `drawn` for each micro-batch, an encoder asks `paths_of` at the start of a pass and hands each block its
+part as an input, so that a block computed again in the backward pass drops the same. The draws are made on the host,
+which knows the rows, and go to the device without a wait.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data_pipelines.rng import Purpose, stream_keys, uniform_table
+
+#: Above this share of kept rows a branch runs on all rows, and what is dropped is multiplied by zero: to pick rows and
+#: to add to them costs two passes over the states, which so few rows less don't pay (tests/bench/drop_path.py).
+SKIP_BELOW = 0.95
+
+
+class Branch(NamedTuple):
+    """What goes through one branch: the images `rows` (k,) of the batch, all where None; and what each image's result
+    is multiplied by, `weights` (k,) fp32: 1 over the probability to be kept, or 0."""
+
+    rows: Tensor | None
+    weights: Tensor
+
+
+class Paths(NamedTuple):
+    """Of the two branches of a block: attention and MLP."""
+
+    attention: Branch
+    mlp: Branch
+
+
+class Draws:
+    """The draws of one micro-batch: which crops were asked for is counted, by who asked."""
+
+    def __init__(self, seed: int, step: int, rows: np.ndarray) -> None:
+        self.seed, self.step, self.rows = seed, step, rows.astype(np.uint64)
+        self.seen: Counter[int] = Counter()
+
+    def kept(self, asker: int, rates: Sequence[float], images: int) -> np.ndarray:
+        """(images, branches) bool: whether the next images of `asker`, crop by crop of all rows, keep each branch.
+
+        ValueError for images that are not so many crops of each row.
+        """
+        count = len(self.rows)
+        if images % count:
+            raise ValueError(
+                f"an encoder with drop path got {images} images in a micro-batch of {count} rows; it takes whole "
+                "crops, (v b) c h w, of all rows (or set encoder.drop_path=0)"
+            )
+        crops = np.arange(self.seen[asker], self.seen[asker] + images // count, dtype=np.uint64)
+        self.seen[asker] += len(crops)
+        keys = stream_keys(self.seed, Purpose.DROP_PATH, self.step, asker, crops[:, None], self.rows[None])
+        return uniform_table(keys.reshape(-1), len(rates)) >= np.asarray(rates)
+
+
+_draws: ContextVar[Draws | None] = ContextVar("drop path's draws", default=None)
+
+#: Who asks for paths: an encoder, or blocks that go on from its states.
+ENCODER, FURTHER = 0, 1
+
+
+@contextmanager
+def drawn(seed: int, step: int, rows: Tensor) -> Iterator[None]:
+    """While it lasts, encoders in training drop the paths that belong to (seed, step, rows).
+
+    Args:
+        rows: (b,) int64 on the host, the micro-batch's rows of the global batch.
+    """
+    token = _draws.set(Draws(seed, step, rows.numpy()))
+    try:
+        yield
+    finally:
+        _draws.reset(token)
+
+
+def paths_of(
+    blocks: Sequence[nn.Module], images: int, device: torch.device, asker: int = ENCODER
+) -> list[Paths | None]:
+    """What each of the blocks drops in a pass over `images`, which are all crops of a view (b), then of the next.
+
+    None for blocks that keep all. So outside of `drawn`: a block then drops by timm's own DropPath, at random.
+    """
+    none: list[Paths | None] = [None] * len(blocks)
+    draws = _draws.get()
+    rates = [rate if block.training else 0.0 for block in blocks for rate in _rates(block)]
+    if draws is None or not any(rates):
+        return none
+    kept = draws.kept(asker, rates, images)
+    return [
+        None if not (rates[2 * number] or rates[2 * number + 1]) else Paths(*pair)
+        for number, pair in enumerate(_pairs(_to_device(kept, rates, device)))
+    ]
+
+
+def _pairs(paths: list[Branch]) -> list[tuple[Branch, Branch]]:
+    return list(zip(paths[::2], paths[1::2], strict=True))
+
+
+def _rates(block: nn.Module) -> tuple[float, float]:
+    shared = getattr(block, "drop_path", None)
+    both = (getattr(block, "drop_path1", shared), getattr(block, "drop_path2", shared))
+    return tuple(getattr(drop, "drop_prob", 0.0) for drop in both)
+
+
+def _to_device(kept: np.ndarray, rates: Sequence[float], device: torch.device) -> list[Branch]:
+    """The branches' paths; all their numbers go to the device in two copies."""
+    everything = len(kept)
+    rows: list[np.ndarray] = []
+    weights: list[np.ndarray] = []
+    for keeps, rate in zip(kept.T, rates, strict=True):
+        chosen = np.flatnonzero(keeps)
+        if len(chosen) >= SKIP_BELOW * everything:
+            rows.append(chosen[:0])
+            weights.append(keeps / (1.0 - rate))
+        elif len(chosen):
+            rows.append(chosen)
+            weights.append(np.full(len(chosen), 1.0 / (1.0 - rate)))
+        else:  # one image runs for nothing, so that every parameter has a gradient on every rank
+            rows.append(np.zeros(1, np.int64))
+            weights.append(np.zeros(1))
+    all_rows = _brought(np.concatenate(rows), device).split([len(part) for part in rows])
+    all_weights = _brought(np.concatenate(weights).astype(np.float32), device).split([len(part) for part in weights])
+    return [Branch(part if len(part) else None, w) for part, w in zip(all_rows, all_weights, strict=True)]
+
+
+def _brought(values: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda" and torch.cuda.is_available():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def add_branch(
+    x: Tensor, branch: Callable[[Tensor, Tensor | None], Tensor], drop: nn.Module, path: Branch | None
+) -> Tensor:
+    """x (b, ...) plus what the branch makes of the rows that keep it.
+
+    branch: from (part (k, ...) of x, its rows (k,) or None for all) to what is added. drop: what drops where no path
+    was drawn.
+    """
+    if path is None:
+        return x + drop(branch(x, None))
+    if path.rows is None:
+        return x + _weighted(branch(x, None), path.weights, x.dtype)
+    added = branch(x.index_select(0, path.rows), path.rows)
+    return x.index_add(0, path.rows, _weighted(added, path.weights, x.dtype))
+
+
+def _weighted(added: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    return (added * weights.view(-1, *[1] * (added.ndim - 1))).to(dtype)
