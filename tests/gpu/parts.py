@@ -228,6 +228,7 @@ def _speed(kit: Kit, model: str, changes: Sequence[str]) -> dict[str, Any]:
 
 #: In the order of what is wanted most, should time run out.
 PARTS: tuple[Part, ...] = (
+    Part("images", 60, lambda kit: {"written to": [str(kit.shards(photos)) for photos in (False, not kit.rehearse)]}),
     Part("sync", 60, sync),
     *speeds(seconds=45, suffix="eager"),
     Part("loader DINO ViT-S/16", 60, lambda kit: loader(kit, "DINO ViT-S/16")),
