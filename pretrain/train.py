@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from data_pipelines.loader import Batch
 from data_pipelines.retry import patiently
 from data_pipelines.sampler import Sampler
 from data_pipelines.wording import counted
+from pretrain.agreement import Agreement
 from pretrain.checkpoints.exports import Export, export_of
 from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState, check_resume
 from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
@@ -21,7 +22,6 @@ from pretrain.config import Config
 from pretrain.diagnostics import Diagnostics, knn_line
 from pretrain.encoders.drop_path import drawn
 from pretrain.engines import live_state
-from pretrain.engines.collectives import Gathering, begin_all_gather_scalars
 from pretrain.engines.engine import build_engine, optimizer_of
 from pretrain.engines.optim import set_rates
 from pretrain.engines.schedules import Timeline, check_warmup, learning_rate, weight_decay
@@ -37,18 +37,13 @@ from pretrain.survival.startup import StartUp
 from pretrain.survival.stopping import StopRequest
 from pretrain.survival.watchdog import Watchdog
 from pretrain.tracking.drawing import Drawing
+from pretrain.tracking.peaks import peak_flops
 from pretrain.tracking.progress import Watched, Window, memory_gb, progress_line
+from pretrain.tracking.step_clock import StepClock
+from pretrain.tracking.step_profile import StepProfile
 from pretrain.tracking.system_metrics import SystemMetrics
 from pretrain.tracking.tracker import Tracker
-
-
-class Told(NamedTuple):
-    """What this rank has told the others of a step."""
-
-    step: int  # from 0
-    row: Gathering
-    metrics: tuple[str, ...]  # of which the mean over the ranks counts
-    phase: int  # of saving, in which it was told
+from pretrain.tracking.work import rates_of
 
 
 class Trainer:
@@ -99,9 +94,6 @@ class Trainer:
         self.engine = build_engine(config, self.method, device, world_size)
         self.startup.mark("engine")
         self.optimizer = optimizer_of(self.engine)
-        self.told: Told | None = None  # what is not heard yet
-        self.summary: dict[str, float] = {}  # the step last heard of, in numbers that hold for all ranks
-        self.stopping = False
         self.saver = Saver(self.checkpoints, device)
         self.step = self.first = 0 if saved is None else self._resume(saved)
         self.saver.check_room(self.engine)
@@ -110,6 +102,8 @@ class Trainer:
         self.machines = SystemMetrics(folder, config, device)
         self.startup.mark("tracking")
         self.window = Window(self.step)
+        self.clock = StepClock(device)
+        self.profile = StepProfile(folder, device, self.clock, config.tracking.profile_steps, rank)
         self.watched: Watched | None = None
         self.drawing = Drawing(config, normalisation, device)
         self.diagnostics = Diagnostics(
@@ -118,6 +112,7 @@ class Trainer:
         self.control = StepControl(
             config, folder, self.method, self.loader, self.diagnostics, device, rank, self.saver.settle
         )
+        self.agreement = Agreement(self.loader, self.saver, self.control, self.diagnostics, self.clock, device)
 
     def train(self, stop: StopRequest, watchdog: Watchdog) -> None:
         """Run to the end of the timeline, or to the end of the step in which a stop is requested."""
@@ -126,33 +121,40 @@ class Trainer:
         self.engine.train()
         if self.rank == 0:
             self.watched = Watched(self.step, self.timeline.total_steps, self.config.train.batch_size, self.window)
+        peak = peak_flops(self.device, self.config.engine.precision, self.config.tracking.peak_tflops)
         steps = DeviceSteps(self.loader, self.step, self.device)
         while self.step < self.timeline.total_steps:
             watchdog.step(self.step + 1)
-            micro_batches, digest = next(steps)
+            self.profile.begin()
+            with self.clock.part("data"):
+                micro_batches, digest = next(steps)
             watchdog.phase("step")
             self.method.before_step(self.step, micro_batches, self.look)
             self.control.before_step()
             metrics = self.optimizer_step(micro_batches)
-            took = self.control.took(self.optimizer.norm)
-            self.method.after_step(self.step, took)
+            took = self.control.took(metrics["grad_norm"])
+            with self.clock.part("average"):
+                self.method.after_step(self.step, took)
             self.control.after_step(took)
-            self.tell(metrics, digest, stop)
+            self.agreement.tell(self.step, metrics, digest, stop.requested)
             self.step += 1
             if self.step == self.first + 1:
                 stage = self.config.engine.zero_stage
                 self.startup.done(self.folder, self.rank, self.world_size, step=self.first, zero_stage=stage)
+                with self.window.paused(), watchdog.allowing("counting FLOPs"):
+                    self.window.rates = rates_of(self.method, micro_batches[0], self.look, peak, self.world_size)
+            self.say(self.profile.end(self.step))
             if self._is_due():
-                self.hear()
+                self.agreement.hear()
             with self.window.paused(), watchdog.allowing("diagnostics"):
                 looked = self.diagnostics.look(self.step, micro_batches)
             with watchdog.allowing("report"):
                 self.report(looked, micro_batches)
-            finished = self.stopping or self.step == self.timeline.total_steps
+            finished = self.agreement.stopping or self.step == self.timeline.total_steps
             if finished or self._is_checkpoint() or self._is_milestone():
                 with watchdog.allowing("checkpoint"):
                     self.save(wait=finished)
-            if self.stopping and self.step < self.timeline.total_steps:
+            if self.agreement.stopping and self.step < self.timeline.total_steps:
                 self.say(f"stopped after step {self.step} as asked; the same command continues from {self.saver.last}")
                 return
         with watchdog.allowing("publish"):
@@ -169,58 +171,23 @@ class Trainer:
         totals: dict[str, Tensor | float] = {}
         for position, batch in enumerate(micro_batches):
             seed_dropout(self.config.seed, self.step, self.rank, position)
-            with drawn(self.config.seed, self.step, batch["rows"]):
+            with self.clock.part("forward"), drawn(self.config.seed, self.step, batch["rows"]):
                 output = self.engine(batch, self.step)
-            self.engine.backward(output["loss"])
+            with self.clock.part("backward"):
+                self.engine.backward(output["loss"])
             for name, value in output.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / len(micro_batches)
             if position == len(micro_batches) - 1:
-                self.hear()  # of the step before, while the device has all of this one before it
-            self.engine.step()
-        return totals | {"lr": rate, "weight_decay": decay}
-
-    def tell(self, metrics: dict[str, Tensor | float], digest: int, stop: StopRequest) -> None:
-        """Begin to tell the other ranks of the step that has just been enqueued; `hear` reads what all have told.
-
-        Each tells its metrics, whether it was asked to stop, the bad samples it met since the start, a digest of the
-        ids that it really saw (a proof of the order of data), how far its saving is, and what diagnostics ask for.
-        """
-        own = {"stop": float(stop.requested), "bad_samples": float(self.loader.num_bad), "ids_digest": float(digest)}
-        own |= {"saving": self.saver.status} | self.diagnostics.signals()
+                self.agreement.hear()  # of the step before, while the device has all of this one before it
+            with self.clock.part("optimizer"):
+                self.engine.step()
         assert self.optimizer.norm is not None
-        row = begin_all_gather_scalars({**metrics, "grad_norm": self.optimizer.norm, **own}, self.device)
-        self.told = Told(self.step, row, tuple(metrics), self.saver.phase)
-
-    def hear(self) -> None:
-        """Take in what all ranks told of the last step, if that has not been done.
-
-        No step waits for the device to tell how it went: it is heard of when the next one is about to change the
-        weights, or at once where something is written down after it (see `_is_due`). So bears one step's delay
-
-        - a stop request: the run ends a step later, and saves that;
-        - the end of a save: the checkpoint gets its name a step later;
-        - an alarm of `diagnostics.stop_on`: the run ends a step later, without a checkpoint as before;
-        - a step that is not finite: the optimizer has left it out by itself where its gradients were; it is named, or
-          the run ended, before the next step changes the weights, and before anything is saved.
-        """
-        if self.told is None:
-            return
-        told, self.told = self.told, None
-        agreed = told.row.read()
-        self.stopping = self.stopping or agreed.any("stop")
-        self.saver.hear(agreed.by_rank["saving"], told.phase)
-        grad_norm = agreed.by_rank["grad_norm"][0]
-        if self.control.counts(told.step, agreed):
-            self.diagnostics.record(told.step, agreed, grad_norm)
-        self.summary = {name: agreed.mean(name) for name in told.metrics}
-        self.summary["ids_digest"] = int(agreed.total("ids_digest")) % 2**32
-        self.summary["bad_samples"] = int(agreed.total("bad_samples"))
-        self.summary["grad_norm"] = grad_norm
+        return totals | {"grad_norm": self.optimizer.norm, "lr": rate, "weight_decay": decay}
 
     def _is_due(self) -> bool:
         """Whether the step just taken must be heard of now: something is written down after it, or it is the last."""
         return (
-            self.stopping
+            self.agreement.stopping
             or self._is_logged()
             or self.diagnostics.is_due(self.step)
             or self._is_checkpoint()
@@ -238,9 +205,10 @@ class Trainer:
         tracking = self.config.tracking
         last, epoch = self.step == self.timeline.total_steps, self.timeline.epoch(self.step)
         due = self.step % tracking.log_every_steps == 0 or self.step == 1 or last or bool(looked)  # on all ranks alike
-        metrics = looked | self.summary
+        metrics = looked | self.agreement.summary
         if due:
             metrics |= {"epoch": epoch, **self.window.measure(self.step, self.config.train.batch_size, self.loader)}
+            metrics |= self.clock.read(self.window.seconds)
             metrics["memory_gb"] = memory_gb(self.device)
             metrics |= self.method.schedules(self.step - 1)
             machines = self.machines.gather()  # by all ranks
@@ -298,6 +266,7 @@ class Trainer:
 
     def close(self) -> None:
         """Release threads, files and the dashboard."""
+        self.say(self.profile.close(self.step))
         if self.watched:
             self.watched.close()
         self.loader.close()
@@ -338,7 +307,7 @@ class Trainer:
             f"({self.timeline.epoch(self.timeline.total_steps):.2f} epochs); writing to {self.folder}"
         )
 
-    def say(self, text: str) -> None:
+    def say(self, text: str | None) -> None:
         """Print once, whatever the number of ranks."""
         if self.rank == 0 and text:
             print(text, flush=True)

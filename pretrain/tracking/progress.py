@@ -29,6 +29,7 @@ class Window:
     clock: Callable[[], float] = time.monotonic
     rates: Callable[[float], dict[str, float]] = lambda images_per_second: {}  # what follows from it
     seconds_per_step: float = 0.0
+    seconds: float = 0.0  # of what was measured last
     _since: float = field(init=False)
     _waited: float = 0.0
     _paused: float = 0.0
@@ -44,6 +45,7 @@ class Window:
         """Images per second (global) and the share of time spent waiting for data, since the last call."""
         now, waited = self.worked(), loader.wait_seconds
         seconds = max(now - self._since, 1e-9)
+        self.seconds = seconds
         self.seconds_per_step = seconds / max(step - self.step, 1)
         images_per_second = (step - self.step) * batch_size / seconds
         measured = {

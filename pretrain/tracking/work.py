@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +42,19 @@ class Work:
         if peak is not None:
             rates["mfu"] = speed / (peak * world_size)
         return rates
+
+
+def rates_of(
+    method: Method, batch: Batch, look: Callable[[Batch], object], peak: float | None, world_size: int
+) -> Callable[[float], dict[str, float]]:
+    """What `Work.rates` says of a number of images per second; nothing where the work can't be counted, as of a plug-in
+    that does what no counter follows."""
+    try:
+        work = count_work(method, batch, look)
+    except Exception as error:  # on all ranks alike
+        print(f"FLOPs are not counted: {type(error).__name__}: {error}", flush=True)
+        return lambda images_per_second: {}
+    return partial(work.rates, peak=peak, world_size=world_size)
 
 
 def count_work(method: Method, batch: Batch, look: Callable[[Batch], object]) -> Work:

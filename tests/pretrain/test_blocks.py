@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pretrain.config import Config
 from pretrain.config.load import ConfigError
+from pretrain.encoders.drop_path import drawn
 from pretrain.engines.blocks import keeps_statistics, prepare_blocks
 from pretrain.methods.base import Method
 
@@ -21,7 +22,10 @@ def learned(method: Method, config: Config, steps: int = 1) -> tuple[dict[str, T
     method.train()
     for number in range(steps):
         torch.manual_seed(number)
-        method(random_batch(config, seed=number), 1)["loss"].backward()
+        batch = random_batch(config, seed=number)
+        with drawn(0, number, batch["rows"]):
+            loss = method(batch, 1)["loss"]
+        loss.backward()
     gradients = {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
     return gradients, {name: buffer.clone() for name, buffer in method.named_buffers()}
 

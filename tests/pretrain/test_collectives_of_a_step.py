@@ -19,11 +19,11 @@ from pretrain.engines.reduction import MOST_BUCKETS, GradientReduction
 #: and one for what a method counts over all ranks, four for Sinkhorn-Knopp.
 EXPECTED: dict[str, dict[int, int]] = {
     "mae": {0: 2, 1: 4, 2: 4, 3: 5},
-    "mim": {0: 3, 1: 5},
-    "dino": {0: 3, 1: 5},
+    "mim": {1: 5},
+    "dino": {0: 3, 1: 5, 3: 5},
     "sinkhorn": {0: 6, 1: 8, 2: 8, 3: 8},  # with iBOT and KoLeo
-    "vqkd": {0: 3, 1: 5},
-    "dvae": {0: 3, 1: 5},
+    "vqkd": {1: 5},
+    "dvae": {1: 5},
 }
 DEEPER = ("mae", "sinkhorn")
 
@@ -36,7 +36,8 @@ def configuration(name: str, stage: int, depth: int, shards: Path, runs: Path) -
         "vit",
         shards,
         runs,
-        engine={"zero_stage": stage},
+        engine={"zero_stage": stage, "precision": "bf16"},
+        train={"steps": 5},
         optim={"layer_decay": 0.65} if depth > 2 and method != "dvae" else {},
         tracking=quiet,
         checkpoint={"every_steps": 100},
@@ -50,8 +51,9 @@ def configuration(name: str, stage: int, depth: int, shards: Path, runs: Path) -
 
 
 @pytest.fixture(scope="module")
-def counted(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> dict[tuple[str, int, int], list[dict[str, int]]]:
-    """By method, stage and depth of the encoder: the collectives of each step outside of log steps."""
+def told(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> dict[tuple[str, int, int], dict[str, Any]]:
+    """By method, stage and depth of the encoder: the collectives of each step outside of log steps, in bf16, and what
+    types of numbers they carry."""
     folder = tmp_path_factory.mktemp("counted")
     cells = {
         (name, stage, depth): configuration(name, stage, depth, shards, folder)
@@ -60,14 +62,13 @@ def counted(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> dict[tupl
         for depth in ((2, 5) if name in DEEPER else (2,))
     }
     run_all([*cells.values()], 2, folder, worker="counting_worker.py")
-    return {
-        key: json.loads((folder / data["name"] / "collectives.json").read_text())[2:-1] for key, data in cells.items()
-    }
+    found = {key: json.loads((folder / data["name"] / "collectives.json").read_text()) for key, data in cells.items()}
+    return {key: {**each, "steps": each["steps"][2:-1]} for key, each in found.items()}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_each_step_has_few_collectives(counted: dict[tuple[str, int, int], list[dict[str, int]]], name: str) -> None:
-    found = {stage: {sum(step.values()) for step in counted[name, stage, 2]} for stage in EXPECTED[name]}
+def test_each_step_has_few_collectives(told: dict[tuple[str, int, int], dict[str, Any]], name: str) -> None:
+    found = {stage: {sum(step.values()) for step in told[name, stage, 2]["steps"]} for stage in EXPECTED[name]}
     assert found == {stage: {number} for stage, number in EXPECTED[name].items()}
     assert max(EXPECTED[name].values()) + MOST_BUCKETS - 1 < 12
 
@@ -75,10 +76,19 @@ def test_each_step_has_few_collectives(counted: dict[tuple[str, int, int], list[
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("name", DEEPER)
 def test_neither_parameters_nor_groups_count(
-    counted: dict[tuple[str, int, int], list[dict[str, int]]], name: str, stage: int
+    told: dict[tuple[str, int, int], dict[str, Any]], name: str, stage: int
 ) -> None:
     """More than twice as many blocks, and with layer decay two groups for each of them."""
-    assert counted[name, stage, 5] == counted[name, stage, 2]
+    assert told[name, stage, 5]["steps"] == told[name, stage, 2]["steps"]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_nothing_is_exchanged_in_bf16(told: dict[tuple[str, int, int], dict[str, Any]], stage: int) -> None:
+    """Gradients of arithmetic in bf16, and under ZeRO 3 weights, too."""
+    for name in DEEPER:
+        types = set(told[name, stage, 2]["types"])
+        assert "torch.float32" in types
+        assert not types & {"torch.bfloat16", "torch.float16"}
 
 
 def test_a_large_model_has_four_buckets_of_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from pretrain.config.load import parse_config
 from pretrain.engines.blocks import prepare_blocks
 from pretrain.methods.base import Method
 from pretrain.tracking.peaks import PEAKS, peak_flops, peak_of
-from pretrain.tracking.work import Work, count_work
+from pretrain.tracking.work import Work, count_work, rates_of
 
 
 def work_of(method: Method, batch: Batch) -> Work:
@@ -127,3 +127,18 @@ def test_a_longer_name_comes_before_those_it_holds() -> None:
     names = [name for name, *_ in PEAKS]
     held: list[Any] = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if f" {a} " in f" {b} "]
     assert not held
+
+
+def test_what_cant_be_counted_is_told_and_left_out(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of("mae", shards, tmp_path)
+    method = build(config).train()
+
+    def look(batch: Batch) -> None:
+        raise NotImplementedError("no formula for this")
+
+    rates = rates_of(method, random_batch(config), look, None, 1)
+    assert rates(100.0) == {}
+    assert "FLOPs are not counted: NotImplementedError: no formula for this" in capsys.readouterr().out
+    assert method.training
