@@ -163,9 +163,8 @@ def loader(kit: Kit, model: str) -> dict[str, Any]:
     """A run with its real loader on all cores, and the trace of some of its steps."""
     steps, every = (6, 2) if kit.rehearse else (40, 10)
     name = f"loader-{model.split(' ')[0]}"
-    config = kit.config(
-        model, name, steps, f"tracking.log_every_steps={every}", f"tracking.profile_steps=[{every},{every + 1}]"
-    )
+    options = [f"tracking.log_every_steps={every}", f"tracking.profile_steps=[{every},{every + 1}]"]
+    config = kit.config(model, name, steps, *options)
     rows = train(config)
     names = ("images_per_second", "data_wait", "mfu", "data_share")
     found = {name: statistics.median(values) for name in names if (values := column(rows[-2:], name))}
