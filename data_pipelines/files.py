@@ -39,6 +39,17 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
+def in_memory(name: str) -> int:
+    """The descriptor of an empty file in memory, for the caller to close.
+
+    It has no place among others, and is gone with the last process that has it open or mapped.
+    """
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(f"selfsight-{name}", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:  # of an interpreter built for older systems
+        return os.dup(file.fileno())
+
+
 def check_writable(folder: Path) -> None:
     """Raise OSError unless files can be made in a folder, which may be still to be made.
 

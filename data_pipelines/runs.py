@@ -15,6 +15,7 @@ import torch
 
 from data_pipelines.buffers import StepBuffer
 from data_pipelines.datasets.prefetch import ShardPrefetcher
+from data_pipelines.files import in_memory
 from data_pipelines.layout import Field, Layout
 from data_pipelines.rows import RowMaker
 
@@ -112,7 +113,7 @@ class ChildRun:
         start: int,
     ) -> None:
         layout = Layout(fields, len(rows))
-        descriptor = os.memfd_create("selfsight-batches", os.MFD_CLOEXEC)
+        descriptor = in_memory("batches")
         try:
             os.ftruncate(descriptor, count * layout.num_bytes)
             memory = mmap.mmap(descriptor, 0)

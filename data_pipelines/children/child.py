@@ -11,7 +11,6 @@ import faulthandler
 import logging
 import mmap
 import os
-import select
 import socket
 import threading
 import traceback
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipelines.children.state import maker_of
-from data_pipelines.children.wire import Channel, Message, told
+from data_pipelines.children.wire import Channel, Message, Watch, told
 from data_pipelines.datasets.account import BadSampleAccount
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.datasets.prefetch import ShardPrefetcher
@@ -171,13 +170,14 @@ class Child:
         return fetched(self._maker.sampler.datasets.values())
 
 
-def main(end: int, files: list[int], parent: int) -> None:
+def main(end: int, files: list[int], parent: int | None) -> None:
     """Answer the loader until it is gone.
 
     Args:
         end: Of a socket, the other one being the loader's.
         files: Of a `State`.
-        parent: Becomes readable when the loader's process ends, even where others hold its end of the socket.
+        parent: A descriptor of the loader's process, where the system has such; else the nursery, which ends with it,
+            is looked for.
     """
     faulthandler.enable()
     channel = Channel(socket.socket(fileno=end))
@@ -185,10 +185,8 @@ def main(end: int, files: list[int], parent: int) -> None:
     try:
         child = Child(channel, files)
         channel.send({"ready": os.getpid()})
-        poll = select.poll()
-        poll.register(parent, select.POLLIN)
-        poll.register(channel.socket, select.POLLIN)
-        while all(descriptor != parent for descriptor, _ in poll.poll()):
+        watch = Watch(channel.socket, os.getppid() if parent is None else parent, is_descriptor=parent is not None)
+        while watch.wait():
             for message in channel.receive(wait=False):
                 child.answer(message)
     except (EOFError, BrokenPipeError):

@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -23,7 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.children.wire import Channel, Message
+from data_pipelines.children.wire import Channel, Message, Watch
 
 #: What is sent to every process of a job is for the parent: it needs its children until it is done.
 NOT_FOR_CHILDREN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -124,7 +123,7 @@ def _path() -> list[str]:
 class _Server:
     """The other end."""
 
-    def __init__(self, channel: Channel, parent: int) -> None:
+    def __init__(self, channel: Channel, parent: int | None) -> None:
         self._channel, self._parent = channel, parent
         self._pids: dict[int, int] = {}
 
@@ -165,7 +164,7 @@ class _Server:
         return None
 
 
-def _become_child(end: int, files: list[int], parent: int, message: dict[str, Any]) -> None:
+def _become_child(end: int, files: list[int], parent: int | None, message: dict[str, Any]) -> None:
     from data_pipelines.children import child
 
     try:
@@ -183,15 +182,12 @@ def main(end: int, parent: int) -> None:
     for number in NOT_FOR_CHILDREN:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_FOR_CHILDREN)
-    watch = os.pidfd_open(parent)
     try:
-        import_module("data_pipelines.children.child")
         channel = Channel(socket.socket(fileno=end))
-        server = _Server(channel, watch)
-        poll = select.poll()
-        poll.register(watch, select.POLLIN)
-        poll.register(channel.socket, select.POLLIN)
-        while all(descriptor != watch for descriptor, _ in poll.poll()):
+        watch = Watch(channel.socket, parent)
+        import_module("data_pipelines.children.child")
+        server = _Server(channel, watch.descriptor)
+        while watch.wait():
             for message in channel.receive(wait=False):
                 server.answer(message)
     except (EOFError, BrokenPipeError):

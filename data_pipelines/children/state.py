@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from data_pipelines.datasets.account import BadSampleAccount
 from data_pipelines.datasets.dataset import Dataset
+from data_pipelines.files import in_memory
 from data_pipelines.remote.remote_files import FileState, RemoteFile, Shard
 from data_pipelines.rng import DrawFields, NamedDraw
 from data_pipelines.rows import Making, RowMaker
@@ -53,7 +54,7 @@ class State:
 
     def _keep(self, name: str) -> BinaryIO:
         """A file without a name, and in memory."""
-        descriptor = os.memfd_create(f"selfsight-{name}", os.MFD_CLOEXEC)
+        descriptor = in_memory(name)
         self.files.append(descriptor)
         return os.fdopen(os.dup(descriptor), "r+b")
 

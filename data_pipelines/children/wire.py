@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import select
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 Message = dict[str, Any]
 _RECEIVED = 1 << 16  # bytes at a time
 _MOST_FILES = 250  # at a time; Linux passes 253
+_LOOK_MILLISECONDS = 500
 _MOST_TOLD = 20_000  # characters of a message
 
 
@@ -61,6 +63,39 @@ class Channel:
         for descriptor in self.files:
             os.close(descriptor)
         self.files.clear()
+
+
+class Watch:
+    """Waits for words on a socket for as long as some process lives.
+
+    That process is seen to end even where others hold its end of the socket: at once by a descriptor of it, and where
+    the system has none, within a second by who this process's parent is.
+
+    Args:
+        end: The socket.
+        process: The process, this one's parent; or a descriptor of it, inherited from there.
+    """
+
+    def __init__(self, end: socket.socket, process: int, is_descriptor: bool = False) -> None:
+        self._poll, self._parent = select.poll(), os.getppid()
+        self._poll.register(end, select.POLLIN)
+        self.descriptor: int | None = process if is_descriptor else _opened(process)
+        if self.descriptor is not None:
+            self._poll.register(self.descriptor, select.POLLIN)
+
+    def wait(self) -> bool:
+        """Whether it lives, after a while or once there is something to receive."""
+        found = self._poll.poll(None if self.descriptor is not None else _LOOK_MILLISECONDS)
+        if self.descriptor is None:
+            return os.getppid() == self._parent
+        return all(descriptor != self.descriptor for descriptor, _ in found)
+
+
+def _opened(process: int) -> int | None:
+    try:
+        return os.pidfd_open(process)
+    except (AttributeError, OSError):  # an older system, or an interpreter built for one
+        return None
 
 
 def told(error: BaseException) -> Message:

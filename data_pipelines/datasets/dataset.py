@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import resource
-import time
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ import numpy as np
 
 from data_pipelines.datasets.dataset_index import joint_place, open_index
 from data_pipelines.datasets.locations import Locations, Spec
+from data_pipelines.datasets.open_file import OpenFile
 from data_pipelines.files import parse_json
 from data_pipelines.images.issues import shown
 from data_pipelines.images.pixels import MAX_FILE_BYTES
@@ -31,7 +31,7 @@ from data_pipelines.remote.remote_files import FileState, RemoteFile, Shard, mti
 from data_pipelines.retry import patiently
 from data_pipelines.shards.index import NO_LABEL, Index
 from data_pipelines.shards.scan import IMAGE_SUFFIXES
-from data_pipelines.shards.shard import ShardChangedError, identify, open_shard
+from data_pipelines.shards.shard import ShardChangedError, identify
 from data_pipelines.shards.tar import BLOCK
 from data_pipelines.wording import counted
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:  # imported where shards come through it
 
 _MAX_OPEN_SHARDS = 512  # of a data set
 _MIN_OPEN_SHARDS = 8
-_KEEP_SECONDS = 5.0
 _MAX_NAMED = 5  # empty shards
 _HAS_ADVICE = hasattr(os, "posix_fadvise")  # not on every system
 _log = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ class Dataset:
         index: Index | None = None,
     ) -> None:
         self.shards = tuple(shards)
-        self._given_cache, self._stage = cache, stage
+        self._given_cache, self.stage = cache, stage
         local = [shard for shard in self.shards if isinstance(shard, Path)]
         self.fetches = stage or len(local) < len(self.shards)
         self.index = index or (
@@ -90,7 +89,7 @@ class Dataset:
         self.depth = _depth(info)  # bits a channel, and the largest level, as far as dataset.json tells
         self.packed = _packed(info)  # samples by shard's name, as far as dataset.json tells
         self.labels = self.index.labels  # (num_samples,) int32 or int64, -1 where unknown; perhaps a view of a file
-        self._open: OrderedDict[int, _OpenFile] = OrderedDict()
+        self._open: OrderedDict[int, OpenFile] = OrderedDict()
         self._lock = Lock()
         _datasets.add(self)
         if index is None:
@@ -111,17 +110,12 @@ class Dataset:
         """Through which shards come, of those that do."""
         from data_pipelines.remote.cache import Cache, default_folder
 
-        return self._given_cache or Cache(default_folder(self._stage))
+        return self._given_cache or Cache(default_folder(self.stage))
 
     def _open_remote_index(self) -> Index:
         from data_pipelines.datasets.remote_index import open_remote_index
 
         return open_remote_index(self.shards, self.cache)
-
-    @property
-    def stage(self) -> bool:
-        """Whether local shards come through the cache."""
-        return self._stage
 
     @cached_property
     def checksum(self) -> str:
@@ -217,7 +211,7 @@ class Dataset:
 
     def over(self, shards: Sequence[Shard]) -> Dataset:
         """A data set of other shards that is read in the same way."""
-        return Dataset(shards, cache=self.cache if self.fetches else self._given_cache, stage=self._stage)
+        return Dataset(shards, cache=self.cache if self.fetches else self._given_cache, stage=self.stage)
 
     def close(self) -> None:
         """Close the shards; a later read opens them again."""
@@ -244,12 +238,12 @@ class Dataset:
         size = int(self.index.sizes[shard])
         if isinstance(found, RemoteFile):
             return replace(found, state=replace(found.state, size=size))
-        if self._stage:
+        if self.stage:
             stamp = self.index.identity(shard).stamp
             return RemoteFile(str(found.resolve()), FileState(size, None if stamp is None else mtime_version(stamp)))
         return None
 
-    def _file(self, shard: int) -> _OpenFile:
+    def _file(self, shard: int) -> OpenFile:
         with self._lock:
             file = self._open.get(shard)
             if file is not None:
@@ -258,7 +252,7 @@ class Dataset:
                 return file
         # not under the lock: it may have to be fetched, and others are there already
         fetched = self.fetched(shard)
-        file = _OpenFile(self.shards[shard], fetched, None if fetched is None else self.cache)
+        file = OpenFile(self.shards[shard], fetched, None if fetched is None else self.cache)
         with self._lock:
             self._open[shard] = file
             for number in [number for number, other in self._open.items() if other.is_removed()]:
@@ -277,32 +271,6 @@ def _most_open() -> int:
     if limit == resource.RLIM_INFINITY:
         return _MAX_OPEN_SHARDS
     return min(_MAX_OPEN_SHARDS, max(_MIN_OPEN_SHARDS, limit // 2 // max(1, len(_datasets))))
-
-
-class _OpenFile:
-    """A file descriptor that closes once its last user lets go, which another thread's read may be."""
-
-    def __init__(self, shard: Shard, fetched: RemoteFile | None, cache: Cache | None) -> None:
-        self._fetched, self._cache, self._kept = fetched, cache, time.monotonic()
-        if fetched is not None and cache is not None:
-            self.descriptor = cache.open(fetched)
-        else:
-            assert isinstance(shard, Path)
-            self.descriptor = open_shard(shard)
-
-    def keep(self) -> None:
-        """Let the cache know, now and then, that the file is in use."""
-        if self._fetched is not None and self._cache is not None and time.monotonic() - self._kept > _KEEP_SECONDS:
-            self._kept = time.monotonic()
-            self._cache.touch(self._fetched)
-
-    def is_removed(self) -> bool:
-        """Whether the cache has made room of it."""
-        return self._fetched is not None and os.fstat(self.descriptor).st_nlink == 0
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
 
 
 def open_dataset(spec: Spec, split: str = "train", *, cache: Cache | None = None, stage: bool = False) -> Dataset:

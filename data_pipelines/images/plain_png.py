@@ -44,7 +44,8 @@ def read_plain_png(content: bytes, max_pixels: int) -> np.ndarray | None:
 
 def _pixel_data(content: bytes) -> bytes | memoryview | None:
     """That of all IDAT chunks, which follow each other; None where there are others than are known here, or damage."""
-    view, place, parts = memoryview(content), 8, []
+    view, place = memoryview(content), 8
+    parts: list[memoryview] = []
     is_over = False  # the pixels, which nothing may interrupt
     while place + 12 <= len(content):
         end = place + 8 + int.from_bytes(view[place : place + 4], "big")

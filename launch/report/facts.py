@@ -46,8 +46,10 @@ def tiles(run: Run) -> Html:
         shown.append(_tile("loss", f"{loss.last:.4g}", f"lowest {low:.4g}"))
     speed, wait = series.get("images_per_second"), series.get("data_wait")
     if speed is not None and speed.last is not None:
-        waiting = "" if wait is None or wait.last is None else f"waiting for data {100 * wait.last:.1f}\u00a0%"
-        shown.append(_tile("images per second", f"{speed.last:,.0f}", waiting))
+        more = [] if wait is None or wait.last is None else [f"waiting for data {100 * wait.last:.1f}\u00a0%"]
+        mfu = series.get("mfu")
+        more += [] if mfu is None or mfu.last is None else [f"MFU {100 * mfu.last:.0f}\u00a0%"]
+        shown.append(_tile("images per second", f"{speed.last:,.0f}", ", ".join(more)))
     restarts, alarms = len(list(chronicle.starts_of(run.history))), len(chronicle.alarms_of(run.history))
     if run.history:
         shown.append(

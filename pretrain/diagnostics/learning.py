@@ -35,8 +35,8 @@ def learning_rules(config: Config, timeline: Timeline, peak_rate: float, warmup_
             0.2,
             high=True,
             says="{value:.0%} of the time goes into waiting for data (expected: under {limit:.0%}). Give each process "
-            "more cores or data.threads, take data.stage=true where the file system is slow, and see `selfsight data "
-            "profile`",
+            "more cores, data.workers or data.threads, take data.stage=true where the file system is slow, and see "
+            "`selfsight data profile`",
             since=lambda now: now.step > 20,  # the first batches are always waited for
             slack=0.25,
             lines=3,

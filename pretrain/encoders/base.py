@@ -5,6 +5,7 @@ Methods never ask which encoder they hold; encoders never ask which method calls
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,6 +68,7 @@ class Encoder(nn.Module):
     pixel_weights: keys of `inner`'s state that read pixels, whose channels and patch another image may change.
     has_square_grid: whether its positions' grid is told by their number, not by the size of image and patch.
     decayed: ends of names of its tokens and tables that weight decay reaches all the same, as in its authors' code.
+    packs: whether several batches of images go through it in one pass, see `forward`.
     mean, std: of the pixels (in 0 .. 1) that its weights were trained on, where it comes with weights; else None.
     """
 
@@ -78,6 +80,7 @@ class Encoder(nn.Module):
     pixel_weights: tuple[str, ...] = ("patch_embed.proj.weight",)
     has_square_grid: bool = False
     decayed: tuple[str, ...] = ()
+    packs: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -85,6 +88,9 @@ class Encoder(nn.Module):
         """Encode `images` (b, c, h, w), normalised; h and w are multiples of `stride`.
 
         `layers` asks for the outputs of these blocks too (0 is the first, -1 the last).
+
+        An encoder that `packs` also takes a tuple of batches, of any sizes, and one of masks (each may be None), and
+        gives the Features of each: those of a pass for each, in one (`packed.py`).
         """
         raise TypeError(f"{type(self).__name__} does not implement forward")
 
@@ -119,6 +125,14 @@ class Encoder(nn.Module):
         (h, w)) to states. ValueError where there is no such sequence.
         """
         raise ValueError(f"{type(self).__name__} keeps no sequence of class and patch tokens to go on from")
+
+
+def several_passes(encoder: Encoder, passes: Sequence[tuple[Tensor, Mask | None]]) -> Sequence[Features]:
+    """An encoder's Features of several batches of images with their masks: in one pass, where it packs."""
+    if encoder.packs and len(passes) > 1:
+        images, masks = zip(*passes, strict=True)
+        return encoder(images, masks)
+    return [encoder(*given) for given in passes]
 
 
 def drop_path_rates(rate: float, depth: int, first: int, count: int) -> list[float]:

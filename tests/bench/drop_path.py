@@ -51,11 +51,11 @@ def main() -> None:
         for rate in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5):
             encoder = student(rate, depth=1)
             skip, mask = step_of(encoder, crops, 1.0), step_of(encoder, crops, 0.0)
-            compare(f"drop path {rate:g}, skipping against masking", "images", ROWS, skip, mask)
+            compare(f"drop path {rate:g}, skipping against masking", "crops", 10 * ROWS, skip, mask)
         return
     encoder = student(0.3)
     skip, mask = step_of(encoder, crops, chosen), step_of(encoder, crops, 0.0)
-    compare("DINOv2 ViT-L step of 2 blocks, drop path .3", "images", ROWS, skip, mask, target=1.2)
+    compare("DINOv2 ViT-L step of 2 blocks, drop path .3", "crops", 10 * ROWS, skip, mask, target=1.2)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ LAST_LINES = 20
 
 def run(part: Part, kit: Kit, seconds: float) -> dict[str, Any]:
     """One part in a process of its own, and what came of it: `status` is ok, failed, or timeout."""
-    answer, log = kit.out / "parts" / f"{part.name}.json", kit.out / "parts" / f"{part.name}.log"
+    name = part.name.replace("/", "-")
+    answer, log = kit.out / "parts" / f"{name}.json", kit.out / "parts" / f"{name}.log"
     for path in (answer, log):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)

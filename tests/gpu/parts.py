@@ -163,9 +163,8 @@ def loader(kit: Kit, model: str) -> dict[str, Any]:
     """A run with its real loader on all cores, and the trace of some of its steps."""
     steps, every = (6, 2) if kit.rehearse else (40, 10)
     name = f"loader-{model.split(' ')[0]}"
-    config = kit.config(
-        model, name, steps, f"tracking.log_every_steps={every}", f"tracking.profile_steps=[{every},{every + 1}]"
-    )
+    options = [f"tracking.log_every_steps={every}", f"tracking.profile_steps=[{every},{every + 1}]"]
+    config = kit.config(model, name, steps, *options)
     rows = train(config)
     names = ("images_per_second", "data_wait", "mfu", "data_share")
     found = {name: statistics.median(values) for name in names if (values := column(rows[-2:], name))}
@@ -229,6 +228,7 @@ def _speed(kit: Kit, model: str, changes: Sequence[str]) -> dict[str, Any]:
 
 #: In the order of what is wanted most, should time run out.
 PARTS: tuple[Part, ...] = (
+    Part("images", 60, lambda kit: {"written to": [str(kit.shards(photos)) for photos in (False, not kit.rehearse)]}),
     Part("sync", 60, sync),
     *speeds(seconds=45, suffix="eager"),
     Part("loader DINO ViT-S/16", 60, lambda kit: loader(kit, "DINO ViT-S/16")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 
+from data_pipelines.children.nursery import nursery
 from pretrain.config import Config
 from pretrain.engines.engine import choose_device, initialise_distributed
 from pretrain.run import resolve
@@ -65,12 +67,16 @@ def train(
     """
     device = choose_device(config)
     rank, world_size = initialise_distributed(device)
+    if repeat is not None:  # a few batches are all that is wanted
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0))
     datasets = open_datasets(config.data)
     config, _ = resolve(config, datasets)
     folder = Path(config.runs) / config.name
     write_config(folder, config)
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
+    if config.data.workers:
+        nursery()
     with ExitStack() as held:
         for name in ("save", "publish"):
             held.enter_context(patch.object(Trainer, name, lambda *given, **named: None))

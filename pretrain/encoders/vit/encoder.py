@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from timm.layers import PatchEmbed
 from timm.models import named_apply
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from pretrain.encoders import drop_path
 from pretrain.encoders.base import Encoder, Features, Mask, drop_path_rates, on_token_grid, zero_hidden_pixels
+from pretrain.encoders.packed import Groups, Packed, in_groups, packed_paths, within_groups
 from pretrain.encoders.patches import sincos_positions
 from pretrain.encoders.positions import resize_positions
 from pretrain.encoders.vit.config import VitConfig
@@ -28,6 +31,7 @@ class VitEncoder(Encoder):
     """
 
     pixel_weights = ("patch_embed.proj.weight", "patch_embed.convs.0.weight")
+    packs = True
 
     def __init__(
         self, config: VitConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False
@@ -73,7 +77,32 @@ class VitEncoder(Encoder):
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, images: Tensor, mask: Mask | None = None, layers: tuple[int, ...] = ()) -> Features:
+    def forward(self, images: Any, mask: Any = None, layers: tuple[int, ...] = ()) -> Any:
+        if not isinstance(images, Tensor):
+            return self._forward_packed(list(zip(images, mask or [None] * len(images), strict=True)))
+        tokens, grid, units = self._embed(images, mask)
+        wanted = {index % self.depth for index in layers}
+        kept = {}
+        paths = drop_path.paths_of(self.vit.blocks, len(images), images.device)
+        for index, (block, path) in enumerate(zip(self.vit.blocks, paths, strict=True)):
+            tokens = block(tokens, path)
+            if index in wanted:
+                kept[index] = tokens
+        earlier = tuple(self._features(kept[index % self.depth], grid, units) for index in layers)
+        return self._features(tokens, grid, units)._replace(layers=earlier)
+
+    def _forward_packed(self, passes: Sequence[tuple[Tensor, Mask | None]]) -> tuple[Features, ...]:
+        embedded = [self._embed(images, mask) for images, mask in passes]
+        packed = Packed.of([tokens for tokens, _, _ in embedded])
+        tokens, groups = packed.tokens, tuple((len(part), part.shape[1]) for part, _, _ in embedded)
+        paths = [drop_path.paths_of(self.vit.blocks, len(images), images.device) for images, _ in passes]
+        for block, *path in zip(self.vit.blocks, *paths, strict=True):
+            tokens = block(tokens, packed_paths(path, groups), groups)
+        states = in_groups(tokens, groups)
+        return tuple(self._features(part, *rest) for part, (_, *rest) in zip(states, embedded, strict=True))
+
+    def _embed(self, images: Tensor, mask: Mask | None) -> tuple[Tensor, tuple[int, int], Tensor | None]:
+        """The tokens (b, p + n, d) that the first block sees, the grid, and the units that were not dropped."""
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
         dropped, replaced = on_token_grid(mask, grid)
         if self.overlapping:
@@ -90,15 +119,7 @@ class VitEncoder(Encoder):
             units = dropped.visible_ids()
             tokens = tokens.gather(1, repeat(units, "b n -> b n d", d=self.dim))
         tokens = torch.cat([self._prefix(images.shape[0], prefix_positions), tokens], dim=1)
-        wanted = {index % self.depth for index in layers}
-        kept = {}
-        paths = drop_path.paths_of(self.vit.blocks, len(images), images.device)
-        for index, (block, path) in enumerate(zip(self.vit.blocks, paths, strict=True)):
-            tokens = block(tokens, path)
-            if index in wanted:
-                kept[index] = tokens
-        earlier = tuple(self._features(kept[index % self.depth], grid, units) for index in layers)
-        return self._features(tokens, grid, units)._replace(layers=earlier)
+        return tokens, grid, units
 
     def _features(self, states: Tensor, grid: tuple[int, int], units: Tensor | None) -> Features:
         tokens = self.vit.norm(states)
@@ -154,10 +175,25 @@ class VitEncoder(Encoder):
 class SkippingBlock(Block):
     """timm's block, which computes the paths that are kept and no others."""
 
-    def forward(self, x: Tensor, paths: drop_path.Paths | None = None) -> Tensor:
-        attention, mlp = paths or (None, None)
-        x = drop_path.add_branch(x, lambda part, _: self.ls1(self.attn(self.norm1(part))), self.drop_path1, attention)
+    def forward(self, x: Tensor, paths: Any = None, groups: Groups | None = None) -> Tensor:
+        """x (b, n, d) and `drop_path.Paths`; or packed tokens (t, d), their `groups` and `packed_paths`."""
+        (attention, left), (mlp, _) = ((path, None) for path in paths or (None, None)) if groups is None else paths
+
+        def attend(part: Tensor, _: Tensor | None) -> Tensor:
+            normed = self.norm1(part)
+            return self.ls1(self.attn(normed) if left is None else self._attend_packed(normed, left))
+
+        x = drop_path.add_branch(x, attend, self.drop_path1, attention)
         return drop_path.add_branch(x, lambda part, _: self.ls2(self.mlp(self.norm2(part))), self.drop_path2, mlp)
+
+    def _attend_packed(self, tokens: Tensor, groups: Groups) -> Tensor:
+        heads = self.attn.num_heads
+
+        def attend(qkv: Tensor) -> Tensor:
+            query, key, value = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=heads)
+            return rearrange(F.scaled_dot_product_attention(query, key, value), "b h n d -> b n (h d)")
+
+        return self.attn.proj(within_groups(self.attn.qkv(tokens), groups, attend))
 
 
 class FurtherBlocks(nn.Module):

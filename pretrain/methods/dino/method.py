@@ -14,6 +14,7 @@ from data_pipelines.loader import Batch
 from pretrain.config import Config
 from pretrain.encoders import Encoder, Features, Mask, build_encoder
 from pretrain.encoders.attention_maps import attention_pictures
+from pretrain.encoders.base import several_passes
 from pretrain.engines.schedules import Cosine, Staircase, Timeline
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.dino.config import DinoConfig
@@ -107,12 +108,13 @@ class Dino(Method):
                 name = "patch_head" if "patch_head" in self.teacher else "head"
                 outputs["patch_center"] = self.teacher[name](_rows(teacher_features.tokens, hidden)).float()
         targets = self._targets(outputs, step)
-        features = self.encoder(images, mask)
-        pooled = [features.pooled]
+        passes: tuple[tuple[Tensor, Mask | None], ...] = ((images, mask),)
         if "local_crops" in batch:
             small = rearrange(self.normalise(batch["local_crops"]), "b u c h w -> (u b) c h w")
-            pooled.append(self.encoder(small).pooled)
-        student = rearrange(self.head(torch.cat(pooled)).float(), "(v b) k -> v b k", b=size)
+            passes = (*passes, (small, None))
+        seen = several_passes(self.encoder, passes)
+        features = seen[0]
+        student = rearrange(self.head(torch.cat([each.pooled for each in seen])).float(), "(v b) k -> v b k", b=size)
 
         probabilities = rearrange(targets["center"], "(v b) k -> v b k", v=num_global)
         result = {"loss": dino_loss(student / self.config.student_temperature, probabilities)}

@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from drawing import dies, draw, heavy
 from making import sample_files, write_tar
 
 from data_pipelines.children.parent import ChildDiedError, ChildTraceError
-from data_pipelines.children.wire import raised, told
+from data_pipelines.children.wire import Channel, raised, told
 from data_pipelines.datasets.bad_samples import BadSampleLog, TooManyBadSamplesError
 from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.loader import Batch, Loader
@@ -154,6 +155,60 @@ def test_none_outlives_its_parent(shards: Path) -> None:
         process.wait()
         wait_for(lambda: not any(map(is_running, pids)))
     assert not [file for file in set(Path("/dev/shm").iterdir()) - files if "selfsight" in file.name]
+
+
+def test_on_older_systems_they_look_for_their_parent(tmp_path: Path) -> None:
+    """Its end of the socket stays open here, so that nothing but its death tells of it."""
+    ours, theirs = socket.socketpair()
+    nursery = (
+        f"import os\ndel os.pidfd_open\nfrom data_pipelines.children.nursery import main; main({theirs.fileno()}, 0)"
+    )
+    code = (
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {nursery!r}], pass_fds=[{theirs.fileno()}])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with (
+        ours,
+        theirs,
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            pass_fds=[theirs.fileno()],
+        ) as process,
+    ):
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        channel = Channel(ours)
+        channel.send({"ended": 1})
+        assert next(iter(channel.receive())) == {"ended": 1, "status": None}
+        process.kill()
+        wait_for(lambda: not is_running(pid))
+
+
+def test_on_older_systems_memory_has_no_name_either(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    with loader_of(dataset, 0) as threads, loader_of(dataset, 2) as children:
+        expected, steps = copied(threads.steps(), 3), children.steps()
+        found = copied(steps, 3)
+        mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm/" in line]
+        assert any(line.endswith("(deleted)") for line in mapped)
+    assert_same(found, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_copies_from_their_memory_without_a_wait(dataset: Dataset) -> None:
+    with loader_of(dataset, 0) as threads, loader_of(dataset, 2, pin_memory=True) as children:
+        expected, found = copied(threads.steps(), 8), []
+        for (batch,) in itertools.islice(children.steps(), 8):
+            assert batch["global_crops"].is_pinned()
+            found.append({name: part.to("cuda", non_blocking=True) for name, part in batch.items()})
+        torch.cuda.synchronize()
+    assert_same([{name: part.cpu() for name, part in batch.items()} for batch in found], expected)
 
 
 @pytest.mark.parametrize(("what", "words"), [("mask", "step 2 cannot be made: the mask is gone"), ("disk", "shards")])
