@@ -34,6 +34,13 @@ class Branch(NamedTuple):
     weights: Tensor
 
 
+class Chosen(NamedTuple):
+    """A `Branch` on the host."""
+
+    rows: np.ndarray | None
+    weights: np.ndarray
+
+
 class Paths(NamedTuple):
     """Of the two branches of a block: attention and MLP."""
 
@@ -92,20 +99,21 @@ def paths_of(
 
     None for blocks that keep all. So outside of `drawn`: a block then drops by timm's own DropPath, at random.
     """
-    none: list[Paths | None] = [None] * len(blocks)
+    chosen = choose_paths(blocks, images, asker)
+    if chosen is None:
+        return [None] * len(blocks)
+    brought = to_device(chosen, device)
+    pairs = zip(blocks, brought[::2], brought[1::2], strict=True)
+    return [Paths(attention, mlp) if any(_rates(block)) else None for block, attention, mlp in pairs]
+
+
+def choose_paths(blocks: Sequence[nn.Module], images: int, asker: int = ENCODER) -> list[Chosen] | None:
+    """What `paths_of` gives, on the host and before it is paired: two for each block; None where all is kept."""
     draws = _draws.get()
     rates = [rate if block.training else 0.0 for block in blocks for rate in _rates(block)]
     if draws is None or not any(rates):
-        return none
-    kept = draws.kept(asker, rates, images)
-    return [
-        None if not (rates[2 * number] or rates[2 * number + 1]) else Paths(*pair)
-        for number, pair in enumerate(_pairs(_to_device(kept, rates, device)))
-    ]
-
-
-def _pairs(paths: list[Branch]) -> list[tuple[Branch, Branch]]:
-    return list(zip(paths[::2], paths[1::2], strict=True))
+        return None
+    return [_chosen(keeps, rate) for keeps, rate in zip(draws.kept(asker, rates, images).T, rates, strict=True)]
 
 
 def _rates(block: nn.Module) -> tuple[float, float]:
@@ -114,22 +122,20 @@ def _rates(block: nn.Module) -> tuple[float, float]:
     return tuple(getattr(drop, "drop_prob", 0.0) for drop in both)
 
 
-def _to_device(kept: np.ndarray, rates: Sequence[float], device: torch.device) -> list[Branch]:
-    """The branches' paths; all their numbers go to the device in two copies."""
-    everything = len(kept)
-    rows: list[np.ndarray] = []
-    weights: list[np.ndarray] = []
-    for keeps, rate in zip(kept.T, rates, strict=True):
-        chosen = np.flatnonzero(keeps)
-        if len(chosen) >= SKIP_BELOW * everything:
-            rows.append(chosen[:0])
-            weights.append(keeps / (1.0 - rate))
-        elif len(chosen):
-            rows.append(chosen)
-            weights.append(np.full(len(chosen), 1.0 / (1.0 - rate)))
-        else:  # one image runs for nothing, so that every parameter has a gradient on every rank
-            rows.append(np.zeros(1, np.int64))
-            weights.append(np.zeros(1))
+def _chosen(keeps: np.ndarray, rate: float) -> Chosen:
+    chosen = np.flatnonzero(keeps)
+    if len(chosen) >= SKIP_BELOW * len(keeps):
+        return Chosen(None, keeps / (1.0 - rate))
+    if len(chosen):
+        return Chosen(chosen, np.full(len(chosen), 1.0 / (1.0 - rate)))
+    # one image runs for nothing, so that every parameter has a gradient on every rank
+    return Chosen(np.zeros(1, np.int64), np.zeros(1))
+
+
+def to_device(branches: Sequence[Chosen], device: torch.device) -> list[Branch]:
+    """Branches drawn on the host; all their numbers go to the device in two copies."""
+    rows = [np.zeros(0, np.int64) if branch.rows is None else branch.rows for branch in branches]
+    weights = [branch.weights for branch in branches]
     all_rows = _brought(np.concatenate(rows), device).split([len(part) for part in rows])
     all_weights = _brought(np.concatenate(weights).astype(np.float32), device).split([len(part) for part in weights])
     return [Branch(part if len(part) else None, w) for part, w in zip(all_rows, all_weights, strict=True)]

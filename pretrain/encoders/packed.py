@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from einops import rearrange, repeat
-from torch import Tensor
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
 
-from pretrain.encoders.drop_path import Branch, Paths
+from pretrain.encoders import drop_path
+from pretrain.encoders.drop_path import Branch
 
+#: Calls of attention for groups of equal length; more go in one (the GPU kit compares the two).
+MOST_CALLS = 4
 #: Sequences that follow each other and are of one length: their number and their length.
 Groups = tuple[tuple[int, int], ...]
 
@@ -57,24 +62,57 @@ def within_groups(tokens: Tensor, groups: Groups, attend: Callable[[Tensor], Ten
     return torch.cat([rearrange(attend(part), "b n d -> (b n) d") for part in in_groups(tokens, groups)])
 
 
-def packed_branch(parts: Sequence[Branch | None], groups: Groups) -> tuple[Branch | None, Groups]:
-    """What goes through a branch of packed sequences: from what each group drops to tokens, and the groups left."""
-    if all(part is None for part in parts):
-        return None, groups
+#: Of the two branches of a block: what of the tokens goes through it, all where None, and their groups.
+PackedPaths = tuple[tuple[Branch | None, Groups], tuple[Branch | None, Groups]]
+
+
+def packed_paths(blocks: Sequence[nn.Module], groups: Groups, device: torch.device) -> list[PackedPaths]:
+    """What each of the blocks drops of packed sequences, whose groups are drawn one after the other."""
+    drawn = [chosen for count, _ in groups if (chosen := drop_path.choose_paths(blocks, count)) is not None]
+    if not drawn:
+        return [((None, groups), (None, groups))] * len(blocks)
+    joined = [_join(parts, groups) for parts in zip(*drawn, strict=True)]
+    branches = drop_path.to_device([chosen for chosen, _ in joined], device)
+    left = [(branch, kept) for branch, (_, kept) in zip(branches, joined, strict=True)]
+    return list(zip(left[::2], left[1::2], strict=True))
+
+
+def _join(parts: Sequence[drop_path.Chosen], groups: Groups) -> tuple[drop_path.Chosen, Groups]:
+    """What each group keeps as numbers of tokens, and the groups that are left."""
     rows, weights, left, start = [], [], [], 0
     for part, (count, length) in zip(parts, groups, strict=True):
-        assert part is not None, "drop path is of all groups or of none"
-        device = part.weights.device
-        chosen = torch.arange(count, device=device) if part.rows is None else part.rows
-        within = torch.arange(length, device=device)
-        rows.append(rearrange(start + rearrange(chosen * length, "k -> k 1") + within, "k n -> (k n)"))
-        weights.append(repeat(part.weights, "k -> (k n)", n=length))
-        left.append((len(chosen), length))
+        kept = np.arange(count) if part.rows is None else part.rows
+        rows.append((start + kept[:, None] * length + np.arange(length)).flatten())
+        weights.append(np.repeat(part.weights, length))
+        left.append((len(kept), length))
         start += count * length
-    every = all(part is not None and part.rows is None for part in parts)
-    return Branch(None if every else torch.cat(rows), torch.cat(weights)), tuple(left)
+    every = all(part.rows is None for part in parts)
+    return drop_path.Chosen(None if every else np.concatenate(rows), np.concatenate(weights)), tuple(left)
 
 
-def packed_paths(parts: Sequence[Paths | None], groups: Groups) -> tuple[tuple[Branch | None, Groups], ...]:
-    """`packed_branch` for attention and for MLP."""
-    return tuple(packed_branch([None if part is None else part[side] for part in parts], groups) for side in (0, 1))
+def attend_packed(qkv: Tensor, heads: int, groups: Groups) -> Tensor:
+    """Attention within each sequence, from queries, keys and values (t, 3 d) side by side to (t, d).
+
+    A call for each group; for many of them, on a GPU at half precision, one call of torch's kernel for sequences of
+    any length.
+    """
+    if len(groups) > MOST_CALLS and qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16):
+        return attend_at_once(qkv, heads, groups)
+
+    def attend(part: Tensor) -> Tensor:
+        query, key, value = rearrange(part, "b n (three h d) -> three b h n d", three=3, h=heads)
+        return rearrange(F.scaled_dot_product_attention(query, key, value), "b h n d -> b n (h d)")
+
+    return within_groups(qkv, groups, attend)
+
+
+def attend_at_once(qkv: Tensor, heads: int, groups: Groups) -> Tensor:
+    """`attend_packed` in one call, on a GPU at half precision."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    lengths = np.repeat([length for _, length in groups], [count for count, _ in groups])
+    ends = torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32))
+    starts = ends.pin_memory().to(qkv.device, non_blocking=True)
+    query, key, value = rearrange(qkv, "t (three h d) -> three t h d", three=3, h=heads)
+    longest = int(lengths.max())
+    return rearrange(varlen_attn(query, key, value, starts, starts, longest, longest), "t h d -> t (h d)")

@@ -23,6 +23,7 @@ from training import column, train
 
 from pretrain.config import Config
 from pretrain.config.load import load_config
+from pretrain.encoders.vit.encoder import VitEncoder
 
 #: name: (preset, images a step, preset of the rehearsal)
 MODELS = {
@@ -122,12 +123,17 @@ def sync(kit: Kit) -> dict[str, Any]:
     return found
 
 
-def speed(kit: Kit, model: str, *changes: str) -> dict[str, Any]:
-    """Images a second, MFU, memory and parts of a step, of a step that is fed at once; the median of the last rows."""
+def speed(kit: Kit, model: str, *changes: str, packs: bool = True) -> dict[str, Any]:
+    """Images a second, MFU, memory and parts of a step, of a step that is fed at once; the median of the last rows.
+
+    packs: whether crops of several sizes go through an encoder in one pass, where it can.
+    """
     steps, every = (4, 1) if kit.rehearse else (40, 10)
     label = "-".join([model.replace(" ", "-").replace("/", "-"), *(change.partition("=")[0] for change in changes)])
+    label += "" if packs else "-two-passes"
     config = kit.config(model, f"speed-{label}", steps, f"tracking.log_every_steps={every}", *changes)
     with ExitStack() as held:
+        held.enter_context(patch.object(VitEncoder, "packs", packs))
         if kit.rehearse:  # traced and run as it is: compiling for this processor takes minutes
             compile_ = torch.nn.Module.compile
             traced = lambda module, **options: compile_(module, backend="eager", **options)  # noqa: E731
@@ -231,9 +237,11 @@ PARTS: tuple[Part, ...] = (
     Part("images", 60, lambda kit: {"written to": [str(kit.shards(photos)) for photos in (False, not kit.rehearse)]}),
     Part("sync", 60, sync),
     *speeds(seconds=45, suffix="eager"),
+    Part("speed DINO ViT-S/16, two passes", 45, lambda kit: speed(kit, "DINO ViT-S/16", packs=False)),
     Part("loader DINO ViT-S/16", 60, lambda kit: loader(kit, "DINO ViT-S/16")),
     Part("tests", 60, gpu_tests),
     *speeds("engine.compile=true", seconds=80, suffix="compiled"),
+    Part("speed DINOv2 ViT-L/16, two passes", 45, lambda kit: speed(kit, "DINOv2 ViT-L/16", packs=False)),
     Part("curves MAE ViT-B/16", 60, lambda kit: curves(kit, "MAE ViT-B/16")),
     Part("curves DINO ViT-S/16", 60, lambda kit: curves(kit, "DINO ViT-S/16")),
     Part("loader MAE ViT-B/16", 45, lambda kit: loader(kit, "MAE ViT-B/16")),

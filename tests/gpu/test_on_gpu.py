@@ -12,6 +12,7 @@ from block_cases import CASES, config_of
 from tiny import build, random_batch, write_shards, write_sources
 
 from data_pipelines.buffers import map_batch
+from pretrain.encoders.packed import attend_at_once, attend_packed
 from pretrain.tracking.step_clock import StepClock
 from pretrain.tracking.work import count_work
 
@@ -82,3 +83,17 @@ def test_the_clock_of_a_step_measures_the_device() -> None:
         torch.cuda.synchronize()
     shares = clock.read(10.0)
     assert shares["forward_share"] > shares["backward_share"] > 0
+
+
+@pytest.mark.skipif(REHEARSED, reason="the kernel for sequences of any length is for GPUs only")
+def test_many_lengths_in_one_call_are_a_call_each() -> None:
+    groups = ((3, 17), (1, 5), (2, 197), (4, 37), (1, 1))
+    qkv = torch.randn(sum(n * length for n, length in groups), 3 * 128, device=DEVICE, dtype=torch.bfloat16)
+    sides = []
+    for attend in (attend_at_once, lambda part, heads, groups: attend_packed(part.float(), heads, groups)):
+        given = qkv.clone().requires_grad_()
+        attended = attend(given, 2, groups).float()
+        attended.square().sum().backward()
+        sides.append((attended.detach(), given.grad.float()))
+    for one, other in zip(*sides, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)

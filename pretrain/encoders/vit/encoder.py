@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, repeat
 from timm.layers import PatchEmbed
 from timm.models import named_apply
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from pretrain.encoders import drop_path
 from pretrain.encoders.base import Encoder, Features, Mask, drop_path_rates, on_token_grid, zero_hidden_pixels
-from pretrain.encoders.packed import Groups, Packed, in_groups, packed_paths, within_groups
+from pretrain.encoders.packed import Groups, Packed, attend_packed, in_groups, packed_paths
 from pretrain.encoders.patches import sincos_positions
 from pretrain.encoders.positions import resize_positions
 from pretrain.encoders.vit.config import VitConfig
@@ -95,9 +94,9 @@ class VitEncoder(Encoder):
         embedded = [self._embed(images, mask) for images, mask in passes]
         packed = Packed.of([tokens for tokens, _, _ in embedded])
         tokens, groups = packed.tokens, tuple((len(part), part.shape[1]) for part, _, _ in embedded)
-        paths = [drop_path.paths_of(self.vit.blocks, len(images), images.device) for images, _ in passes]
-        for block, *path in zip(self.vit.blocks, *paths, strict=True):
-            tokens = block(tokens, packed_paths(path, groups), groups)
+        paths = packed_paths(self.vit.blocks, groups, tokens.device)
+        for block, path in zip(self.vit.blocks, paths, strict=True):
+            tokens = block(tokens, path, groups)
         states = in_groups(tokens, groups)
         return tuple(self._features(part, *rest) for part, (_, *rest) in zip(states, embedded, strict=True))
 
@@ -181,19 +180,12 @@ class SkippingBlock(Block):
 
         def attend(part: Tensor, _: Tensor | None) -> Tensor:
             normed = self.norm1(part)
-            return self.ls1(self.attn(normed) if left is None else self._attend_packed(normed, left))
+            if left is None:
+                return self.ls1(self.attn(normed))
+            return self.ls1(self.attn.proj(attend_packed(self.attn.qkv(normed), self.attn.num_heads, left)))
 
         x = drop_path.add_branch(x, attend, self.drop_path1, attention)
         return drop_path.add_branch(x, lambda part, _: self.ls2(self.mlp(self.norm2(part))), self.drop_path2, mlp)
-
-    def _attend_packed(self, tokens: Tensor, groups: Groups) -> Tensor:
-        heads = self.attn.num_heads
-
-        def attend(qkv: Tensor) -> Tensor:
-            query, key, value = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=heads)
-            return rearrange(F.scaled_dot_product_attention(query, key, value), "b h n d -> b n (h d)")
-
-        return self.attn.proj(within_groups(self.attn.qkv(tokens), groups, attend))
 
 
 class FurtherBlocks(nn.Module):
