@@ -52,27 +52,29 @@ class StepControl:
         self.config, self.settings, self.folder = config, config.diagnostics, folder
         self.method, self.loader, self.diagnostics = method, loader, diagnostics
         self.device, self.rank, self.settle = device, rank, settle
-        self.kept: list[Tensor] | None = None  # the method's buffers before the step, where a step may be left out
+        self.kept: dict[int, list[Tensor]] = {}  # by step: the method's buffers before it
 
     @property
     def skipped(self) -> set[int]:
         """Steps (from 1) that were left out, in all lives of the run."""
         return self.diagnostics.skipped
 
-    def before_step(self) -> None:
-        """Remember what a step that is left out must not change."""
-        if self.settings.skip_non_finite:
-            self.kept = [buffer.clone() for buffer in self.method.buffers()]
+    def before_step(self, step: int) -> None:
+        """Remember, of this step and the one before, what a step that is not finite must not have changed: one rank's
+        NaN is in every rank's centre by the time that it is heard of."""
+        self.kept = {step: [buffer.clone() for buffer in self.method.buffers()], **self.kept}
+        for old in [old for old in self.kept if old < step - 1]:
+            del self.kept[old]
 
     def took(self, grad_norm: Tensor) -> Tensor | None:
         """() bool on the device: whether the optimizer took the step; None where no step may be left out."""
         return grad_norm.isfinite() if self.settings.skip_non_finite else None
 
     @torch.no_grad()
-    def after_step(self, took: Tensor | None) -> None:
+    def after_step(self, step: int, took: Tensor | None) -> None:
         """Undo what a step that was left out has done to buffers; nobody asks the device whether it was."""
-        if took is not None and self.kept is not None:
-            for buffer, kept in zip(self.method.buffers(), self.kept, strict=True):
+        if took is not None:
+            for buffer, kept in zip(self.method.buffers(), self.kept[step], strict=True):
                 buffer.copy_(torch.where(took, buffer, kept))
 
     def counts(self, step: int, agreed: GatheredScalars) -> bool:
@@ -110,7 +112,9 @@ class StepControl:
     def _lost(self, step: int, losses: list[float], grad_norm: float, wrong: str) -> bool:
         """Name the layer; leave the step out if that is allowed, else raise."""
         findings = self._find(step)
-        rank = next((rank for rank, finding in enumerate(findings) if finding), None)
+        # of several, one whose own loss it was
+        found = [rank for rank, finding in enumerate(findings) if finding]
+        rank = min(found, key=lambda rank: (math.isfinite(losses[rank]), rank), default=None)
         told = "" if rank is None else f"; on rank {rank}: {in_words(findings[rank])}"
         # with gradients that are not finite, neither weights nor moments have changed, in any ZeRO stage
         may_skip = not math.isfinite(grad_norm)
@@ -139,13 +143,19 @@ class StepControl:
         return False
 
     def _find(self, step: int) -> list[dict[str, Any] | None]:
-        """What each rank finds by running its micro-batches once more, with the same seeds. Collective."""
-        before = [buffer.clone() for buffer in self.method.buffers()]
-        found = self._run_again(step, self._batches(step))
-        with torch.no_grad():
-            for buffer, kept in zip(self.method.buffers(), before, strict=True):
-                buffer.copy_(kept)
+        """What each rank finds by running its micro-batches once more, as it was before the step and with the same
+        seeds; it is as it was afterwards. Collective."""
+        now = [buffer.clone() for buffer in self.method.buffers()]
+        with self.method.forgetting():
+            self._put(self.kept.get(step, now))
+            found = self._run_again(step, self._batches(step))
+        self._put(now)
         return found
+
+    @torch.no_grad()
+    def _put(self, values: list[Tensor]) -> None:
+        for buffer, value in zip(self.method.buffers(), values, strict=True):
+            buffer.copy_(value)
 
     def _batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step, made once more: the loader's memory has other ones by now."""
@@ -187,8 +197,13 @@ class StepControl:
                 ):
                     return self.method(batch, step)
 
-            with torch.set_grad_enabled(gradients):
-                found = find(self.method, run, **options)  # of all: under ZeRO 3 each is collective
+            try:
+                with torch.set_grad_enabled(gradients):
+                    found = find(self.method, run, **options)  # of all: under ZeRO 3 each is collective
+            except torch.OutOfMemoryError:  # it keeps more than a step does
+                if self.config.engine.zero_stage == 3:
+                    raise
+                found = None
             if found and first is None:
                 first = {**found, "micro_batch": position, "samples": samples_of(batch, self._key_of)}
         return first

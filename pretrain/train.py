@@ -130,12 +130,12 @@ class Trainer:
                 micro_batches, digest = next(steps)
             watchdog.phase("step")
             self.method.before_step(self.step, micro_batches, self.look)
-            self.control.before_step()
+            self.control.before_step(self.step)
             metrics = self.optimizer_step(micro_batches)
             took = self.control.took(metrics["grad_norm"])
             with self.clock.part("average"):
                 self.method.after_step(self.step, took)
-            self.control.after_step(took)
+            self.control.after_step(self.step, took)
             self.agreement.tell(self.step, metrics, digest, stop.requested)
             self.step += 1
             if self.step == self.first + 1:

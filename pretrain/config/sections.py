@@ -158,7 +158,16 @@ OWNED_DEEPSPEED_KEYS = {
     "bf16": "engine.precision (DeepSpeed's bf16 section also rounds the teacher, whose slow average then stands still)",
     "fp16": "engine.precision (DeepSpeed's fp16 section also rounds the teacher, whose slow average then stands still)",
     "zero_allow_untested_optimizer": "optim",
+    "timers": "Selfsight, which reports images/s by itself (DeepSpeed's timer waits for the device twice a step)",
 }
+#: Of its section `zero_optimization`, by the stages in which they are decided.
+OWNED_ZERO_KEYS = {
+    "sub_group_size": ((3,), "one flat tensor, of which the optimizer takes each parameter's rate"),
+    "overlap_comm": ((1,), "gradients are exchanged during the backward pass by Selfsight"),
+    "contiguous_gradients": ((1,), "gradients are exchanged during the backward pass by Selfsight"),
+}
+#: Of gradients, which Selfsight exchanges by itself under ZeRO 0 and 1, in fp32.
+GRADIENT_KEYS = ("communication_data_type", "prescale_gradients", "gradient_predivide_factor")
 
 
 @section
@@ -193,7 +202,20 @@ class EngineConfig:
             raise ValueError(
                 "engine.deepspeed.zero_optimization.stage is decided by engine.zero_stage; set that instead"
             )
-        self._check_offload(self.deepspeed.get("zero_optimization", {}))
+        zero = self.deepspeed.get("zero_optimization", {})
+        for key, (stages, why) in OWNED_ZERO_KEYS.items():
+            if key in zero and self.zero_stage in stages:
+                raise ValueError(
+                    f"engine.deepspeed.zero_optimization.{key} is decided under ZeRO {self.zero_stage}: {why}; "
+                    "leave it out"
+                )
+        for key in GRADIENT_KEYS:
+            if key in self.deepspeed and self.zero_stage < 2:
+                raise ValueError(
+                    f"engine.deepspeed.{key} does nothing under ZeRO {self.zero_stage}, whose gradients Selfsight "
+                    "exchanges by itself, in fp32; leave it out"
+                )
+        self._check_offload(zero)
         if self.deepspeed.get("elasticity", {}).get("enabled"):
             raise ValueError(
                 "engine.deepspeed.elasticity changes the batch size with the ranks; the order of data forbids it"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from data_pipelines.rng import Purpose, stream_keys, uniform_table
+from pretrain.stream.from_host import from_host
 
 #: Above this share of kept rows a branch runs on all rows, and what is dropped is multiplied by zero: to pick rows and
 #: to add to them costs two passes over the states, which so few rows less don't pay (tests/bench/drop_path.py).
@@ -136,16 +137,9 @@ def to_device(branches: Sequence[Chosen], device: torch.device) -> list[Branch]:
     """Branches drawn on the host; all their numbers go to the device in two copies."""
     rows = [np.zeros(0, np.int64) if branch.rows is None else branch.rows for branch in branches]
     weights = [branch.weights for branch in branches]
-    all_rows = _brought(np.concatenate(rows), device).split([len(part) for part in rows])
-    all_weights = _brought(np.concatenate(weights).astype(np.float32), device).split([len(part) for part in weights])
+    all_rows = from_host(np.concatenate(rows), device).split([len(part) for part in rows])
+    all_weights = from_host(np.concatenate(weights).astype(np.float32), device).split([len(part) for part in weights])
     return [Branch(part if len(part) else None, w) for part, w in zip(all_rows, all_weights, strict=True)]
-
-
-def _brought(values: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(values)
-    if device.type == "cuda" and torch.cuda.is_available():
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def add_branch(

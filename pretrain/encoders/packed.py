@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pretrain.encoders import drop_path
 from pretrain.encoders.drop_path import Branch
+from pretrain.stream.from_host import from_host
 
 #: Calls of attention for groups of equal length; more go in one (the GPU kit compares the two).
 MOST_CALLS = 4
@@ -111,8 +112,7 @@ def attend_at_once(qkv: Tensor, heads: int, groups: Groups) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     lengths = np.repeat([length for _, length in groups], [count for count, _ in groups])
-    ends = torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32))
-    starts = ends.pin_memory().to(qkv.device, non_blocking=True)
+    starts = from_host(np.concatenate([[0], lengths.cumsum()]).astype(np.int32), qkv.device)
     query, key, value = rearrange(qkv, "t (three h d) -> three t h d", three=3, h=heads)
     longest = int(lengths.max())
     return rearrange(varlen_attn(query, key, value, starts, starts, longest, longest), "t h d -> t (h d)")

@@ -130,7 +130,7 @@ class AdamW(torch.optim.Optimizer):
         device = gradients[0].device if gradients else self._comm_device or torch.device("cpu")
         norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=device)
         if self._divided and dist.is_initialized() and dist.get_world_size() > 1:
-            squares = norm.square().to(self._comm_device or device)
+            squares = norm.to(self._comm_device or device, torch.float64).square()  # in fp32 they end at 1e38
             dist.all_reduce(squares)
-            norm = squares.sqrt()
+            norm = squares.sqrt().float()
         return norm

@@ -32,7 +32,8 @@ def update_ema(pairs: Sequence[tuple[nn.Module, nn.Module]], weight: float, took
     if took is None:
         torch._foreach_lerp_(slow, fast, weight)
     else:  # slower by a kernel a tensor
-        torch._foreach_lerp_(slow, fast, [torch.where(took, weight, 0.0)] * len(slow))
+        ways = {device: torch.where(took, weight, 0.0).to(device) for device in {old.device for old in slow}}
+        torch._foreach_lerp_(slow, fast, [ways[old.device] for old in slow])
 
 
 def _held(parameter: nn.Parameter) -> list[Tensor]:

@@ -80,26 +80,22 @@ def initialise_distributed(device: torch.device) -> tuple[int, int]:
 
 
 def deepspeed_config(config: Config, world_size: int, num_parameters: int) -> dict[str, Any]:
-    """The DeepSpeed dictionary: ours, with `engine.deepspeed` merged in below it.
+    """The DeepSpeed dictionary: ours, with `engine.deepspeed` merged in; sizes of buckets are those of the latter.
 
     ZeRO's buckets are no larger than the model: DeepSpeed fills its default of 5e8 elements (2 GB) every step.
     """
     engine = config.engine
+    bucket = min(500_000_000, max(num_parameters, 1))
+    sizes: dict[str, Any] = {"reduce_bucket_size": bucket} if engine.zero_stage else {}
     zero: dict[str, Any] = {"stage": engine.zero_stage}
-    if engine.zero_stage > 0:
-        # in stage 1 gradients come from `GradientReduction`
-        bucket = min(500_000_000, max(num_parameters, 1))
-        zero |= {"reduce_bucket_size": bucket}
     if engine.zero_stage == 1:
-        zero |= {"overlap_comm": False, "contiguous_gradients": False}
+        zero |= {"overlap_comm": False, "contiguous_gradients": False}  # gradients come from `GradientReduction`
     if 0 < engine.zero_stage < 3:
-        zero |= {"allgather_bucket_size": bucket}  # stage 3 has no such bucket
+        sizes |= {"allgather_bucket_size": bucket}
     if engine.zero_stage == 3:
-        zero |= {
-            "sub_group_size": 10**15,  # one flat tensor, whatever the size
-            "stage3_param_persistence_threshold": 0,  # what stays gathered is gathered one by one after each step
-            "stage3_prefetch_bucket_size": bucket,
-        }
+        zero |= {"sub_group_size": 10**15}  # one flat tensor, whatever the size
+        # what stays gathered is gathered one by one after each step; all else together, before it is needed
+        sizes |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": bucket}
     ours: dict[str, Any] = {
         "train_batch_size": config.train.batch_size,
         "train_micro_batch_size_per_gpu": config.train.batch_size // (world_size * config.train.grad_accum_steps),
@@ -111,10 +107,10 @@ def deepspeed_config(config: Config, world_size: int, num_parameters: int) -> di
         "timers": {"throughput": {"enabled": False}},  # it waits for the device twice a step
     }
     if engine.precision != "fp32":
-        # torch_autocast, not the bf16 and fp16 sections: those cast the parameters, the teacher and its average too
-        # no module's gradients are reduced in bf16
+        # torch_autocast, not the bf16 and fp16 sections: those cast the parameters, the teacher and its average too.
+        # No module's gradients are reduced in bf16
         ours["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
-    return _merge(engine.deepspeed, ours)
+    return _merge(_merge({"zero_optimization": sizes}, engine.deepspeed), ours)
 
 
 def _merge(given: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,11 @@ class Method(nn.Module):
         pairs = self.ema_pairs()
         if pairs:
             update_ema(pairs, 1 - self.ema_momentum(step), took)
+
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """While it lasts, what passes leave behind in training, beside buffers, is dropped at its end."""
+        yield
 
     def encoder_loaded(self) -> None:
         """Called when other weights were put into `encoder` before training, for what must follow them."""

@@ -20,11 +20,11 @@ def note_hidden(batch: Batch) -> Batch:
     mask = batch.get("token_mask")
     if mask is None:
         return batch
+    pinned = mask.is_pinned()  # what the loader has pinned is copied without a wait; this must be, too
     if mask.ndim == 4:
         mask = rearrange(mask, "b v gh gw -> (v b) gh gw")
     index = mask.flatten().nonzero().squeeze(1)
-    # what the loader has pinned is copied without a wait; this must be, too
-    return {**batch, INDEX: index.pin_memory() if mask.is_pinned() else index}
+    return {**batch, INDEX: index.pin_memory() if pinned else index}
 
 
 def hidden_index(batch: Batch) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pretrain.encoders import tables
+from pretrain.stream import from_host
 
 CUDA = torch.device("cuda:0")
 COPIES = (torch.ops.aten._to_copy, torch.ops.aten.copy_, torch.ops.aten._copy_from, torch.ops.aten._local_scalar_dense)
@@ -35,8 +37,8 @@ class WaitError(AssertionError):
 class NoCopies(TorchDispatchMode):
     """While it is entered, a copy from one device to another raises WaitError.
 
-    Allowed are numbers of the program, which travel with the launch of a kernel, what is sent to the device without
-    waiting for it to arrive, and `tables.built_once`.
+    Allowed are numbers of the program, which travel with the launch of a kernel, `from_host`, whose copies nobody
+    waits for, and `tables.built_once`.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -45,17 +47,16 @@ class NoCopies(TorchDispatchMode):
             devices = {leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
             if kwargs.get("device") is not None:
                 devices.add(torch.device(kwargs["device"]))
-            sent = func.overloadpacket is torch.ops.aten._to_copy and kwargs.get("non_blocking")
-            sent = sent and torch.device(kwargs["device"]).type == "cuda"
-            if len({device.type for device in devices}) > 1 and not sent and not _builds_a_table():
+            apart = len({device.type for device in devices}) > 1
+            if apart and not _asked_by(tables) and not _asked_by(from_host):
                 raise WaitError(f"{func} between {' and '.join(sorted(map(str, devices)))}")
         return func(*args, **kwargs)
 
 
-def _builds_a_table() -> bool:
-    """Whether `tables.built_once` asks, of whose tables fake tensors see none kept."""
+def _asked_by(module: ModuleType) -> bool:
+    """Whether a module's function asks; `tables.built_once` has kept none of its tables for fake tensors."""
     frame = sys._getframe()
-    while frame is not None and frame.f_code.co_filename != tables.__file__:
+    while frame is not None and frame.f_code.co_filename != module.__file__:
         frame = frame.f_back
     return frame is not None
 

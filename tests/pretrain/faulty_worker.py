@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from worker import run
 
 import pretrain.train
+from pretrain.engines import reduction
 from pretrain.engines.engine import initialise_distributed
+from pretrain.engines.reduction import LEAST_BUCKET
 from pretrain.methods.base import Method
 from pretrain.methods.registry import build_method
 
@@ -43,6 +45,7 @@ if __name__ == "__main__":
     rank, world_size = initialise_distributed(torch.device("cpu"))
     for each in configs:
         fault = each.pop("fault", None)
+        reduction.LEAST_BUCKET = each.pop("least_bucket", LEAST_BUCKET)
         pretrain.train.build_method = (
             build_method if fault is None else lambda *given, f=fault: plant(build_method(*given), f, rank)
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import run_all
+from test_train import column, run_all
 from tiny import config_data
 from torch import nn
 
@@ -89,6 +89,19 @@ def test_nothing_is_exchanged_in_bf16(told: dict[tuple[str, int, int], dict[str,
         types = set(told[name, stage, 2]["types"])
         assert "torch.float32" in types
         assert not types & {"torch.bfloat16", "torch.float16"}
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_several_buckets_learn_what_one_does(stage: int, shards: Path, tmp_path: Path) -> None:
+    runs = []
+    for least in (2**22, 100):
+        data = config_data("dino", "vit", shards, tmp_path, engine={"zero_stage": stage})
+        data["method"] |= {"ibot": {}}  # whose head is used twice in a pass
+        data["train"] = {"steps": 5, "batch_size": 8, "grad_accum_steps": 2}
+        runs.append({**data, "name": str(least), "least_bucket": least})
+    run_all(runs, 2, tmp_path, worker="faulty_worker.py")
+    one, several = (column(run, "loss") for run in runs)
+    assert several == pytest.approx(one, rel=1e-6)
 
 
 def test_a_large_model_has_four_buckets_of_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,8 @@ def test_overrides_reach_into_sections_and_lists() -> None:
         ("train.epochs", 5, "set one of them"),
         ("engine.deepspeed", {"bf16": {"enabled": True}}, "engine.precision"),
         ("engine.deepspeed", {"zero_optimization": {"stage": 2}}, "engine.zero_stage"),
+        ("engine.deepspeed", {"communication_data_type": "bf16"}, "in fp32; leave it out"),
+        ("engine.deepspeed", {"timers": {}}, "reports images/s by itself"),
         ("engine.deepspeed", {"elasticity": {"enabled": True}}, "order of data"),
         ("method.mask.unit", 6, "does not divide the image"),
         ("method.mask.unit", 2, "multiple of the encoder's patch"),

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import webdataset as wds
 from PIL import Image
 from prefork import OF_THIS_CHECKOUT
+from safetensors.torch import load_file
 from test_train import column, rows, run_all
 from tiny import config_data
 
@@ -64,6 +66,11 @@ def test_the_layer_and_the_samples_of_a_value_that_is_not_finite_are_named(shard
             data = config_data("mae", "vit", shards, tmp_path, engine=engine, diagnostics=QUIET)
             data |= {"name": f"{kind}-{stage}", "train": {"steps": 8, "batch_size": 8, "grad_accum_steps": 2}}
             runs.append(faulty(data, [5], kind))
+    for method in ("dino", "vqkd"):  # whose centre and codebook are of all ranks by the time that it is heard of
+        data = config_data(method, "vit", shards, tmp_path, diagnostics=QUIET)
+        data["tracking"] |= {"log_every_steps": 100}
+        data |= {"name": method, "train": {"steps": 8, "batch_size": 8, "grad_accum_steps": 2}}
+        runs.append(faulty(data, [5], "forward"))
     output = run_all(runs, 2, tmp_path, worker="faulty_worker.py")
     assert output.count("NonFiniteError") == 2 * len(runs)  # on two ranks
     assert output.count("the last good checkpoint is") == 2 * len(runs)
@@ -78,7 +85,7 @@ def test_the_layer_and_the_samples_of_a_value_that_is_not_finite_are_named(shard
         told = alarms_of(data, "non_finite")
         assert [event["step"] for event in told] == [6]
         assert LAYER in told[0]["text"]
-        if data["engine"]["zero_stage"] < 3 and finding["where"] == "gradient":
+        if data["engine"].get("zero_stage", 0) < 3 and finding["where"] == "gradient":
             assert any(name.startswith("encoder") for name in finding["parameters"])
 
 
@@ -88,13 +95,19 @@ def test_a_step_left_out_changes_nothing_but_the_count(shards: Path, tmp_path: P
     settings = {"diagnostics": {**QUIET, "skip_non_finite": 2}, "train": {"steps": 8, "batch_size": 8}}
     settings["train"]["grad_accum_steps"] = 2
     runs: dict[tuple[int, str], dict[str, Any]] = {}
+    late: dict[int, dict[str, Any]] = {}
     for stage in (0, 1, 2, 3):
         data = config_data(method, "vit", shards, tmp_path, engine={"zero_stage": stage}) | settings
         for kind in ("forward", "gradient"):
             runs[stage, kind] = faulty({**data, "name": f"{kind}-{stage}"}, [3], kind)
+        seldom = {**data["tracking"], "log_every_steps": 100}  # heard of in the middle of the next step
+        late[stage] = faulty({**data, "name": f"late-{stage}", "tracking": seldom}, [3], "gradient")
     plain = config_data(method, "vit", shards, tmp_path) | settings
     bounded, fine = faulty({**plain, "name": "bounded"}, [3, 4, 5], "gradient"), {**plain, "name": "fine"}
-    output = run_all([*runs.values(), bounded, fine], 2, tmp_path, worker="faulty_worker.py")
+    output = run_all([*runs.values(), *late.values(), bounded, fine], 2, tmp_path, worker="faulty_worker.py")
+    for stage, run in late.items():
+        assert column(run, "loss")[-1] == column(runs[stage, "gradient"], "loss")[-1]
+        assert [event["step"] for event in alarms_of(run, "non_finite")] == [4]
     for (stage, _), run in runs.items():
         losses = column(run, "loss")
         assert column(run, "step") == list(range(1, 9))
@@ -107,6 +120,20 @@ def test_a_step_left_out_changes_nothing_but_the_count(shards: Path, tmp_path: P
     assert "the step is left out, 1 more may be" in output
     assert [event["skipped"] for event in alarms_of(bounded)] == [True, True, False]
     assert len(rows(bounded)) == 5
+
+
+def test_a_codebook_forgets_the_tokens_of_a_step_left_out(shards: Path, tmp_path: Path) -> None:
+    """Whenever it is heard of: codes that die are put on tokens of their own step."""
+    runs = []
+    for every in (1, 100):
+        data = config_data("vqkd", "vit", shards, tmp_path, tracking={"log_every_steps": every})
+        data |= {"name": f"every-{every}", "diagnostics": {**QUIET, "skip_non_finite": 1}}
+        data["method"] |= {"restart_below": 0.9}
+        runs.append(faulty(data, [3], "forward"))
+    run_all(runs, 2, tmp_path, worker="faulty_worker.py")
+    books = [load_file(folder_of(run) / "tokenizer" / "model.safetensors") for run in runs]
+    for name, value in books[0].items():
+        assert torch.equal(value, books[1][name]), name
 
 
 def test_looking_changes_no_bit_of_what_is_learned(labelled: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from test_supported import SMALL, small
 from tiny import NORMALISATION, config_data
 from torch import nn
 
-from pretrain.config.load import parse_config
+from pretrain.config.load import ConfigError, parse_config
 from pretrain.engines.engine import deepspeed_config
 from pretrain.engines.optim import build_optimizer, parameter_groups
 from pretrain.engines.schedules import Timeline
@@ -122,3 +122,15 @@ def test_no_bucket_is_larger_than_the_model(stage: int, tmp_path: Path) -> None:
     buckets = {name: size for name, size in zero.items() if name.endswith("bucket_size")}
     assert set(buckets.values()) == ({1000} if stage else set())
     assert ("reduce_bucket_size" in buckets) == (stage > 0)
+    asked = {"zero_optimization": {"reduce_bucket_size": 7}}
+    config = parse_config(
+        config_data("mae", "vit", tmp_path, tmp_path, engine={"zero_stage": stage, "deepspeed": asked})
+    )
+    assert deepspeed_config(config, 1, 1000)["zero_optimization"]["reduce_bucket_size"] == 7
+
+
+@pytest.mark.parametrize(("stage", "key"), [(1, "overlap_comm"), (3, "sub_group_size")])
+def test_what_we_decide_of_zero_is_refused_by_name(stage: int, key: str, tmp_path: Path) -> None:
+    engine = {"zero_stage": stage, "deepspeed": {"zero_optimization": {key: 1}}}
+    with pytest.raises(ConfigError, match=rf"zero_optimization\.{key} is decided under ZeRO {stage}"):
+        parse_config(config_data("mae", "vit", tmp_path, tmp_path, engine=engine))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from data_pipelines.rng import Purpose, Stream, permutation
 from pretrain.engines.precision import exactly
 from pretrain.methods.vqkd.config import VqkdConfig
+from pretrain.stream.from_host import from_host
 from pretrain.tokenizers.usage import CodeUsage, sum_over_ranks
 
 _SIMILARITIES_AT_ONCE = 2**26
@@ -66,6 +70,15 @@ class Codebook(nn.Module):
             self._restart(candidates)
         self._forget()
 
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """While it lasts, tokens are remembered apart, and dropped at its end."""
+        recent, self._recent = self._recent, []
+        try:
+            yield
+        finally:
+            self._recent = recent
+
     def _forget(self) -> None:
         self.sums.zero_()
         self.usage.counts.zero_()
@@ -82,10 +95,7 @@ class Codebook(nn.Module):
         # every rank has equally many rows, and they follow those of the rank before: the same tokens on any number
         drawn = permutation(Stream(0, Purpose.CODES, step), len(own) * world_size)[: len(chosen)]
         (places,) = np.nonzero(drawn // len(own) == rank)
-        for_codes, mine = (
-            torch.from_numpy(numbers).to(own.device, non_blocking=True)
-            for numbers in (places, drawn[places] % len(own))
-        )
+        for_codes, mine = (from_host(numbers, own.device) for numbers in (places, drawn[places] % len(own)))
         chosen.index_copy_(0, for_codes, own.index_select(0, mine))
         self._num_candidates = len(drawn)
         return chosen

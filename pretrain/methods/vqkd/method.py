@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +105,11 @@ class Vqkd(Method):
             look(batch)
         self.codebook.start()
         self.train()
+
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        with self.codebook.forgetting():
+            yield
 
     def after_step(self, step: int, took: Tensor | None = None) -> None:
         super().after_step(step, took)
