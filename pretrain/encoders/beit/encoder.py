@@ -92,7 +92,7 @@ class BeitEncoder(Encoder):
         shared = None if self.beit.rel_pos_bias is None else self.beit.rel_pos_bias(grid, units)
         wanted = {index % self.depth for index in layers}
         kept = {}
-        paths = drop_path.paths_of(self.beit.blocks, len(images), images.device)
+        paths = drop_path.paths_of(self.beit.blocks, images.shape[0], images.device)
         for index, (block, path) in enumerate(zip(self.beit.blocks, paths, strict=True)):
             states = block(states, grid, units, shared, path)
             if index in wanted:
@@ -166,7 +166,7 @@ class FurtherBeitBlocks(nn.Module):
     def forward(self, states: Tensor, grid: tuple[int, int]) -> Tensor:
         """States (b, 1 + h * w, d) of a map of `grid` to states."""
         shared = None if self._shared[0] is None else self._shared[0](grid, None)
-        paths = drop_path.paths_of(self.blocks, len(states), states.device, drop_path.FURTHER)
+        paths = drop_path.paths_of(self.blocks, states.shape[0], states.device, drop_path.FURTHER)
         for block, path in zip(self.blocks, paths, strict=True):
             states = block(states, grid, None, shared, path)
         return states

@@ -105,7 +105,7 @@ class ConvPvt(nn.Module):
 
     def run(self, tokens: Tensor, compact: Compact | None, wanted: set[int]) -> tuple:
         """See `Pyramid.run`; outputs of the last stage are (map, class token)."""
-        paths = drop_path.paths_of(self.all_blocks(), len(tokens), tokens.device)
+        paths = drop_path.paths_of(self.all_blocks(), tokens.shape[0], tokens.device)
         kept: dict = {}
         index = 0
         for stage in range(self.num_stages):
@@ -200,7 +200,7 @@ class PoolPvt(nn.Module):
         positions = rearrange(positions, "... (h w) d -> (...) h w d", h=whole[0])
         tokens = tokens + (positions if compact is None else compact.positions(positions))
         tokens = rearrange(tokens, "b h w d -> b (h w) d")
-        paths = drop_path.paths_of(self.blocks, len(tokens), tokens.device)
+        paths = drop_path.paths_of(self.blocks, tokens.shape[0], tokens.device)
         kept = {}
         for index, block in enumerate(self.blocks):
             if block.downsample is not None:

@@ -39,7 +39,7 @@ class PvtV2Encoder(Pyramid):
         return self.pvt.patch_embed(images)
 
     def run(self, tokens: Tensor, compact: Compact | None, wanted: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
-        paths = drop_path.paths_of(self.blocks(), len(tokens), tokens.device)
+        paths = drop_path.paths_of(self.blocks(), tokens.shape[0], tokens.device)
         kept: dict[int, Tensor] = {}
         index, last = 0, len(self.pvt.stages) - 1
         for number, stage in enumerate(self.pvt.stages):

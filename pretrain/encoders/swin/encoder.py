@@ -46,7 +46,7 @@ class SwinEncoder(Pyramid):
 
     def run(self, tokens: Tensor, compact: Compact | None, wanted: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
         kept: dict[int, Tensor] = {}
-        paths = drop_path.paths_of(self.blocks(), len(tokens), tokens.device)
+        paths = drop_path.paths_of(self.blocks(), tokens.shape[0], tokens.device)
         index = 0
         for stage in self.swin.layers:
             tokens = stage.downsample(tokens)

@@ -44,7 +44,7 @@ class TwinsEncoder(Pyramid):
         return rearrange(tokens, "b (h w) d -> b h w d", h=height)
 
     def run(self, tokens: Tensor, compact: Compact | None, wanted: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
-        paths = drop_path.paths_of(self.blocks(), len(tokens), tokens.device)
+        paths = drop_path.paths_of(self.blocks(), tokens.shape[0], tokens.device)
         kept: dict[int, Tensor] = {}
         index = 0
         for stage, blocks in enumerate(self.twins.blocks):

@@ -55,7 +55,7 @@ class UmMaeSwinEncoder(Pyramid):
         positions = rearrange(torch.stack(torch.meshgrid(*axes, indexing="ij")), "two h w -> 1 h w two")
         if compact is not None:
             positions = compact.move(positions)
-        paths = drop_path.paths_of(self.swin.blocks, len(tokens), tokens.device)
+        paths = drop_path.paths_of(self.swin.blocks, tokens.shape[0], tokens.device)
         kept = {}
         for index, block in enumerate(self.swin.blocks):
             if block.downsample is not None:

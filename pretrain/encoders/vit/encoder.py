@@ -82,7 +82,7 @@ class VitEncoder(Encoder):
         tokens, grid, units = self._embed(images, mask)
         wanted = {index % self.depth for index in layers}
         kept = {}
-        paths = drop_path.paths_of(self.vit.blocks, len(images), images.device)
+        paths = drop_path.paths_of(self.vit.blocks, images.shape[0], images.device)
         for index, (block, path) in enumerate(zip(self.vit.blocks, paths, strict=True)):
             tokens = block(tokens, path)
             if index in wanted:
@@ -93,7 +93,7 @@ class VitEncoder(Encoder):
     def _forward_packed(self, passes: Sequence[tuple[Tensor, Mask | None]]) -> tuple[Features, ...]:
         embedded = [self._embed(images, mask) for images, mask in passes]
         packed = Packed.of([tokens for tokens, _, _ in embedded])
-        tokens, groups = packed.tokens, tuple((len(part), part.shape[1]) for part, _, _ in embedded)
+        tokens, groups = packed.tokens, tuple((part.shape[0], part.shape[1]) for part, _, _ in embedded)
         paths = packed_paths(self.vit.blocks, groups, tokens.device)
         for block, path in zip(self.vit.blocks, paths, strict=True):
             tokens = block(tokens, path, groups)
@@ -209,7 +209,7 @@ class FurtherBlocks(nn.Module):
 
     def forward(self, states: Tensor, grid: tuple[int, int]) -> Tensor:
         """States (b, p + n, d) on a map of `grid` patches to states."""
-        paths = drop_path.paths_of(self.blocks, len(states), states.device, drop_path.FURTHER)
+        paths = drop_path.paths_of(self.blocks, states.shape[0], states.device, drop_path.FURTHER)
         for block, path in zip(self.blocks, paths, strict=True):
             states = block(states, path)
         return states
