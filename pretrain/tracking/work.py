@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -52,7 +53,12 @@ def rates_of(
     try:
         work = count_work(method, batch, look)
     except Exception as error:  # on all ranks alike
-        print(f"FLOPs are not counted: {type(error).__name__}: {error}", flush=True)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            print(
+                f"FLOPs and tokens are not counted, and no MFU is told ({type(error).__name__}: {error}); training "
+                "goes on all the same",
+                flush=True,
+            )
         return lambda images_per_second: {}
     return partial(work.rates, peak=peak, world_size=world_size)
 
