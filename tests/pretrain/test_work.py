@@ -140,5 +140,5 @@ def test_what_cant_be_counted_is_told_and_left_out(
 
     rates = rates_of(method, random_batch(config), look, None, 1)
     assert rates(100.0) == {}
-    assert "FLOPs are not counted: NotImplementedError: no formula for this" in capsys.readouterr().out
+    assert "no MFU is told (NotImplementedError: no formula for this" in capsys.readouterr().out
     assert method.training
