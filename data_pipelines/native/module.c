@@ -67,6 +67,16 @@ static bool parse_job(PyObject *item, const Image *image, Job *job, Py_buffer *v
     return false;
 }
 
+static Image image_of(const Py_buffer *source) {
+    return (Image){.pixels = source->buf,
+                   .height = source->shape[0],
+                   .width = source->shape[1],
+                   .channels = source->shape[2],
+                   .row_stride = source->strides[0],
+                   .pixel_stride = source->strides[1],
+                   .channel_stride = source->strides[2]};
+}
+
 static PyObject *render(PyObject *module, PyObject *args) {
     (void)module;
     PyObject *array, *items, *result = NULL;
@@ -76,13 +86,7 @@ static PyObject *render(PyObject *module, PyObject *args) {
     Py_buffer source;
     if (!get_bytes(array, &source, PyBUF_STRIDES, "the image"))
         return NULL;
-    const Image image = {.pixels = source.buf,
-                         .height = source.shape[0],
-                         .width = source.shape[1],
-                         .channels = source.shape[2],
-                         .row_stride = source.strides[0],
-                         .pixel_stride = source.strides[1],
-                         .channel_stride = source.strides[2]};
+    const Image image = image_of(&source);
     const Py_ssize_t count = PyList_GET_SIZE(items);
     Py_ssize_t parsed = 0;
     Job *jobs = PyMem_Calloc((size_t)count + 1, sizeof(Job));
@@ -158,13 +162,7 @@ static PyObject *resize(PyObject *module, PyObject *args) {
         PyBuffer_Release(&source);
         return NULL;
     }
-    const Image image = {.pixels = source.buf,
-                         .height = source.shape[0],
-                         .width = source.shape[1],
-                         .channels = source.shape[2],
-                         .row_stride = source.strides[0],
-                         .pixel_stride = source.strides[1],
-                         .channel_stride = source.strides[2]};
+    const Image image = image_of(&source);
     job.filter = (Filter)filter;
     job.flip = flip;
     job.out = target.buf;
