@@ -55,8 +55,9 @@ class FeatureSet:
         `class of last 4`, `class of last 4 + mean`; without: `mean`, `mean of last 4`. `pooled` where the model
         gives its own classifier something else.
     pooled_as: the name of the input that is the model's own pooled feature.
-    labels: of kind class and grade (n,) int64, of several (n, classes) float32 of 0 and 1, of number (n,) float32; empty
-        where nobody asked for labels. ids: (n,) int64 sample numbers, in order; a data set's `key` tells each one's name.
+    labels: of kind class and grade (n,) int64, of several (n, classes) float32 of 0 and 1, of number (n,) float32;
+        empty where nobody asked for labels.
+    ids: (n,) int64 sample numbers, in order; a data set's `key` tells each one's name.
     digests: (n,) int64, equal where the images are, as they are cropped.
     groups: (n,) int64, equal where samples belong together, such as images of one patient; in train and in val there
         are no equal ones. None where nobody asked for groups.
@@ -75,7 +76,7 @@ class FeatureSet:
     masks: Masks | None = None
 
 
-#: Changes crops before they are normalised: (images (b, c, h, w) uint8 or uint16, sample numbers (b,)) -> as many images.
+#: Changes crops before they are normalised: (images (b, c, h, w) uint8 or uint16, sample numbers (b,)) -> the same shape.
 Change = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
@@ -92,8 +93,8 @@ class Store:
         among the classes too.
     num_classes: 0 for numbers.
     kind: of the labels; class_names: of each class, in order, where labels are classes.
-    again: (change, of train) -> the features of val's images, or of train's, changed before they are encoded: corrupted,
-        turned, another crop. For probes that need the encoder.
+    again: (change, of train) -> the features of val's images, or of train's, changed before they are encoded:
+        corrupted, turned, another crop. For probes that need the encoder.
     headline: the input that a probe of a single feature reads.
     seeds: one repetition each, where a probe draws anything; the first makes what is drawn once.
     device: where to compute; features lie in the CPU's memory.
@@ -152,8 +153,9 @@ class ProbeSpec:
     columns: (result of the pretrained row, headline input) -> what is shown of it.
     settings: a frozen dataclass with defaults for everything. They are part of every result and of the key under which
         baselines are kept. `epochs` and `full` are set by the options of that name.
-    needs: what it reads. labels: which kinds of them it takes; `mask`: what lies at each pixel, whatever the kind of the
-        images' labels; `none`: any, or no labels at all.
+    needs: what it reads.
+    labels: which kinds of them it takes; `mask`: what lies at each pixel, whatever the kind of the images' labels;
+        `none`: any, or no labels at all.
     notes: (result of the pretrained row, settings) -> lines below the table.
     always: it runs unasked, on labels that it takes.
     """

@@ -86,7 +86,7 @@ def scored(outcome: Outcome, *, seed: int = 0, groups: Tensor | None = None, dra
 
 
 def without_outcomes(scores: Any, found: dict[str, Outcome], path: tuple[str, ...] = ()) -> Any:
-    """The same JSON values without the outcomes in them, which are added to `found` under their paths, as `knn/class/20`."""
+    """The same JSON values without the outcomes in them; these are added to `found` by path, as `knn/mean/20`."""
     if isinstance(scores, dict):
         kept = {}
         for name, value in scores.items():

@@ -69,7 +69,7 @@ def r2(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 
 def mean_average_precision(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """(k,) average precision, the mean of the classes that any image has; values: scores (m, c), targets (m, c) 0 or 1."""
+    """(k,) average precision, the mean of the classes that any image has; values: scores, targets: 0 or 1, (m, c)."""
     found, count = weights.new_zeros(len(weights)), weights.new_zeros(len(weights))
     for score, target in zip(values.unbind(1), targets.unbind(1), strict=True):
         precision, there = average_precision(score, target, weights)
