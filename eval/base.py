@@ -76,7 +76,7 @@ class FeatureSet:
     masks: Masks | None = None
 
 
-#: Changes crops before they are normalised: (images (b, c, h, w) uint8 or uint16, sample numbers (b,)) -> the same shape.
+#: Changes crops before they are normalised: images (b, c, h, w), uint8 or uint16, sample numbers (b,) -> such images.
 Change = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
