@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_pipelines.files import atomic_write
 from eval.base import Scores
+from eval.scores import with_error
 from eval.statistics import STATISTICS
 
 DRAWS = 1000
@@ -122,3 +123,16 @@ def read_outcomes(path: Path) -> tuple[dict[str, Outcome], Tensor, Tensor | None
                 found.setdefault(name, {"statistic": statistic})[part] = torch.from_numpy(arrays[key])
         groups = torch.from_numpy(arrays["groups"]) if "groups" in arrays.files else None
         return {name: Outcome(**parts) for name, parts in found.items()}, torch.from_numpy(arrays["ids"]), groups
+
+
+def with_right(shares: Scores, right: Tensor, groups: Tensor | None = None) -> Scores:
+    """The same with the error of the share `top1`, of which `right` (m,) says each image's part, and the outcome.
+
+    The error is binomial and the interval Wilson's; with `groups`, both are of a bootstrap over these.
+    """
+    outcome = Outcome("mean", right.float().cpu())
+    if groups is None:
+        return {**with_error(shares, len(right)), "outcome": outcome}
+    found = scored(outcome, groups=groups)
+    del found["value"]
+    return {**shares, **found}
