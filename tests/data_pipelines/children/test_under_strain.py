@@ -1,0 +1,57 @@
+"""Processes that make batches, where something around them is not as it mostly is."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from loading import assert_same, copied, is_running, loader_of, wait_for
+
+from data_pipelines.children.nursery import nursery
+from data_pipelines.datasets.dataset import Dataset
+
+
+def test_a_long_environment_does_not_mix_up_what_they_are_given(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As modules of clusters leave it: a message is then sent in pieces, and the files of two messages come at once."""
+    for number in range(3):
+        monkeypatch.setenv(f"LONG_{number}", "x" * 60_000)
+    with loader_of(dataset, 0) as threads, loader_of(dataset, 4) as children:
+        assert_same(copied(children.steps(), 3), copied(threads.steps(), 3))
+
+
+@pytest.mark.parametrize(("batch_size", "world_size", "repeats"), [(12, 2, 4), (8, 8, 4), (12, 4, 2)])
+def test_rows_of_a_rank_that_hold_no_whole_number_of_repeats(
+    dataset: Dataset, batch_size: int, world_size: int, repeats: int
+) -> None:
+    options = {"batch_size": batch_size, "repeats": repeats, "world_size": world_size}
+    for rank in (0, world_size - 1):
+        with (
+            loader_of(dataset, 0, rank=rank, **options) as threads,
+            loader_of(dataset, 2, rank=rank, **options) as children,
+        ):
+            assert_same(copied(children.steps(), 3), copied(threads.steps(), 3))
+
+
+def test_a_working_folder_that_was_removed(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    nursery().close()  # so that another one has to start here
+    with loader_of(dataset, 0) as threads, loader_of(dataset, 2) as children:
+        assert_same(copied(children.steps(), 3), copied(threads.steps(), 3))
+
+
+def test_their_nursery_may_be_killed_as_well(dataset: Dataset) -> None:
+    with loader_of(dataset, 0) as threads, loader_of(dataset, 2) as children:
+        expected, steps = copied(threads.steps(), 9), children.steps()
+        found = copied(steps, 3)
+        os.kill(nursery()._process.pid, signal.SIGKILL)
+        os.kill(children.child_processes[0], signal.SIGKILL)
+        found += copied(steps, 6)
+        assert_same(found, expected)
+        pids = children.child_processes
+    wait_for(lambda: not any(map(is_running, pids)))
