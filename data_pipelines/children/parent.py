@@ -279,8 +279,8 @@ class Children:
 
 
 def _shares(num_rows: int, count: int, multiple: int) -> Sequence[range]:
-    """`num_rows` in at most `count` nearly equal parts, each a multiple of so many."""
-    groups = num_rows // multiple
-    count = max(1, min(count, groups))
-    edges = [groups * part // count * multiple for part in range(count + 1)]
+    """`num_rows` in at most `count` nearly equal parts, each but the last a multiple of so many."""
+    groups = -(-num_rows // multiple)  # a rank's rows need not be whole ones
+    count = min(count, groups)
+    edges = [min(num_rows, groups * part // count * multiple) for part in range(count + 1)]
     return [range(begin, end) for begin, end in itertools.pairwise(edges)]
