@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -55,3 +57,39 @@ def test_their_nursery_may_be_killed_as_well(dataset: Dataset) -> None:
         assert_same(found, expected)
         pids = children.child_processes
     wait_for(lambda: not any(map(is_running, pids)))
+
+
+def test_memory_that_is_too_small_is_told_before_anyone_writes(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, offset: int, num_bytes: int) -> None:
+        assert os.fstat(descriptor).st_size == 0
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with loader_of(dataset) as loader, pytest.raises(OSError, match=r"no room for 0.0 MB.*data.workers=0"):
+        next(loader.steps())
+
+
+def test_where_none_can_take_the_place_of_a_dead_one_the_next_iterator_tries_again(dataset: Dataset) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with loader_of(dataset, 0) as threads, loader_of(dataset, 2) as children:
+        expected, steps = copied(threads.steps(), 3), children.steps()
+        next(steps)
+        before = children.child_processes
+        os.kill(before[0], signal.SIGKILL)
+        wait_for(lambda: not is_running(before[0]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                copied(steps, 5)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert_same(copied(children.steps(), 3), expected)
+
+
+def test_a_closed_loader_says_so(dataset: Dataset) -> None:
+    with loader_of(dataset) as loader:
+        pass
+    with pytest.raises(RuntimeError, match="the loader is closed; make another one"):
+        next(loader.steps())
