@@ -6,12 +6,14 @@ import errno
 import os
 import resource
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 from loading import assert_same, copied, is_running, loader_of, wait_for
 
 from data_pipelines.children.nursery import nursery
+from data_pipelines.children.wire import Channel
 from data_pipelines.datasets.dataset import Dataset
 
 
@@ -93,3 +95,24 @@ def test_a_closed_loader_says_so(dataset: Dataset) -> None:
         pass
     with pytest.raises(RuntimeError, match="the loader is closed; make another one"):
         next(loader.steps())
+
+
+def test_files_wait_until_those_of_others_have_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system passes a user no more at once than one process may have open; root is not held to that."""
+    send, refused = socket.send_fds, [True, True]
+
+    def crowded(*arguments: object) -> int:
+        if refused:
+            refused.pop()
+            raise OSError(errno.ETOOMANYREFS, "Too many references: cannot splice")
+        return send(*arguments)
+
+    monkeypatch.setattr(socket, "send_fds", crowded)
+    ours, theirs = socket.socketpair()
+    with theirs, Path(os.devnull).open() as file:
+        one, other = Channel(ours), Channel(theirs)
+        one.send({"take": 1}, [file.fileno()])
+        assert list(other.receive()) == [{"take": 1}]
+        assert len(other.files) == 1
+        one.close()
+        other.close()
