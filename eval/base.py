@@ -181,7 +181,8 @@ class ProbeSpec:
 
     def described(self, result: Scores, settings: Any, headline: str) -> tuple[list[dict[str, Any]], list[str]]:
         """Columns and notes as JSON values, so that a result is read without the probe that made it."""
-        columns = [{"probe": self.name, **column._asdict()} for column in self.columns(result, headline)]
+        of_none = {"label_free": True} if self.labels == "none" else {}
+        columns = [{"probe": self.name, **column._asdict(), **of_none} for column in self.columns(result, headline)]
         return columns, list(self.notes(result, settings))
 
 

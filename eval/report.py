@@ -33,7 +33,11 @@ class Measured(NamedTuple):
 
 class Results(NamedTuple):
     """A probe in words and numbers: `rows` are (name, a value for each of `columns` or None); `headlines` are the
-    places of the columns that stand for the whole; `more` and `more_rows` the same of what not all look at."""
+    places of the columns that stand for the whole; `more` and `more_rows` the same of what not all look at.
+
+    falling: the places of columns of which less is better. judged: of those headlines by which an encoder may be called
+    better or worse: not what is measured without labels, which tells encoders apart but not which one is better.
+    """
 
     title: str
     columns: list[str]
@@ -42,6 +46,8 @@ class Results(NamedTuple):
     headlines: list[int]
     more: list[str] = []  # noqa: RUF012
     more_rows: list[tuple[str, list[Measured | None]]] = []  # noqa: RUF012
+    falling: list[int] = []  # noqa: RUF012
+    judged: list[int] = []  # noqa: RUF012
 
 
 def probe_table(results: dict[str, Any]) -> Table:
@@ -75,7 +81,10 @@ def read_results(results: dict[str, Any]) -> Results:
     more_rows = _rows(results, more)
     notes = _notes(results) + _more_notes(more, more_rows)
     more_titles = [column["title"] for column in more]
-    return Results(_title(results), titles, _rows(results, columns), notes, headlines, more_titles, more_rows)
+    falling = [i for i, c in enumerate(columns) if c.get("lower_is_better")]
+    judged = [i for i in headlines if not columns[i].get("label_free")]
+    rows = _rows(results, columns)
+    return Results(_title(results), titles, rows, notes, headlines, more_titles, more_rows, falling, judged)
 
 
 def _rows(results: dict[str, Any], columns: list[dict[str, Any]]) -> list[tuple[str, list[Measured | None]]]:
