@@ -167,4 +167,4 @@ def notes(result: Scores, settings: KnnSettings) -> list[str]:
     return [f"k-NN: k = {HEADLINE_K}, T = {settings.temperature:g}{starred}"]
 
 
-SPEC = ProbeSpec("knn", run, columns, KnnSettings, notes=notes, always=True)
+SPEC = ProbeSpec("knn", run, columns, KnnSettings, labels=("class", "grade"), notes=notes, always=True)

@@ -374,4 +374,4 @@ def columns(result: Scores, headline: str) -> list[Column]:
     return [Column("linear", "linear"), *measure_columns("linear")]
 
 
-SPEC = ProbeSpec("linear", run, columns, LinearRecipe, notes=notes, always=True)
+SPEC = ProbeSpec("linear", run, columns, LinearRecipe, labels=("class", "grade"), notes=notes, always=True)
