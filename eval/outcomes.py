@@ -31,11 +31,13 @@ class Outcome:
     """A number as a function of the images it is of.
 
     statistic: by name, see `eval.statistics`. values, targets: (m, ..) what it takes of each image.
+    rows: (m,) int64 which of val's images these are, by their place; empty for all of them, in order.
     """
 
     statistic: str
     values: Tensor
     targets: Tensor = _EMPTY
+    rows: Tensor = _EMPTY
 
     def __post_init__(self) -> None:
         if self.statistic not in STATISTICS:
@@ -109,6 +111,8 @@ def write_outcomes(path: Path, outcomes: dict[str, Outcome], ids: Tensor, groups
     for name, outcome in outcomes.items():
         arrays[f"{name}:{outcome.statistic}:values"] = outcome.values.cpu().numpy()
         arrays[f"{name}:{outcome.statistic}:targets"] = outcome.targets.cpu().numpy()
+        if len(outcome.rows):
+            arrays[f"{name}:{outcome.statistic}:rows"] = outcome.rows.cpu().numpy()
     with atomic_write(path) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
 
