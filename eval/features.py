@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, overload
 
+import numpy as np
 import torch
 from einops import rearrange
 from rich.console import Console
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from data_pipelines.shards.index import NO_LABEL
-from eval.base import FeatureSet
+from eval.base import Change, FeatureSet
 
 if TYPE_CHECKING:
     from data_pipelines.datasets.dataset import Dataset
@@ -39,20 +40,25 @@ def extract(
     progress: bool = True,
     rank: int = 0,
     world_size: int = 1,
+    samples: np.ndarray | None = None,
+    change: Change | None = None,
 ) -> FeatureSet:
     """Features of the centre crops of a data set, on the CPU, in the data set's order.
 
     Squares of `size` px are normalised on the device with `mean` and `std` of pixels in 0 .. 1. Of the
-    `last_blocks` those count whose width is that of the output: in a pyramid that is the last stage. Unlabelled
-    samples are left out; a data set without labels is refused with ValueError. Rank r of w reads its share only.
+    `last_blocks` those count whose width is that of the output: in a pyramid that is the last stage. Of `samples` (n,),
+    by default those that have a class; a data set without is refused with ValueError. Rank r of w reads its share only.
+    `change`: what is done to the crops before they are normalised.
     """
     encoder = encoder.eval().to(device)
     shift = rearrange(torch.tensor(mean, device=device), "c -> 1 c 1 1")
     scale = rearrange(torch.tensor(std, device=device), "c -> 1 c 1 1")
     num_blocks = min(last_blocks, len(encoder.blocks()))
     earlier = tuple(range(-num_blocks, -1))
-    rows = _Rows(dataset.num_samples)
-    batches = _labelled(dataset, size, batch_size, (channels, bits), progress, "features", rank, world_size)
+    samples = labelled(dataset) if samples is None else samples
+    rows = _Rows(len(samples))
+    kind = (channels, bits)
+    batches = _crops(dataset, samples, size, batch_size, kind, progress, "features", rank, world_size, change)
     names: dict[str, slice] = {}
     pooled_as = ""
     for images, labels, ids, digests in batches:
@@ -71,14 +77,27 @@ def extract(
 
 @torch.no_grad()
 def pixels(
-    dataset: Dataset, size: int, *, channels: int = 3, bits: int = 8, batch_size: int = 256, progress: bool = True
+    dataset: Dataset,
+    size: int,
+    *,
+    channels: int = 3,
+    bits: int = 8,
+    batch_size: int = 256,
+    progress: bool = True,
+    samples: np.ndarray | None = None,
+    change: Change | None = None,
 ) -> FeatureSet:
     """Raw pixels of centre crops of `size` px, flat and in 0 .. 1, as the input `pixels`: the floor of every probe.
 
-    Subtract train's mean from train and val alike (`centred`) before comparing them by cosine.
+    Subtract train's mean from train and val alike (`centred`) before comparing them by cosine. `samples`, `change`: as
+    of `extract`.
     """
-    rows = _Rows(dataset.num_samples)
-    for images, labels, ids, digests in _labelled(dataset, size, batch_size, (channels, bits), progress, "pixels"):
+    samples = labelled(dataset) if samples is None else samples
+    rows = _Rows(len(samples))
+    kind = (channels, bits)
+    for images, labels, ids, digests in _crops(
+        dataset, samples, size, batch_size, kind, progress, "pixels", change=change
+    ):
         flat = rearrange(images, "b c h w -> b (c h w)").float()
         rows.add(flat.div_(torch.iinfo(images.dtype).max), labels, ids, digests)
     return FeatureSet({"pixels": rows.matrix[: rows.filled]}, "pixels", *rows.columns())
@@ -174,8 +193,20 @@ def columns_of(features: Features, with_pooled: bool) -> Tensor:
     return torch.cat(parts, dim=1).float().cpu()
 
 
-def _labelled(
+def labelled(dataset: Dataset) -> np.ndarray:
+    """(n,) the numbers of the samples that have a class; ValueError where none has."""
+    found = np.flatnonzero(dataset.labels != NO_LABEL)
+    if not len(found):
+        raise ValueError(
+            f"none of the {dataset.num_samples} samples has a label, and a probe needs labels; "
+            "pack a folder with one sub-folder a class, or name a labelled data set"
+        )
+    return found
+
+
+def _crops(
     dataset: Dataset,
+    samples: np.ndarray,
     size: int,
     batch_size: int,
     kind: tuple[int, int],
@@ -183,33 +214,26 @@ def _labelled(
     what: str,
     rank: int = 0,
     world_size: int = 1,
+    change: Change | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Batches (images, labels, ids, digests) without the samples of unknown label. `kind`: channels and bits."""
+    """Batches (images, labels, ids, digests) of these samples. `kind`: channels and bits."""
     from data_pipelines.eval_loader import center_crops
 
-    found = seen = 0
+    seen = 0
     channels, bits = kind
-    with _progress(what, dataset.num_samples // world_size, progress) as advance:
+    with _progress(what, len(samples) // world_size, progress) as advance:
         for images, labels, ids in center_crops(
-            dataset, size, batch_size=batch_size, rank=rank, world_size=world_size, channels=channels, bits=bits
-        ):
+            dataset, size, batch_size=batch_size, rank=rank, world_size=world_size, channels=channels, bits=bits,
+            samples=None if len(samples) == dataset.num_samples else samples.tolist(),
+        ):  # fmt: skip
             seen += len(labels)
-            known = labels != NO_LABEL
-            if known.any():
-                found += int(known.sum())
-                # the loader may reuse its buffers: indexing copies
-                images = images[known]
-                yield images, labels[known].long(), ids[known].long(), _digests(images)
+            digests = _digests(images)
+            yield images if change is None else change(images, ids), labels.long(), ids.long(), digests
             advance(len(labels))
     if not seen:
         raise ValueError(
-            f"none of the {dataset.num_samples} samples can be read as an image of {channels} channels, as the encoder "
+            f"none of the {len(samples)} samples can be read as an image of {channels} channels, as the encoder "
             f"takes them; `selfsight verify {dataset.shards[0].parent}` says what they are"
-        )
-    if not found:
-        raise ValueError(
-            f"none of the {dataset.num_samples} samples has a label, and a probe needs labels; "
-            "pack a folder with one sub-folder a class, or name a labelled data set"
         )
 
 
