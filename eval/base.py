@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Scores = dict[str, Any]  # plain JSON values
+
+
+class Tokens(Protocol):
+    """The patch tokens of n images, read where they lie: a file that is mapped, or memory.
+
+    grid: (rows, columns) of them on the image. dim: of a token.
+    """
+
+    grid: tuple[int, int]
+    dim: int
+
+    def __len__(self) -> int:
+        """n."""
+        ...
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """(b, t, d) float32 of the images `rows` (b,), t = grid rows x columns, row by row."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,6 +44,7 @@ class FeatureSet:
     groups: (n,) int64, equal where samples belong together, such as images of one patient; in train and in val there
         are no equal ones. None where nobody asked for groups.
     keys: the samples' names in the data set, n of them; empty where there is none.
+    tokens: of patches, where a probe needs them.
     """
 
     inputs: dict[str, Tensor]
@@ -35,6 +54,7 @@ class FeatureSet:
     digests: Tensor
     groups: Tensor | None = None
     keys: Sequence[str] = ()
+    tokens: Tokens | None = None
 
 
 @dataclass(frozen=True)
