@@ -115,7 +115,7 @@ class ChildRun:
         layout = Layout(fields, len(rows))
         descriptor = in_memory("batches")
         try:
-            os.ftruncate(descriptor, count * layout.num_bytes)
+            _take_room(descriptor, count * layout.num_bytes)
             memory = mmap.mmap(descriptor, 0)
             self._memory = children.open(descriptor, start)
         finally:
@@ -153,6 +153,19 @@ class ChildRun:
     def _hand_out(self) -> None:
         while self._waiting and self.buffers[self._waiting[0][0]].is_free:
             self._children.make(self._memory, *self._waiting.popleft())
+
+
+def _take_room(descriptor: int, num_bytes: int) -> None:
+    """Make a file in memory so long, and all of it there: whoever wrote where none is left would end by SIGBUS."""
+    try:
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    except OSError as error:
+        told = (
+            f"there is no room for {num_bytes / 1e6:.1f} MB of batches that processes share ({error.strerror}); give "
+            "the job more memory (a container without memfd also a larger /dev/shm: docker run --shm-size), lower "
+            "data.prefetch, or set data.workers=0"
+        )
+        raise OSError(error.errno, told) from None
 
 
 class _Pinned:

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-Scores = dict[str, Any]  # plain JSON values
+Scores = dict[str, Any]  # plain JSON values, and an `Outcome` in what `eval.outcomes.scored` made
+#: What is known of an image. class: one of several; several: any number of them; number: to be predicted as such;
+#: grade: a class, and classes have an order, as stages of an illness.
+LabelKind = Literal["class", "several", "number", "grade"]
+Unit = Literal["percent", "number"]
 
 
 class Tokens(Protocol):
@@ -30,6 +34,18 @@ class Tokens(Protocol):
         ...
 
 
+class Masks(Protocol):
+    """What is to be predicted at each pixel of n images, cropped as they are; read when it is asked for."""
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """(b, h, w) of the images `rows` (b,): int64 classes with `IGNORED` where nothing is known, or float32 numbers
+        with NaN there."""
+        ...
+
+
+IGNORED = 255  # in a mask: not of any class, left out of training and of every number
+
+
 @dataclass(frozen=True)
 class FeatureSet:
     """Features of n labelled images.
@@ -39,12 +55,14 @@ class FeatureSet:
         `class of last 4`, `class of last 4 + mean`; without: `mean`, `mean of last 4`. `pooled` where the model
         gives its own classifier something else.
     pooled_as: the name of the input that is the model's own pooled feature.
-    labels: (n,) int64. ids: (n,) int64 sample numbers, in order; a data set's `key` tells each one's name.
+    labels: of kind class and grade (n,) int64, of several (n, classes) float32 of 0 and 1, of number (n,) float32;
+        empty where nobody asked for labels.
+    ids: (n,) int64 sample numbers, in order; a data set's `key` tells each one's name.
     digests: (n,) int64, equal where the images are, as they are cropped.
     groups: (n,) int64, equal where samples belong together, such as images of one patient; in train and in val there
         are no equal ones. None where nobody asked for groups.
     keys: the samples' names in the data set, n of them; empty where there is none.
-    tokens: of patches, where a probe needs them.
+    tokens: of patches, where a probe needs them. masks: where a probe needs them.
     """
 
     inputs: dict[str, Tensor]
@@ -55,14 +73,28 @@ class FeatureSet:
     groups: Tensor | None = None
     keys: Sequence[str] = ()
     tokens: Tokens | None = None
+    masks: Masks | None = None
+
+
+#: Changes crops before they are normalised: images (b, c, h, w), uint8 or uint16, sample numbers (b,) -> such images.
+Change = Callable[["Tensor", "Tensor"], "Tensor"]
+
+
+def unchanged(change: Change, train: bool) -> FeatureSet:
+    """For a store that has features only."""
+    raise ValueError("this store holds features and no images, so that nothing can be changed in these")
 
 
 @dataclass(frozen=True)
 class Store:
     """What a probe is given: the frozen features of one row of the table (an encoder, or a baseline), once for all.
 
-    train, val: labels lie in 0 .. num_classes - 1, whatever the data set calls them. What only val has is among the
-        classes too.
+    train, val: labels of classes lie in 0 .. num_classes - 1, whatever the data set calls them. What only val has is
+        among the classes too.
+    num_classes: 0 for numbers.
+    kind: of the labels; class_names: of each class, in order, where labels are classes.
+    again: (change, of train) -> the features of val's images, or of train's, changed before they are encoded:
+        corrupted, turned, another crop. For probes that need the encoder.
     headline: the input that a probe of a single feature reads.
     seeds: one repetition each, where a probe draws anything; the first makes what is drawn once.
     device: where to compute; features lie in the CPU's memory.
@@ -76,21 +108,35 @@ class Store:
     seeds: Sequence[int] = (0,)
     device: str = "cpu"
     progress: Callable[[str], None] = lambda what: None
+    kind: LabelKind = "class"
+    class_names: Sequence[str] = ()
+    again: Callable[[Change, bool], FeatureSet] = unchanged
 
 
 class Column(NamedTuple):
     """A number of a probe that tables, the report, wandb and the model card show.
 
     name: in wandb, as `probe/NAME`. title: above its column.
-    paths: where its score lies in the probe's result; of several, the first that a row has. A score has `top1`,
-        `standard_error` and `interval`, see `eval.scores.with_error`.
+    paths: where its score lies in the probe's result; of several, the first that a row has. A score has its number,
+        `standard_error` and `interval`, see `eval.scores.with_error` and `eval.outcomes.scored`.
     headline: the one that stands for the probe where there is room for one.
+    key: of the number in the score.
+    unit: percent, for a number of 0 .. 1 that is shown as such; or a number as it is.
+    chance: what is reached blindly: `most_frequent`, the share of the most frequent class; a number; None where there
+        is no such thing.
+    lower_is_better: as of an error.
+    more: stands below the table, with the notes, and in a table of its own in the report: for what not all look at.
     """
 
     name: str
     title: str
     paths: tuple[tuple[str, ...], ...] = ((),)
     headline: bool = True
+    key: str = "top1"
+    unit: Unit = "percent"
+    chance: float | Literal["most_frequent"] | None = "most_frequent"
+    lower_is_better: bool = False
+    more: bool = False
 
 
 def no_notes(result: Scores, settings: Any) -> list[str]:
@@ -107,9 +153,11 @@ class ProbeSpec:
     columns: (result of the pretrained row, headline input) -> what is shown of it.
     settings: a frozen dataclass with defaults for everything. They are part of every result and of the key under which
         baselines are kept. `epochs` and `full` are set by the options of that name.
-    needs: what it reads. labels: what kind of them it takes.
+    needs: what it reads.
+    labels: which kinds of them it takes; `mask`: what lies at each pixel, whatever the kind of the images' labels;
+        `none`: any, or no labels at all.
     notes: (result of the pretrained row, settings) -> lines below the table.
-    always: it runs unasked.
+    always: it runs unasked, on labels that it takes.
     """
 
     name: str
@@ -117,9 +165,15 @@ class ProbeSpec:
     columns: Callable[[Scores, str], Sequence[Column]]
     settings: type
     needs: Literal["pooled", "tokens", "encoder"] = "pooled"
-    labels: Literal["class", "several", "number", "mask", "none"] = "class"
+    labels: LabelKind | Literal["mask", "none"] | tuple[LabelKind, ...] = "class"
     notes: Callable[[Scores, Any], Sequence[str]] = no_notes
     always: bool = False
+
+    def takes(self, kind: LabelKind) -> bool:
+        """Whether it runs on labels of that kind."""
+        return self.labels in ("mask", "none") or kind in (
+            (self.labels,) if isinstance(self.labels, str) else self.labels
+        )
 
     def configured(self, options: Mapping[str, Any]) -> Any:
         """Its settings with those of the `options` that it has."""
@@ -127,7 +181,8 @@ class ProbeSpec:
 
     def described(self, result: Scores, settings: Any, headline: str) -> tuple[list[dict[str, Any]], list[str]]:
         """Columns and notes as JSON values, so that a result is read without the probe that made it."""
-        columns = [{"probe": self.name, **column._asdict()} for column in self.columns(result, headline)]
+        of_none = {"label_free": True} if self.labels == "none" else {}
+        columns = [{"probe": self.name, **column._asdict(), **of_none} for column in self.columns(result, headline)]
         return columns, list(self.notes(result, settings))
 
 

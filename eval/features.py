@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from data_pipelines.shards.index import NO_LABEL
-from eval.base import FeatureSet
+from eval.base import Change, FeatureSet
 from eval.store.encoding import Batch, Crops, FrozenEncoder, digests_of, unreadable
 from eval.store.precision import Arithmetic
 from eval.store.progress import counting
@@ -36,50 +36,66 @@ def extract(
     last_blocks: int = 4,
     arithmetic: Arithmetic = "fp32",
     progress: bool = True,
+    samples: np.ndarray | None = None,
+    change: Change | None = None,
 ) -> FeatureSet:
-    """Features of the centre crops of a data set's labelled samples, on the CPU, in the data set's order.
+    """Features of the centre crops of a data set, in memory, in the data set's order.
 
     Squares of `size` px are normalised on the device with `mean` and `std` of pixels in 0 .. 1. Of the
-    `last_blocks` those count whose width is that of the output: in a pyramid that is the last stage. A data set without
-    labels, or without an image that can be read, is refused with ValueError.
+    `last_blocks` those count whose width is that of the output: in a pyramid that is the last stage. Of `samples` (n,),
+    by default those that have a class; a data set without is refused with ValueError, and one without an image that can
+    be read. `change`: what is done to the crops before they are normalised.
     """
     crops = Crops(size, channels, bits, mean, std)
     frozen = FrozenEncoder(encoder, crops, device=device, arithmetic=arithmetic, last_blocks=last_blocks)
-    samples = labelled(dataset)
+    samples = labelled(dataset) if samples is None else samples
     rows = _Rows(len(samples))
     with counting("features", len(samples), progress) as advance:
-        for batch in frozen.batches(dataset, samples, batch_size):
+        for batch in frozen.batches(dataset, samples, batch_size, change):
             rows.add(batch)
             advance(len(batch.rows))
     return rows.features(dataset, channels, frozen.layout.pooled_as, frozen.layout.inputs)
 
 
 def pixels(
-    dataset: Dataset, size: int, *, channels: int = 3, bits: int = 8, batch_size: int = 256, progress: bool = True
+    dataset: Dataset,
+    size: int,
+    *,
+    channels: int = 3,
+    bits: int = 8,
+    batch_size: int = 256,
+    progress: bool = True,
+    samples: np.ndarray | None = None,
+    change: Change | None = None,
 ) -> FeatureSet:
     """Raw pixels of centre crops of `size` px, flat and in 0 .. 1, as the input `pixels`: the floor of every probe.
 
-    Subtract train's mean from train and val alike (`centred`) before comparing them by cosine.
+    Subtract train's mean from train and val alike (`centred`) before comparing them by cosine. `samples`, `change`: as
+    of `extract`.
     """
-    samples = labelled(dataset)
+    samples = labelled(dataset) if samples is None else samples
     rows = _Rows(len(samples))
     with counting("pixels", len(samples), progress) as advance:
-        for batch in _pixel_batches(dataset, samples, size, channels, bits, batch_size):
+        for batch in _pixel_batches(dataset, samples, size, (channels, bits), batch_size, change):
             rows.add(batch)
             advance(len(batch.rows))
     return rows.features(dataset, channels, "pixels", {"pixels": (0, channels * size**2)})
 
 
 def _pixel_batches(
-    dataset: Dataset, samples: np.ndarray, size: int, channels: int, bits: int, batch_size: int
+    dataset: Dataset, samples: np.ndarray, size: int, kind: tuple[int, int], batch_size: int, change: Change | None
 ) -> Iterator[Batch]:
+    """`kind`: channels and bits."""
     from data_pipelines.eval_loader import center_crops
 
+    channels, bits = kind
     for images, labels, ids in center_crops(
         dataset, size, batch_size=batch_size, channels=channels, bits=bits, samples=samples
     ):
+        digests = digests_of(images.numpy())
+        images = images if change is None else change(images, ids)
         flat = rearrange(images, "b c h w -> b (c h w)").float().div_(torch.iinfo(images.dtype).max)
-        yield Batch(flat.numpy(), None, labels.numpy(), ids.numpy(), digests_of(images.numpy()))
+        yield Batch(flat.numpy(), None, labels.numpy(), ids.numpy(), digests)
 
 
 def centred(train: FeatureSet, val: FeatureSet) -> tuple[FeatureSet, FeatureSet]:
@@ -132,7 +148,7 @@ class _Rows:
         self, dataset: Dataset, channels: int, pooled_as: str, inputs: dict[str, tuple[int, int]]
     ) -> FeatureSet:
         if not self.filled:
-            raise ValueError(unreadable(dataset, channels))
+            raise ValueError(unreadable(dataset, channels, self.capacity))
         matrix = self.matrix[: self.filled]
         labels, ids, digests = (
             torch.from_numpy(np.concatenate([getattr(batch, name) for batch in self.batches]))
@@ -143,7 +159,7 @@ class _Rows:
 
 
 def labelled(dataset: Dataset) -> np.ndarray:
-    """(n,) int64 numbers of the samples that have a label; raises ValueError where none has."""
+    """(n,) int64 numbers of the samples that have a class; raises ValueError where none has."""
     samples = np.flatnonzero(dataset.labels != NO_LABEL)
     if not len(samples):
         raise ValueError(

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_pipelines.shards.index import NO_LABEL
-
 if TYPE_CHECKING:
     from data_pipelines.datasets.dataset import Dataset
 
@@ -15,13 +13,18 @@ NO_GROUP = -1  # of samples without a label, which no probe reads
 _MOST_NAMED = 5
 
 
-def read_groups(train: Dataset, val: Dataset, held_out: str, field: str) -> tuple[np.ndarray, np.ndarray]:
+def read_groups(
+    train: Dataset, val: Dataset, held_out: str, field: str, known: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(n,) and (m,) int64, the group of every labelled sample of both by the text or whole number in `field`.
+
+    `known`: which samples of either are labelled, (n,) and (m,) bool; None: all are read.
 
     Raises ValueError where a labelled sample has none, and where a group is in both.
     """
     numbers: dict[str, int] = {}
-    found = [_groups_of(split, field, numbers) for split in (train, val)]
+    wanted = known or tuple(np.ones(split.num_samples, dtype=bool) for split in (train, val))
+    found = [_groups_of(split, which, field, numbers) for split, which in zip((train, val), wanted, strict=True)]
     both = np.intersect1d(found[0], found[1])
     both = both[both != NO_GROUP]
     if len(both):
@@ -35,9 +38,9 @@ def read_groups(train: Dataset, val: Dataset, held_out: str, field: str) -> tupl
     return found[0], found[1]
 
 
-def _groups_of(split: Dataset, field: str, numbers: dict[str, int]) -> np.ndarray:
+def _groups_of(split: Dataset, wanted: np.ndarray, field: str, numbers: dict[str, int]) -> np.ndarray:
     groups = np.full(split.num_samples, NO_GROUP)
-    for sample in np.flatnonzero(split.labels != NO_LABEL).tolist():
+    for sample in np.flatnonzero(wanted).tolist():
         known = split.read_metadata(sample)
         value = known.get(field)
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":

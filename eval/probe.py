@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -20,19 +20,18 @@ from rich.console import Console
 
 from data_pipelines.files import write_json
 from data_pipelines.remote.urls import redact
-from data_pipelines.shards.index import NO_LABEL
 from eval import registry
-from eval.base import FeatureSet, Store
+from eval.base import Change, FeatureSet, LabelKind, Store
 from eval.baselines import cached
 from eval.features import Keys, centred, extract, pixels
+from eval.outcomes import Outcome, write_outcomes
 from eval.protocol import Protocol, described, score
 from eval.report import score_of
-from eval.splits import Splits, known_labels, open_splits
+from eval.splits import Splits, open_splits
 from eval.stratified import stratified_split
 from eval.target import Target, open_target
 
 if TYPE_CHECKING:
-    from data_pipelines.datasets.dataset import Dataset
     from pretrain.encoders import Encoder
 
 MAX_PIXEL_SIDE = 32  # raw pixels are compared at most this large: 3,072 values of a colour image
@@ -49,8 +48,11 @@ def run_probe(
     seeds: Sequence[int] = (0, 1, 2),
     untrained_seeds: Sequence[int] = (0,),
     also: Sequence[str] = (),
+    only: Sequence[str] = (),
     full: bool = False,
     group_by: str | None = None,
+    label: str | None = None,
+    label_kind: LabelKind | None = None,
     image_size: int | None = None,
     batch_size: int = 256,
     project: str | None = None,
@@ -68,11 +70,13 @@ def run_probe(
         device: cpu, cuda, or auto for a GPU where there is one.
         epochs: Of what is trained by steps. seeds: one linear probe each. untrained_seeds: one untrained encoder each.
         image_size: Side of the centre crops in px; default: what the encoder was trained on.
-        also: Names of further probes, such as logistic; see `eval.registry`.
+        also: Names of further probes, such as logistic; see `eval.registry`. only: of those that run, and no others.
         full: Whole grids where a probe has a coarser one, as logistic (12 of 45 strengths).
         group_by: A field of each sample's `.json`; samples of one value belong together, such as images of one patient.
             No group may be in train and val, nor in both parts of train where a probe chooses. By default that by which
             `data` was packed, if it was by one and train has groups enough.
+        label: A field of each sample's `.json` that is to be predicted; default: the sample's class. label_kind: what
+            it is: class, several, number or grade; default: what its values look like, see `eval.labels`.
         project: Of wandb, with `group`: where the probe of a target that is no run of this machine becomes a wandb run
             of its own. The probe of a run goes into the run's.
 
@@ -80,14 +84,17 @@ def run_probe(
     """
     start = time.time()
     device = device_named(device)
-    protocol = protocol_of(also, seeds, epochs, full)
-    splits = open_splits(data, val_data, group_by)
+    named = [registry.load(name) for name in (*only, *also)]
+    # masks and label-free measures need no label, where nothing else is asked for
+    unlabelled = bool(only) and all(spec.labels in ("mask", "none") for spec in named) and label is None
+    splits = open_splits(data, val_data, group_by, label, label_kind, unlabelled)
+    protocol = protocol_of(also, seeds, epochs, full, only, splits.labels.kind)
     train, val = splits.train, splits.val
-    known = train.labels != NO_LABEL
-    groups = None if splits.groups is None else torch.from_numpy(splits.groups[0][known])
+    groups = None if splits.groups is None else torch.from_numpy(splits.groups[0][splits.wanted()[0]])
     too_few = ""
     try:  # refuses now what probes would refuse late
-        stratified_split(torch.from_numpy(known_labels(train)), 0.1, 0, groups)
+        if not unlabelled:
+            stratified_split(splits.strata(), 0.1, 0, groups)
     except ValueError:
         if group_by is not None or groups is None:
             raise
@@ -96,7 +103,7 @@ def run_probe(
             "of groups that it learns from, too, and looks better there than it is"
         )
         splits = replace(splits, groups=None, group_by=None)
-        stratified_split(torch.from_numpy(known_labels(train)), 0.1, 0)
+        stratified_split(splits.strata(), 0.1, 0)
     group_by = splits.group_by
     subject = open_target(target, image_size)
 
@@ -104,6 +111,10 @@ def run_probe(
     common = {"train": train.checksum, "val": val.checksum, "protocol": protocol.as_json()}
     if group_by is not None:
         common["group_by"] = group_by
+    if label is not None:
+        common["label"] = label
+    if unlabelled:
+        common["unlabelled"] = True
     probe = _Probe(subject, splits, protocol, device, batch_size, console)
     if too_few:
         probe.warn(too_few)
@@ -124,8 +135,9 @@ def run_probe(
         ],
         "pixels": cached(pixel_key, partial(probe.pixels, pixel_size)),
     }
-    num_train, num_val = (int(count.sum()) for count in splits.counts())
+    num_train, num_val = (len(samples) for samples in splits.wanted())
     columns, notes = described(rows["pretrained"], protocol)
+    notes = [*splits.notes, *notes]
     if group_by is not None:
         notes.append(f"images of one {group_by} are never in train and {splits.held_out}, nor in both parts of train")
     results = {
@@ -143,8 +155,10 @@ def run_probe(
                 "num_labelled": num_val,
             },
             "num_classes": splits.num_classes,
-            "classes": splits.classes.tolist(),
+            "classes": list(splits.labels.classes),
             "group_by": group_by,
+            "label": label,
+            "label_kind": None if unlabelled else splits.labels.kind,
         },
         "protocol": {**protocol.as_json(), "untrained_seeds": tuple(untrained_seeds), "pixel_size": pixel_size},
         "rows": rows,
@@ -158,15 +172,23 @@ def run_probe(
     }  # fmt: skip
     path = out or _results_path(subject, {**common, "size": subject.image_size})
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_outcomes(path.with_suffix(".npz"), probe.outcomes, probe.ids, probe.groups)
     write_json(path, results)
     console.print(f"wrote {path}")
     _log(subject, results, project, group)
     return results
 
 
-def protocol_of(also: Sequence[str], seeds: Sequence[int], epochs: int, full: bool) -> Protocol:
-    """The protocol of `run_probe` with these arguments."""
-    return Protocol.of(also, seeds, {"epochs": epochs, **({"full": True} if full else {})})
+def protocol_of(
+    also: Sequence[str],
+    seeds: Sequence[int],
+    epochs: int,
+    full: bool,
+    only: Sequence[str] = (),
+    kind: LabelKind = "class",
+) -> Protocol:
+    """The protocol of `run_probe` with these arguments, on labels of that kind."""
+    return Protocol.of(also, seeds, {"epochs": epochs, **({"full": True} if full else {})}, only, kind)
 
 
 class _Probe:
@@ -184,17 +206,25 @@ class _Probe:
         self.target, self.splits, self.train, self.val = target, splits, splits.train, splits.val
         self.protocol, self.device, self.batch_size, self.console = protocol, device, batch_size, console
         self.warnings: list[str] = []
+        self.outcomes: dict[str, Outcome] = {}  # of the pretrained row
+        self.ids, self.groups = torch.empty(0), None
+        for line in splits.notes:
+            self.say(line)
         for line in splits.warnings():
             self.warn(line)
 
     def encoder(self, row: str, encoder: Encoder) -> dict[str, Any]:
         """Scores of an encoder."""
         self.say(f"{row}: features of {self.train.num_samples:,} and {self.val.num_samples:,} samples")
-        train, val = (self._features(encoder, split) for split in (self.train, self.val))
+        train, val = (self._features(encoder, of_val) for of_val in (False, True))
         if row == "pretrained":
             self._warn_of_twins(train, val)
         encoder.cpu()  # a large one and the probe's batches need not share the device
-        return self._score(row, train, val, self.target.headline or train.pooled_as)
+
+        def again(change: Change, of_train: bool) -> FeatureSet:
+            return self._described(self._features(encoder, not of_train, change), not of_train)
+
+        return self._score(row, train, val, self.target.headline or train.pooled_as, again)
 
     def untrained(self, seed: int) -> dict[str, Any]:
         """Scores of the same encoder with the fresh weights of `seed`."""
@@ -203,25 +233,36 @@ class _Probe:
     def pixels(self, size: int) -> dict[str, Any]:
         """Scores of raw pixels, centred by train's mean."""
         self.say("pixels: reading them")
-        splits = (
-            pixels(
-                split,
+
+        def read(of_val: bool, change: Change | None = None) -> FeatureSet:
+            return pixels(
+                self.val if of_val else self.train,
                 size,
                 channels=self.target.channels,
                 bits=self.target.bits,
                 batch_size=self.batch_size,
                 progress=not self.console.quiet,
+                samples=self.splits.wanted()[of_val],
+                change=change,
             )
-            for split in (self.train, self.val)
-        )
-        return self._score("pixels", *centred(*splits), "pixels")
 
-    def _features(self, encoder: Encoder, split: Dataset) -> FeatureSet:
+        train, val = read(False), read(True)
+        mean = train.inputs["pixels"].mean(dim=0)
+
+        def again(change: Change, of_train: bool) -> FeatureSet:
+            changed = read(not of_train, change)
+            changed.inputs["pixels"].sub_(mean)
+            return self._described(changed, not of_train)
+
+        return self._score("pixels", *centred(train, val), "pixels", again)
+
+    def _features(self, encoder: Encoder, of_val: bool, change: Change | None = None) -> FeatureSet:
         target = self.target
         return extract(
-            encoder, split, size=target.image_size, mean=target.mean, std=target.std, channels=target.channels,
-            bits=target.bits, device=self.device, batch_size=self.batch_size, last_blocks=self.protocol.last_blocks,
-            progress=not self.console.quiet,
+            encoder, self.val if of_val else self.train, size=target.image_size, mean=target.mean, std=target.std,
+            channels=target.channels, bits=target.bits, device=self.device, batch_size=self.batch_size,
+            last_blocks=self.protocol.last_blocks, progress=not self.console.quiet,
+            samples=self.splits.wanted()[of_val], change=change,
         )  # fmt: skip
 
     def say(self, line: str, always: bool = False) -> None:
@@ -244,17 +285,25 @@ class _Probe:
                 f"({keys}{', ...' if len(twins) > 3 else ''}): every accuracy here is too good"
             )
 
-    def _described(self, features: FeatureSet, place: int) -> FeatureSet:
-        """The features of train (0) or val (1) with classes counted from 0, groups and keys."""
+    def _described(self, features: FeatureSet, of_val: bool) -> FeatureSet:
+        """The features of train or val with labels, groups and keys."""
         splits, ids = self.splits, features.ids
+        labels = splits.labels.val if of_val else splits.labels.train
         return replace(
             features,
-            labels=torch.from_numpy(splits.numbers(features.labels.numpy())),
-            groups=None if splits.groups is None else torch.from_numpy(splits.groups[place])[ids],
-            keys=Keys((self.train, self.val)[place], ids),
+            labels=torch.from_numpy(labels)[ids],
+            groups=None if splits.groups is None else torch.from_numpy(splits.groups[of_val])[ids],
+            keys=Keys(self.val if of_val else self.train, ids),
         )
 
-    def _score(self, row: str, train: FeatureSet, val: FeatureSet, headline: str) -> dict[str, Any]:
+    def _score(
+        self,
+        row: str,
+        train: FeatureSet,
+        val: FeatureSet,
+        headline: str,
+        again: Callable[[Change, bool], FeatureSet],
+    ) -> dict[str, Any]:
         with self.console.status(row) as status:
 
             def tell(what: str) -> None:
@@ -262,10 +311,14 @@ class _Probe:
                 self.say(f"{row}: {what}")
 
             store = Store(
-                self._described(train, 0), self._described(val, 1), self.splits.num_classes, headline,
-                self.protocol.seeds, self.device, tell,
+                self._described(train, False), self._described(val, True), self.splits.num_classes, headline,
+                self.protocol.seeds, self.device, tell, self.splits.labels.kind,
+                tuple(map(self.splits.labels.name, range(self.splits.num_classes))), again,
             )  # fmt: skip
-            return score(store, self.protocol)
+            scores, outcomes = score(store, self.protocol)
+            if row == "pretrained":
+                self.outcomes, self.ids, self.groups = outcomes, store.val.ids, store.val.groups
+            return scores
 
 
 def _results_path(subject: Target, key: dict[str, Any]) -> Path:
@@ -303,7 +356,7 @@ def _log(target: Target, results: dict[str, Any], project: str | None, group: st
         measured = score_of(results["rows"]["pretrained"], column)
         if measured is None:
             continue
-        accuracy = probes.Accuracy(measured["top1"], measured["standard_error"])
+        accuracy = probes.Accuracy(measured[column.get("key", "top1")], measured["standard_error"])
         found[column["name"]] = accuracy
         if column["headline"]:
             found[column["probe"]] = accuracy

@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 import eval.probes
-from eval.base import ProbeSpec
+from eval.base import LabelKind, ProbeSpec
 
 GROUP = "selfsight.probes"
 _RESERVED = {"headline", "dim", "num_train", "num_val"}  # they stand beside the probes' results
@@ -64,8 +64,7 @@ def check_names(wanted: Iterable[str]) -> None:
 def load(name: str) -> ProbeSpec:
     """The probe of that name, which is imported only now.
 
-    Raises ValueError for a name that is not there or refused, for a plug-in that does not import or is no probe, and
-    for a probe of what is not extracted yet.
+    Raises ValueError for a name that is not there or refused, and for a plug-in that does not import or is no probe.
     """
     if name in built_in():
         spec = import_module(f"eval.probes.{name}").SPEC
@@ -81,18 +80,25 @@ def load(name: str) -> ProbeSpec:
     if not isinstance(spec, ProbeSpec) or spec.name != name:
         what = f"a ProbeSpec named {spec.name!r}" if isinstance(spec, ProbeSpec) else repr(spec)[:80]
         raise ValueError(f"{entries[0].value} of {_origin(entries[0])} is {what}, not a ProbeSpec named {name!r}")
-    if spec.needs != "pooled" or spec.labels not in ("class", "none"):
-        raise ValueError(
-            f"the probe {name} of {_origin(entries[0])} needs {spec.needs} and labels of kind {spec.labels!r}; this "
-            "version gives pooled features and one class an image"
-        )
     return spec
 
 
-def chosen(also: tuple[str, ...] = ()) -> list[ProbeSpec]:
-    """The probes that always run, then those asked for by name; ValueError as of `load`."""
-    always = [spec for spec in map(load, built_in()) if spec.always]
-    return always + [spec for spec in map(load, dict.fromkeys(also)) if not spec.always]
+def chosen(also: Iterable[str] = (), only: Iterable[str] = (), kind: LabelKind = "class") -> list[ProbeSpec]:
+    """The probes that always run on labels of that kind, then those of `also`; or those of `only` and no others.
+
+    ValueError as of `load`, and for one that is named and does not take such labels.
+    """
+    named = list(dict.fromkeys([*only, *also]))
+    wanted = [spec for spec in map(load, named) if only or not (spec.always and spec.takes(kind))]
+    for spec in wanted:
+        if not spec.takes(kind):
+            able = [name for name in names() if name not in plug_ins() and load(name).takes(kind)]
+            raise ValueError(
+                f"the probe {spec.name} is of labels of kind {spec.labels}, and these are of kind {kind}; "
+                f"for them there are {', '.join(able)}"
+            )
+    always = [] if only else [spec for spec in map(load, built_in()) if spec.always and spec.takes(kind)]
+    return always + wanted
 
 
 def _refusal(name: str, entries: tuple[EntryPoint, ...]) -> str | None:

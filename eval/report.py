@@ -6,33 +6,48 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from eval.base import Scores
+from eval.base import Scores, Unit
 from eval.earlier import as_today
 from eval.scores import Z95, deviation_of, mean_of
 
 
 class Measured(NamedTuple):
-    """A share in 0 .. 1 with its standard error and its 95 % interval; None of them for chance."""
+    """A number with its standard error and its 95 % interval; None of them for chance.
+
+    share: of 0 .. 1 where it is shown in percent, which is `unit`; else a number as it is.
+    """
 
     share: float
     error: float | None
     interval: tuple[float, float] | None = None
+    unit: Unit = "percent"
 
     def __str__(self) -> str:
-        error = "" if self.error is None else f" ± {100 * self.error:.1f}"
-        within = "" if self.interval is None else " [{:.1f}, {:.1f}]".format(*(100 * end for end in self.interval))
-        return f"{100 * self.share:.1f}{error}{within}"
+        def shown(value: float) -> str:
+            return f"{100 * value:.1f}" if self.unit == "percent" else f"{value:.3g}"
+
+        error = "" if self.error is None else f" ± {shown(self.error)}"
+        within = "" if self.interval is None else " [{}, {}]".format(*map(shown, self.interval))
+        return f"{shown(self.share)}{error}{within}"
 
 
 class Results(NamedTuple):
     """A probe in words and numbers: `rows` are (name, a value for each of `columns` or None); `headlines` are the
-    places of the columns that stand for the whole."""
+    places of the columns that stand for the whole; `more` and `more_rows` the same of what not all look at.
+
+    falling: the places of columns of which less is better. judged: of those headlines by which an encoder may be called
+    better or worse: not what is measured without labels, which tells encoders apart but not which one is better.
+    """
 
     title: str
     columns: list[str]
     rows: list[tuple[str, list[Measured | None]]]
     notes: list[str]
     headlines: list[int]
+    more: list[str] = []  # noqa: RUF012
+    more_rows: list[tuple[str, list[Measured | None]]] = []  # noqa: RUF012
+    falling: list[int] = []  # noqa: RUF012
+    judged: list[int] = []  # noqa: RUF012
 
 
 def probe_table(results: dict[str, Any]) -> Table:
@@ -59,18 +74,53 @@ def markdown_table(results: dict[str, Any]) -> str:
 def read_results(results: dict[str, Any]) -> Results:
     """What a file of `eval/` says, of earlier versions too; no probe is imported. KeyError or TypeError for others."""
     results = as_today(results)
-    rows, columns = results["rows"], results["columns"]
-    blind = Measured(rows["chance"]["most_frequent_class"], None)
-    cells: list[tuple[str, list[Measured | None]]] = [("chance", [blind] * len(columns))]
+    columns = [column for column in results["columns"] if not column.get("more")]
+    more = [column for column in results["columns"] if column.get("more")]
+    titles = [column["title"] for column in columns]
+    headlines = [i for i, c in enumerate(columns) if c["headline"]]
+    more_rows = _rows(results, more)
+    notes = _notes(results) + _more_notes(more, more_rows)
+    more_titles = [column["title"] for column in more]
+    falling = [i for i, c in enumerate(columns) if c.get("lower_is_better")]
+    judged = [i for i in headlines if not columns[i].get("label_free")]
+    rows = _rows(results, columns)
+    return Results(_title(results), titles, rows, notes, headlines, more_titles, more_rows, falling, judged)
+
+
+def _rows(results: dict[str, Any], columns: list[dict[str, Any]]) -> list[tuple[str, list[Measured | None]]]:
+    """The table's rows: chance, raw pixels, untrained, pretrained; without those that have nothing to say."""
+    rows = results["rows"]
+    cells: list[tuple[str, list[Measured | None]]] = []
+    if any(blind := [_blind(column, rows["chance"]) for column in columns]):
+        cells.append(("chance", blind))
     for label, scores in (
         ("raw pixels", [rows["pixels"]]),
         ("untrained", rows["untrained"]),
         ("pretrained", [rows["pretrained"]]),
     ):
         if scores:
-            cells.append((label, [_over_seeds([score_of(each, column) for each in scores]) for column in columns]))
-    titles = [column["title"] for column in columns]
-    return Results(_title(results), titles, cells, _notes(results), [i for i, c in enumerate(columns) if c["headline"]])
+            found = [_over_seeds([score_of(each, column) for each in scores], column) for column in columns]
+            cells.append((label, found))
+    return cells
+
+
+def _blind(column: dict[str, Any], chance: Scores) -> Measured | None:
+    """What is reached blindly; columns of earlier versions are all accuracies."""
+    value = column.get("chance", "most_frequent")
+    share = chance.get("most_frequent_class") if value == "most_frequent" else value
+    return None if share is None else Measured(share, None, None, column.get("unit", "percent"))
+
+
+def _more_notes(more: list[dict[str, Any]], rows: list[tuple[str, list[Measured | None]]]) -> list[str]:
+    """`linear: balanced accuracy 71.2 ± 1.4 (untrained 33.0)`, one line a probe."""
+    by_row = dict(rows)
+    lines: dict[str, list[str]] = {}
+    for place, column in enumerate(more):
+        ours, fresh = (by_row.get(row, [None] * len(more))[place] for row in ("pretrained", "untrained"))
+        if ours is not None:
+            beside = "" if fresh is None else f" (untrained {fresh._replace(error=None, interval=None)})"
+            lines.setdefault(column["probe"], []).append(f"{column['title']} {ours._replace(interval=None)}{beside}")
+    return [f"{probe}: {'; '.join(parts)}" for probe, parts in lines.items()]
 
 
 def score_of(scores: Scores, column: dict[str, Any]) -> Scores | None:
@@ -91,31 +141,43 @@ def _cell(measured: Measured | None) -> str:
 def _title(results: dict[str, Any]) -> str:
     target, data = results["target"], results["data"]
     step = "" if target["step"] is None else f", step {target['step']:,}"
+    kind, label = data.get("label_kind", "class"), data.get("label")
+    what = "top-1 % on" if kind == "class" else "on"
+    of = f"{label}: " if label else ""
+    classes = (
+        f", {data['num_classes']} {'grades' if kind == 'grade' else 'classes'}" if kind not in (None, "number") else ""
+    )
     return (
-        f"{target['name']}{step}: top-1 % on {data['val']['num_labelled']:,} {data['val'].get('split', 'val')} images, "
-        f"{data['train']['num_labelled']:,} to learn from, {data['num_classes']} classes"
+        f"{target['name']}{step}: {of}{what} {data['val']['num_labelled']:,} {data['val'].get('split', 'val')} images, "
+        f"{data['train']['num_labelled']:,} to learn from{classes}"
     )
 
 
-def _over_seeds(found: list[Scores | None]) -> Measured | None:
-    """Accuracy ± standard error; of several seeds the mean, and the larger of that error and the seeds' deviation."""
+def _over_seeds(found: list[Scores | None], column: dict[str, Any]) -> Measured | None:
+    """A number ± standard error; of several seeds the mean, and the larger of that error and the seeds' deviation."""
     known = [score for score in found if score is not None]
     if not known:
         return None
-    shares = [score["top1"] for score in known]
+    shares = [score[column.get("key", "top1")] for score in known]
+    unit: Unit = column.get("unit", "percent")
     share, error = mean_of(shares), mean_of([score["standard_error"] for score in known])
     low, high = (mean_of([score["interval"][end] for score in known]) for end in (0, 1))
     if (deviation := deviation_of(shares) or 0.0) > error:
         error, reach = deviation, Z95 * deviation
-        low, high = min(low, max(0.0, share - reach)), max(high, min(1.0, share + reach))
-    return Measured(share, error, (low, high))
+        low, high = min(low, share - reach), max(high, share + reach)
+        if unit == "percent":
+            low, high = max(0.0, low), min(1.0, high)
+    return Measured(share, error, (low, high), unit)
 
 
 def _notes(results: dict[str, Any]) -> list[str]:
-    uniform = 100 * results["rows"]["chance"]["uniform"]
+    uniform = results["rows"]["chance"].get("uniform")
+    held_out, group = results["data"]["val"].get("split", "val"), results["data"].get("group_by")
+    of_classes = results["data"].get("label_kind", "class") == "class"
+    how = f"bootstrap over {group}s" if group else "Wilson" if of_classes else "bootstrap"
+    blind = "" if uniform is None else f"; chance is the most frequent class (1 / classes: {100 * uniform:.1f})"
     return [
         *(f"warning: {line}" for line in results["warnings"]),
-        f"± is the standard error over {results['data']['val'].get('split', 'val')}, [ ] the 95 % interval (Wilson); "
-        f"chance is the most frequent class (1 / classes: {uniform:.1f})",
+        f"± is the standard error over {held_out}, [ ] the 95 % interval ({how}){blind}",
         *results["notes"],
     ]

@@ -33,7 +33,10 @@ def wilson(share: float, num: int) -> tuple[float, float]:
 
 
 def with_error(shares: dict[str, Any], num_val: int) -> dict[str, Any]:
-    """The same with `standard_error` and `interval` (Wilson's, 95 %) of the binomial share top1 over `num_val`."""
+    """The same with `standard_error` and `interval` (Wilson's, 95 %) of the binomial share top1 over `num_val`.
+
+    Where images are known one by one, take `eval.outcomes.with_right`: it minds groups and keeps what to compare by.
+    """
     top1 = shares["top1"]
     return {
         **shares,

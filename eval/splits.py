@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.datasets.held_out import open_held_out
@@ -15,7 +16,9 @@ from data_pipelines.remote.remote_files import Shard
 from data_pipelines.remote.urls import redact
 from data_pipelines.shards.index import NO_LABEL
 from data_pipelines.wording import counted
+from eval.base import LabelKind
 from eval.groups import NO_GROUP, read_groups
+from eval.labels import Labels, labels_of_field, labels_of_samples
 
 #: Fewer val images than this, or of a class, are warned of.
 FEW_VAL, FEW_OF_A_CLASS = 100, 5
@@ -27,35 +30,52 @@ class Splits:
     """Labelled data to learn from and to test on.
 
     held_out: what the split to test on is called: val, or test where there is no val.
-    classes: (n,) int64, ascending: the labels that train or val has, as the data have them. Probes count them from 0.
+    labels: what is to be predicted of each sample; probes count classes from 0.
     groups: of every sample of train, and of val, see `read_groups`; `group_by`: by which field.
+    notes: what was taken for what. unlabelled: no label is asked for, and all samples are probed.
     """
 
     train: Dataset
     val: Dataset
     held_out: str
-    classes: np.ndarray
+    labels: Labels
     groups: tuple[np.ndarray, np.ndarray] | None = None
     group_by: str | None = None
+    notes: tuple[str, ...] = ()
+    unlabelled: bool = False
 
     @property
     def num_classes(self) -> int:
-        return len(self.classes)
+        return len(self.labels.classes)
 
-    def numbers(self, labels: np.ndarray) -> np.ndarray:
-        """Labels as the data have them -> places in `classes`."""
-        return np.searchsorted(self.classes, labels)
+    def wanted(self) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of the samples of train, and of val, that are probed: those with a label, or all."""
+        known = (self.labels.known(False), self.labels.known(True))
+        return tuple(np.arange(len(each)) if self.unlabelled else np.flatnonzero(each) for each in known)
+
+    def known(self) -> tuple[np.ndarray, np.ndarray]:
+        """The labels of those samples of train, and of val, of which something is known."""
+        labels = self.labels
+        return labels.train[labels.known(False)], labels.val[labels.known(True)]
+
+    def strata(self) -> torch.Tensor:
+        """(n,) int64 of train's known labels, by which a part of train is held out: their classes, or none."""
+        train = self.known()[0]
+        return torch.from_numpy(train if train.dtype == np.int64 else np.zeros(len(train), dtype=np.int64))
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) how many images of each class train has, and val."""
-        train, val = (
-            np.bincount(self.numbers(known_labels(split)), minlength=self.num_classes)
-            for split in (self.train, self.val)
-        )
-        return train, val
+        """(n,) how many images of each class train has, and val; of numbers how many images."""
+        if self.labels.kind == "number":
+            return np.array([len(self.known()[0])]), np.array([len(self.known()[1])])
+        if self.labels.kind == "several":
+            return tuple(each.sum(axis=0).astype(np.int64) for each in self.known())
+        return tuple(np.bincount(each, minlength=self.num_classes) for each in self.known())
 
     def chance(self) -> dict[str, Any]:
-        """What is reached blindly: 1 / classes of train, and the share of val that is of train's most frequent one."""
+        """Of classes what is reached blindly: 1 / classes of train, and the share of val that is of train's most
+        frequent one."""
+        if self.labels.kind not in ("class", "grade") or self.unlabelled:
+            return {}
         train, val = self.counts()
         return {
             "uniform": 1 / int((train > 0).sum()),
@@ -64,13 +84,17 @@ class Splits:
 
     def warnings(self) -> Iterator[str]:
         """What makes the numbers on these data less sure than they look."""
+        if self.unlabelled:
+            return
         train, val = self.counts()
-        if (unseen := train == 0).any():
+        num_val = len(self.known()[1])
+        of_classes = self.labels.kind != "number"
+        if of_classes and (unseen := train == 0).any():
             yield (
-                f"{self._named(unseen, val)} only in {self.held_out}: {int(val[unseen].sum()):,} of {val.sum():,} "
+                f"{self._named(unseen, val)} only in {self.held_out}: {int(val[unseen].sum()):,} of {num_val:,} "
                 "images, which no probe can get right; they count as wrong"
             )
-        if (untested := val == 0).any():
+        if of_classes and (untested := val == 0).any():
             yield (
                 f"{self._named(untested, train)} only in train: learned from, but nothing says how well they are told"
             )
@@ -79,12 +103,12 @@ class Splits:
             if num_groups < FEW_VAL:
                 by = "" if self.group_by == "group" else f" by {self.group_by}"
                 yield (
-                    f"the {val.sum()} {self.held_out} images are of {counted(num_groups, 'group')}{by}; "
-                    "errors and intervals take images for independent, and are too small"
+                    f"the {num_val} {self.held_out} images are of {counted(num_groups, 'group')}{by}; "
+                    "errors and intervals of so few are rough"
                 )
-        if val.sum() < FEW_VAL:
-            yield f"only {val.sum()} {self.held_out} images: read the intervals, not the shares"
-        if (few := (val > 0) & (val < FEW_OF_A_CLASS)).any():
+        if num_val < FEW_VAL:
+            yield f"only {num_val} {self.held_out} images: read the intervals, not the shares"
+        if of_classes and (few := (val > 0) & (val < FEW_OF_A_CLASS)).any():
             yield (
                 f"{self._named(few, val)} of fewer than {FEW_OF_A_CLASS} {self.held_out} images: nothing can be said "
                 "of these classes by themselves"
@@ -94,27 +118,27 @@ class Splits:
         """`2 classes (5: 3 images, 7: 1 image)`; the first of many."""
         chosen = np.flatnonzero(which)
         parts = [
-            f"{self._name(place)}: {counts[place]:,} image{'' if counts[place] == 1 else 's'}"
+            f"{self.labels.name(place)}: {counts[place]:,} image{'' if counts[place] == 1 else 's'}"
             for place in chosen[:_MOST_NAMED]
         ]
         more = f", and {len(chosen) - _MOST_NAMED} more" if len(chosen) > _MOST_NAMED else ""
         return f"{len(chosen)} class{'es' * (len(chosen) != 1)} ({', '.join(parts)}{more})"
 
-    def _name(self, place: int) -> str:
-        label, names = int(self.classes[place]), self.train.classes
-        return f"{label} {names[label]}" if names and 0 <= label < len(names) else str(label)
 
-
-def known_labels(split: Dataset) -> np.ndarray:
-    """The labels of those samples that have one."""
-    return split.labels[split.labels != NO_LABEL].astype(np.int64)
-
-
-def open_splits(data: str, val_data: str | None = None, group_by: str | None = None) -> Splits:
+def open_splits(
+    data: str,
+    val_data: str | None = None,
+    group_by: str | None = None,
+    label: str | None = None,
+    kind: LabelKind | None = None,
+    unlabelled: bool = False,
+) -> Splits:
     """The labelled train and val data sets and their classes; refuses what cannot be probed.
 
     Where `data` has no val split, its test split is the one to test on. `group_by` is a field of each sample's `.json`
-    that says which belong together; by default that by which `data` was packed, if it was by one.
+    that says which belong together; by default that by which `data` was packed, if it was by one. `label` is a field of
+    it that says what is to be predicted, by default the sample's class; `kind` what it is taken for, see
+    `eval.labels`. `unlabelled`: no label is needed, as for masks.
     """
     if val_data is None and Path(data).expanduser().exists() and not Path(data).expanduser().is_dir():
         raise ValueError(
@@ -132,12 +156,32 @@ def open_splits(data: str, val_data: str | None = None, group_by: str | None = N
             f"{counted(len(both), 'shard')} both in train and in val, the first of them {redact(min(both))}; what "
             "a probe has learned from says nothing when it is tested on. Name the splits so that they share no shard"
         )
+    notes: tuple[str, ...] = ()
+    if label is not None:
+        labels, line = labels_of_field(train, val, held_out, label, kind)
+        notes = (line,)
+    else:
+        labels = labels_of_samples(train, val, kind)
+        if not unlabelled:
+            _check_samples(train, val, held_out)
+    if not unlabelled:
+        _check(labels, held_out)
+    if group_by is None and val_data is None:
+        group_by = train.group_key
+    known = (labels.known(False), labels.known(True))
+    groups = None if group_by is None else read_groups(train, val, held_out, group_by, None if unlabelled else known)
+    return Splits(train, val, held_out, labels, groups, group_by, notes, unlabelled)
+
+
+def _check_samples(train: Dataset, val: Dataset, held_out: str) -> None:
+    """Refuse what the `.cls` of samples can't mean."""
     for name, split in (("train", train), (held_out, val)):
-        known = known_labels(split)
+        known = split.labels[split.labels != NO_LABEL]
         if not len(known):
             raise ValueError(
                 f"none of the {split.num_samples} {name} samples has a label, and a probe needs labels; pack a folder "
-                "with one sub-folder a class, or name a labelled data set"
+                "with one sub-folder a class, name a labelled data set, or the field of the .json that is to be "
+                "predicted (--label FIELD)"
             )
         if split.classes and int(known.max()) >= len(split.classes):
             raise ValueError(
@@ -149,18 +193,34 @@ def open_splits(data: str, val_data: str | None = None, group_by: str | None = N
             f"train names {len(train.classes or ())} classes and {held_out} {len(val.classes or ())}, or in another "
             "order; pack both splits in one command so that a label means the same in both"
         )
-    learned, tested = (np.unique(known_labels(split)) for split in (train, val))
-    if len(learned) < 2:
-        raise ValueError(f"train has labels of {len(learned)} class; a probe tells classes apart and needs two")
-    if not np.intersect1d(learned, tested).size:
+
+
+def _check(labels: Labels, held_out: str) -> None:
+    """Refuse labels of which nothing can be learned, or nothing be tested."""
+    learned, tested = labels.train[labels.known(False)], labels.val[labels.known(True)]
+    for name, known in (("train", learned), (held_out, tested)):
+        if not len(known):
+            raise ValueError(f"no sample of {name} has the label {labels.field}; a probe needs some in both splits")
+    if labels.kind == "number":
+        for name, known in (("train", learned), (held_out, tested)):
+            if known.min() == known.max():
+                raise ValueError(f"all {len(known)} {name} samples have the number {known[0]:g}: nothing to predict")
+        return
+    if labels.kind == "several":
+        of_train, of_val = (np.flatnonzero(each.any(axis=0)) for each in (learned, tested))
+    else:
+        of_train, of_val = np.unique(learned), np.unique(tested)
+        if len(of_train) < 2:
+            raise ValueError(f"train has labels of {len(of_train)} class; a probe tells classes apart and needs two")
+    if not np.intersect1d(of_train, of_val).size:
+        ends = [
+            f"{labels.classes[each[0]]} .. {labels.classes[each[-1]]}" if len(each) else "-"
+            for each in (of_train, of_val)
+        ]
         raise ValueError(
-            f"no class of {held_out} is in train: train has the labels {learned[0]} .. {learned[-1]}, {held_out} "
-            f"{tested[0]} .. {tested[-1]}; pack both splits in one command so that a label means the same in both"
+            f"no class of {held_out} is in train: train has the labels {ends[0]}, {held_out} {ends[1]}; "
+            "pack both splits in one command so that a label means the same in both"
         )
-    if group_by is None and val_data is None:
-        group_by = train.group_key
-    groups = None if group_by is None else read_groups(train, val, held_out, group_by)
-    return Splits(train, val, held_out, np.union1d(learned, tested), groups, group_by)
 
 
 def _held_out(data: str, val_data: str | None) -> tuple[Dataset, str]:

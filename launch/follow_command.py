@@ -26,19 +26,20 @@ def follow_run(
     measure: Callable[[str], Any],
     protocol: Mapping[str, Any] | None = None,
     group_by: str | None = None,
+    label: str | None = None,
     poll_seconds: float = POLL_SECONDS,
 ) -> int:
     """Probe every milestone of `run` that has no result yet, until the run is over; how many were probed.
 
-    A result counts where it is of `data` and `group_by`, and of all that `protocol` asks for. A checkpoint that can't
-    be probed is told of and left; it does not hold up the others.
+    A result counts where it is of `data`, `group_by` and `label`, and of all that `protocol` asks for. A checkpoint
+    that can't be probed is told of and left; it does not hold up the others.
     """
     left: set[Path] = set()
     probed, over = 0, 0
     while True:
         over = over + 1 if is_over(run) else 0  # looked at before the milestones: none can appear behind it unseen
         for checkpoint in milestones(run):
-            if checkpoint in left or has_result(run, checkpoint, data, protocol or {}, group_by):
+            if checkpoint in left or has_result(run, checkpoint, data, protocol or {}, group_by, label):
                 continue
             try:
                 measure(str(checkpoint))
@@ -73,7 +74,14 @@ def milestones(run: Path) -> Iterator[Path]:
             yield path
 
 
-def has_result(run: Path, checkpoint: Path, data: str, protocol: Mapping[str, Any], group_by: str | None) -> bool:
+def has_result(
+    run: Path,
+    checkpoint: Path,
+    data: str,
+    protocol: Mapping[str, Any],
+    group_by: str | None,
+    label: str | None = None,
+) -> bool:
     """Whether `eval/` holds a probe of this step on this data, with all of these probes and their settings."""
     step = int(checkpoint.name.partition("-")[2])
     for path in (run / "eval").glob(f"probe-{step}-*.json"):
@@ -81,6 +89,7 @@ def has_result(run: Path, checkpoint: Path, data: str, protocol: Mapping[str, An
             result = json.loads(path.read_text(encoding="utf-8"))
             same = result["data"]["train"]["spec"] == redact(data)
             same = same and group_by in (None, result["data"].get("group_by"))  # None: as the data were packed
+            same = same and result["data"].get("label") == label
             if same and all(result["protocol"].get(name) == asked for name, asked in protocol.items()):
                 return True
         except (OSError, ValueError, KeyError):

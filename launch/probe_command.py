@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from data_pipelines.packing.grouping import Grouping
+from eval.base import LabelKind
 from launch.data_commands import GroupColumn, GroupPattern, Progress, ValShare
 
 PROBE_EXAMPLES = (
@@ -29,6 +30,16 @@ def probe(
     also: Annotated[
         list[str] | None,
         typer.Option(help="A further probe by its name, such as logistic or a plug-in's; may be repeated."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="The same, and none that runs unasked; may be repeated.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="A field of each sample's .json to predict; default: the class of the sample.")
+    ] = None,
+    label_kind: Annotated[
+        str | None,
+        typer.Option(help="What the label is: class, several (a list), number or grade; default: what it looks like."),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Of probes that are trained by steps, such as linear.")] = 100,
     seeds: Annotated[int, typer.Option(min=1, help="Number of linear probes; their spread is reported.")] = 3,
@@ -55,15 +66,17 @@ def probe(
     progress: Progress = True,
 ) -> None:
     """Measure a frozen encoder: k-NN, linear and further probes, beside chance, raw pixels and an untrained one."""
-    data = _refuse_early(target, data, Grouping(val_share, group_pattern, group_column), also or ())
+    data = _refuse_early(target, data, Grouping(val_share, group_pattern, group_column), [*(also or ()), *(only or ())])
+    kind = label_kind_named(label_kind)
     from rich.console import Console
 
     from eval.probe import protocol_of, run_probe
     from eval.report import probe_table
+    from eval.splits import open_splits
     from launch.report.page import refresh
 
     # as before there were other probes: the whole grid is logistic regression's unless another probe is named
-    named = [*(also or ()), *(["logistic"] if logistic or (full and not also) else [])]
+    named = [*(also or ()), *(["logistic"] if logistic or (full and not also and not only) else [])]
     measure = partial(
         run_probe,
         data=data,
@@ -72,8 +85,11 @@ def probe(
         epochs=epochs,
         seeds=range(seeds),
         also=named,
+        only=only or (),
         full=full,
         group_by=group_by,
+        label=label,
+        label_kind=kind,
         untrained_seeds=range(untrained_seeds),
         image_size=image_size,
         batch_size=batch_size,
@@ -92,11 +108,22 @@ def probe(
             measure(checkpoint)
             refresh(checkpoint)
 
-        asked = protocol_of(named, range(seeds), epochs, full).as_json()
-        follow_run(Path(target), data, measure_and_show, asked, group_by)
+        labels = open_splits(data, val_data, group_by, label, kind, unlabelled=bool(only)).labels
+        asked = protocol_of(named, range(seeds), epochs, full, only or (), labels.kind).as_json()
+        follow_run(Path(target), data, measure_and_show, asked, group_by, label)
         return
     Console().print(probe_table(measure(target, out=out)))
     refresh(target)
+
+
+def label_kind_named(name: str | None, option: str = "--label-kind") -> LabelKind | None:
+    """What the option says; typer.BadParameter for another word."""
+    if name is None:
+        return None
+    for kind in get_args(LabelKind):
+        if kind == name:
+            return kind
+    raise typer.BadParameter(f"{option} is {name!r}; it is one of {', '.join(get_args(LabelKind))}")
 
 
 def _refuse_early(target: str, data: str, grouping: Grouping, also: Iterable[str]) -> str:

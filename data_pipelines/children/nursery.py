@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -49,6 +50,7 @@ class Nursery:
                 [sys.executable, "-c", code, json.dumps(_path())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                cwd=_folder(),
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **_ENVIRONMENT},
             )
@@ -75,8 +77,8 @@ class Nursery:
         """
         with self._lock:
             self._number += 1
-            told = {"path": _path(), "cwd": str(Path.cwd()), "environment": {**os.environ, **_ENVIRONMENT}}
-            message = {"fork": self._number, "imports": list(imports), **told}
+            told = {"path": _path(), "cwd": _folder(), "environment": {**os.environ, **_ENVIRONMENT}}
+            message = {"fork": self._number, "files": 1 + len(files), "imports": list(imports), **told}
             self._channel.send(message, [end.fileno(), *files])
             return self._number
 
@@ -116,8 +118,16 @@ def nursery() -> Nursery:
 
 def _path() -> list[str]:
     """Where modules are looked for, ours first, wherever this process was started."""
-    root = str(Path(__file__).parents[2])
-    return [root, *(entry for entry in map(os.path.abspath, sys.path) if entry != root)]
+    root, folder = str(Path(__file__).parents[2]), _folder()
+    return [root, *(entry for entry in (os.path.normpath(Path(folder, entry)) for entry in sys.path) if entry != root)]
+
+
+def _folder() -> str:
+    """Where this process is; the root where that folder was removed, in which no interpreter would start."""
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return "/"
 
 
 class _Server:
@@ -134,8 +144,9 @@ class _Server:
             self._channel.send({"ended": message["ended"], "status": self._status(message["ended"])})
 
     def _fork(self, message: Message) -> None:
-        end, *files = self._channel.files
-        self._channel.files.clear()
+        # those of the next message may be there: the system keeps apart only messages that are short (some 48 KB)
+        end, *files = self._channel.files[: message["files"]]
+        del self._channel.files[: message["files"]]
         sys.path[:] = message["path"]
         for name in message["imports"]:
             with contextlib.suppress(Exception):  # the child meets it, and can tell
@@ -192,5 +203,7 @@ def main(end: int, parent: int) -> None:
                 server.answer(message)
     except (EOFError, BrokenPipeError):
         pass
+    except BaseException:
+        traceback.print_exc()  # its parent only sees that it is gone
     finally:
         os._exit(0)

@@ -20,6 +20,7 @@ from data_pipelines.children.wire import Channel, Message, raised
 _MOST_DEATHS = 4  # of one child in a row, with nothing made in between
 _BACK_OFF_SECONDS = 0.2
 _MOST_LINES = 1000  # of a log that are known again
+_CLOSED = "the loader is closed; make another one to go on"
 _log = logging.getLogger(__name__)
 
 
@@ -98,10 +99,11 @@ class Children:
 
     def open(self, descriptor: int, step: int) -> int:
         """Share memory, a file, with the children; its number, for an iterator that begins with `step`."""
+        if not self._state.files:
+            raise RuntimeError(_CLOSED)
         for child in self._children:
-            child.deaths = 0
-            if child.lost is not None:  # in an earlier iterator
-                child.lost = None
+            child.deaths, child.lost = 0, None
+            if child.channel is None:  # lost in an earlier iterator, or another could not be started
                 self._start(child)
         self._number += 1
         self._memories[self._number] = (os.dup(descriptor), step)
@@ -112,7 +114,7 @@ class Children:
     def make(self, memory: int, buffer: int, step: int) -> None:
         """Have a step made in buffer number `buffer` of a memory."""
         if memory not in self._memories:
-            raise RuntimeError("the loader is closed; make another one to go on")
+            raise RuntimeError(_CLOSED)
         job = (memory, step)
         self._left[job] = len(self._children)
         for child in self._children:
@@ -279,8 +281,8 @@ class Children:
 
 
 def _shares(num_rows: int, count: int, multiple: int) -> Sequence[range]:
-    """`num_rows` in at most `count` nearly equal parts, each a multiple of so many."""
-    groups = num_rows // multiple
-    count = max(1, min(count, groups))
-    edges = [groups * part // count * multiple for part in range(count + 1)]
+    """`num_rows` in at most `count` nearly equal parts, each but the last a multiple of so many."""
+    groups = -(-num_rows // multiple)  # a rank's rows need not be whole ones
+    count = min(count, groups)
+    edges = [min(num_rows, groups * part // count * multiple) for part in range(count + 1)]
     return [range(begin, end) for begin, end in itertools.pairwise(edges)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import json
 import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pkgutil import resolve_name
 from typing import Any
@@ -16,6 +18,7 @@ Message = dict[str, Any]
 _RECEIVED = 1 << 16  # bytes at a time
 _MOST_FILES = 250  # at a time; Linux passes 253
 _LOOK_MILLISECONDS = 500
+_FILES_SECONDS = 60.0
 _MOST_TOLD = 20_000  # characters of a message
 
 
@@ -33,9 +36,23 @@ class Channel:
         data = json.dumps(message).encode() + b"\n"
         with self._lock:
             if files:
-                sent = socket.send_fds(self.socket, [data], files)
-                data = data[sent:]
+                data = data[self._send_files(data, files) :]
             self.socket.sendall(data)
+
+    def _send_files(self, data: bytes, files: Sequence[int]) -> int:
+        """Send the beginning of `data` and all of the files; its length.
+
+        All processes of a user together may have as many files on their way as one may have open, and those that start
+        take a while to receive theirs.
+        """
+        deadline = time.monotonic() + _FILES_SECONDS
+        while True:
+            try:
+                return socket.send_fds(self.socket, [data], files)
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
 
     def receive(self, wait: bool = True) -> Iterator[Message]:
         """What has come, at least one message if it may `wait`; raises EOFError where the other end is closed."""
@@ -118,7 +135,10 @@ def raised(message: Message) -> Exception:
     if issubclass(kind, OSError) and message["errno"] is not None:
         filename = message["filename"]
         return OSError(message["errno"], message["strerror"], *([] if filename is None else [filename]))
-    error = kind.__new__(kind)  # its words are there already
+    try:
+        error = kind.__new__(kind)  # its words are there already
+    except TypeError:  # a group of exceptions is not made without them
+        return RuntimeError(f"{kind.__name__}: {message['text']}")
     error.args = (message["text"],)
     return error if message["text"] in str(error) else RuntimeError(f"{kind.__name__}: {message['text']}")
 

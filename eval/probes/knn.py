@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.base import Column, ProbeSpec, Scores, Store
-from eval.scores import HEADLINE_K, with_error
+from eval.outcomes import with_right
+from eval.scores import HEADLINE_K
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 CHUNK_ELEMENTS = 2**25  # similarities held at once: 128 MiB in float32
 
 
-@torch.no_grad()
 def knn_accuracy(
     train: Tensor,
     train_labels: Tensor,
@@ -29,15 +29,41 @@ def knn_accuracy(
     ks: Sequence[int] = KS,
     temperature: float = TEMPERATURE,
 ) -> dict[int, dict[str, float]]:
-    """Share of `val` (m, d) that its k nearest neighbours in `train` (n, d) classify rightly.
+    """Share of `val` (m, d) that its k nearest neighbours in `train` (n, d) classify rightly; see `knn_ranks`.
+
+    Returns {k: {"top1": share, "top5": share}}, top5 only above 5 classes.
+    """
+    ranks = knn_ranks(
+        train, train_labels, val, val_labels, num_classes=num_classes, ks=ks, temperature=temperature
+    )  # fmt: skip
+    return {k: shares(rank, num_classes) for k, rank in ranks.items()}
+
+
+def shares(rank: Tensor, num_classes: int) -> dict[str, float]:
+    """Top-1 and, above 5 classes, top-5 share of places (m,) of the right class."""
+    tops = {"top1": 1, "top5": 5} if num_classes > 5 else {"top1": 1}
+    return {name: int((rank < top).sum()) / len(rank) for name, top in tops.items()}
+
+
+@torch.no_grad()
+def knn_ranks(
+    train: Tensor,
+    train_labels: Tensor,
+    val: Tensor,
+    val_labels: Tensor,
+    *,
+    num_classes: int,
+    ks: Sequence[int] = KS,
+    temperature: float = TEMPERATURE,
+) -> dict[int, Tensor]:
+    """(m,) the place of the right class of each of `val` (m, d) among what its k nearest in `train` (n, d) vote for.
 
     Neighbours are the k largest cosine similarities s; each votes for its label with weight exp(s / temperature)
     (Wu et al. 2018, section 3.4; DINO, Caron et al. 2021, appendix F). Labels (n,) and (m,) lie in
     0 .. num_classes - 1.
 
-    Returns {k: {"top1": share, "top5": share}}, top5 only above 5 classes. A label with no vote is never right, and
-    of equal votes the lower class wins, so that every device gives the same answer. A k beyond n uses all n, with a
-    warning. The work runs on the device of `train`.
+    Places count from 0. A label with no vote is never right, and of equal votes the lower class wins, so that every
+    device gives the same answer. A k beyond n uses all n, with a warning. The work runs on the device of `train`.
     """
     _check(train, train_labels, val, val_labels, num_classes, ks)
     clipped = sorted(k for k in ks if k > len(train))
@@ -46,7 +72,7 @@ def knn_accuracy(
     train = F.normalize(train.float(), dim=1)
     train_labels, val_labels = train_labels.to(train.device), val_labels.to(train.device)
     largest = min(max(ks), len(train))
-    correct = {k: torch.zeros(2, dtype=torch.int64, device=train.device) for k in ks}  # top 1, top 5
+    ranks: dict[int, list[Tensor]] = {k: [] for k in ks}
 
     chunk = max(1, CHUNK_ELEMENTS // len(train))
     for queries, labels in zip(val.split(chunk), val_labels.split(chunk), strict=True):
@@ -58,11 +84,8 @@ def knn_accuracy(
         for k in ks:
             votes = weights.new_zeros(len(queries), num_classes)
             votes.scatter_add_(1, neighbour_labels[:, :k], weights[:, :k])
-            rank = _rank(votes, labels)
-            correct[k] += torch.stack([(rank < 1).sum(), (rank < 5).sum()])
-
-    names = ("top1", "top5") if num_classes > 5 else ("top1",)
-    return {k: {n: c / len(val) for n, c in zip(names, correct[k].tolist(), strict=False)} for k in ks}
+            ranks[k].append(_rank(votes, labels))
+    return {k: torch.cat(parts) for k, parts in ranks.items()}
 
 
 def _rank(votes: Tensor, labels: Tensor) -> Tensor:
@@ -116,11 +139,13 @@ def run(store: Store, settings: KnnSettings) -> Scores:
         )
         store.progress(f"k-NN: {name}{few}")
         with warnings.catch_warnings(action="ignore"):  # of a k beyond the train samples: small data, not a fault
-            by_k = knn_accuracy(
+            by_k = knn_ranks(
                 train.inputs[name].to(store.device), train.labels, val.inputs[name], val.labels,
                 num_classes=store.num_classes, ks=settings.ks, temperature=settings.temperature,
             )  # fmt: skip
-        found[name] = {str(k): with_error(shares, len(val.labels)) for k, shares in by_k.items()}
+        found[name] = {
+            str(k): with_right(shares(rank, store.num_classes), rank < 1, val.groups) for k, rank in by_k.items()
+        }
     return found
 
 
@@ -142,4 +167,4 @@ def notes(result: Scores, settings: KnnSettings) -> list[str]:
     return [f"k-NN: k = {HEADLINE_K}, T = {settings.temperature:g}{starred}"]
 
 
-SPEC = ProbeSpec("knn", run, columns, KnnSettings, notes=notes, always=True)
+SPEC = ProbeSpec("knn", run, columns, KnnSettings, labels=("class", "grade"), notes=notes, always=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,9 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from eval.base import Column, ProbeSpec, Scores, Store
-from eval.scores import deviation_of, mean_of, with_error
+from eval.measures import class_measures, measure_columns, measure_notes, ranks
+from eval.outcomes import with_right
+from eval.scores import deviation_of, mean_of
 from eval.stratified import stratified_split
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
@@ -71,6 +73,8 @@ class LinearScores:
 
     top1: tuple[float, ...]  # one a seed
     top5: tuple[float, ...] | None  # above 5 classes
+    right: Tensor = field(repr=False, compare=False)  # (m,) of seeds, the share whose head has each val image right
+    logits: Tensor = field(repr=False, compare=False)  # (m, classes) of val, by the first seed's head
     chosen: Head
     best_of_input: dict[str, float]  # held-out accuracy of the best head on each input
     at_grid_edge: bool  # the chosen rate is the smallest or largest, and the bound allows no other
@@ -129,16 +133,22 @@ def linear_probe(
 
     everything, all_val = torch.arange(len(train_labels)), torch.arange(len(val_labels))
     top1, top5 = [], []
-    for seed in seeds:
+    right, logits = torch.zeros(len(val_labels)), torch.empty(0)
+    for place, seed in enumerate(seeds):
         progress(f"linear: the chosen head, seed {seed}")
         rates_of = {kind: [chosen.learning_rate]}
         classifiers = _fit(train, train_labels, everything, rates_of, num_classes, recipe, seed, device)
-        first, five, _ = classifiers.score(val, val_labels, all_val)
-        top1.append(first[0][0])
-        top5.append(five[0][0])
+        found = classifiers.predict(val, all_val)
+        rank = ranks(found, val_labels)
+        logits = found if not place else logits
+        right += (rank < 1).float() / len(seeds)
+        top1.append(int((rank < 1).sum()) / len(rank))
+        top5.append(int((rank < 5).sum()) / len(rank))
     return LinearScores(
         top1=tuple(top1),
         top5=tuple(top5) if num_classes > 5 else None,
+        right=right,
+        logits=logits,
         chosen=chosen,
         best_of_input={name: max(head.held_out for head in heads if head.input == name) for name in train},
         at_grid_edge=len(beside) > 1 and chosen.learning_rate in (min(beside), max(beside)),
@@ -225,6 +235,12 @@ class _Classifiers:
         """(k, classes, h, b) from prepared features (k, b, d)."""
         flat = torch.baddbmm(self.bias, self.weight, prepared.mT)
         return rearrange(flat, "k (c h) b -> k c h b", c=self.num_classes)
+
+    @torch.no_grad()
+    def predict(self, features: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        """(m, classes) on the CPU, of the given rows by the first classifier of the first kind."""
+        parts = rows.split(max(1, 2**24 // (self.bias.shape[0] * self.bias.shape[1])))
+        return torch.cat([self.logits(self.prepare(features, part))[0, :, 0].T.cpu() for part in parts])
 
     @torch.no_grad()
     def score(
@@ -326,10 +342,13 @@ def run(store: Store, settings: LinearRecipe) -> Scores:
         train.inputs, train.labels, val.inputs, val.labels, num_classes=store.num_classes, groups=train.groups,
         recipe=settings, seeds=store.seeds, device=store.device, progress=store.progress,
     )  # fmt: skip
+    plain = {f.name: getattr(found, f.name) for f in fields(found) if f.name not in ("right", "logits", "chosen")}
     return {
-        **asdict(found),
-        **with_error({"top1": mean_of(found.top1)}, len(val.labels)),
+        **plain,
+        "chosen": asdict(found.chosen),
+        **with_right({"top1": mean_of(found.top1)}, found.right, val.groups),
         "top5": None if found.top5 is None else mean_of(found.top5),
+        "measures": class_measures(found.logits, val.labels, train.labels, store.class_names, val.groups),
         "top1_of_seed": dict(zip(map(str, store.seeds), found.top1, strict=True)),
         "std_over_seeds": deviation_of(found.top1),
     }
@@ -347,12 +366,12 @@ def notes(result: Scores, settings: LinearRecipe) -> list[str]:
     ]
     if result["at_grid_edge"]:
         lines.append(f"warning: the linear probe's rate {chosen['learning_rate']:g} lies at the edge of what is tried")
-    return lines
+    return lines + measure_notes("linear", result["measures"])
 
 
 def columns(result: Scores, headline: str) -> list[Column]:
-    """One."""
-    return [Column("linear", "linear")]
+    """Its accuracy; more of its measures."""
+    return [Column("linear", "linear"), *measure_columns("linear")]
 
 
-SPEC = ProbeSpec("linear", run, columns, LinearRecipe, notes=notes, always=True)
+SPEC = ProbeSpec("linear", run, columns, LinearRecipe, labels=("class", "grade"), notes=notes, always=True)

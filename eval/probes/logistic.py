@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from eval.base import Column, ProbeSpec, Scores, Store
-from eval.scores import with_error
+from eval.outcomes import with_right
 from eval.stratified import stratified_split
 
 #: DINOv2's grid (Oquab et al. 2023, appendix B.3): 10^linspace(-6, 5, 45).
@@ -29,6 +29,7 @@ class LogisticScores:
     held_out: float  # share of the held-out part of train that the choice classifies rightly
     grid: tuple[float, ...]
     at_grid_edge: bool
+    logits: Tensor = field(repr=False, compare=False)  # (m, classes) of val
 
 
 def logistic_probe(
@@ -76,6 +77,7 @@ def logistic_probe(
         held_out=scores[chosen],
         grid=tuple(grid),
         at_grid_edge=len(grid) > 1 and chosen in (min(grid), max(grid)),
+        logits=torch.addmm(solution[1], val, solution[0].T).cpu(),
     )
 
 
@@ -144,7 +146,9 @@ def run(store: Store, settings: LogisticSettings) -> Scores:
         groups=train.groups, grid=FULL_GRID if settings.full else COARSE_GRID, held_out=settings.held_out,
         seed=store.seeds[0], device=store.device, progress=store.progress,
     )  # fmt: skip
-    return {"input": name, **with_error(asdict(found), len(val.labels))}
+    plain = {f.name: getattr(found, f.name) for f in fields(found) if f.name != "logits"}
+    right = found.logits.argmax(dim=1) == val.labels
+    return {"input": name, **with_right(plain, right, val.groups)}
 
 
 def notes(result: Scores, settings: LogisticSettings) -> list[str]:
@@ -160,4 +164,4 @@ def columns(result: Scores, headline: str) -> list[Column]:
     return [Column("logistic", "logistic")]
 
 
-SPEC = ProbeSpec("logistic", run, columns, LogisticSettings, notes=notes)
+SPEC = ProbeSpec("logistic", run, columns, LogisticSettings, labels=("class", "grade"), notes=notes)

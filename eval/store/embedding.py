@@ -90,7 +90,7 @@ def finish_store(folder: Path, description: Description, dataset: Dataset) -> De
             samples = np.setdiff1d(np.arange(block.start, block.stop), part_samples(path))
             named += [dataset.key(int(sample))[0] for sample in samples[:MOST_NAMED]]
     if not rows:
-        raise ValueError(unreadable(dataset, description.identity["crops"]["channels"]))
+        raise ValueError(unreadable(dataset, description.identity["crops"]["channels"], description.num_samples))
     before = Description.read(folder) or description
     complete = before.completed(rows, lost, tuple(named))
     if complete != before:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,14 +13,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from eval.base import Change
 from eval.store.layout import Layout, layout, rows_of
 from eval.store.precision import Arithmetic
 
 if TYPE_CHECKING:
     from data_pipelines.datasets.dataset import Dataset
     from pretrain.encoders import Encoder, Features
-
-Change = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class FrozenEncoder:
     ) -> Iterator[Batch]:
         """The features of these samples, in their order; those that cannot be read are left out, logged.
 
-        `change`: (crops (b, c, h, w) of integers, sample numbers (b,)) -> such crops, before they are encoded.
+        `change`: what is done to the crops before they are normalised; the digests are of what they were before.
         """
         from data_pipelines.eval_loader import center_crops
 
@@ -108,15 +107,14 @@ class FrozenEncoder:
         for images, labels, numbers in center_crops(
             dataset, crops.size, batch_size=batch_size, channels=crops.channels, bits=crops.bits, samples=samples
         ):
-            if change is not None:
-                images = change(images, numbers)
-            rows, tokens = self(images)
+            digests = digests_of(images.numpy())
+            rows, tokens = self(images if change is None else change(images, numbers))
             yield Batch(
                 rows.numpy(),
                 None if tokens is None else tokens.numpy(),
                 labels.numpy(),
                 numbers.numpy(),
-                digests_of(images.numpy()),
+                digests,
             )
 
 
@@ -135,9 +133,9 @@ def encoder_digest(encoder: Encoder, architecture: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def unreadable(dataset: Dataset, channels: int) -> str:
-    """What is wrong with a data set of which no image can be read."""
+def unreadable(dataset: Dataset, channels: int, number: int) -> str:
+    """What is wrong with a data set of which none of this `number` of images can be read."""
     return (
-        f"none of the {dataset.num_samples} samples can be read as an image of {channels} channels, as the encoder "
+        f"none of the {number} samples can be read as an image of {channels} channels, as the encoder "
         f"takes them; `selfsight verify {dataset.shards[0].parent}` says what they are"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.packing.grouping import Grouping
+from eval.base import LabelKind
 from launch.own_data import shards_of
 
 
@@ -58,6 +59,9 @@ def probe(
     seeds: int | Iterable[int] = 3,
     untrained_seeds: int | Iterable[int] = 1,
     also: str | Iterable[str] = (),
+    only: str | Iterable[str] = (),
+    label: str | None = None,
+    label_kind: LabelKind | None = None,
     full: bool = False,
     image_size: int | None = None,
     batch_size: int = 256,
@@ -81,7 +85,9 @@ def probe(
         epochs: Of probes that are trained by steps, such as linear.
         seeds: How many linear probes, or the seed of each.
         untrained_seeds: How many untrained encoders to compare with, or the seed of each.
-        also: A further probe, such as `logistic`, or several.
+        also: A further probe, such as `logistic`, or several. only: the same, and none that runs unasked.
+        label: A field of each sample's `.json` to predict; default: the sample's class.
+        label_kind: `class`, `several` (lists), `number` or `grade`; default: what the label looks like.
         full: The whole grid of probes that have a coarser one, as `logistic`.
         image_size: Side in px of the images; default: what the encoder was trained on.
         batch_size: Images at a time.
@@ -93,10 +99,11 @@ def probe(
     Raises:
         FileNotFoundError, ValueError: Before any work, where target, data or options do not allow a probe.
     """
-    from eval.probe import device_named, protocol_of, run_probe
+    from eval import registry
+    from eval.probe import device_named, run_probe
     from pretrain.encoder_folder import check_target
 
-    also = (also,) if isinstance(also, str) else tuple(also)
+    also, only = ((names,) if isinstance(names, str) else tuple(names) for names in (also, only))
     seeds, untrained_seeds = _seeds(seeds), _seeds(untrained_seeds)
     for name, value in {
         "seeds": len(seeds),
@@ -107,7 +114,7 @@ def probe(
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; take 1 or more")
     check_target(str(target))  # packing may take hours: what is wrong with the rest is told before it
-    protocol_of(also, seeds, epochs, full)
+    registry.check_names((*also, *only))
     device = device_named(device)
     with ExitStack() as silence:
         if not progress:  # else a line a step where no bar is shown, and what was packed
@@ -124,6 +131,9 @@ def probe(
             seeds=seeds,
             untrained_seeds=untrained_seeds,
             also=also,
+            only=only,
+            label=label,
+            label_kind=label_kind,
             full=full,
             group_by=group_by,
             image_size=image_size,

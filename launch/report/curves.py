@@ -116,14 +116,18 @@ def _marks(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _probe_charts(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """Accuracy over checkpoints with its error, where a run was probed at several steps on the same images."""
+    """Each measure over checkpoints with its error, where a run was probed at several steps on the same images."""
     columns: dict[str, list[dict[str, Any]]] = {}
+    units: dict[str, str] = {}
     for number, run in enumerate(runs):
         for conditions, points in probed_steps(run).items():
             if len(points) < 2:
                 continue
             for place, column in enumerate(conditions[0]):
                 known = [(step, values[place]) for step, values in points if values[place] is not None]
+                if not known:
+                    continue
+                units[column.rstrip("*")] = known[0][1].unit
                 columns.setdefault(column.rstrip("*"), []).append(
                     {
                         "label": run.name,
@@ -136,7 +140,8 @@ def _probe_charts(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
                     }
                 )
     for column, series in columns.items():
-        yield {"title": f"{column}, top-1", "percent": True, "log": False, "series": series, "references": []}
+        percent = units[column] == "percent"
+        yield {"title": column, "percent": percent, "log": False, "series": series, "references": []}
 
 
 def probed_steps(run: Run) -> dict[tuple[Any, ...], list[tuple[int, list[Any]]]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from data_pipelines.wording import counted
 from eval.report import Results, read_results
+from launch.report.dots import Row, dots
 from launch.report.markup import Html, element, joined, table
 from launch.report.read import NO_RESULTS, Run
 
@@ -19,7 +21,6 @@ def probes(run: Run, problems: list[str]) -> Html | None:
         except NO_RESULTS as error:
             problems.append(f"eval/{name} is not a result of `selfsight probe` as this version writes it ({error!r})")
             continue
-        rows = [(row, *("-" if value is None else value for value in values)) for row, values in told.rows]
         notes = element("ul", *(element("li", note) for note in told.notes), class_="notes")
         shown.append(
             element(
@@ -27,10 +28,11 @@ def probes(run: Run, problems: list[str]) -> Html | None:
                 element("h3", told.title),
                 element(
                     "div",
-                    element("div", _plot(told), class_="scroll"),
-                    table(["", *told.columns], rows, "top-1 in %"),
+                    element("div", dots(told.columns, told.rows), class_="scroll"),
+                    _table(told.columns, told.rows, told.falling),
                     class_="beside",
                 ),
+                _further(told),
                 notes,
             )
         )
@@ -40,6 +42,28 @@ def probes(run: Run, problems: list[str]) -> Html | None:
     if not earlier:
         return last
     return joined([last, element("details", element("summary", f"{len(earlier)} earlier probes"), *reversed(earlier))])
+
+
+def _table(columns: Sequence[str], rows: Sequence[Row], falling: Sequence[int] = ()) -> Html:
+    """Rows of measured numbers; columns of which less is better are marked."""
+    header = [f"{column} \u2193" if place in falling else column for place, column in enumerate(columns)]
+    units = {value.unit for _, values in rows for value in values if value is not None}
+    caption = ["shares in %"] if "percent" in units else []
+    caption += ["\u2193: less is better"] if falling else []
+    cells = [(row, *("-" if value is None else value for value in values)) for row, values in rows]
+    return table(["", *header], cells, "; ".join(caption))
+
+
+def _further(told: Results) -> Html | None:
+    """The numbers that not all look at, turned round: one a line, as there may be many."""
+    if not told.more:
+        return None
+    names = [name for name, _ in told.more_rows]
+    lines = [
+        (title, *("-" if values[place] is None else values[place] for _, values in told.more_rows))
+        for place, title in enumerate(told.more)
+    ]
+    return element("details", element("summary", counted(len(told.more), "further number")), table(["", *names], lines))
 
 
 def probes_compared(runs: Sequence[Run]) -> Html | None:
@@ -54,9 +78,10 @@ def probes_compared(runs: Sequence[Run]) -> Html | None:
         shown = []
         for column in columns:
             ours, fresh = (values.get(row, {}).get(column) for row in ("pretrained", "untrained"))
-            shown.append("-" if ours is None else f"{ours}" + ("" if fresh is None else f" ({100 * fresh.share:.1f})"))
+            beside = "" if fresh is None else f" ({fresh._replace(error=None, interval=None)})"
+            shown.append("-" if ours is None else f"{ours}{beside}")
         rows.append((name, *shown))
-    return table(["", *columns], rows, "the newest probe of each run: top-1 in % (untrained)")
+    return table(["", *columns], rows, "the newest probe of each run, shares in % (untrained)")
 
 
 def newest(run: Run) -> tuple[int, Results] | None:
@@ -68,46 +93,6 @@ def newest(run: Run) -> tuple[int, Results] | None:
         except NO_RESULTS:
             continue
     return None
-
-
-def _plot(told: Results) -> Html:
-    """Rows as points with their error, one panel a column; read by eye, the table beside it has the numbers."""
-    left, width, row_height, gap = 84, 230, 19, 26
-    values = [value for _, row in told.rows for value in row if value is not None]
-    top = min(1.0, max([value.interval[1] if value.interval else value.share for value in values], default=1.0) * 1.08)
-    height = row_height * len(told.rows) + 34
-    marks: list[Html] = []
-    for number, (name, _) in enumerate(told.rows):
-        y = 24 + row_height * number + 8
-        marks.append(element("text", name, x=left - 8, y=y + 4, class_="label", text_anchor="end"))
-    step = next(size for size in (0.02, 0.05, 0.1, 0.2, 0.25, 0.5) if top / size <= 5 or size == 0.5)
-    for place, column in enumerate(told.columns):
-        start = left + place * (width + gap)
-        marks.append(element("text", column, x=start, y=12, class_="label strong"))
-        for tick in range(int(top / step + 1e-9) + 1):
-            x = start + tick * step / top * width
-            marks.append(element("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=20, y2=height - 14, class_="grid"))
-            marks.append(
-                element(
-                    "text", f"{100 * tick * step:g}", x=f"{x:.1f}", y=height - 2, class_="tick", text_anchor="middle"
-                )
-            )
-        for number, (name, row) in enumerate(told.rows):
-            if (value := row[place]) is None:
-                continue
-            y, x = 24 + row_height * number + 8, start + value.share / top * width
-            kind = "ours" if name == "pretrained" else "other"
-            if value.interval:
-                low, high = (start + end / top * width for end in value.interval)
-                path = f"M{low:.1f} {y - 4}v8m0 -4H{high:.1f}m0 -4v8"
-                marks.append(element("path", d=path, class_=f"error {kind}"))
-            title = element("title", f"{name}: {value} %")
-            marks.append(element("circle", title, cx=f"{x:.1f}", cy=y, r=2.5, class_=kind))
-    wide = left + len(told.columns) * (width + gap)
-    return element(
-        "svg", *marks, viewBox=f"0 0 {wide} {height}", width=wide, height=height, class_="dots", role="img",
-        aria_label="; ".join(f"{name}: " + ", ".join(str(v) for v in row if v is not None) for name, row in told.rows),
-    )  # fmt: skip
 
 
 def _step_of(results: Any) -> int:

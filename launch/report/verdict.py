@@ -24,7 +24,8 @@ _KINDS: dict[str, Kind] = {
 
 
 class Comparison(NamedTuple):
-    """One accuracy beside that of a baseline on the same images; `points` are percent, with one standard error."""
+    """One number beside that of a baseline on the same images; `points` is ours less theirs, with one standard error:
+    of shares in percent."""
 
     measure: str
     ours: Measured
@@ -42,6 +43,21 @@ class Comparison(NamedTuple):
     def words(self) -> str:
         return self.said.format(self.baseline)
 
+    @property
+    def numbers(self) -> str:
+        """`43.8 % against 30.4 %`."""
+        sign = " %" if self.ours.unit == "percent" else ""
+        return " against ".join(
+            f"{each._replace(error=None, interval=None)}{sign}" for each in (self.ours, self.theirs)
+        )
+
+    @property
+    def difference(self) -> str:
+        """`+13.4 ± 0.6 points`."""
+        if self.ours.unit == "percent":
+            return f"{self.points:+.1f} ± {self.error:.1f} points"
+        return f"{self.points:+.3g} ± {self.error:.2g}"
+
 
 class Verdict(NamedTuple):
     """`kind` is the colour, `words` the sentence; `comparisons` what it rests on."""
@@ -51,15 +67,17 @@ class Verdict(NamedTuple):
     comparisons: list[Comparison]
 
 
-def compare(measure: str, ours: Measured, baseline: str, theirs: Measured) -> Comparison:
-    """The difference with the standard error of two independent proportions, as what each image was answered is not
-    kept. The true error is smaller where both tend to be right on the same images, as is usual, and larger where one
-    tends to be right where the other is wrong."""
+def compare(measure: str, ours: Measured, baseline: str, theirs: Measured, lower_is_better: bool = False) -> Comparison:
+    """The difference with the standard error of two independent numbers, as what the baseline answered each image is
+    not kept. The true error is smaller where both tend to be right on the same images, as is usual, and larger where
+    one tends to be right where the other is wrong."""
     points, error = ours.share - theirs.share, math.hypot(_error_of(ours), _error_of(theirs))
     worse, perhaps, unsure, better = _KINDS
-    lost = worse if points < -LOSS * error else perhaps if points < -HINT * error else unsure
+    gain = -points if lower_is_better else points
+    lost = worse if gain < -LOSS * error else perhaps if gain < -HINT * error else unsure
+    scale = 100 if ours.unit == "percent" else 1
     return Comparison(
-        measure, ours, baseline, theirs, 100 * points, 100 * error, better if points > GAIN * error else lost
+        measure, ours, baseline, theirs, scale * points, scale * error, better if gain > GAIN * error else lost
     )
 
 
@@ -71,11 +89,12 @@ def verdict_of(run: Run) -> Verdict:
     step, told = probe
     rows = dict(told.rows)
     found = []
-    for place in told.headlines:
+    for place in told.judged:
         for baseline, row in (("untrained", "untrained"), ("raw pixels", "raw pixels")):
             ours, theirs = rows["pretrained"][place], rows.get(row, [None] * len(told.columns))[place]
             if ours is not None and theirs is not None:
-                found.append(compare(told.columns[place].rstrip("*"), ours, baseline, theirs))
+                measure, falling = told.columns[place].rstrip("*"), place in told.falling
+                found.append(compare(measure, ours, baseline, theirs, falling))
     if not found:
         return Verdict("unknown", "The probe has nothing beside it to compare with.", [])
     worst_first = list(_KINDS)

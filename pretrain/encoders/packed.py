@@ -21,6 +21,7 @@ from pretrain.stream.from_host import from_host
 
 #: Calls of attention for groups of equal length; more go in one (the GPU kit compares the two).
 MOST_CALLS = 4
+_WIDEST_HEAD = 256
 #: Sequences that follow each other and are of one length: their number and their length.
 Groups = tuple[tuple[int, int], ...]
 
@@ -97,7 +98,7 @@ def attend_packed(qkv: Tensor, heads: int, groups: Groups) -> Tensor:
     A call for each group; for many of them, on a GPU at half precision, one call of torch's kernel for sequences of
     any length.
     """
-    if len(groups) > MOST_CALLS and qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16):
+    if len(groups) > MOST_CALLS and _fits_at_once(qkv, qkv.shape[-1] // (3 * heads)):
         return attend_at_once(qkv, heads, groups)
 
     def attend(part: Tensor) -> Tensor:
@@ -105,6 +106,11 @@ def attend_packed(qkv: Tensor, heads: int, groups: Groups) -> Tensor:
         return rearrange(F.scaled_dot_product_attention(query, key, value), "b h n d -> b n (h d)")
 
     return within_groups(qkv, groups, attend)
+
+
+def _fits_at_once(qkv: Tensor, width: int) -> bool:
+    """Whether torch's kernel takes these, with heads of this width; what it doesn't, it refuses."""
+    return qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= _WIDEST_HEAD
 
 
 def attend_at_once(qkv: Tensor, heads: int, groups: Groups) -> Tensor:

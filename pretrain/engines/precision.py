@@ -21,14 +21,17 @@ def allow_fast_products(device: torch.device) -> None:
 
 @contextmanager
 def exactly(device: torch.device) -> Iterator[None]:
-    """In here products are of fp32 factors, under autocast and `allow_fast_products` too."""
-    before = torch.get_float32_matmul_precision()
+    """In here products are of fp32 factors, under autocast and `allow_fast_products` too; those of convolutions, which
+    torch rounds unless it is told not to, are as well."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def slow_precision(config: EngineConfig, device: torch.device) -> str | None:

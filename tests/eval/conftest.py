@@ -35,3 +35,26 @@ def _write_shard(path, labels, seed=0, side=16, names=None, jsons=None):
 def write_shard():
     """write_shard(path, labels, seed=0, side=16, names=None, jsons=None)."""
     return _write_shard
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """What probes keep between commands lies in the test's own folder."""
+    monkeypatch.setenv("SELFSIGHT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def encoder_folder(tmp_path):
+    """The folder of a small encoder that was never trained."""
+    import torch
+
+    from pretrain.encoders import build_encoder
+    from pretrain.encoders.saved import EncoderCard, save_encoder
+    from pretrain.encoders.vit.config import VitConfig
+
+    config = VitConfig(size="tiny", dim=12, depth=2, heads=2, patch=4)
+    torch.manual_seed(3)
+    card = EncoderCard(config, (16, 16), 3, (0.5,) * 3, (0.25,) * 3, "dino", "class", 20, 1.5, "small")
+    save_encoder(tmp_path / "encoder", build_encoder(config, (16, 16), 3).state_dict(), card)
+    return tmp_path / "encoder"

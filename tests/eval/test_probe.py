@@ -27,12 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:k = ")  # 200 neighbours of 60 s
 ENCODER = VitConfig(size="tiny", dim=12, depth=2, heads=2, patch=4)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SELFSIGHT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.fixture
 def data(tmp_path, write_shard):
     write_shard(tmp_path / "data" / "train-000000.tar", [0, 1, 2] * 20)

@@ -47,19 +47,21 @@ def blobs(num: int, seed: int) -> FeatureSet:
 
 def test_every_built_in_probe_keeps_the_seams_promises() -> None:
     """Also the test of the next one: its file is all that it needs."""
-    assert registry.built_in() == ("knn", "linear", "logistic")
     assert [spec.name for spec in registry.chosen()] == ["knn", "linear"]
-    store = Store(blobs(90, 0), blobs(60, 1), 3, "class", (0, 1))
-    protocol = Protocol.of(registry.built_in(), (0, 1), {"epochs": 2})
-    scores = score(store, protocol)
+    specs = [spec for spec in map(registry.load, registry.built_in()) if spec.needs == "pooled" and spec.takes("class")]
+    store = Store(blobs(90, 0), blobs(60, 1), 3, "class", (0, 1), class_names=("one", "two", "three"))
+    protocol = Protocol.of([spec.name for spec in specs], (0, 1), {"epochs": 2})
+    scores, outcomes = score(store, protocol)
     columns, notes = described(scores, protocol)
-    assert [column["name"] for column in columns] == ["knn_class", "linear", "logistic"]
+    assert {column["probe"] for column in columns} == {spec.name for spec in specs}
+    assert {outcome.partition("/")[0] for outcome in outcomes} <= {spec.name for spec in specs}
     for column in columns:
         found = score_of(scores, column)
-        assert found is not None
-        assert found["interval"][0] < found["top1"] <= found["interval"][1]
+        assert found is not None, column
+        assert found["interval"][0] <= found[column["key"]] <= found["interval"][1]
         assert found["standard_error"] >= 0
         assert score_of(scores, {**column, "paths": [["nowhere"]]}) is None
+    assert len({column["name"] for column in columns}) == len(columns)
     assert len(notes) >= 3
 
 
@@ -71,7 +73,7 @@ def test_the_readmes_example_is_a_probe(install, monkeypatch) -> None:
     assert registry.problems() == []
     protocol = Protocol.of(("nearest_mean",), (0,), {"epochs": 1})
     assert protocol.as_json()["plug_ins"] == {"nearest_mean": "extra 1.2"}
-    scores = score(Store(blobs(90, 0), blobs(60, 1), 3, "class"), protocol)
+    scores, _ = score(Store(blobs(90, 0), blobs(60, 1), 3, "class"), protocol)
     assert scores["nearest_mean"]["top1"] > 0.9
     columns, _ = described(scores, protocol)
     assert columns[-1]["title"] == "nearest mean"
@@ -126,17 +128,26 @@ def test_what_fails_while_it_runs_is_named(install) -> None:
         score(Store(blobs(30, 0), blobs(30, 1), 3, "class"), protocol)
 
 
-def test_a_probe_of_what_is_not_extracted_is_refused(install) -> None:
-    code = (
-        "from eval.base import NoSettings, ProbeSpec\n"
-        "SPEC = ProbeSpec('dense', print, print, NoSettings, needs='tokens', labels='mask')\n"
-    )
-    install("dense", "dense_probe:SPEC", code)
-    with pytest.raises(ValueError, match="needs tokens and labels of kind 'mask'"):
-        registry.load("dense")
+def test_a_probe_of_other_labels_is_refused_with_those_that_take_them() -> None:
+    assert all(spec.takes("number") for spec in registry.chosen(kind="number"))
+    with pytest.raises(ValueError, match="the probe knn is of labels of kind class, and these are of kind number; for"):
+        registry.chosen(("knn",), kind="number")
+
+
+def test_only_those_asked_for() -> None:
+    assert [spec.name for spec in registry.chosen(only=("logistic",))] == ["logistic"]
+    assert [spec.name for spec in registry.chosen(only=("logistic",), also=("knn",))] == ["logistic", "knn"]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_features_that_are_not_finite_are_counted_and_named(split: str) -> None:
+    store = Store(blobs(90, 0), blobs(60, 1), 3, "class")
+    getattr(store, split).inputs["class"][7, 1] = float("nan")
+    with pytest.raises(ValueError, match=rf"the feature class of 1 of \d+ {split} images is not finite, first that of"):
+        score(store, Protocol.of((), (0,), {"epochs": 1}))
 
 
 def test_a_name_that_is_not_there_says_which_are() -> None:
-    with pytest.raises(ValueError, match="no probe 'logstic'; there are knn, linear, logistic"):
+    with pytest.raises(ValueError, match=r"no probe 'logstic'; there are .*knn, linear, logistic"):
         registry.load("logstic")
     assert isinstance(registry.load("logistic"), ProbeSpec)

@@ -9,6 +9,7 @@ import pytest
 from making import sample_files, write_tar
 from serving import SECRET, describe, serve
 
+from eval.labels import labels_of_samples
 from eval.splits import Splits, open_splits
 
 
@@ -42,14 +43,15 @@ class Labels:
 
 
 def splits_of(train: list[int], val: list[int]) -> Splits:
-    classes = np.unique(np.array([label for label in train + val if label != -1]))
-    return Splits(Labels(*train), Labels(*val), "val", classes)
+    both = Labels(*train), Labels(*val)
+    return Splits(*both, "val", labels_of_samples(*both))
 
 
 def test_classes_are_counted_from_0_whatever_their_labels() -> None:
     splits = splits_of([900_009, -7, 900_009, -1], [-7, -1, 2**40])
-    assert splits.classes.tolist() == [-7, 900_009, 2**40]
-    assert splits.numbers(np.array([900_009, 2**40, -7])).tolist() == [1, 2, 0]
+    assert splits.labels.classes == (-7, 900_009, 2**40)
+    assert splits.labels.train.tolist() == [1, 0, 1, -1]
+    assert splits.labels.val.tolist() == [0, -1, 2]
     assert [count.tolist() for count in splits.counts()] == [[1, 2, 0], [1, 0, 1]]
     assert splits.chance() == {"uniform": 1 / 2, "most_frequent_class": 0.0}
 

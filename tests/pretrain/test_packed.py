@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pretrain.encoders import Encoder, build_encoder
+from pretrain.encoders import Encoder, build_encoder, packed
 from pretrain.encoders.base import Mask, several_passes
 from pretrain.encoders.drop_path import drawn
 from pretrain.encoders.packed import Packed, within_groups
@@ -30,9 +31,9 @@ def student(rate: float) -> Encoder:
     return build_encoder(config, (64, 64), mask_token=True).train()
 
 
-def learned(encoder: Encoder, packed: bool, step: int = 0) -> list[Tensor]:
+def learned(encoder: Encoder, packs: bool, step: int = 0) -> list[Tensor]:
     """Outputs and gradients."""
-    encoder.packs = packed
+    encoder.packs = packs
     encoder.zero_grad()
     with drawn(0, step, ROWS):
         seen = several_passes(encoder, PASSES)
@@ -66,12 +67,28 @@ def test_recomputed_and_compiled_blocks_give_the_same_in_one_pass() -> None:
 
 def test_sequences_are_packed_in_order_and_come_back() -> None:
     batches = [torch.randn(2, 5, 4), torch.randn(1, 5, 4), torch.randn(3, 2, 4)]
-    packed = Packed.of(batches)
-    assert packed.lengths == (5, 5, 5, 2, 2, 2)
-    assert packed.groups == ((3, 5), (3, 2))
-    first, second = packed.unpacked()
+    sequences = Packed.of(batches)
+    assert sequences.lengths == (5, 5, 5, 2, 2, 2)
+    assert sequences.groups == ((3, 5), (3, 2))
+    first, second = sequences.unpacked()
     assert torch.equal(first, torch.cat(batches[:2]))
     assert torch.equal(second, batches[2])
-    mixed = within_groups(packed.tokens, packed.groups, lambda part: part.mean(dim=1, keepdim=True).expand_as(part))
+    mixed = within_groups(
+        sequences.tokens, sequences.groups, lambda part: part.mean(dim=1, keepdim=True).expand_as(part)
+    )
     torch.testing.assert_close(mixed[:5], batches[0][0].mean(dim=0).expand(5, -1))
     torch.testing.assert_close(mixed[-2:], batches[2][2].mean(dim=0).expand(2, -1))
+
+
+@pytest.mark.parametrize(("width", "calls"), [(64, 1), (60, 0), (264, 0)])
+def test_heads_that_the_kernel_refuses_are_attended_group_by_group(
+    width: int, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU that is not there."""
+    groups, seen = tuple((1, length) for length in range(2, 8)), []
+    assert len(groups) > packed.MOST_CALLS
+    monkeypatch.setattr(packed, "attend_at_once", lambda qkv, heads, groups: seen.append(qkv))
+    with FakeTensorMode():
+        qkv = torch.empty(sum(length for _, length in groups), 3 * 2 * width, dtype=torch.bfloat16, device="cuda")
+        packed.attend_packed(qkv, 2, groups)
+    assert len(seen) == calls

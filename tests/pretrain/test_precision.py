@@ -95,9 +95,11 @@ def test_exactly_puts_back_what_it_found() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             with exactly(torch.device("cpu")):
                 assert torch.get_float32_matmul_precision() == "highest"
+                assert not torch.backends.cudnn.allow_tf32  # a dVAE's last layer, which chooses codes, is a convolution
                 assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
         assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision("highest")
 

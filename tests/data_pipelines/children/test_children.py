@@ -9,60 +9,22 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from drawing import dies, draw, heavy
+from drawing import dies, heavy
+from loading import assert_same, copied, is_running, loader_of, wait_for
 from making import sample_files, write_tar
 
 from data_pipelines.children.parent import ChildDiedError, ChildTraceError
 from data_pipelines.children.wire import Channel, raised, told
 from data_pipelines.datasets.bad_samples import BadSampleLog, TooManyBadSamplesError
 from data_pipelines.datasets.dataset import Dataset, open_dataset
-from data_pipelines.loader import Batch, Loader
 from data_pipelines.rng import NamedDraw
-from data_pipelines.sampler import Sampler
 from data_pipelines.shards.shard import ShardChangedError
-from data_pipelines.transforms.config import Crop, Views
 
 ROOT = Path(__file__).parents[3]
-VIEWS = Views(global_crops=(Crop(size=16, jitter=(0.4, 0.4, 0.2, 0.1), blur=0.5),))
-SECONDS = 30.0  # for what takes milliseconds on a machine without other work
-
-
-def loader_of(dataset: Dataset, workers: int = 2, batch_size: int = 10, **options: Any) -> Loader:
-    options = {"draw": draw, "threads": 1, **options}
-    return Loader(Sampler((dataset,), seed=0, batch_size=batch_size), VIEWS, workers=workers, **options)
-
-
-def copied(steps: Iterator[list[Batch]], count: int) -> list[Batch]:
-    return [{name: part.clone() for name, part in batch.items()} for (batch,) in itertools.islice(steps, count)]
-
-
-def assert_same(found: list[Batch], expected: list[Batch]) -> None:
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.keys() == other.keys()
-        for name, part in one.items():
-            assert torch.equal(part, other[name]), name
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
-def wait_for(what: Any) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -134,7 +96,7 @@ def test_none_outlives_its_parent(shards: Path) -> None:
         "import sys, time\n"
         "from data_pipelines.children.nursery import nursery\n"
         "from data_pipelines.datasets.dataset import open_dataset\n"
-        "from test_children import loader_of\n"
+        "from loading import loader_of\n"
         "loader = loader_of(open_dataset(sys.argv[1]))\n"
         "steps = loader.steps()\n"
         "next(steps)\n"

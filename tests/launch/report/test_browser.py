@@ -57,7 +57,7 @@ def test_everything_is_drawn_and_moves(make_run: Any, tmp_path: Path) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 201, "loss": NaN, "epoch": 4.02}\n')
     found = opened(write_report([folder]), tmp_path)
-    assert found["titles"][:3] == ["loss", "k-NN class, top-1", "linear, top-1"]
+    assert found["titles"][:3] == ["loss", "k-NN class", "linear"]
     assert {"gradient norm", "images per second", "cpu percent"} <= set(found["titles"])
     assert len(found["lines"]) == len(found["titles"]) + 1  # two nodes in one of them
     assert max(found["lines"]) == 200

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from eval.report import Measured
 from launch.cli import app
+from launch.report.dots import axis_of
 from launch.report.page import refresh, write_report
 from launch.report.read import read_run
 
@@ -86,7 +88,7 @@ def test_a_page_has_all_that_a_run_left(make_run: Any) -> None:
         {"step": 100, "kind": "restart", "label": "start 2 on node0, node2"},
         {"step": 60, "kind": "alarm", "label": "spike: a gradient spike"},
     ]
-    assert chart(page, "k-NN class, top-1")["series"][0]["y"] == [0.4, 0.5]
+    assert chart(page, "k-NN class")["series"][0]["y"] == [0.4, 0.5]
     assert chart(page, "gradient norm")["log"]
     assert chart(page, "loss")["references"] == [{"label": "ln K", "y": pytest.approx(4.1589, abs=1e-3)}]
 
@@ -426,3 +428,54 @@ def test_a_long_history_with_secrets_makes_a_small_page_without_them(make_run: A
     alarms = [mark["step"] for mark in charts(page)["marks"]]
     assert (len(alarms), alarms[0], alarms[-1]) == (200, 0, 19_999)
     assert "20000 alarms" in " ".join(Seen(page).text.split())
+
+
+def _with_numbers(folder: Path) -> dict[str, Any]:
+    """A probe whose columns are a share, an error of which less is better, and one that not all look at."""
+    path = folder / "eval" / "probe-200.json"
+    probe: dict[str, Any] = json.loads(path.read_text())
+    number = {"unit": "number", "key": "value", "chance": None, "paths": [[]]}
+    probe["columns"] += [
+        {"probe": "age", "name": "age", "title": "age, years off", "headline": True, **number, "lower_is_better": True},
+        {"probe": "rank", "name": "rank", "title": "RankMe", "headline": True, **number, "label_free": True},
+        {"probe": "age", "name": "age_r2", "title": "R2", "headline": False, **number, "more": True},
+    ]
+    rows = probe["rows"]
+    for row, years in ((rows["pretrained"], 3.5), (rows["untrained"][0], 7.25)):
+        row["age"] = {"value": years, "standard_error": 0.2, "interval": [years - 0.4, years + 0.4]}
+        row["rank"] = {**row["age"], "value": 41.0, "interval": [40.0, 42.0]}
+    path.write_text(json.dumps(probe))
+    return probe
+
+
+def test_numbers_that_are_no_shares_keep_their_unit_and_which_way_is_better(make_run: Any) -> None:
+    folder = make_run()
+    _with_numbers(folder)
+    page = page_of(folder)
+    seen = Seen(page)
+    for told in ("3.5 ± 0.2 [3.1, 3.9]", "age, years off ↓", "less is better", "1 further number", "-3.75 ± 0.29"):
+        assert told in seen.text, told
+    verdict = page[page.index('class="verdict') : page.index('class="tiles"')]
+    assert "age, years off</b> 3.5 against 7.25 untrained" in verdict
+    assert "better than untrained" in verdict.lower()
+    assert "worse" not in verdict.split("<ul>")[0].lower()
+    assert "RankMe" not in verdict  # without labels nothing says which is better
+    assert "RankMe" in seen.text
+
+
+@pytest.mark.parametrize(
+    ("values", "unit", "expected"),
+    [
+        ([0.2, 0.9], "percent", (0.0, 0.956, 0.2)),
+        ([0.5, 0.999], "percent", (0.0, 1.0, 0.2)),
+        ([-0.5, 0.5], "number", (-0.5, 0.58, 0.25)),
+        ([100.0, 104.0], "number", (100.0, 104.32, 1.0)),
+        ([3.0, 3.0], "number", (2.5, 3.5, 0.2)),
+        ([], "percent", (0.0, 1.0, 0.2)),
+    ],
+)
+def test_an_axis_holds_all_its_numbers_with_few_round_ticks(
+    values: list[float], unit: Any, expected: tuple[float, float, float]
+) -> None:
+    low, high, step = axis_of([Measured(value, None, None, unit) for value in values])
+    assert (low, high, step) == pytest.approx(expected, abs=0.02)
