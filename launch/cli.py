@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from data_pipelines.cores import sleep_at_barriers
 from launch.cluster_commands import SUBMIT_EXAMPLES, submit
+from launch.compare_command import COMPARE_EXAMPLES, compare
 from launch.dashboard.command import DASHBOARD_EXAMPLES, dashboard
 from launch.data_commands import data_app
 from launch.encoder_commands import (
@@ -149,6 +150,7 @@ app.command(epilog=PREFLIGHT_EXAMPLES)(preflight)
 app.command(epilog=STATUS_EXAMPLES)(status)
 app.command(epilog=CANCEL_EXAMPLES)(cancel)
 app.command(epilog=PROBE_EXAMPLES)(probe)
+app.command(epilog=COMPARE_EXAMPLES)(compare)
 
 
 @app.command(
