@@ -113,7 +113,7 @@ def cropped(image: np.ndarray, size: int, resize: int | None = None) -> np.ndarr
         write_channels(center_crop(to_pillow(image), size, resize), out)
     else:
         height, width, _ = image.shape
-        (new_width, new_height), (left, top) = _geometry(width, height, size, resize)
+        (new_width, new_height), (left, top) = geometry(width, height, size, resize)
         planes = any_channels.resized(image, (0, 0, width, height), (new_height, new_width), "bicubic")
         any_channels.store(planes[:, top : top + size, left : left + size], out)
     return out
@@ -121,13 +121,13 @@ def cropped(image: np.ndarray, size: int, resize: int | None = None) -> np.ndarr
 
 def center_crop(image: Image.Image, size: int, resize: int | None = None) -> Image.Image:
     """Resize the short side (bicubic), then cut a square of `size` px from the middle; see `center_crops`."""
-    resized_to, (left, top) = _geometry(*image.size, size, resize)
+    resized_to, (left, top) = geometry(*image.size, size, resize)
     if resized_to != image.size:
         image = image.resize(resized_to, Image.Resampling.BICUBIC)
     return image if image.size == (size, size) else image.crop((left, top, left + size, top + size))
 
 
-def _geometry(width: int, height: int, size: int, resize: int | None) -> tuple[tuple[int, int], tuple[int, int]]:
+def geometry(width: int, height: int, size: int, resize: int | None) -> tuple[tuple[int, int], tuple[int, int]]:
     """Width and height to resize to, then left and top of the crop."""
     if resize is None:
         resize = size if (width, height) == (size, size) else round(size * 256 / 224)

@@ -184,8 +184,16 @@ def demo_data(
     train: Annotated[int, typer.Option(min=1, help="Number of training images.")] = 6000,
     val: Annotated[int, typer.Option(min=1, help="Number of validation images.")] = 1000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    scenes: Annotated[
+        bool, typer.Option("--scenes", help="Two kinds of numerals an image, near and far, and their depths.")
+    ] = False,
+    side: Annotated[int, typer.Option(min=32, help="Of the images of --scenes, in px.")] = 64,
 ) -> None:
-    """Draw the built-in labelled images that the demo learns from."""
+    """Draw the built-in images that the demo learns from, with labels, masks, boxes and counts."""
     from data_pipelines.demo import build_demo
+    from data_pipelines.scenes import build_scenes
 
-    build_demo(out, seed=seed, train=train, val=val)
+    if scenes:
+        build_scenes(out, seed=seed, train=train, val=val, side=side)
+    else:
+        build_demo(out, seed=seed, train=train, val=val)

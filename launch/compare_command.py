@@ -49,7 +49,7 @@ def compare(
     if data is None and None in files:
         name = first if files[0] is None else second
         raise ValueError(f"{name} is no result file, so that --data must say which images to measure it on")
-    from launch.probe_command import kind_of, refuse_early
+    from launch.probe_command import label_kind_named, refuse_early
 
     named = [*(also or ()), *(only or ())]
     for each, file in zip((first, second), files, strict=True):
@@ -63,7 +63,7 @@ def compare(
     from eval.compare import compared, side_of
 
     options: dict[str, Any] = {
-        "val_data": val_data, "label": label, "label_kind": kind_of(label_kind), "group_by": group_by,
+        "val_data": val_data, "label": label, "label_kind": label_kind_named(label_kind), "group_by": group_by,
         "also": also or (), "only": only or (), "epochs": epochs, "device": device, "batch_size": batch_size,
         "progress": progress,
     }  # fmt: skip

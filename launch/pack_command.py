@@ -11,6 +11,7 @@ EXIT_INTERRUPTED = 130  # as shells tell of Ctrl-C
 PACK_EXAMPLES = (
     "Examples:\n\n[bold]selfsight pack photos/ shards/ --val-share 0.05[/]\n\n"
     "[bold]selfsight pack 'old/train-{000000..000099}.tar' shards/ --max-short-side 320[/]\n\n"
+    "[bold]selfsight pack ADE/images shards/ --masks ADE/annotations[/]\n\n"
     "[bold]selfsight pack scans.csv shards/ --root /archive --bad refuse[/]\n\n"
     "[bold]selfsight pack patients.csv shards/ --group-column patient --val-share 0.2[/]"
 )
@@ -50,6 +51,11 @@ def pack(
     leave_out: Annotated[
         Path | None, typer.Option(help="A list of images not to pack, as `selfsight data dedupe` writes.")
     ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="A folder of masks: a/b.png of the image a/b.jpg; a.mask.png beside a.jpg needs none."),
+    ] = None,
+    depths: Annotated[Path | None, typer.Option(help="Likewise of depths or heights: PNG of 16 bits, or .npy.")] = None,
     max_short_side: Annotated[
         int | None, typer.Option(help="Re-encode larger images as JPEGs with a short side of so many px.")
     ] = None,
@@ -101,6 +107,8 @@ def pack(
             bad=bad,
             check=check,
             leave_out=leave_out,
+            masks=masks,
+            depths=depths,
             workers=workers,
             overwrite=overwrite,
             progress=progress,

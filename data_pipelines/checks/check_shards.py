@@ -15,6 +15,7 @@ import numpy as np
 from data_pipelines.datasets.dataset_index import is_true, joint_place
 from data_pipelines.datasets.description import read_description
 from data_pipelines.files import parse_json
+from data_pipelines.images.sample import KINDS
 from data_pipelines.images.tally import Tally
 from data_pipelines.shards.index import NO_LABEL, Index
 from data_pipelines.shards.scan import INDEX_SUFFIX, load_index, scan_shard
@@ -172,6 +173,8 @@ class Census:
         self._split_of = {name: split for split, entry in listed.splits.items() for name in entry.shards}
         self._labels: dict[str, Counter[int]] = {split: Counter() for split in listed.splits}
         self._unlabelled = Tally()
+        self._without_map = {kind: Tally() for kind in KINDS}
+        self._num_maps: Counter[str] = Counter()
 
     def add(self, check: ShardCheck) -> None:
         """Count a shard in."""
@@ -181,6 +184,12 @@ class Census:
         self.num_labelled += check.labels.total()
         if check.num_unlabelled:
             self._unlabelled.add("no_label", name, None, None, check.num_unlabelled)
+        for kind in KINDS if check.samples is not None else ():
+            num_maps = int(np.count_nonzero(getattr(check.samples, f"{kind}_sizes")))
+            self._num_maps[kind] += num_maps
+            if num_maps < check.facts.num_samples:
+                missing = check.facts.num_samples - num_maps
+                self._without_map[kind].add("no_map", name, None, f"without a {kind}", missing)
         if name in self._split_of:
             self._labels[self._split_of[name]].update(check.labels)
 
@@ -208,6 +217,9 @@ class Census:
                 tally.add("other_counts", split, None, told, len(wrong))
         if self.num_labelled:
             tally.update(self._unlabelled)
+        for kind in KINDS:
+            if self._num_maps[kind]:
+                tally.update(self._without_map[kind])
         tally.update(same_shards(self.facts))
         tally.update(repeated_keys(self.facts))
         return tally

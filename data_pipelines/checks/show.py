@@ -12,6 +12,7 @@ from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipelines.checks.contact_sheet import Display, Tile, fitted, grid
+from data_pipelines.checks.map_pictures import with_maps
 from data_pipelines.cores import cores_per_process
 from data_pipelines.datasets.dataset import NO_LABEL, Dataset
 from data_pipelines.images.decode import DAMAGE, BadSampleError, decode, look
@@ -45,7 +46,8 @@ def balanced(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.nda
 
 
 def samples_sheet(dataset: Dataset, count: int, seed: int, bands: tuple[int, ...] = (0, 1, 2)) -> Image.Image:
-    """`count` images with their keys, classes and sizes; in a data set with labels, as many of each class."""
+    """`count` images with their keys, classes and sizes; in a data set with labels, as many of each class. Masks lie
+    over their images in colours, a colour a class; depths stand beside them, what is far bright."""
     tiles = []
     for number in balanced(dataset.labels, count, np.random.default_rng(seed)).tolist():
         key, _ = dataset.key(number)
@@ -56,8 +58,9 @@ def samples_sheet(dataset: Dataset, count: int, seed: int, bands: tuple[int, ...
             tiles.append(Tile(Image.new("RGB", (_SIDE, _SIDE), "lightgrey"), (key, error.reason)))
             continue
         size = f"{image.shape[1]}x{image.shape[0]}"
-        caption = key, f"{class_name(dataset, number)} {size}".strip()
-        tiles.append(Tile(fitted(Display(image, bands).rgb(image), _SIDE), caption))
+        picture, told = with_maps(dataset, number, Display(image, bands).rgb(image))
+        caption = key, f"{class_name(dataset, number)} {size}".strip(), *told
+        tiles.append(Tile(fitted(picture, _SIDE), caption))
     rows = [tiles[first : first + _ACROSS] for first in range(0, len(tiles), _ACROSS)]
     return grid(rows, f"{len(tiles)} of {dataset.num_samples:,} samples")
 

@@ -20,7 +20,9 @@ from data_pipelines.datasets.dataset import find_shards
 from data_pipelines.datasets.local_view import LocalView
 from data_pipelines.files import write_json
 from data_pipelines.images.issues import Severity, shown, visible
+from data_pipelines.images.maps import problems_of
 from data_pipelines.images.pixels import MAX_FILE_BYTES
+from data_pipelines.images.sample import KINDS
 from data_pipelines.images.tally import Tally
 from data_pipelines.images.tolerance import MAX_BAD_SHARE, ShardCount, best_channels, dead_end, losses_told, too_many
 from data_pipelines.images.validate import Verdict, validate
@@ -159,6 +161,7 @@ class _Judged(NamedTuple):
     key: str
     size: int  # bytes
     verdict: Verdict
+    bad_maps: tuple[str, ...] = ()  # what is wrong with masks and depths
 
 
 class _Split:
@@ -185,7 +188,9 @@ class _Account:
         self._whole = whole
 
     def add(self, results: list[_Judged]) -> None:
-        for shard, key, _, verdict in results:
+        for shard, key, _, verdict, bad_maps in results:
+            for reason in bad_maps:
+                self.tally.add("bad_map", shard, key, reason)
             split = self.splits[split_of(shard, self._whole)]
             self.num_samples += 1
             split.num_samples += 1
@@ -309,7 +314,10 @@ def _judge_one(piece: _Piece, row: int, descriptor: int, channels: int | None) -
     size = min(entry.image_size, MAX_FILE_BYTES + 1)  # see Dataset.read
     content = os.pread(descriptor, BLOCK + size, entry.image_offset - BLOCK)  # with its header before it
     verdict = validate(content[BLOCK:], suffix_in(content[:BLOCK]), channels=channels)
-    return _Judged(piece.shard.name, entry.key, entry.image_size, verdict)
+    maps = {kind: piece.samples.beside(kind, 0, row) for kind in KINDS if piece.samples.has(kind)}
+    stored = {kind: os.pread(descriptor, size, offset) for kind, (offset, size) in maps.items() if size}
+    bad_maps = problems_of(stored, content[BLOCK:]) if stored and verdict.case is None else ()
+    return _Judged(piece.shard.name, entry.key, entry.image_size, verdict, bad_maps)
 
 
 def _check(view: LocalView, shard: Path, listed: Listed, quick: bool) -> ShardCheck:

@@ -177,17 +177,26 @@ class Dataset:
             ValueError: It is no JSON object.
             IndexError, DamageError, OSError: As of `read`.
         """
-        shard, row = self._locate(sample)
-        entry = self.index.entry(shard, row)
-        if not entry.json_size:
+        stored = self.read_beside(sample, "json")
+        if stored is None:
             return {}
         try:
-            found = parse_json(self._read_piece(shard, entry.json_offset, min(entry.json_size, MAX_FILE_BYTES)))
+            found = parse_json(stored)
             if not isinstance(found, dict):
                 raise ValueError(f"it is a {type(found).__name__}")
         except ValueError as error:
-            raise ValueError(f"the .json of {entry.key} in {self.shards[shard]} is no JSON object: {error}") from error
+            key, shard = self.key(sample)
+            raise ValueError(f"the .json of {key} in {shard} is no JSON object: {error}") from error
         return found
+
+    def read_beside(self, sample: int, kind: str) -> bytes | None:
+        """The bytes of what lies beside the image of a sample, of `shards.index.BESIDE`; None where nothing does.
+
+        For masks and depths there is `datasets.maps`. Raises IndexError, DamageError and OSError as `read` does.
+        """
+        shard, row = self._locate(sample)
+        offset, size = self.index.beside(kind, shard, row)
+        return self._read_piece(shard, offset, min(size, MAX_FILE_BYTES + 1)) if size else None
 
     def _read_piece(self, shard: int, offset: int, size: int) -> bytes:
         def read() -> bytes:

@@ -62,6 +62,16 @@ CASES: dict[str, Case] = {
     "label_out_of_range": Case(_ERROR, "a label beyond the classes of dataset.json", "a probe refuses the data set"),
     "no_label": Case(_NOTE, "an image without .cls in a data set that has labels", "used; left out by probes"),
     "bad_json": Case(_NOTE, "a .json that is no JSON in UTF-8", "used; no run reads it"),
+    "bad_map": Case(
+        _ERROR,
+        "a mask or depths beside an image that cannot be read, or are not of its size",
+        "the image is used; a probe that needs them refuses the data set",
+    ),
+    "no_map": Case(
+        _NOTE,
+        "an image without a mask or depths in a data set that has such",
+        "used; left out by dense probes",
+    ),
     "odd_name": Case(_NOTE, "a name with .., an absolute path, control letters or not UTF-8", "used as a key, no path"),
     "no_key": Case(_NOTE, "an image file without a name before its first dot, or other litter", "passed over"),
     "special_member": Case(_NOTE, "a link, device or sparse file of a sample's name", "passed over"),

@@ -17,6 +17,9 @@ _HEADER = re.compile(
     rb"'shape':\s*\(\s*((?:[0-9]{1,12}\s*,\s*)*(?:[0-9]{1,12})?)\s*\),?\s*\}\s*"
 )
 
+_LEVELS = frozenset(("|u1", "<u1", ">u1", "<u2", ">u2"))  # of images
+_NUMBERS = _LEVELS | {f"{order}{kind}" for order in "<>" for kind in ("f2", "f4", "f8", "i2", "i4", "i8", "u4", "u8")}
+
 
 class _Array(NamedTuple):
     dtype: np.dtype
@@ -50,6 +53,23 @@ def read_npy(content: bytes, channels: int | None) -> np.ndarray:
     return rearrange(pixels, "c h w -> h w c") if axis == 0 else pixels
 
 
+def read_numbers(content: bytes) -> np.ndarray:
+    """(h, w) of an array (h, w), (h, w, 1) or (1, h, w) of whole or real numbers of up to 8 bytes.
+
+    Raises:
+        ValueError: Of other types or axes, too large, or not as long as its header says.
+    """
+    array = _header(content, _NUMBERS)
+    values = np.frombuffer(content, array.dtype, offset=array.start)
+    values = values.reshape(array.shape, order="F" if array.by_columns else "C")
+    if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
+        values = values[0] if values.shape[0] == 1 else values[:, :, 0]
+    if values.ndim != 2:
+        reason = f"an npy of {_words(array.shape)}, and a value for each pixel is asked for: (h, w)"
+        raise UnusableImageError("other_channels", reason)
+    return values
+
+
 def look_at_npy(content: bytes) -> Header:
     """What the header says; see `read_npy` for the errors. `channels` is None where the first axis is like the last."""
     array = _header(content)
@@ -63,8 +83,8 @@ def look_at_npy(content: bytes) -> Header:
     return Header("NPY", sides[1], sides[0], channels, 8 * array.dtype.itemsize, mode)
 
 
-def _header(content: bytes) -> _Array:
-    """The header, checked against the limits of size and against the length of the file."""
+def _header(content: bytes, types: frozenset[str] = _LEVELS) -> _Array:
+    """The header, checked against the limits of size and against the length of the file; of these types only."""
     if content[6:7] == b"\x01":
         first, length = 10, int.from_bytes(content[8:10], "little")
     elif content[6:7] in (b"\x02", b"\x03"):
@@ -77,10 +97,12 @@ def _header(content: bytes) -> _Array:
     if match is None:
         raise ValueError("an npy header that is damaged, or of records or objects")
     name = match[1].decode("latin-1")
-    if name not in ("|u1", "<u1", ">u1", "<u2", ">u2"):
+    if name not in types:
         raise UnusableImageError(
             "other_format",
-            f"an npy of type {name!r}; images are uint8 or uint16: store other numbers scaled to one of those",
+            f"an npy of type {name!r}; images are uint8 or uint16: store other numbers scaled to one of those"
+            if types is _LEVELS
+            else f"an npy of type {name!r}; it holds whole or real numbers of up to 8 bytes",
         )
     dtype = np.dtype(name)
     shape = tuple(int(side) for side in match[3].replace(b",", b" ").split())

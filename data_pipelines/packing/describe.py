@@ -11,6 +11,7 @@ import numpy as np
 
 from data_pipelines.datasets.dataset import Dataset, open_dataset
 from data_pipelines.datasets.statistics import common_kind, draw_samples, headers_of, measure
+from data_pipelines.packing.map_folders import MapCount
 from data_pipelines.packing.pack_folder import read_receipt
 from data_pipelines.packing.reencode import REENCODED
 from data_pipelines.packing.scan import Catalogue
@@ -44,6 +45,7 @@ def describe(
     totals: dict[str, Counter[str]] = {name: Counter() for name in ("sizes", "modes", "outcomes")}
     labels: dict[str, Counter[str]] = {name: Counter() for name in catalogue.splits}
     before = after = 0
+    maps = MapCount()
     for name in shards:  # one at a time: there may be tens of thousands
         receipt, split = read_receipt(out, name), name.rpartition("-")[0]
         assert receipt is not None, f"{name} was written just now"
@@ -57,6 +59,7 @@ def describe(
             total.update(receipt[counter])
         before, after = before + receipt["bytes_before"], after + receipt["bytes_after"]
         skipped += receipt["skipped"]
+        maps.add_receipt(receipt.get("maps", {}), receipt["samples"])
     num_samples = sum(entry["samples"] for entry in entries.values())
     if not num_samples:
         first = skipped[0]
@@ -93,6 +96,7 @@ def describe(
         "groups": None
         if catalogue.groups is None
         else {"key": catalogue.source.listing.group_key, "splits": catalogue.groups},  # in the json of each image
+        "maps": maps.as_json(),
         "metadata": plan["metadata"],
         "pack": dict(plan),
     }, skipped

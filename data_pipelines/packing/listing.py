@@ -17,10 +17,23 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.images.sample import SUFFIXES
+
 GROUP_KEY = "group"  # in the json of an image whose group was found in its path
 _MAX_KEY_LENGTH = 80  # so that key and suffix fit into a ustar header
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _RECORD = struct.Struct("<iqqqI")  # file, offset, json_offset, json_size, bytes of the path
+_HAS_MAPS = 1 << 31  # in the last: how many maps there are follows, in a byte, and then each of them
+_MAP = struct.Struct("<Bqq")  # place in `_MAP_SUFFIXES`, offset, bytes
+_MAP_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+
+
+class MapPlace(NamedTuple):
+    """A map that lies beside an image of a source, see `images.maps`."""
+
+    suffix: str  # what it is called behind the key, such as mask.png
+    offset: int  # the source's own: where it finds the bytes
+    size: int
 
 
 class ListingEntry(NamedTuple):
@@ -32,6 +45,7 @@ class ListingEntry(NamedTuple):
     offset: int = 0
     json_offset: int = 0
     json_size: int = 0  # 0: it has no json
+    maps: tuple[MapPlace, ...] = ()
 
 
 class Membership(NamedTuple):
@@ -85,12 +99,15 @@ class Listing:
         path = entry.path.encode("utf-8", "surrogateescape")
         name = key_text(entry.path) if key is None else key
         record = (
-            _RECORD.pack(entry.file, entry.offset, entry.json_offset, entry.json_size, len(path))
+            _RECORD.pack(
+                entry.file, entry.offset, entry.json_offset, entry.json_size, len(path) | _HAS_MAPS * bool(entry.maps)
+            )
+            + _packed_maps(entry.maps)
             + path
             + (b"" if key is None else key.encode("utf-8", "surrogateescape"))
         )
         self._ends.append(self._spool.append(record) + len(record))
-        self._sizes.append(entry.size + entry.json_size)
+        self._sizes.append(entry.size + entry.json_size + _bytes_of(entry.maps))
         number = self._numbers.get(membership)
         if number is None:
             number = self._numbers[membership] = len(self._numbers)
@@ -139,7 +156,7 @@ class Listing:
 
     @property
     def sizes(self) -> np.ndarray:
-        """Bytes of image and json of every entry: (n,) int64."""
+        """Bytes of image, json and maps of every entry: (n,) int64."""
         return np.frombuffer(self._sizes, dtype=np.int64) if self._sizes else np.zeros(0, dtype=np.int64)
 
     def entry(self, number: int) -> ListingEntry:
@@ -171,11 +188,18 @@ class Listing:
         start, end = self._ends[number - 1] if number else 0, self._ends[number]
         record = self._spool.read(start, end - start)
         file, offset, json_offset, json_size, length = _RECORD.unpack_from(record)
-        first = _RECORD.size + length
-        path = record[_RECORD.size : first].decode("utf-8", "surrogateescape")
+        begin, maps = _RECORD.size, ()
+        if length & _HAS_MAPS:
+            maps, begin, length = (
+                _unpacked_maps(record, begin),
+                begin + 1 + _MAP.size * record[begin],
+                length ^ _HAS_MAPS,
+            )
+        first = begin + length
+        path = record[begin:first].decode("utf-8", "surrogateescape")
         own = record[first:].decode("utf-8", "surrogateescape")
-        size = self._sizes[number] - json_size
-        return ListingEntry(path, size, file, offset, json_offset, json_size), own or key_text(path)
+        size = self._sizes[number] - json_size - _bytes_of(maps)
+        return ListingEntry(path, size, file, offset, json_offset, json_size, maps), own or key_text(path)
 
 
 class Spool:
@@ -200,6 +224,21 @@ class Spool:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _bytes_of(maps: tuple[MapPlace, ...]) -> int:
+    return sum(one.size for one in maps)
+
+
+def _packed_maps(maps: tuple[MapPlace, ...]) -> bytes:
+    """Nothing for none, so that what has none is known by the same bytes as ever."""
+    parts = [_MAP.pack(_MAP_SUFFIXES.index(one.suffix), one.offset, one.size) for one in maps]
+    return bytes([len(maps)]) + b"".join(parts) if maps else b""
+
+
+def _unpacked_maps(record: bytes, begin: int) -> tuple[MapPlace, ...]:
+    found = (_MAP.unpack_from(record, begin + 1 + _MAP.size * number) for number in range(record[begin]))
+    return tuple(MapPlace(_MAP_SUFFIXES[place], offset, size) for place, offset, size in found)
 
 
 def _members_of_ties(hashes: np.ndarray) -> np.ndarray:

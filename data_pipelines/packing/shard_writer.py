@@ -20,6 +20,7 @@ from data_pipelines.images.decode import DAMAGE, reason_of
 from data_pipelines.images.issues import shown
 from data_pipelines.images.pixels import UnusableImageError
 from data_pipelines.packing.listing import GROUP_KEY
+from data_pipelines.packing.map_folders import NOTHING_BESIDE, Beside, MapCount, MapFolder, maps_of
 from data_pipelines.packing.reencode import Prepared, Reencoding, prepare
 from data_pipelines.packing.scan import Catalogue
 from data_pipelines.packing.sources.base import Content
@@ -38,6 +39,7 @@ class Workshop:
         decode_all: See `prepare`.
         refuse: Stop at an unusable image, instead of leaving it out.
         advance: Called for every image with the bytes that were read, by any thread.
+        map_folders: Where masks and depths lie that are not beside their images.
     """
 
     catalogue: Catalogue
@@ -47,6 +49,7 @@ class Workshop:
     decode_all: bool
     refuse: bool
     advance: Callable[[int], None]
+    map_folders: tuple[MapFolder, ...] = ()
     stop: Event = field(default_factory=Event)
     refused: list[dict[str, str]] = field(default_factory=list)
     lock: Lock = field(default_factory=Lock)
@@ -61,6 +64,7 @@ class _Image:
     reason: str
     json: bytes | None
     num_read: int
+    beside: Beside = NOTHING_BESIDE
 
 
 def write_shard(shop: Workshop, shard: Path, numbers: np.ndarray) -> dict[str, Any]:
@@ -73,7 +77,7 @@ def write_shard(shop: Workshop, shard: Path, numbers: np.ndarray) -> dict[str, A
 
     Returns:
         What is in it, for JSON: samples, bytes, sha256; how often each size, mode, label and outcome of
-        re-encoding; bytes of the images before and after; the skipped.
+        re-encoding; bytes of the images before and after; the skipped; of how many images there are maps.
 
     Raises:
         InterruptedError: The pack was told to stop; if for unusable images, they are in `shop.refused`.
@@ -83,6 +87,7 @@ def write_shard(shop: Workshop, shard: Path, numbers: np.ndarray) -> dict[str, A
     digest, num_samples, num_read, num_kept = sha256(), 0, 0, 0
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("sizes", "modes", "labels", "outcomes")}
     skipped: list[dict[str, str]] = []
+    map_count = MapCount()
     with atomic_write(shard) as file:
 
         def put(content: bytes) -> None:
@@ -91,14 +96,16 @@ def write_shard(shop: Workshop, shard: Path, numbers: np.ndarray) -> dict[str, A
 
         for image in _prepared(shop, numbers):
             shop.advance(image.num_read)
+            path = listing.entry(image.number).path
+            bad = [image.reason] if image.prepared is None else [*image.beside.refused.values()]
+            if bad and shop.refuse:
+                with shop.lock:
+                    shop.refused += [{"path": path, "reason": reason} for reason in bad]
+                shop.stop.set()
             if image.prepared is None:
-                unusable = {"path": listing.entry(image.number).path, "reason": image.reason}
-                skipped.append(unusable)
-                if shop.refuse:
-                    with shop.lock:
-                        shop.refused.append(unusable)
-                    shop.stop.set()
+                skipped.append({"path": path, "reason": image.reason})
                 continue
+            map_count.add(path, image.beside)
             key, label = listing.key(image.number), int(labels[image.number])
             put(_member(f"{key}.{image.prepared.suffix}", image.prepared.content))
             if label != NO_LABEL:
@@ -106,6 +113,8 @@ def write_shard(shop: Workshop, shard: Path, numbers: np.ndarray) -> dict[str, A
                 counts["labels"][str(label)] += 1
             if image.json is not None:
                 put(_member(f"{key}.json", image.json))
+            for suffix, content in image.beside.maps.values():
+                put(_member(f"{key}.{suffix}", content))
             counts["sizes"][f"{image.prepared.width}x{image.prepared.height}"] += 1
             counts["modes"][image.prepared.mode] += 1
             counts["outcomes"][image.prepared.outcome] += 1
@@ -124,6 +133,7 @@ def write_shard(shop: Workshop, shard: Path, numbers: np.ndarray) -> dict[str, A
         "bytes_before": num_read,
         "bytes_after": num_kept,
         "skipped": skipped,
+        "maps": map_count.as_json(),
     }
 
 
@@ -155,7 +165,9 @@ def _prepare(shop: Workshop, number: int, read: Callable[[], Content]) -> _Image
         prepared = prepare(content.image, shop.reencoding, shop.decode_all)
     except DAMAGE as error:
         return _Image(number, None, reason_of(error), None, len(content.image))
-    return _Image(number, prepared, "", _with_group(shop, number, content.json), len(content.image))
+    path = shop.catalogue.source.listing.entry(number).path
+    beside = maps_of(path, content.image, prepared, content.maps, shop.map_folders)
+    return _Image(number, prepared, "", _with_group(shop, number, content.json), len(content.image), beside)
 
 
 def _with_group(shop: Workshop, number: int, stored: bytes | None) -> bytes | None:

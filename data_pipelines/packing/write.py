@@ -19,23 +19,22 @@ from rich.markup import escape
 from data_pipelines.cores import cores_per_process
 from data_pipelines.datasets.dataset_index import write_index
 from data_pipelines.files import atomic_write, check_writable, read_json, write_json
-from data_pipelines.images.depth import depth_warning
-from data_pipelines.images.issues import shown, visible
+from data_pipelines.images.issues import shown
 from data_pipelines.packing.describe import describe
+from data_pipelines.packing.map_folders import MapFolder
 from data_pipelines.packing.meter import Meter
 from data_pipelines.packing.pack_folder import SKIPPED, WORK, agree, alone_in, read_receipt, receipt_path
 from data_pipelines.packing.reencode import Reencoding
+from data_pipelines.packing.report import MAX_SHOWN, report
 from data_pipelines.packing.scan import Catalogue, scan
 from data_pipelines.packing.shard_writer import Workshop, write_shard
 from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Source
 from data_pipelines.packing.sources.opening import open_source
 from data_pipelines.rng import Purpose, random_bits, stream_key
 from data_pipelines.shards.scan import INDEX_SUFFIX, load_index
-from data_pipelines.wording import counted, samples_in
 
 CHECKS = ("header", "full")
 BAD = ("skip", "refuse")
-_MAX_SHOWN = 10  # skipped images on the screen
 _MAX_SHARDS_AT_A_TIME = 8
 
 
@@ -59,6 +58,8 @@ def pack(
     bad: str = "skip",
     check: str = "header",
     leave_out: Path | None = None,
+    masks: Path | None = None,
+    depths: Path | None = None,
     workers: int | None = None,
     metadata: dict[str, Any] | None = None,
     overwrite: bool = False,
@@ -92,6 +93,9 @@ def pack(
         bad: Images that cannot be used are left out and listed ("skip"), or end the pack ("refuse").
         check: Look at the "header" of an image, or decode all of it ("full").
         leave_out: A list of images that are not to be packed, see `scan`.
+        masks: A folder of masks that lie in it as their images do in theirs, see `MapFolder`; those of the images'
+            own names (`a.mask.png` of `a.jpg`) need none.
+        depths: Likewise of depths.
         workers: Threads that prepare images; default: one a core.
         metadata: Further facts for `dataset.json`, such as source and licence.
         overwrite: Remove what an earlier pack wrote into `out`.
@@ -134,6 +138,8 @@ def pack(
         if any(Path(name).parent == out.resolve() for name in source.shards):
             raise ValueError(f"{out} holds the tars that are to be packed; take another folder for what comes out")
         catalogue = scan(source, split, val_share, seed, leave_out)
+        given = {"mask": masks, "depth": depths}
+        maps = tuple(MapFolder(kind, root, source.listing) for kind, root in given.items() if root is not None)
         if bad == "refuse" and source.skipped:
             raise _refusal([skipped._asdict() for skipped in source.skipped])
         plan = {
@@ -162,9 +168,9 @@ def pack(
                 if bad == "refuse" and finished["num_skipped"] > len(source.listing.repeats):
                     raise _refusal(finished["skipped"])
                 return finished
-            result, meter = _pack(catalogue, out, plan, reencoding, bad == "refuse", workers, progress)
+            result, meter = _pack(catalogue, out, plan, reencoding, bad == "refuse", workers, progress, maps)
         if progress:
-            _report(out, result, catalogue, meter)
+            report(out, result, meter)
         return result
     finally:
         source.close()
@@ -178,6 +184,7 @@ def _pack(
     refuse: bool,
     workers: int,
     progress: bool,
+    maps: tuple[MapFolder, ...],
 ) -> tuple[Any, Meter]:
     """What `dataset.json` holds, and what has been done for it."""
     windows = catalogue.source.windows(plan["seed"])
@@ -196,7 +203,9 @@ def _pack(
     if reencoding is None:  # else nobody knows
         _check_space(out, catalogue.source.listing.sizes, missing)
     with Meter(sum(map(len, missing.values())), progress) as meter, ThreadPoolExecutor(workers) as pool:
-        shop = Workshop(catalogue, pool, 2 * workers + 2, reencoding, plan["check"] == "full", refuse, meter.advance)
+        shop = Workshop(
+            catalogue, pool, 2 * workers + 2, reencoding, plan["check"] == "full", refuse, meter.advance, maps
+        )
         _write_shards(shop, out, missing, min(workers, _MAX_SHARDS_AT_A_TIME))
     result, skipped = describe(catalogue, plan, out, list(shards), workers)
     for name in shards.keys() - {shard["name"] for entry in result["splits"].values() for shard in entry["shards"]}:
@@ -264,67 +273,9 @@ def _finish_shard(shop: Workshop, shard: Path, numbers: np.ndarray) -> None:
 
 def _refusal(bad: list[dict[str, str]]) -> ValueError:
     ordered = sorted(bad, key=lambda entry: entry["path"])
-    told = "; ".join(f"{shown(entry['path'])}: {entry['reason']}" for entry in ordered[:_MAX_SHOWN])
+    told = "; ".join(f"{shown(entry['path'])}: {entry['reason']}" for entry in ordered[:MAX_SHOWN])
     count = f"{len(bad)} images" if len(bad) > 1 else "an image"
     return ValueError(
         f"{count} cannot be used, and there may be more: {told}. Mend them, leave them out (--leave-out), or skip what "
         "is bad (--bad skip), which goes on where this stopped"
     )
-
-
-def _report_labels(console: Console, result: dict[str, Any]) -> None:
-    """The classes as they were understood, and what no probe will like of them."""
-    counts = {split: entry["class_counts"] for split, entry in result["splits"].items() if entry["class_counts"]}
-    if not counts:
-        console.print("no labels")
-        return
-    names = result["classes"] or [str(number) for number in range(len(next(iter(counts.values()))))]
-    total = [sum(column) for column in zip(*counts.values(), strict=True)]
-    there = [f"{shown(name)} {count:,}" for name, count in zip(names, total, strict=True) if count]
-    more = f" and {len(there) - _MAX_SHOWN:,} more" if len(there) > _MAX_SHOWN else ""
-    console.print(f"{counted(len(there), 'class')}: {', '.join(there[:_MAX_SHOWN])}{more}", markup=False)
-    for split, found in counts.items():
-        unknown = [shown(name) for name, own, known in zip(names, found, counts.get("train", found), strict=True)
-                   if own and not known]  # fmt: skip
-        if unknown:
-            told = ", ".join(unknown[:_MAX_SHOWN])
-            console.print(
-                f"{split} has {counted(len(unknown), 'class')} that train does not have: {told}",
-                markup=False,
-            )
-    if result["groups"]:
-        told = ", ".join(f"{count:,} in {split}" for split, count in result["groups"]["splits"].items())
-        console.print(f"groups: {told}; none in two of them")
-
-
-def _report_depth(console: Console, result: dict[str, Any]) -> None:
-    measured = result["statistics"]
-    for name in measured.get("bad_samples", ()):
-        console.print(f"packed, and cannot be decoded: {name}; leave such out with --check full", markup=False)
-    if measured.get("bits", 8) > 8:
-        largest = round(max(measured["max"]) * ((1 << measured["bits"]) - 1))
-        console.print(depth_warning(measured["bits"], largest, 8), markup=False)
-
-
-def _report(out: Path, result: dict[str, Any], catalogue: Catalogue, meter: Meter) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    for split, entry in result["splits"].items():
-        console.print(f"{split}: {samples_in(entry['samples'], len(entry['shards']))}, {entry['bytes']:,} bytes")
-    made = result["reencoding"]
-    if made is not None:
-        console.print(
-            f"re-encoded {made['samples']:,} images ({made['share']:.1%}); all images together had "
-            f"{made['bytes_before']:,} bytes and have {made['bytes_after']:,}"
-        )
-    console.print(f"read {meter.told()}")
-    for note in result["notes"]:
-        console.print(visible(note), markup=False)
-    _report_labels(console, result)
-    _report_depth(console, result)
-    if result["num_left_out"]:
-        console.print(f"left out {result['num_left_out']:,} images as asked")
-    for entry in result["skipped"][:_MAX_SHOWN]:
-        console.print(f"skipped {shown(entry['path'])}: {shown(entry['reason'])}", markup=False)
-    if result["num_skipped"] > _MAX_SHOWN:
-        name = SKIPPED if result["num_skipped"] > len(result["skipped"]) else "dataset.json"
-        console.print(f"skipped {result['num_skipped']:,} in all; {out / name} lists them", markup=False)

@@ -23,8 +23,11 @@ DIGEST_BYTES = 32
 _PIECE = 1 << 20  # entries looked at at a time
 #: The tables with one row a shard.
 TABLES = ("sizes", "stamps", "ends", "keys_ends", "image_bytes", "digests")
-#: The arrays with one entry a sample; those of json are empty where no sample has any.
-PER_SAMPLE = ("key_ends", "image_blocks", "image_sizes", "labels", "json_blocks", "json_sizes")
+#: What may lie beside an image, besides its label; the arrays of each are empty where no sample has any.
+BESIDE = ("json", "mask", "depth")
+_ALWAYS = ("key_ends", "image_blocks", "image_sizes", "labels")
+#: The arrays with one entry a sample.
+PER_SAMPLE = (*_ALWAYS, *(f"{kind}_{what}" for kind in BESIDE for what in ("blocks", "sizes")))
 
 
 class IndexEntry(NamedTuple):
@@ -71,7 +74,12 @@ class Index:
     key_ends: np.ndarray  # (n,) unsigned, within the shard's keys
     json_blocks: np.ndarray  # (n,) or (0,) unsigned
     json_sizes: np.ndarray  # (n,) or (0,) unsigned, 0 where there is no json
+    mask_blocks: np.ndarray  # likewise, of `KEY.mask.png`
+    mask_sizes: np.ndarray
+    depth_blocks: np.ndarray  # of `KEY.depth.png` or `KEY.depth.npy`
+    depth_sizes: np.ndarray
     keys_bytes: np.ndarray  # uint8, the keys one after the other, UTF-8; other bytes as in the tar
+    knows_maps: bool = True  # False: written by a version that did not look for masks and depths
     file: Any = None  # the open one that is mapped, if one is
 
     def __len__(self) -> int:
@@ -101,7 +109,11 @@ class Index:
 
     @property
     def has_json(self) -> bool:
-        return len(self.json_sizes) > 0
+        return self.has("json")
+
+    def has(self, kind: str) -> bool:
+        """Whether any sample has such a member, of `BESIDE`."""
+        return len(getattr(self, f"{kind}_sizes")) > 0
 
     def digest(self, shard: int) -> str:
         """The hash over keys, offsets, sizes and labels that stands for what a shard holds."""
@@ -129,12 +141,31 @@ class Index:
         limit = self.sizes.item(shard)
         inside = offset + size <= limit and json_offset + json_size <= limit
         if not (inside and begin <= end <= self.keys_ends.item(shard) - first_key and label >= NO_LABEL):
-            raise DamageError(
-                f"the index of {self.names[shard]} is damaged at its sample {row}; remove the .index files beside the "
-                "shards, and it is built again"
-            )
+            raise self._damage(shard, row)
         key = self.keys_bytes[first_key + begin : first_key + end].tobytes().decode("utf-8", "surrogateescape")
         return IndexEntry(key, offset, size, label, json_offset, json_size)
+
+    def beside(self, kind: str, shard: int, row: int) -> tuple[int, int]:
+        """Where the member of a kind, of `BESIDE`, of sample `row` of a shard lies: first byte and bytes, (0, 0) where
+        there is none.
+
+        Raises:
+            DamageError: It does not lie in the shard.
+        """
+        if not self.has(kind):
+            return 0, 0
+        place = (self.ends.item(shard - 1) if shard else 0) + row
+        offset = getattr(self, f"{kind}_blocks").item(place) * BLOCK
+        size = getattr(self, f"{kind}_sizes").item(place)
+        if offset + size > self.sizes.item(shard):
+            raise self._damage(shard, row)
+        return offset, size
+
+    def _damage(self, shard: int, row: int) -> DamageError:
+        return DamageError(
+            f"the index of {self.names[shard]} is damaged at its sample {row}; remove the .index files beside the "
+            "shards, and it is built again"
+        )
 
     def part(self, shard: int) -> Index:
         """The index of one of the shards."""
@@ -151,6 +182,7 @@ class Index:
             digests=self.digests[one],
             findings={0: self.findings[shard]} if shard in self.findings else {},
             keys_bytes=self.keys_bytes[keys],
+            knows_maps=self.knows_maps,
             **{name: getattr(self, name)[samples] for name in PER_SAMPLE},
         )
 
@@ -166,12 +198,12 @@ def one_shard(
     arrays: Mapping[str, np.ndarray],
     findings: Findings,
 ) -> Index:
-    """The index of one shard from what was read of it; `arrays` are those with an entry a sample, as int64."""
-    has_json = bool(arrays["json_sizes"].any())
-    narrow = {
-        array: _narrowed(values if has_json or not array.startswith("json") else values[:0], signed=array == "labels")
-        for array, values in arrays.items()
-    }
+    """The index of one shard from what was read of it; `arrays` are those with an entry a sample, as int64. What none
+    has beside its image may be missing."""
+    none = np.zeros(0, np.int64)
+    there = [kind for kind in BESIDE if arrays.get(f"{kind}_sizes", none).any()]
+    kept = {*_ALWAYS, *(f"{kind}_{what}" for kind in there for what in ("blocks", "sizes"))}
+    narrow = {name: _narrowed(arrays[name] if name in kept else none, signed=name == "labels") for name in PER_SAMPLE}
     keys_bytes = np.frombuffer(keys, np.uint8)
     return Index(
         names=(name,),
@@ -189,7 +221,8 @@ def one_shard(
 
 def _is_sound(index: Index) -> bool:
     limit = int(index.sizes[0])
-    for blocks, sizes in ((index.image_blocks, index.image_sizes), (index.json_blocks, index.json_sizes)):
+    for kind in ("image", *BESIDE):
+        blocks, sizes = getattr(index, f"{kind}_blocks"), getattr(index, f"{kind}_sizes")
         for piece in _pieces(len(sizes)):  # as floats, which are exact up to sizes of files and do not wrap around
             if (blocks[piece].astype(np.float64) * BLOCK + sizes[piece].astype(np.float64) > limit).any():
                 return False
@@ -205,10 +238,14 @@ def _digest(keys_bytes: np.ndarray, arrays: Mapping[str, np.ndarray]) -> bytes:
     digest = hashlib.sha256()
     for piece in _pieces(len(keys_bytes)):
         digest.update(keys_bytes[piece].tobytes())
-    has_json = any(arrays["json_sizes"][piece].any() for piece in _pieces(len(arrays["json_sizes"])))
-    for name in PER_SAMPLE if has_json else PER_SAMPLE[:4]:  # joined with shards that have json, others get zeros
-        for piece in _pieces(len(arrays[name])):
-            digest.update(arrays[name][piece].astype("<i8").tobytes())
+    for kind in ("", *BESIDE):
+        sizes = arrays[f"{kind}_sizes"] if kind else np.ones(1)
+        if not any(sizes[piece].any() for piece in _pieces(len(sizes))):
+            continue  # joined with shards that have some, others get zeros
+        digest.update(b"" if kind in ("", "json") else kind.encode())
+        for name in (f"{kind}_blocks", f"{kind}_sizes") if kind else _ALWAYS:
+            for piece in _pieces(len(arrays[name])):
+                digest.update(arrays[name][piece].astype("<i8").tobytes())
     return digest.digest()
 
 

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from data_pipelines.files import atomic_write, parse_json
-from data_pipelines.shards.index import DIGEST_BYTES, PER_SAMPLE, TABLES, DamageError, Findings, Index
+from data_pipelines.shards.index import BESIDE, DIGEST_BYTES, PER_SAMPLE, TABLES, DamageError, Findings, Index
 
 #: 2: labels of dotted names are read; an index of before says "no label" of them, and is built again.
 _MAGIC, _VERSION = b"SELFSIDX", 2
@@ -35,6 +35,8 @@ _TYPES = frozenset(("|u1", "<u4", "<u8", "<i4", "<i8"))
 _MAX_SECTIONS = 64
 _SMALL = 1 << 22  # bytes
 _PIECE = 1 << 24  # bytes written or hashed at a time
+_MAPS = tuple(f"{kind}_{what}" for kind in ("mask", "depth") for what in ("blocks", "sizes"))  # not in older indexes
+_MAPS_KNOWN = "maps_known"  # there where they were looked for
 
 
 def create(file: BinaryIO, tables: Mapping[str, np.ndarray], arrays: Mapping[str, tuple[str, int]]) -> dict[str, int]:
@@ -114,7 +116,8 @@ def write_joined(file: BinaryIO, sources: Sequence[Callable[[], Index]]) -> None
     findings: dict[int, Findings] = {}
     tables: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
     kinds = dict.fromkeys(PER_SAMPLE, "")
-    with_json = False
+    there = dict.fromkeys(BESIDE, False)
+    knows_maps = True
     for source in sources:
         index = source()
         findings |= {len(names) + shard: found for shard, found in index.findings.items()}
@@ -123,20 +126,22 @@ def write_joined(file: BinaryIO, sources: Sequence[Callable[[], Index]]) -> None
             tables[name].append(getattr(index, name).copy())
         for name in PER_SAMPLE:
             kinds[name] = max(kinds[name], getattr(index, name).dtype.str, key=_width)
-        with_json |= index.has_json
+        there = {kind: found or index.has(kind) for kind, found in there.items()}
+        knows_maps &= index.knows_maps
     counts = np.concatenate([np.diff(ends, prepend=0) for ends in tables.pop("ends")])
     keys_counts = np.concatenate([np.diff(ends, prepend=0) for ends in tables.pop("keys_ends")])
     stored = {name: np.concatenate(parts).reshape(-1) for name, parts in tables.items()}
     stored |= {"ends": np.cumsum(counts), "keys_ends": np.cumsum(keys_counts)}
     stored["names"] = _bytes("\0".join(names))
     stored["findings"] = _bytes(json.dumps([[shard, asdict(found)] for shard, found in findings.items()]))
+    if knows_maps:  # else some shard was indexed by a version that did not look for them
+        stored[_MAPS_KNOWN] = np.ones(1, np.uint8)
     num_samples, num_bytes = int(counts.sum()), int(keys_counts.sum())
-    lengths = {name: (kinds[name], num_samples if with_json or not name.startswith("json") else 0) for name in kinds}
+    lengths = {name: (kinds[name], num_samples if there.get(name.partition("_")[0], True) else 0) for name in kinds}
     offsets = create(file, stored, lengths | {"keys_bytes": ("|u1", num_bytes)})
     for source in sources:
         index = source()
-        for name in PER_SAMPLE:
-            kind, length = lengths[name]
+        for name, (kind, length) in lengths.items():
             values = getattr(index, name)
             if length:
                 fill(file, offsets[name], values.astype(kind) if len(values) else np.zeros(len(index), kind))
@@ -198,6 +203,7 @@ def store(place: Path, write: Callable[[BinaryIO], None]) -> bool:
 
 
 def _index_of(found: dict[str, np.ndarray], path: str) -> Index:
+    found = {**dict.fromkeys(_MAPS, np.zeros(0, "<u4")), **found}
     missing = {*TABLES, *PER_SAMPLE, "names", "findings", "keys_bytes"} - found.keys()
     if missing:
         raise DamageError(f"{path}: there is no section {min(missing)!r}")
@@ -220,14 +226,21 @@ def _index_of(found: dict[str, np.ndarray], path: str) -> Index:
         and (np.diff(keys_ends, prepend=0) >= 0).all()
         and int(keys_ends[-1]) == len(found["keys_bytes"])
         and all(len(arrays[name]) == num_samples for name in ("image_blocks", "image_sizes", "labels", "key_ends"))
-        and len(arrays["json_blocks"]) == len(arrays["json_sizes"])
-        and len(arrays["json_sizes"]) in (0, num_samples)
+        and all(len(arrays[f"{kind}_blocks"]) == len(arrays[f"{kind}_sizes"]) for kind in BESIDE)
+        and all(len(arrays[f"{kind}_sizes"]) in (0, num_samples) for kind in BESIDE)
         and findings.keys() <= set(range(len(names)))
     )
     if not fits:
         raise DamageError(f"{path}: its sections do not fit each other")
     tables["digests"] = digests.reshape(-1, DIGEST_BYTES)
-    return Index(names=names, findings=findings, keys_bytes=found["keys_bytes"], **tables, **arrays)
+    return Index(
+        names=names,
+        findings=findings,
+        keys_bytes=found["keys_bytes"],
+        knows_maps=_MAPS_KNOWN in found,
+        **tables,
+        **arrays,
+    )
 
 
 def _width(kind: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from data_pipelines.demo import build_demo
+from data_pipelines.scenes import WALL, build_scenes
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,61 @@ def test_done_is_done_and_another_is_refused(demo: Path) -> None:
     assert (demo / "manifest.json").stat().st_mtime_ns == before
     with pytest.raises(FileExistsError, match="'seed': 3"):
         build_demo(demo, seed=5, train=800, val=200)
+
+
+def test_what_is_drawn_stays_what_it_was(demo: Path) -> None:
+    """The figures of the README are of these draws: masks and boxes were added to them."""
+    drawn = json.loads((demo / "manifest.json").read_text())["images"]
+    assert hashlib.sha256(json.dumps(drawn).encode()).hexdigest()[:16] == "b9e0b79f283f015e"
+
+
+def facts_of(folder: Path, path: str) -> tuple[dict, np.ndarray, np.ndarray]:
+    stem = (folder / path).with_suffix("")
+    pixels = np.asarray(Image.open(folder / path), dtype=np.float32)
+    return json.loads(stem.with_suffix(".json").read_text()), np.asarray(Image.open(f"{stem}.mask.png")), pixels
+
+
+def check_facts(facts: dict, mask: np.ndarray, pixels: np.ndarray) -> None:
+    assert facts["count"] == len(facts["boxes"])
+    assert (
+        {box[4] for box in facts["boxes"]} == {int(label) + 1 for label in facts["labels"]} == {*np.unique(mask)} - {0}
+    )
+    inside = np.zeros(mask.shape, dtype=bool)
+    for left, top, right, bottom, _ in facts["boxes"]:
+        assert 0 <= left < right <= mask.shape[1]
+        assert 0 <= top < bottom <= mask.shape[0]
+        inside[top:bottom, left:right] = True
+    assert inside[mask > 0].all()
+    assert pixels[mask > 0].mean() < pixels[mask == 0].mean() - 40  # ink is dark
+
+
+def test_masks_boxes_and_counts_are_of_the_digits(demo: Path) -> None:
+    for entry in entries(demo)[0][:20]:
+        facts, mask, pixels = facts_of(demo, entry["path"])
+        check_facts(facts, mask, pixels)
+        assert facts["count"] == len(entry["digits"]) == facts["grade"] + 12
+
+
+def test_scenes_have_two_numerals_near_and_far(tmp_path: Path) -> None:
+    folder = build_scenes(tmp_path, seed=1, train=15, val=5, side=80)
+    assert build_scenes(tmp_path, seed=1, train=15, val=5, side=80) == folder
+    sizes: dict[int, list[int]] = {}
+    train, val = entries(folder)
+    for entry in train + val:
+        facts, mask, pixels = facts_of(folder, entry["path"])
+        check_facts(facts, mask, pixels)
+        assert pixels.shape == (80, 80, 3)
+        depth = np.asarray(Image.open(folder / entry["path"].replace(".jpg", ".depth.png")))
+        assert ((depth < WALL) == (mask > 0)).all()
+        assert len(facts["labels"]) == 2
+        numerals = [box[4] - 1 for box in facts["boxes"]]
+        assert numerals.count(int(entry["path"].split("/")[1])) > len(numerals) / 2
+        for left, top, right, bottom, _ in facts["boxes"]:
+            within = depth[top:bottom, left:right]
+            sizes.setdefault(int(within[within < WALL].min()) // 700, []).append(bottom - top)
+    assert np.mean(sizes[1]) > np.mean(sizes[3]) + 5
+    with pytest.raises(ValueError, match="side is 8 px"):
+        build_scenes(tmp_path / "small", side=8)
 
 
 def test_raw_pixels_know_little(demo: Path) -> None:

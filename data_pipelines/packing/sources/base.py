@@ -20,6 +20,7 @@ class Content(NamedTuple):
 
     image: bytes
     json: bytes | None
+    maps: tuple[tuple[str, bytes], ...] = ()  # what each is called behind the key, such as mask.png, and its bytes
 
 
 class Columns(NamedTuple):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_pipelines.images.dicom import SUFFIXES as DICOM_SUFFIXES
-from data_pipelines.packing.listing import Listing, ListingEntry, Membership, Skipped, key_text
+from data_pipelines.images.sample import SUFFIXES
+from data_pipelines.packing.listing import Listing, ListingEntry, MapPlace, Membership, Skipped, key_text
 from data_pipelines.packing.sources.base import Content, ListedSource, read_exactly
 from data_pipelines.packing.sources.dicom_files import DicomFiles, group_of, path_of
 from data_pipelines.packing.sources.splits import memberships_of_folders
@@ -34,7 +35,8 @@ class FolderSource(ListedSource):
 
     What its folders mean, says `memberships_of_folders`. Names that begin with a dot or with `__` are passed over. A
     `.json` of an image's name beside it is its metadata, of a DICOM file that of each frame; a DICOM without a suffix
-    of its own, such as IM000001, has its whole name before it. Files of other suffixes are counted in `notes`: they may
+    of its own, such as IM000001, has its whole name before it. A `.mask.png`, `.depth.png` or `.depth.npy` is a map of
+    the image of that name, see `images.maps`. Files of other suffixes are counted in `notes`: they may
     be images of a kind that is not read.
 
     Raises:
@@ -95,11 +97,17 @@ class FolderSource(ListedSource):
         entry = self.listing.entry(number)
         image = self._dicom.content(self.root, entry)
         json = read_exactly(self.root / _sidecar(path_of(entry)), entry.json_size) if entry.json_size else None
-        return Content(read_exactly(self.root / entry.path, entry.size) if image is None else image, json)
+        maps = tuple((one.suffix, read_exactly(self.root / _map_path(entry, one), one.size)) for one in entry.maps)
+        return Content(read_exactly(self.root / entry.path, entry.size) if image is None else image, json, maps)
 
     def _files_of(self, entry: ListingEntry) -> list[Path]:
         path = path_of(entry)
-        return [self.root / path, *([self.root / _sidecar(path)] if entry.json_size else [])]
+        beside = [_sidecar(path)] if entry.json_size else []
+        return [self.root / name for name in (path, *beside, *(_map_path(entry, one) for one in entry.maps))]
+
+
+def _map_path(entry: ListingEntry, one: MapPlace) -> str:
+    return f"{key_text(entry.path)}.{one.suffix}"
 
 
 def _sidecar(path: str) -> str:
@@ -131,6 +139,9 @@ def _walk(
         found = [(entry.name, entry.is_dir(), entry) for entry in entries if not entry.name.startswith((".", "__"))]
     names = {name for name, is_folder, entry in found if not is_folder and name.endswith(".json") and entry.is_file()}
     stems = {key_text(name) for name, is_folder, _ in found if not is_folder and _is_image(name, but=("npy",))}
+    files = {name: entry for name, is_folder, entry in found if not is_folder and entry.is_file()}
+    maps = _maps_in(files)
+    of_others = {f"{stem}.{one.suffix}" for stem, places in maps.items() for one in places}
     # as whole paths compare: a folder's name goes on with a slash
     for name, is_folder, entry in sorted(found, key=lambda item: item[0] + "/" if item[1] else item[0]):
         path = f"{below}/{name}" if below else name
@@ -138,6 +149,8 @@ def _walk(
         json_size = (root / below / sidecar).stat().st_size if sidecar in names else 0
         if is_folder:
             yield from _walk(root, path, ancestors | {here})
+        elif name in of_others:
+            continue
         elif not _is_image(name, but=()):
             suffix = Path(name).suffix.lower()
             if suffix[1:] not in _NO_IMAGES and entry.is_file():
@@ -146,9 +159,23 @@ def _walk(
             if name.lower().endswith(".npy") and key_text(name) in stems:
                 yield None
                 continue
-            yield ListingEntry(path, entry.stat().st_size, json_size=json_size)
+            yield ListingEntry(path, entry.stat().st_size, json_size=json_size, maps=maps.get(key_text(name), ()))
         elif entry.is_symlink():
             yield Skipped(path, "a link to nothing")
+
+
+def _maps_in(files: dict[str, os.DirEntry[str]]) -> dict[str, tuple[MapPlace, ...]]:
+    """Of the images of a folder that have any, by the name without its suffix."""
+    endings = [f".{suffix}" for suffixes in SUFFIXES.values() for suffix in suffixes]
+    if not any(name.endswith(tuple(endings)) for name in files):
+        return {}
+    found = {}
+    for stem in {key_text(name) for name in files if _is_image(name, but=()) and not name.endswith(tuple(endings))}:
+        named = {kind: [one for one in suffixes if f"{stem}.{one}" in files] for kind, suffixes in SUFFIXES.items()}
+        places = [MapPlace(one[0], 0, files[f"{stem}.{one[0]}"].stat().st_size) for one in named.values() if one]
+        if places:
+            found[stem] = tuple(places)
+    return found
 
 
 def _is_image(name: str, but: tuple[str, ...]) -> bool:

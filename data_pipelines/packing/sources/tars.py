@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from data_pipelines.files import read_json
 from data_pipelines.images.issues import shown
-from data_pipelines.packing.listing import Listing, ListingEntry, Membership, Skipped
+from data_pipelines.images.sample import KINDS, map_name
+from data_pipelines.packing.listing import Listing, ListingEntry, MapPlace, Membership, Skipped
 from data_pipelines.packing.sources.base import Content, ListedSource, read_piece
 from data_pipelines.packing.sources.splits import membership, memberships_of_folders, split_kind, splits_of_files
 from data_pipelines.shards.scan import IMAGE_SUFFIXES, MEMBER_NAME, META_NAME, image_rank
@@ -109,7 +110,8 @@ class TarSource(ListedSource):
         entry = self.listing.entry(number)
         tar = self._tars[entry.file]
         json = read_piece(tar, entry.json_offset, entry.json_size) if entry.json_size else None
-        return Content(read_piece(tar, entry.offset, entry.size), json)
+        maps = tuple((one.suffix, read_piece(tar, one.offset, one.size)) for one in entry.maps)
+        return Content(read_piece(tar, entry.offset, entry.size), json, maps)
 
     def _members(self, file: int) -> Iterator[Member]:
         try:
@@ -182,7 +184,9 @@ class TarSource(ListedSource):
                 sample = samples.setdefault(match[1], _Sample())
                 suffix = match[2].lower()
                 name_of_field, _, kind = suffix.rpartition(".")
-                if kind in IMAGE_SUFFIXES:
+                if (named := map_name(suffix)) is not None:
+                    sample.maps.setdefault((named.field, named.kind), (named.suffix, member))
+                elif kind in IMAGE_SUFFIXES:
                     sample.images.append((suffix, member))
                 elif kind in ("cls", "json"):
                     (sample.labels if kind == "cls" else sample.jsons).setdefault(name_of_field, member)
@@ -190,6 +194,8 @@ class TarSource(ListedSource):
                     others[suffix] += 1
             with self._tars[file].open("rb") as tar:
                 for key, sample in samples.items():
+                    if not sample.images:  # what is named as a map is the image where nothing else is
+                        sample.images, sample.maps = list(sample.maps.values()), {}
                     if not sample.images:
                         self.skipped.append(Skipped(f"{name}/{key}", "a key without an image"))
                         continue
@@ -205,7 +211,7 @@ class TarSource(ListedSource):
                             num_bad_labels += label is None
                         image, json = one.image, one.json
                         entry = ListingEntry(
-                            f"{name}/{image.name}", image.size, file, image.offset, json.offset, json.size
+                            f"{name}/{image.name}", image.size, file, image.offset, json.offset, json.size, one.maps
                         )
                         self.listing.add(entry, Membership(own, label), one.key.removeprefix("./"))
             self._note_empty(name, before)
@@ -229,7 +235,7 @@ class TarSource(ListedSource):
     def _note_others(self, others: Counter[str]) -> None:
         if others:
             told = ", ".join(f"{count:,} .{suffix}" for suffix, count in others.most_common(10))
-            self.notes.append(f"members other than one image, .cls and .json a key are left out: {told}")
+            self.notes.append(f"members other than one image, its maps, .cls and .json a key are left out: {told}")
 
     def _stored_classes(self) -> tuple[str, ...] | None:
         """What the `dataset.json` beside the tars call the classes, if all of them do."""
@@ -255,6 +261,7 @@ class _Chosen(NamedTuple):
     image: Member
     label: Member | None
     json: Member
+    maps: tuple[MapPlace, ...]
 
 
 @dataclass(slots=True)
@@ -264,6 +271,7 @@ class _Sample:
     images: list[tuple[str, Member]] = field(default_factory=list)  # by suffix, such as depth.png
     labels: dict[str, Member] = field(default_factory=dict)  # by field
     jsons: dict[str, Member] = field(default_factory=dict)
+    maps: dict[tuple[str, str], tuple[str, Member]] = field(default_factory=dict)  # by field and kind
 
     def best(self) -> dict[str, tuple[str, Member]]:
         """The images of the highest `image_rank` by field, of each the first."""
@@ -286,9 +294,11 @@ class _Sample:
             json = self.jsons.get("", self.jsons.get(name, _NOTHING))
             if named_by_more:
                 label, json = self.labels.get(name, label), self.jsons.get(name, json)
-            used |= {id(label), id(json)}
-            found.append(_Chosen(f"{key}.{name}" if named_by_more and name else key, image, label, json))
-        others.update(suffix for suffix, member in self.images if id(member) not in used)
+            maps = self.maps_of(name, named_by_more)
+            used |= {id(label), id(json), *(id(member) for _, member in maps)}
+            places = tuple(MapPlace(suffix, member.offset, member.size) for suffix, member in maps)
+            found.append(_Chosen(f"{key}.{name}" if named_by_more and name else key, image, label, json, places))
+        others.update(suffix for suffix, member in (*self.images, *self.maps.values()) if id(member) not in used)
         others.update(
             f"{name}.{kind}" if name else kind
             for kind, members in (("cls", self.labels), ("json", self.jsons))
@@ -296,6 +306,13 @@ class _Sample:
             if id(member) not in used
         )
         return found
+
+    def maps_of(self, name: str, named_by_more: bool) -> list[tuple[str, Member]]:
+        """Those of the image of a field: of each kind the one of the key, or else of the field; keys that go on: of the
+        field first."""
+        fields = (name, "") if named_by_more else ("", name)
+        found = (next((self.maps[one, kind] for one in fields if (one, kind) in self.maps), None) for kind in KINDS)
+        return [one for one in found if one is not None]
 
 
 class _Fields:

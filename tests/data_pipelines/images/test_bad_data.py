@@ -493,10 +493,12 @@ def test_every_case_is_made_here_or_in_the_tests_of_verify() -> None:
     made = {case.error for case in IMAGES.values()} | {note for case in IMAGES.values() for note in case.notes}
     made |= {found for case in SHARDS.values() for found in case.found}
     of_verify = {
+        "bad_map",
         "foreign_index",
         "label_out_of_range",
         "missing_shard",
         "mixed_channels",
+        "no_map",
         "other_bytes",
         "other_counts",
         "repeated_key",
