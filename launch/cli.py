@@ -26,6 +26,7 @@ from launch.encoder_commands import (
     export,
     import_,
 )
+from launch.finetune_command import FINETUNE_EXAMPLES, finetune
 from launch.launch_command import LAUNCH_EXAMPLES, launch
 from launch.pack_command import PACK_EXAMPLES, pack
 from launch.pretrain_command import PRETRAIN_EXAMPLES, pretrain
@@ -137,6 +138,7 @@ def demo(
 app.command(epilog=PACK_EXAMPLES)(pack)
 app.command(epilog=VERIFY_EXAMPLES)(verify)
 app.command(epilog=PRETRAIN_EXAMPLES)(pretrain)
+app.command(epilog=FINETUNE_EXAMPLES)(finetune)
 app.command(epilog=SETTINGS_EXAMPLES)(settings)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
