@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from data_pipelines.cores import sleep_at_barriers
 from launch.cluster_commands import SUBMIT_EXAMPLES, submit
+from launch.compare_command import COMPARE_EXAMPLES, compare
 from launch.dashboard.command import DASHBOARD_EXAMPLES, dashboard
 from launch.data_commands import data_app
 from launch.embed_command import EMBED_EXAMPLES, embed
@@ -26,6 +27,7 @@ from launch.encoder_commands import (
     export,
     import_,
 )
+from launch.finetune_command import FINETUNE_EXAMPLES, finetune
 from launch.launch_command import LAUNCH_EXAMPLES, launch
 from launch.pack_command import PACK_EXAMPLES, pack
 from launch.pretrain_command import PRETRAIN_EXAMPLES, pretrain
@@ -137,6 +139,7 @@ def demo(
 app.command(epilog=PACK_EXAMPLES)(pack)
 app.command(epilog=VERIFY_EXAMPLES)(verify)
 app.command(epilog=PRETRAIN_EXAMPLES)(pretrain)
+app.command(epilog=FINETUNE_EXAMPLES)(finetune)
 app.command(epilog=SETTINGS_EXAMPLES)(settings)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
@@ -151,6 +154,7 @@ app.command(epilog=STATUS_EXAMPLES)(status)
 app.command(epilog=CANCEL_EXAMPLES)(cancel)
 app.command(epilog=EMBED_EXAMPLES)(embed)
 app.command(epilog=PROBE_EXAMPLES)(probe)
+app.command(epilog=COMPARE_EXAMPLES)(compare)
 
 
 @app.command(
