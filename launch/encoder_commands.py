@@ -10,6 +10,7 @@ import typer
 EXPORT_EXAMPLES = (
     "Examples:\n\n[bold]selfsight export runs/photos photos.safetensors --to timm[/]\n\n"
     "[bold]selfsight export runs/photos photos-hub/ --to hf[/]\n\n"
+    "[bold]selfsight export runs/photos photos-maps/ --to features width=128[/]\n\n"
     "[bold]selfsight export runs/photos/checkpoints/step-00001000 photos.onnx --to onnx[/]"
 )
 IMPORT_EXAMPLES = (
@@ -22,14 +23,22 @@ ENCODERS_EXAMPLES = "Example:\n\n[bold]selfsight encoders[/]"
 
 def export(
     target: Annotated[str, typer.Argument(help="A run, a checkpoint, an encoder folder or an exported .safetensors.")],
-    out: Annotated[Path, typer.Argument(help="The file to write; for hf a folder.")],
-    to: Annotated[str, typer.Option(help="timm, safetensors, hf (a Hugging Face Hub folder) or onnx.")],
+    out: Annotated[Path, typer.Argument(help="The file to write; for hf and features a folder.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="timm, safetensors, hf (a Hugging Face Hub folder), onnx or features (a multi-scale backbone)."
+        ),
+    ],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Of features, such as window=0.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an OUT that is an earlier export.")] = False,
 ) -> None:
     """Write an encoder for use elsewhere, open it again and compare its features."""
     from launch.export_command import export as export_target
 
-    export_target(target, out, to, overwrite)
+    export_target(target, out, to, overwrite, settings or ())
 
 
 def import_(

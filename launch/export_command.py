@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 _SPLITS = ("train", "val")
 
 
-def export(target: str, out: Path, to: str, overwrite: bool) -> None:
+def export(target: str, out: Path, to: str, overwrite: bool, settings: Sequence[str] = ()) -> None:
     """Export what TARGET names and print how to use it; see `pretrain.interop.export` for the errors."""
     from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
 
@@ -24,7 +24,7 @@ def export(target: str, out: Path, to: str, overwrite: bool) -> None:
 
     run = run_of(source)
     tables = list(probe_tables(run or source, read_card(source).step)) if to == "hf" else []
-    done = export_encoder(source, out, to, run=run, probes=tables, overwrite=overwrite)
+    done = export_encoder(source, out, to, run=run, probes=tables, settings=settings, overwrite=overwrite)
     print(
         f"wrote {done.path} ({done.num_bytes / 1e6:.1f} MB). Opened again, its features of random images differ by "
         f"at most {done.difference:.2g} (allowed {done.tolerance:g}).\n\n{done.usage}"

@@ -6,6 +6,7 @@
     encoder = run.load()                      # or selfsight.load("runs/photos"), "timm:NAME", an export, an import
     features = encoder.embed("photos/")       # features.values (n, d), features.keys, features.labels
     print(selfsight.probe("runs/photos", "photos/", val_share=0.1))
+    maps = selfsight.backbone("runs/photos")  # images to feature maps of strides 4 to 32, for detectors
 
 Images are whatever `selfsight pack` takes: a folder, a CSV of paths, DICOM files, tables. Importing this imports
 nothing heavy; torch comes with the first call that needs it.
@@ -20,17 +21,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .backbones import backbone
     from .features import Embedding
     from .model import Model, load
     from .probing import ProbeResults, probe
     from .run import Run, pretrain
 
-__all__ = ["Embedding", "Model", "ProbeResults", "Run", "load", "pretrain", "probe"]
+__all__ = ["Embedding", "Model", "ProbeResults", "Run", "backbone", "load", "pretrain", "probe"]
 _HOME = {
     "Embedding": "features",
     "Model": "model",
     "ProbeResults": "probing",
     "Run": "run",
+    "backbone": "backbones",
     "load": "model",
     "pretrain": "run",
     "probe": "probing",

@@ -60,6 +60,26 @@ class Features(NamedTuple):
     states: Tensor | None = None
 
 
+class Windows(NamedTuple):
+    """How blocks attend on large maps, for `Encoder.windowed` (Li et al. 2022, ViTDet, section 3).
+
+    side: of a window in tokens; 0: every block attends everywhere.
+    everywhere: numbers of the blocks that attend to the whole map all the same.
+    relative_positions: whether each block gets decomposed relative positions, which start at zero.
+    grid: patches (h, w) of the map that those of whole maps are made for; None: of the encoder's own.
+    filler_seen: whether tokens that fill up the last windows are attended to, as in ViTDet and SAM; else masked out.
+    prefix: whether class and register tokens stay. Each window then sees them, and their outcome is its mean over
+        the windows; ViTDet and SAM leave them out.
+    """
+
+    side: int
+    everywhere: tuple[int, ...] = ()
+    relative_positions: bool = True
+    grid: tuple[int, int] | None = None
+    filler_seen: bool = False
+    prefix: bool = True
+
+
 class Encoder(nn.Module):
     """An image encoder. Subclasses set the attributes and implement `forward`.
 
@@ -69,6 +89,7 @@ class Encoder(nn.Module):
     has_square_grid: whether its positions' grid is told by their number, not by the size of image and patch.
     decayed: ends of names of its tokens and tables that weight decay reaches all the same, as in its authors' code.
     packs: whether several batches of images go through it in one pass, see `forward`.
+    takes_windows: whether it has a form of `windowed`.
     mean, std: of the pixels (in 0 .. 1) that its weights were trained on, where it comes with weights; else None.
     """
 
@@ -81,6 +102,7 @@ class Encoder(nn.Module):
     has_square_grid: bool = False
     decayed: tuple[str, ...] = ()
     packs: bool = False
+    takes_windows: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -125,6 +147,17 @@ class Encoder(nn.Module):
         (h, w)) to states. ValueError where there is no such sequence.
         """
         raise ValueError(f"{type(self).__name__} keeps no sequence of class and patch tokens to go on from")
+
+    def stage_ends(self) -> tuple[int, ...]:
+        """Numbers of the blocks after which there is a map of a size of its own: the last block of each stage."""
+        return (self.depth - 1,)
+
+    def windowed(self, windows: Windows) -> nn.Module:
+        """A module from images to Features that holds this encoder and runs its blocks as `windows` says.
+
+        ValueError where its blocks have no such form.
+        """
+        raise ValueError(f"the blocks of {type(self).__name__} attend as they were built to, not within other windows")
 
 
 def several_passes(encoder: Encoder, passes: Sequence[tuple[Tensor, Mask | None]]) -> Sequence[Features]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -17,10 +19,12 @@ class Pyramid(Encoder):
     of half the side (`compact.py`).
 
     overlapping: whether the patch embedding reads beyond its patch; hidden pixels are then zeroed before it.
+    depths: blocks of each stage.
     """
 
     has_class_token = False
     overlapping = False
+    depths: tuple[int, ...]
     mask_token: nn.Parameter | None
 
     def make_mask_token(self, dim: int, wanted: bool) -> None:
@@ -33,6 +37,9 @@ class Pyramid(Encoder):
         """What stands in the place of a replaced unit's tokens, (1, 1, 1, d)."""
         assert self.mask_token is not None, "built without mask_token, so no unit can be replaced"
         return self.mask_token
+
+    def stage_ends(self) -> tuple[int, ...]:
+        return tuple(end - 1 for end in accumulate(self.depths))
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (b, c, h, w) to the first stage's tokens (b, h, w, d), before any positions."""

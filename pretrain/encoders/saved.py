@@ -98,7 +98,7 @@ def read_card(place: Path) -> EncoderCard:
     except SafetensorError as error:
         raise ValueError(f"{file} is not a whole safetensors file ({error}); copy or export it again") from error
     if CARD_KEY in header:
-        return _parse_card(header[CARD_KEY], file)
+        return parse_card(header[CARD_KEY], file)
     if place == file:
         raise ValueError(
             f"{file} has no entry {CARD_KEY!r} in its header, so it does not say which encoder it is; name a run, an "
@@ -106,10 +106,10 @@ def read_card(place: Path) -> EncoderCard:
         )
     if not (place / "config.json").is_file():
         raise FileNotFoundError(f"{place} holds no config.json, so it is not a saved encoder")
-    return _parse_card((place / "config.json").read_text(encoding="utf-8", errors="replace"), place / "config.json")
+    return parse_card((place / "config.json").read_text(encoding="utf-8", errors="replace"), place / "config.json")
 
 
-def _parse_card(text: str, file: Path) -> EncoderCard:
+def parse_card(text: str, file: Path) -> EncoderCard:
     try:
         described = parse_json(text)
         if isinstance(described, dict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,29 @@ from data_pipelines.files import staged
 from pretrain.config import EncoderConfig
 from pretrain.encoders import Encoder
 from pretrain.encoders.saved import EncoderCard, encoder_bytes, load_encoder, read_card, timm_recipe
+from pretrain.interop.features.folder import (
+    BACKBONE_FILES,
+    backbone_of,
+    check_backbone,
+    is_backbone_folder,
+    load_backbone,
+    parse_settings,
+    usage,
+    write_backbone,
+)
 from pretrain.interop.hub_folder import HUB_FILES, is_hub_folder, write_hub_folder
 from pretrain.interop.model_card import model_card
 from pretrain.interop.onnx_graph import WholeImages, check_packages, run_onnx, write_onnx
 
-Format = Literal["timm", "safetensors", "hf", "onnx"]
-SUFFIXES: dict[Format, str] = {"timm": ".safetensors", "safetensors": ".safetensors", "onnx": ".onnx"}  # hf: a folder
+Format = Literal["timm", "safetensors", "hf", "onnx", "features"]
+SUFFIXES: dict[Format, str] = {"timm": ".safetensors", "safetensors": ".safetensors", "onnx": ".onnx"}  # else a folder
 #: The largest difference of any feature, where the largest feature is above 1 relative to that.
-TOLERANCES: dict[Format, float] = {"timm": 1e-5, "safetensors": 1e-5, "hf": 1e-5, "onnx": 1e-4}
+TOLERANCES: dict[Format, float] = {"timm": 1e-5, "safetensors": 1e-5, "hf": 1e-5, "onnx": 1e-4, "features": 1e-5}
+#: Of exports that are folders: the files of one, and whether a folder is one.
+FOLDERS: dict[Format, tuple[tuple[str, ...], Callable[[Path], bool]]] = {
+    "hf": (HUB_FILES, is_hub_folder),
+    "features": (BACKBONE_FILES, is_backbone_folder),
+}
 NUM_IMAGES = 3  # of the comparison; not what a graph was traced with
 
 
@@ -47,6 +62,7 @@ def export_encoder(
     *,
     run: Path | None = None,
     probes: Sequence[str] = (),
+    settings: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Exported:
     """Write the encoder at `source` to `out` for `to`, and compare what is read back on a seeded random batch.
@@ -55,8 +71,10 @@ def export_encoder(
         source: An encoder folder or an exported .safetensors file.
         out: safetensors and timm: one file, the card in its header. onnx: one file, whose graph takes images in 0 .. 1
             (with `out`.data beside it where the weights exceed 2 GB). hf: a folder as timm's `hf-hub:` reads it.
+            features: a folder that `features.folder.load_backbone` reads.
         run: The run folder that `source` came from, for the model card.
         probes: Markdown for the model card, one piece a probe.
+        settings: `key=value` of `features.settings.FeatureSettings`; of no other format.
         overwrite: Replace an `out` that is an earlier export.
 
     Raises ValueError, before anything is written, for a format unknown or impossible for this encoder and for packages
@@ -64,8 +82,13 @@ def export_encoder(
     can't be read back, or gives other features than the encoder.
     """
     kind = check_out(source, out, to, overwrite)
+    if settings and kind != "features":
+        raise ValueError(f"{settings[0]} is a setting of --to features, and --to {kind} has none; leave it out")
     recipe = _recipe(read_card(source), kind)
     encoder, card = load_encoder(source)
+    if kind == "features":
+        backbone = backbone_of(encoder, card, parse_settings(settings))
+        encoder, card = backbone.plain, backbone.card
     with staged(out, overwrite) as path:
         if kind == "onnx":
             with _told(kind):
@@ -75,11 +98,16 @@ def export_encoder(
             write_hub_folder(
                 path, encoder, card, recipe, model_card(card, recipe, run=run, probes=probes, source=source)
             )
+        elif kind == "features":
+            write_backbone(backbone, path)
         else:
             path.write_bytes(encoder_bytes(encoder, card))
         difference = check_export(path, kind, encoder, card, recipe)
+        if kind == "features":
+            difference = max(difference, check_backbone(path, backbone))
         num_bytes = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
-    return Exported(out, num_bytes, difference, TOLERANCES[kind], _usage(out, kind, card, recipe))
+    lines = usage(out, backbone) if kind == "features" else _usage(out, kind, card, recipe)
+    return Exported(out, num_bytes, difference, TOLERANCES[kind], lines)
 
 
 def check_out(source: Path, out: Path, to: str, overwrite: bool) -> Format:
@@ -100,9 +128,9 @@ def check_out(source: Path, out: Path, to: str, overwrite: bool) -> Format:
         raise FileExistsError(f"{out} exists; choose another place, or replace it (--overwrite)")
     if suffix is not None and not out.is_file():
         raise FileExistsError(f"{out} is a folder and an export to {kind} is one file; choose another place")
-    if suffix is None and not is_hub_folder(out):
+    if suffix is None and not FOLDERS[kind][1](out):
         raise FileExistsError(
-            f"{out} is no earlier export to hf (a folder of {', '.join(HUB_FILES)} and no more); "
+            f"{out} is no earlier export to {kind} (a folder of {', '.join(FOLDERS[kind][0])} and no more); "
             "choose another place, or remove it yourself"
         )
     return kind
@@ -165,8 +193,12 @@ def _features_of(path: Path, kind: Format, recipe: dict[str, Any] | None, images
         whole, alone = run_onnx(path, images), run_onnx(path, images[:1])
         assert all(len(alone[name]) == 1 for name in whole)
         return whole
-    if kind == "safetensors":
-        model = WholeImages(*load_encoder(path))
+    if kind in ("safetensors", "features"):
+        if kind == "features":  # without windows, what was pretrained
+            backbone = load_backbone(path)
+            model = WholeImages(backbone.plain, backbone.card)
+        else:
+            model = WholeImages(*load_encoder(path))
         return dict(zip(model.names, model(images), strict=True))
     if kind == "timm":
         model = timm.create_model(**recipe, checkpoint_path=str(path)).eval()

@@ -316,7 +316,7 @@ def test_a_swin_that_timm_computes_otherwise_is_refused(tmp_path: Path) -> None:
 
 def test_what_can_not_be_asked_for(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for out, kind, message in (
-        (tmp_path / "x", "keras", "'keras'; an encoder can be exported to timm, safetensors, hf, onnx"),
+        (tmp_path / "x", "keras", "'keras'; an encoder can be exported to timm, safetensors, hf, onnx, features"),
         (tmp_path / "x.pt", "timm", "call it .*x.safetensors"),
         (tmp_path / "x", "onnx", "call it .*x.onnx"),
         (source / "x.safetensors", "safetensors", "lies in, the encoder"),

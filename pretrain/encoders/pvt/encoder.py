@@ -34,7 +34,7 @@ class PvtEncoder(Pyramid):
         super().__init__()
         dims, depths = config.shape
         self.patch, self.stride = config.patch, config.stride
-        self.depth, self.dim = sum(depths), dims[-1]
+        self.depths, self.depth, self.dim = depths, sum(depths), dims[-1]
         self.has_class_token = config.reduction == "conv"
         self.pvt = (ConvPvt if self.has_class_token else PoolPvt)(config, image_size, channels)
         self.make_mask_token(dims[0], mask_token)

@@ -28,7 +28,7 @@ class PvtV2Encoder(Pyramid):
         super().__init__()
         dims, depths, _ = config.shape
         self.patch, self.stride = config.patch, config.stride
-        self.depth, self.dim = sum(depths), dims[-1]
+        self.depths, self.depth, self.dim = depths, sum(depths), dims[-1]
         recipe = timm_architecture(config) | {"in_chans": channels, "num_classes": 0}
         self.pvt = timm.create_model(**recipe, drop_path_rate=config.drop_path)
         for block in self.blocks():

@@ -22,7 +22,7 @@ class SwinEncoder(Pyramid):
         super().__init__()
         dim, depths, heads = config.shape
         self.patch, self.stride = config.patch, config.stride
-        self.depth = sum(depths)
+        self.depths, self.depth = depths, sum(depths)
         self.swin = (SwinTransformer if config.version == 1 else SwinTransformerV2)(
             img_size=image_size,
             patch_size=config.patch,

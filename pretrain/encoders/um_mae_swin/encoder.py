@@ -37,7 +37,7 @@ class UmMaeSwinEncoder(Pyramid):
         super().__init__()
         dim, depths, _ = config.shape
         self.patch, self.stride, self.window = config.patch, config.stride, config.window
-        self.depth, self.dim = sum(depths), dim * 2 ** (len(depths) - 1)
+        self.depths, self.depth, self.dim = depths, sum(depths), dim * 2 ** (len(depths) - 1)
         self.swin = UmMaeSwin(config, channels)
         self.make_mask_token(dim, mask_token)
 

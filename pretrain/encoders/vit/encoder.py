@@ -14,11 +14,20 @@ from timm.models.vision_transformer import Block, VisionTransformer, init_weight
 from torch import Tensor, nn
 
 from pretrain.encoders import drop_path
-from pretrain.encoders.base import Encoder, Features, Mask, drop_path_rates, on_token_grid, zero_hidden_pixels
+from pretrain.encoders.base import (
+    Encoder,
+    Features,
+    Mask,
+    Windows,
+    drop_path_rates,
+    on_token_grid,
+    zero_hidden_pixels,
+)
 from pretrain.encoders.packed import Groups, Packed, attend_packed, in_groups, packed_paths
 from pretrain.encoders.patches import sincos_positions
 from pretrain.encoders.positions import resize_positions
 from pretrain.encoders.vit.config import VitConfig
+from pretrain.encoders.vit.windowed import WindowedVit
 
 
 class VitEncoder(Encoder):
@@ -31,6 +40,7 @@ class VitEncoder(Encoder):
 
     pixel_weights = ("patch_embed.proj.weight", "patch_embed.convs.0.weight")
     packs = True
+    takes_windows = True
 
     def __init__(
         self, config: VitConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False
@@ -79,7 +89,7 @@ class VitEncoder(Encoder):
     def forward(self, images: Any, mask: Any = None, layers: tuple[int, ...] = ()) -> Any:
         if not isinstance(images, Tensor):
             return self._forward_packed(list(zip(images, mask or [None] * len(images), strict=True)))
-        tokens, grid, units = self._embed(images, mask)
+        tokens, grid, units = self.embed(images, mask)
         wanted = {index % self.depth for index in layers}
         kept = {}
         paths = drop_path.paths_of(self.vit.blocks, images.shape[0], images.device)
@@ -87,20 +97,20 @@ class VitEncoder(Encoder):
             tokens = block(tokens, path)
             if index in wanted:
                 kept[index] = tokens
-        earlier = tuple(self._features(kept[index % self.depth], grid, units) for index in layers)
-        return self._features(tokens, grid, units)._replace(layers=earlier)
+        earlier = tuple(self.features_of(kept[index % self.depth], grid, units) for index in layers)
+        return self.features_of(tokens, grid, units)._replace(layers=earlier)
 
     def _forward_packed(self, passes: Sequence[tuple[Tensor, Mask | None]]) -> tuple[Features, ...]:
-        embedded = [self._embed(images, mask) for images, mask in passes]
+        embedded = [self.embed(images, mask) for images, mask in passes]
         packed = Packed.of([tokens for tokens, _, _ in embedded])
         tokens, groups = packed.tokens, tuple((part.shape[0], part.shape[1]) for part, _, _ in embedded)
         paths = packed_paths(self.vit.blocks, groups, tokens.device)
         for block, path in zip(self.vit.blocks, paths, strict=True):
             tokens = block(tokens, path, groups)
         states = in_groups(tokens, groups)
-        return tuple(self._features(part, *rest) for part, (_, *rest) in zip(states, embedded, strict=True))
+        return tuple(self.features_of(part, *rest) for part, (_, *rest) in zip(states, embedded, strict=True))
 
-    def _embed(self, images: Tensor, mask: Mask | None) -> tuple[Tensor, tuple[int, int], Tensor | None]:
+    def embed(self, images: Tensor, mask: Mask | None) -> tuple[Tensor, tuple[int, int], Tensor | None]:
         """The tokens (b, p + n, d) that the first block sees, the grid, and the units that were not dropped."""
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
         dropped, replaced = on_token_grid(mask, grid)
@@ -120,7 +130,8 @@ class VitEncoder(Encoder):
         tokens = torch.cat([self._prefix(images.shape[0], prefix_positions), tokens], dim=1)
         return tokens, grid, units
 
-    def _features(self, states: Tensor, grid: tuple[int, int], units: Tensor | None) -> Features:
+    def features_of(self, states: Tensor, grid: tuple[int, int], units: Tensor | None) -> Features:
+        """The Features of states (b, p + n, d), before the final norm, on a map of `grid` patches."""
         tokens = self.vit.norm(states)
         num_prefix = self.vit.num_prefix_tokens
         prefix, tokens = tokens[:, :num_prefix], tokens[:, num_prefix:]
@@ -160,6 +171,9 @@ class VitEncoder(Encoder):
 
     def further_blocks(self, count: int, after: int) -> nn.Module:
         return FurtherBlocks(self.config, count, after)
+
+    def windowed(self, windows: Windows) -> nn.Module:
+        return WindowedVit(self, windows)
 
     def blocks(self) -> list[nn.Module]:
         return list(self.vit.blocks)

@@ -61,7 +61,7 @@ def test_importing_it_imports_nothing_heavy() -> None:
 
 
 def test_it_names_what_it_has() -> None:
-    assert dir(selfsight) == ["Embedding", "Model", "ProbeResults", "Run", "load", "pretrain", "probe"]
+    assert dir(selfsight) == ["Embedding", "Model", "ProbeResults", "Run", "backbone", "load", "pretrain", "probe"]
     with pytest.raises(AttributeError, match=r"selfsight has no 'encode'; it has Embedding, .*, probe"):
         _ = selfsight.encode
 

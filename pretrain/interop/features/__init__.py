@@ -1,0 +1,1 @@
+"""Encoders as multi-scale backbones, for the detection and segmentation frameworks of others."""
