@@ -66,7 +66,7 @@ def probe(
     progress: Progress = True,
 ) -> None:
     """Measure a frozen encoder: k-NN, linear and further probes, beside chance, raw pixels and an untrained one."""
-    data = _refuse_early(target, data, Grouping(val_share, group_pattern, group_column), [*(also or ()), *(only or ())])
+    data = refuse_early(target, data, Grouping(val_share, group_pattern, group_column), [*(also or ()), *(only or ())])
     kind = label_kind_named(label_kind)
     from rich.console import Console
 
@@ -126,7 +126,7 @@ def label_kind_named(name: str | None, option: str = "--label-kind") -> LabelKin
     raise typer.BadParameter(f"{option} is {name!r}; it is one of {', '.join(get_args(LabelKind))}")
 
 
-def _refuse_early(target: str, data: str, grouping: Grouping, also: Iterable[str]) -> str:
+def refuse_early(target: str, data: str, grouping: Grouping, also: Iterable[str]) -> str:
     """The shards to probe on; what is not there is told before torch is imported, which takes seconds."""
     from pretrain.encoder_folder import check_target
 
