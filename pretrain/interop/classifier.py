@@ -1,4 +1,4 @@
-"""Classifiers for use elsewhere: encoder and head as timm or ONNX have them, opened again and their outputs compared."""
+"""Classifiers for use elsewhere: encoder and head as timm or ONNX have them, opened again, their outputs compared."""
 
 from __future__ import annotations
 
