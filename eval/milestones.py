@@ -84,7 +84,7 @@ def overviews(results: Iterable[dict[str, Any]]) -> list[Overview]:
 
 
 def preferred(overview: Overview) -> list[str]:
-    """Which checkpoint the measures prefer, as lines: by labels, where the best is told apart from the others or not."""
+    """Which checkpoints are best by which measure, as far as they are told apart, as lines."""
     first = len(overview.rows) - len(overview.results)
     if not overview.best or len(overview.results) < 2:
         return []
