@@ -18,6 +18,7 @@ from launch.cluster_commands import SUBMIT_EXAMPLES, submit
 from launch.compare_command import COMPARE_EXAMPLES, compare
 from launch.dashboard.command import DASHBOARD_EXAMPLES, dashboard
 from launch.data_commands import data_app
+from launch.embed_command import EMBED_EXAMPLES, embed
 from launch.encoder_commands import (
     ENCODERS_EXAMPLES,
     EXPORT_EXAMPLES,
@@ -142,7 +143,7 @@ app.command(epilog=FINETUNE_EXAMPLES)(finetune)
 app.command(epilog=SETTINGS_EXAMPLES)(settings)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    options_metavar="--nproc N PRESET [ARGUMENTS OF pretrain]...",
+    options_metavar="--nproc N [PRESET | embed TARGET] [ARGUMENTS]...",
     epilog=LAUNCH_EXAMPLES,
 )(launch)
 
@@ -151,6 +152,7 @@ app.command(epilog=SUBMIT_EXAMPLES)(submit)
 app.command(epilog=PREFLIGHT_EXAMPLES)(preflight)
 app.command(epilog=STATUS_EXAMPLES)(status)
 app.command(epilog=CANCEL_EXAMPLES)(cancel)
+app.command(epilog=EMBED_EXAMPLES)(embed)
 app.command(epilog=PROBE_EXAMPLES)(probe)
 app.command(epilog=COMPARE_EXAMPLES)(compare)
 
