@@ -60,14 +60,17 @@ def probe(
     follow: Annotated[
         bool, typer.Option("--follow", help="Probe the milestone checkpoints of a run while it is trained.")
     ] = False,
+    whole_run: Annotated[
+        bool, typer.Option("--all", help="All milestones of a run and its final encoder, by every cheap probe.")
+    ] = False,
     val_share: ValShare = 0.0,
     group_pattern: GroupPattern = None,
     group_column: GroupColumn = None,
     progress: Progress = True,
 ) -> None:
     """Measure a frozen encoder: k-NN, linear and further probes, beside chance, raw pixels and an untrained one."""
-    data = _refuse_early(target, data, Grouping(val_share, group_pattern, group_column), [*(also or ()), *(only or ())])
-    kind = _kind(label_kind)
+    data = refuse_early(target, data, Grouping(val_share, group_pattern, group_column), [*(also or ()), *(only or ())])
+    kind = label_kind_named(label_kind)
     from rich.console import Console
 
     from eval.probe import protocol_of, run_probe
@@ -112,21 +115,36 @@ def probe(
         asked = protocol_of(named, range(seeds), epochs, full, only or (), labels.kind).as_json()
         follow_run(Path(target), data, measure_and_show, asked, group_by, label)
         return
+    if whole_run:
+        if out is not None:
+            raise ValueError("--out names one file and --all makes many; leave out one of them")
+        from eval import registry
+        from launch.all_command import log_overview, overview_table, probe_all
+
+        splits = open_splits(data, val_data, group_by, label, kind, unlabelled=bool(only))
+        wanted = [*(only or registry.cheap(splits.labels.kind)), *named]
+        asked_of_all = protocol_of((), range(seeds), epochs, full, wanted, splits.labels.kind)
+        overview = probe_all(Path(target), splits, asked_of_all, partial(measure, also=()), group_by)
+        if overview is not None:
+            Console().print(overview_table(overview))
+            log_overview(Path(target), overview)
+        refresh(target)
+        return
     Console().print(probe_table(measure(target, out=out)))
     refresh(target)
 
 
-def _kind(name: str | None) -> LabelKind | None:
-    """What `--label-kind` says; typer.BadParameter for another word."""
+def label_kind_named(name: str | None, option: str = "--label-kind") -> LabelKind | None:
+    """What the option says; typer.BadParameter for another word."""
     if name is None:
         return None
     for kind in get_args(LabelKind):
         if kind == name:
             return kind
-    raise typer.BadParameter(f"--label-kind is {name!r}; it is one of {', '.join(get_args(LabelKind))}")
+    raise typer.BadParameter(f"{option} is {name!r}; it is one of {', '.join(get_args(LabelKind))}")
 
 
-def _refuse_early(target: str, data: str, grouping: Grouping, also: Iterable[str]) -> str:
+def refuse_early(target: str, data: str, grouping: Grouping, also: Iterable[str]) -> str:
     """The shards to probe on; what is not there is told before torch is imported, which takes seconds."""
     from pretrain.encoder_folder import check_target
 
