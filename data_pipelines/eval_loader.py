@@ -37,7 +37,7 @@ def center_crops(
     world_size: int = 1,
     channels: int = 3,
     bits: int = 8,
-    samples: Sequence[int] | None = None,
+    samples: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield (images, labels, samples) in the order of the samples; the tensors are new each time.
 
@@ -63,12 +63,12 @@ def center_crops(
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size}; ranks count from 0 to world_size - 1")
-    wanted: Sequence[int] = range(dataset.num_samples) if samples is None else samples
+    wanted: Sequence[int] | np.ndarray = range(dataset.num_samples) if samples is None else samples
     first, last = (len(wanted) * part // world_size for part in (rank, rank + 1))
     load = partial(_load, dataset, size=size, resize=resize, channels=channels, bits=bits)
     starts = iter(range(first, last, batch_size))
     pending: deque[list[Future[np.ndarray | None]]] = deque()
-    begins: deque[Sequence[int]] = deque()
+    begins: deque[Sequence[int] | np.ndarray] = deque()
     stop = threading.Event()
     in_turn = in_order(dataset, first, last, batch_size)
     prefetcher = ShardPrefetcher(

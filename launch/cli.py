@@ -15,8 +15,10 @@ from typer.core import TyperGroup
 
 from data_pipelines.cores import sleep_at_barriers
 from launch.cluster_commands import SUBMIT_EXAMPLES, submit
+from launch.compare_command import COMPARE_EXAMPLES, compare
 from launch.dashboard.command import DASHBOARD_EXAMPLES, dashboard
 from launch.data_commands import data_app
+from launch.embed_command import EMBED_EXAMPLES, embed
 from launch.encoder_commands import (
     ENCODERS_EXAMPLES,
     EXPORT_EXAMPLES,
@@ -25,6 +27,7 @@ from launch.encoder_commands import (
     export,
     import_,
 )
+from launch.finetune_command import FINETUNE_EXAMPLES, finetune
 from launch.launch_command import LAUNCH_EXAMPLES, launch
 from launch.pack_command import PACK_EXAMPLES, pack
 from launch.pretrain_command import PRETRAIN_EXAMPLES, pretrain
@@ -136,10 +139,11 @@ def demo(
 app.command(epilog=PACK_EXAMPLES)(pack)
 app.command(epilog=VERIFY_EXAMPLES)(verify)
 app.command(epilog=PRETRAIN_EXAMPLES)(pretrain)
+app.command(epilog=FINETUNE_EXAMPLES)(finetune)
 app.command(epilog=SETTINGS_EXAMPLES)(settings)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    options_metavar="--nproc N PRESET [ARGUMENTS OF pretrain]...",
+    options_metavar="--nproc N [PRESET | embed TARGET] [ARGUMENTS]...",
     epilog=LAUNCH_EXAMPLES,
 )(launch)
 
@@ -148,7 +152,9 @@ app.command(epilog=SUBMIT_EXAMPLES)(submit)
 app.command(epilog=PREFLIGHT_EXAMPLES)(preflight)
 app.command(epilog=STATUS_EXAMPLES)(status)
 app.command(epilog=CANCEL_EXAMPLES)(cancel)
+app.command(epilog=EMBED_EXAMPLES)(embed)
 app.command(epilog=PROBE_EXAMPLES)(probe)
+app.command(epilog=COMPARE_EXAMPLES)(compare)
 
 
 @app.command(

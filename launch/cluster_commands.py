@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from launch.data_commands import changes_of
+from launch.probe_command import label_kind_named
 
 SUBMIT_EXAMPLES = (
     "Examples:\n\n"
@@ -93,6 +94,13 @@ def submit(
         str | None,
         typer.Option(metavar="FIELD", help="As `probe --group-by`, such as patient.", rich_help_panel=_PROBES),
     ] = None,
+    probe_label: Annotated[
+        str | None,
+        typer.Option(metavar="FIELD", help="As `probe --label`, such as diagnosis.", rich_help_panel=_PROBES),
+    ] = None,
+    probe_label_kind: Annotated[
+        str | None, typer.Option(metavar="KIND", help="As `probe --label-kind`.", rich_help_panel=_PROBES)
+    ] = None,
     probe_gpus: Annotated[
         int | None, typer.Option(min=0, help="Default: 1 where training has GPUs.", rich_help_panel=_PROBES)
     ] = None,
@@ -156,6 +164,8 @@ def submit(
             every=probe_every,
             also=tuple(probe_also or ()),
             group_by=probe_group_by,
+            label=probe_label,
+            label_kind=label_kind_named(probe_label_kind, "--probe-label-kind"),
             resources=probe_resources(options, profile, resources),
         ),
     )

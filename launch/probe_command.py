@@ -66,8 +66,8 @@ def probe(
     progress: Progress = True,
 ) -> None:
     """Measure a frozen encoder: k-NN, linear and further probes, beside chance, raw pixels and an untrained one."""
-    data = _refuse_early(target, data, Grouping(val_share, group_pattern, group_column), [*(also or ()), *(only or ())])
-    kind = _kind(label_kind)
+    data = refuse_early(target, data, Grouping(val_share, group_pattern, group_column), [*(also or ()), *(only or ())])
+    kind = label_kind_named(label_kind)
     from rich.console import Console
 
     from eval.probe import protocol_of, run_probe
@@ -116,17 +116,17 @@ def probe(
     refresh(target)
 
 
-def _kind(name: str | None) -> LabelKind | None:
-    """What `--label-kind` says; typer.BadParameter for another word."""
+def label_kind_named(name: str | None, option: str = "--label-kind") -> LabelKind | None:
+    """What the option says; typer.BadParameter for another word."""
     if name is None:
         return None
     for kind in get_args(LabelKind):
         if kind == name:
             return kind
-    raise typer.BadParameter(f"--label-kind is {name!r}; it is one of {', '.join(get_args(LabelKind))}")
+    raise typer.BadParameter(f"{option} is {name!r}; it is one of {', '.join(get_args(LabelKind))}")
 
 
-def _refuse_early(target: str, data: str, grouping: Grouping, also: Iterable[str]) -> str:
+def refuse_early(target: str, data: str, grouping: Grouping, also: Iterable[str]) -> str:
     """The shards to probe on; what is not there is told before torch is imported, which takes seconds."""
     from pretrain.encoder_folder import check_target
 

@@ -220,6 +220,8 @@ class Trainer:
                 self.tracker.say(progress_line(self.step, self.timeline.total_steps, epoch, metrics, seconds))
                 if "knn_top1" in metrics:
                     self.tracker.say(knn_line(metrics))
+                if (line := self.method.measured_line(metrics)) is not None:
+                    self.tracker.say(line)
                 for change in changes:
                     self.tracker.alarm(change.name, change.text, change.begins)
         if self.watched:

@@ -72,8 +72,12 @@ class _Forward(logging.Handler):
         self._channel = channel
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = record.getMessage()
+        except Exception:  # its words and values don't go together, which ends nobody elsewhere
+            text = f"{record.msg} {record.args}"
         with contextlib.suppress(OSError):  # the parent is gone, and so are we
-            self._channel.send({"log": record.name, "level": record.levelno, "text": record.getMessage()})
+            self._channel.send({"log": record.name, "level": record.levelno, "text": text})
 
 
 @dataclass

@@ -135,7 +135,10 @@ def raised(message: Message) -> Exception:
     if issubclass(kind, OSError) and message["errno"] is not None:
         filename = message["filename"]
         return OSError(message["errno"], message["strerror"], *([] if filename is None else [filename]))
-    error = kind.__new__(kind)  # its words are there already
+    try:
+        error = kind.__new__(kind)  # its words are there already
+    except TypeError:  # a group of exceptions is not made without them
+        return RuntimeError(f"{kind.__name__}: {message['text']}")
     error.args = (message["text"],)
     return error if message["text"] in str(error) else RuntimeError(f"{kind.__name__}: {message['text']}")
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
+
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.remote.fetch import CancelledError, cancel_on
 
@@ -186,7 +188,7 @@ def in_order(dataset: Dataset, first: int, last: int, batch_size: int) -> Iterat
         yield [Need(dataset, shard) for shard in range(int(shards[0]), int(shards[-1]) + 1)]
 
 
-def in_batches(dataset: Dataset, samples: Sequence[int], batch_size: int) -> Iterator[list[Need]]:
+def in_batches(dataset: Dataset, samples: Sequence[int] | np.ndarray, batch_size: int) -> Iterator[list[Need]]:
     """The needs of who reads these samples, wherever they lie, `batch_size` at a time."""
     for start in range(0, len(samples), batch_size):
         shards = dataset.shards_of(samples[start : start + batch_size]).tolist()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from eval.base import LabelKind
 from launch.cluster.quoting import log_pattern, sbatch_line
 from launch.cluster.render import render, set_arguments
 from launch.cluster.resources import Resources
@@ -28,6 +29,8 @@ class ProbeOptions:
     every: float | None = None  # epochs, while training runs
     also: tuple[str, ...] = ()  # further probes by name
     group_by: str | None = None  # a field of each sample's .json, such as of patients, who stay together
+    label: str | None = None  # a field of it that is to be predicted
+    label_kind: LabelKind | None = None
     resources: Resources = field(default_factory=Resources)
 
 
@@ -57,17 +60,20 @@ def check_probes(options: ProbeOptions, config: Config) -> None:
             ("every", options.every, "how often to probe"),
             ("also", options.also or None, "which further probes to run"),
             ("group-by", options.group_by, "what belongs together"),
+            ("label", options.label, "what is predicted"),
+            ("label-kind", options.label_kind, "what kind of label is predicted"),
         ):
             if given is not None:
                 raise ConfigError(f"--probe-{option} says {what}, but not on what; add --probe DATA")
         return
-    registry.chosen(options.also)  # a name that is not there is refused
+    registry.check_names(options.also)
     if spec_of(config.method).exports != "encoder":
         raise ConfigError(
             f"--probe: method {config.method.name} leaves a tokenizer, and probes are of encoders; leave it out"
         )
     for data in options.data:
-        open_splits(data, group_by=options.group_by)
+        splits = open_splits(data, None, options.group_by, options.label, options.label_kind)
+        registry.chosen(options.also, kind=splits.labels.kind)  # a probe of other labels is refused
 
 
 def probe_jobs(
@@ -97,7 +103,12 @@ def probe_jobs(
         return render("probe", header, [*settings, *chosen], written_by)
 
     how = [argument for name in options.also for argument in ("--also", name)]
-    how += [] if options.group_by is None else ["--group-by", options.group_by]
+    for option, value in (
+        ("--group-by", options.group_by),
+        ("--label", options.label),
+        ("--label-kind", options.label_kind),
+    ):
+        how += [] if value is None else [option, value]
     jobs = []
     for data in options.data:
         arguments = [(str(run), "--data", data, *how) for run in runs]

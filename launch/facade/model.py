@@ -22,8 +22,8 @@ from data_pipelines.images.sample import Sample
 from data_pipelines.packing.scan import scan
 from data_pipelines.packing.sources.opening import open_source
 from data_pipelines.packing.spec import holds_images
-from eval.features import columns_of, layout
 from eval.probe import device_named
+from eval.store.layout import layout, rows_of
 from eval.target import open_target
 
 from .features import Embedding
@@ -182,11 +182,11 @@ class Model:
         """(b, d) float32 of (b, c, h, w) crops, and which feature it is."""
         images = self.transform.normalise(torch.from_numpy(crops).to(self.device))
         found = self.encoder(images)
-        names, pooled_as = layout(found)
-        chosen = pooled_as if chosen is None or (chosen == "pooled" and chosen not in names) else chosen
-        if chosen not in names:
-            raise ValueError(f"feature is {chosen!r}; this encoder has {', '.join(names)}")
-        return columns_of(found, "pooled" in names)[:, names[chosen]].numpy(), chosen
+        named = layout(found)
+        chosen = named.pooled_as if chosen is None or (chosen == "pooled" and chosen not in named.inputs) else chosen
+        if chosen not in named.inputs:
+            raise ValueError(f"feature is {chosen!r}; this encoder has {', '.join(named.inputs)}")
+        return named.views(rows_of(found, named).cpu())[chosen].numpy(), chosen
 
 
 def _encoded(image: Any) -> bytes:

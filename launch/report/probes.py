@@ -46,10 +46,10 @@ def probes(run: Run, problems: list[str]) -> Html | None:
 
 def _table(columns: Sequence[str], rows: Sequence[Row], falling: Sequence[int] = ()) -> Html:
     """Rows of measured numbers; columns of which less is better are marked."""
-    header = [f"{column} \u2193" if place in falling else column for place, column in enumerate(columns)]
+    header = [f"{column} ↓" if place in falling else column for place, column in enumerate(columns)]
     units = {value.unit for _, values in rows for value in values if value is not None}
     caption = ["shares in %"] if "percent" in units else []
-    caption += ["\u2193: less is better"] if falling else []
+    caption += ["↓: less is better"] if falling else []
     cells = [(row, *("-" if value is None else value for value in values)) for row, values in rows]
     return table(["", *header], cells, "; ".join(caption))
 

@@ -231,6 +231,8 @@ def _as_text(value: Any) -> Any:
 def _probes(folder: Path, problems: list[str]) -> list[tuple[str, Any]]:
     found = []
     for path in sorted((folder / "eval").glob("*.json")):
+        if path.name.startswith("compare-"):
+            continue
         try:
             found.append((path.name, json.loads(path.read_text(encoding="utf-8", errors="replace"))))
         except (OSError, ValueError, RecursionError) as error:

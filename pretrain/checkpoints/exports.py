@@ -20,7 +20,8 @@ from pretrain.tokenizers.saved import save_tokenizer
 class Export:
     """What a run is for: a folder of every checkpoint, and of the run at its end.
 
-    write: puts the module's whole state dict into the folder, which it makes.
+    module: what is saved, the encoder perhaps with a head. write: puts the module's whole state dict into the folder,
+    which it makes.
     """
 
     folder: str  # encoder or tokenizer
@@ -56,4 +57,7 @@ def export_of(method: Method, config: Config, normalisation: Normalisation, step
         headline=headline_feature(config),
         **shared,
     )
+    beside = method.beside_encoder()
+    if beside is not None:
+        return Export("encoder", beside.module, partial(beside.write, card=described))
     return Export("encoder", encoder, partial(save_encoder, card=described))

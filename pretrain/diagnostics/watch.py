@@ -57,7 +57,7 @@ class Diagnostics:
         self.config, self.settings, self.folder = config, config.diagnostics, folder
         self.engine, self.method, self.loader = engine, method, loader
         self.timeline, self.device, self.rank = timeline, device, rank
-        self.spikes = (loss_spikes(), gradient_spikes())
+        self.spikes = (loss_spikes(), gradient_spikes(config.optim.clip_grad))
         rules = [
             *self.spikes,
             *collapse_rules(config, timeline, method),
@@ -95,7 +95,7 @@ class Diagnostics:
 
     def is_due(self, step: int) -> bool:
         """Whether it is time to look, after `step` steps; on all ranks alike."""
-        return self._inspects(step) or self._measures(step)
+        return self._inspects(step) or self._measures(step) or self.method.is_measured(step)
 
     def _inspects(self, step: int) -> bool:
         every = self.settings.inspect_every_steps
@@ -105,9 +105,10 @@ class Diagnostics:
         return self.knn.is_on and self.timeline.is_due(step, self.settings.knn_every_epochs)
 
     def look(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
-        """After `step` steps: what the weights and the frozen encoder say, when it is time to look. Collective."""
-        inspects, measures = self._inspects(step), self._measures(step)
-        if not inspects and not measures:
+        """After `step` steps: what the weights, the frozen encoder and the method itself say, when it is time to look.
+        Collective."""
+        inspects, measures, by_method = self._inspects(step), self._measures(step), self.method.is_measured(step)
+        if not inspects and not measures and not by_method:
             return {}
         encoder = self.method.frozen_encoder()
         found: dict[str, float] = {}
@@ -120,6 +121,8 @@ class Diagnostics:
             if measures and encoder is not None:
                 found |= self.knn.measure(encoder)
                 found["knn_share"] = self.knn.seconds / max(time.monotonic() - self.began, 1e-9)
+            if by_method:
+                found |= self.method.measure(step, self.device)
         return found
 
     def watch(self, step: int, epoch: float, metrics: dict[str, float]) -> list[Change]:

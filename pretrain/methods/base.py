@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,17 @@ class Normalisation:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+class Beside(NamedTuple):
+    """What is saved with a frozen encoder, beside it.
+
+    module: holds the encoder as well. write: from a new folder, the module's whole state dict and the encoder's card;
+    it makes the folder, which is an encoder folder like any other.
+    """
+
+    module: nn.Module
+    write: Callable[[Path, dict[str, Tensor], Any], None]
 
 
 class Method(nn.Module):
@@ -84,6 +97,10 @@ class Method(nn.Module):
         """The encoder that is exported and probed; None for a method that trains a tokenizer."""
         return self.encoder
 
+    def beside_encoder(self) -> Beside | None:
+        """What is saved beside the frozen encoder, such as a trained head."""
+        return None
+
     def tokenizer(self) -> nn.Module | None:
         """The tokenizer that is exported, where there is no encoder to export; see `tokenizers/saved.py`."""
         return None
@@ -111,6 +128,21 @@ class Method(nn.Module):
     def schedules(self, step: int) -> dict[str, float]:
         """What the method itself changes with time, as of the end of optimizer step `step`, to log."""
         return {}
+
+    def is_measured(self, step: int) -> bool:
+        """Whether it is time, after `step` steps, for `measure`; on all ranks alike."""
+        return False
+
+    def measure(self, step: int, device: torch.device) -> dict[str, float]:
+        """What the method itself finds out on held-out images, to log.
+
+        Called in evaluation mode, without gradients, at the run's precision. Collective.
+        """
+        return {}
+
+    def measured_line(self, metrics: dict[str, float]) -> str | None:
+        """What `measure` has found, in a line for the log; None where it has found nothing."""
+        return None
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Named pictures (n, c, h, w) uint8 of what the method does with a batch; by default, of what its encoder sees.

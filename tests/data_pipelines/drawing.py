@@ -66,3 +66,12 @@ class Warning:
         if step:
             logging.getLogger("drawing").warning("mind the %s", "gap")
         return {}
+
+
+class WarningOfNothing(Warning):
+    """Warns in words that don't go with their values, likewise."""
+
+    def __call__(self, seed: int, step: int, row: int) -> dict[str, np.ndarray]:
+        if step:
+            logging.getLogger("drawing").warning("%d things", "none")
+        return {}

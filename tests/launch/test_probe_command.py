@@ -25,7 +25,7 @@ def test_the_probes_that_options_name(
     monkeypatch: pytest.MonkeyPatch, options: list[str], also: list[str], full: bool
 ) -> None:
     asked: dict = {}
-    monkeypatch.setattr(probe_command, "_refuse_early", lambda *_: None)
+    monkeypatch.setattr(probe_command, "refuse_early", lambda *_: None)
     monkeypatch.setattr("eval.probe.run_probe", lambda target, **more: asked.update(more))
     monkeypatch.setattr("eval.report.probe_table", lambda results: "")
     monkeypatch.setattr("launch.report.page.refresh", lambda target: None)

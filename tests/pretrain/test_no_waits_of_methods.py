@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from block_cases import CASES, config_of
 from fake_gpu import CUDA, OnHost, trace_on_fake_gpu
@@ -46,6 +47,9 @@ class StepOf(nn.Module):
 def test_no_method_waits(name: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a generator on a GPU that is not there can't be made; seeding one is the host's business
     monkeypatch.setattr("pretrain.methods.dvae.method.gumbel_noise", lambda like, *_: like * 0)
+    # numbers of fake tensors can't be had on the host either
+    monkeypatch.setattr("pretrain.methods.finetune.method.on_host", lambda fake: np.indices(fake.shape)[0] % 100)
+    monkeypatch.setattr("pretrain.methods.finetune.labels.Table.rows", lambda table, samples, _: np.zeros(4, np.int64))
     case = name if name in CASES else "dinov2"
     config = config_of(case, shards, tmp_path, drop_path=0.0, method=VARIANTS[name])
     method = build(config).train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
 import signal
@@ -13,8 +14,9 @@ import pytest
 from loading import assert_same, copied, is_running, loader_of, wait_for
 
 from data_pipelines.children.nursery import nursery
-from data_pipelines.children.wire import Channel
+from data_pipelines.children.wire import Channel, raised, told
 from data_pipelines.datasets.dataset import Dataset
+from data_pipelines.rng import NamedDraw
 
 
 def test_a_long_environment_does_not_mix_up_what_they_are_given(
@@ -116,3 +118,20 @@ def test_files_wait_until_those_of_others_have_arrived(monkeypatch: pytest.Monke
         assert len(other.files) == 1
         one.close()
         other.close()
+
+
+def test_a_group_of_exceptions_keeps_its_words() -> None:
+    found = raised(told(ExceptionGroup("of two reads", [ValueError("one")])))
+    assert type(found) is RuntimeError
+    assert "of two reads" in str(found)
+
+
+def test_a_line_for_the_log_that_cannot_be_formatted_ends_nobody(
+    dataset: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level(logging.WARNING),
+        loader_of(dataset, draw=NamedDraw("drawing:WarningOfNothing", None)) as loader,
+    ):
+        copied(loader.steps(), 2)
+    assert any("%d things ('none',)" in record.getMessage() for record in caplog.records)

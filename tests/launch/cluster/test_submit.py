@@ -184,7 +184,7 @@ def test_probes_wait_for_their_training_or_watch_it(request_: Request, shards: P
     assert beside.dependency("7") == ["--dependency=after:7"]
     assert f"set -- {tmp_path}/runs/tiny --data '{labelled}' --also logistic --follow\n" in beside.script
     assert f"--data '{labelled}' --also logistic\n" in behind.script
-    with pytest.raises(ValueError, match="no probe 'logstic'; there are knn"):
+    with pytest.raises(ValueError, match="no probe 'logstic'; there are "):
         plan(request_, probe=ProbeOptions((str(labelled),), also=("logstic",)))
     with pytest.raises(ConfigError, match="add --probe DATA"):
         plan(request_, probe=ProbeOptions(also=("logistic",)))
@@ -192,6 +192,14 @@ def test_probes_wait_for_their_training_or_watch_it(request_: Request, shards: P
         plan(request_, probe=ProbeOptions(group_by="patient"))
     with pytest.raises(ValueError, match="patient"):
         plan(request_, probe=ProbeOptions((str(labelled),), group_by="patient"))
+    with pytest.raises(ConfigError, match="--probe-label says what is predicted, but not on what; add --probe DATA"):
+        plan(request_, probe=ProbeOptions(label="age"))
+    with pytest.raises(ValueError, match="has the field age in its"):
+        plan(request_, probe=ProbeOptions((str(labelled),), label="age"))
+    with pytest.raises(ValueError, match=r"the probe logistic is of labels of kind .*, and these are of kind number"):
+        plan(request_, probe=ProbeOptions((str(labelled),), also=("logistic",), label_kind="number"))
+    graded, _ = plan(request_, probe=replace(options, label_kind="grade")).probes
+    assert f"--data '{labelled}' --also logistic --label-kind grade\n" in graded.script
     assert "checkpoint.milestone_every_epochs=0.2" in plan(request_, probe=options).script
     of_array = plan(request_, probe=options, arrays=("seed=0,1",)).probes
     assert [probe.dependency("7")[0] for probe in of_array] == [

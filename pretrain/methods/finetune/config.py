@@ -1,0 +1,156 @@
+"""Fine-tuning's section, and what is known of the method (imports neither torch nor NumPy)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from data_pipelines.transforms.config import Share, section
+from pretrain.methods.spec import MethodSpec, Metric, Tokens
+
+if TYPE_CHECKING:
+    from pretrain.config import Config
+
+#: Of a Beta distribution: beyond it, the draw takes long and nobody publishes.
+Alpha = Annotated[float, Field(ge=0, le=2)]
+
+
+@section
+class RandAugmentConfig:
+    """Some changes of shape and colour on each image (Cubuk et al. 2020), at timm's strengths."""
+
+    ops: PositiveInt = 2  # drawn for each image, one after the other
+    magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0  # of 10
+    magnitude_std: NonNegativeFloat = 0.5  # its deviation from image to image
+    prob: Share = 0.5  # of each op that is drawn to be done
+    increasing: bool = True  # posterise, solarise and enhance more at a higher magnitude; false: as in the paper's code
+
+
+@section
+class LoraConfig:
+    """Low-rank changes of the attention's linear layers (Hu et al. 2022), the encoder itself frozen."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0  # what is added is multiplied by alpha / rank
+    layers: tuple[str, ...] = ("qkv", "q", "kv", "proj")  # the names of the linear layers, of those that there are
+
+
+@section
+class FinetuneConfig:
+    """An encoder trained on with labels."""
+
+    name: Literal["finetune"] = "finetune"
+    task: Literal["one_label", "several_labels", "numbers"] = "one_label"
+    """What an image's label is: one class, none to several classes, or a number or several of them."""
+    label: str | None = None  # a field of each sample's .json; default: its .cls
+    val_data: str | None = None  # held-out shards to measure on; default: the val split beside data.train
+    val_every_epochs: PositiveFloat = 1.0  # when that is measured, and at the end
+    val_resize: PositiveInt | None = None  # short side in px before the centre crop; default: its size * 256 / 224
+    pool: Literal["class", "mean"] | None = (
+        None  # what the head reads; default: what stands for the image, encoder.pool
+    )
+    fc_norm: bool = False  # the norm comes after the mean, and anew, instead of before it (MAE, BEiT)
+    head_init_std: PositiveFloat = 0.02  # of the head's weights
+    train_blocks: NonNegativeInt | None = None  # only so many of the last blocks are trained; 0: the head alone
+    lora: LoraConfig | None = None  # train low-rank changes in place of the encoder's weights
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of a label that all classes divide
+    mixup: Alpha = 0.0  # of the Beta distribution that mixes two images; 0 is off
+    cutmix: Alpha = 0.0  # of that which cuts a box of one into the other; 0 is off
+    mix_prob: Share = 1.0  # of mixing at all
+    mix_switch_prob: Share = 0.5  # of cutmix where both are on
+    mix_mode: Literal["batch", "row"] = "batch"  # drawn once for the global batch, or for each image
+    rand_augment: RandAugmentConfig | None = None
+    erasing: Share = 0.0  # probability of a box of noise (Zhong et al. 2020)
+    erasing_area: tuple[PositiveFloat, PositiveFloat] = (0.02, 1 / 3)  # share of the image
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # momentum of a slow average of the weights; null: none
+
+    @model_validator(mode="after")
+    def _check(self) -> FinetuneConfig:
+        if self.label is None and self.task != "one_label":
+            raise ValueError(f"task {self.task} reads a field of each sample's .json: name it, label=FIELD")
+        if self.label_smoothing and self.task == "numbers":
+            raise ValueError(f"label_smoothing is {self.label_smoothing:g}, and numbers have no classes: set it to 0")
+        if self.cutmix and self.task == "numbers":
+            raise ValueError(f"cutmix is {self.cutmix:g}; a box of another image says nothing of a number: set it to 0")
+        if self.lora is not None and self.train_blocks is not None:
+            raise ValueError("lora freezes the encoder and train_blocks trains a part of it: set one of them to null")
+        if self.fc_norm and self.pool == "class":
+            raise ValueError("fc_norm is the norm after a mean; with pool class set fc_norm=false")
+        low, high = self.erasing_area
+        if not low <= high <= 1:
+            raise ValueError(f"erasing_area is {low:g} .. {high:g}; it must rise, to 1 at most")
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed."""
+        return bool((self.mixup or self.cutmix) and self.mix_prob)
+
+
+def _check(config: Config, tokens: Tokens | None) -> None:
+    method, data = config.method, config.data
+    if method.fc_norm and not _has_sequence(config):
+        raise ValueError(
+            f"method.fc_norm needs the tokens before the last norm, which {config.encoder.family} does not give: "
+            "set method.fc_norm=false"
+        )
+    if method.rand_augment is not None and (data.channels, data.bits) != (3, 8):
+        raise ValueError(
+            f"method.rand_augment is made for RGB of 8 bits, and data has {data.channels} channels of {data.bits}: "
+            "set method.rand_augment=null"
+        )
+    if data.adopt is not None:
+        raise ValueError("fine-tuning reads all labels at its start, so data must not grow: set data.adopt=null")
+    if not isinstance(data.train, str) and len(data.train) > 1 and method.val_data is None:
+        raise ValueError("of several data sets none is the one to measure on: set method.val_data")
+    height, width = config.views.global_size
+    if height != width:
+        raise ValueError(f"views.global_crops are {height}x{width} px, and fine-tuning measures on squares")
+    if config.engine.zero_stage == 3:
+        raise ValueError("fine-tuning measures the whole model while it trains: set engine.zero_stage to 2 at most")
+
+
+def _has_sequence(config: Config) -> bool:
+    from pretrain.encoders.registry import family_of
+
+    return family_of(config.encoder).has_sequence(config.encoder)
+
+
+def _check_batch(config: Config, rows: int) -> None:
+    block = 2 * config.data.repeated_augmentation
+    if config.method.mixes and rows % block:
+        raise ValueError(
+            f"mixing pairs rows within {block} of the global batch, and a micro-batch has {rows}: let it be a "
+            f"multiple of {block} (train.batch_size / ranks / train.grad_accum_steps), or set method.mixup=0 "
+            "method.cutmix=0"
+        )
+
+
+SPEC = MethodSpec(
+    name="finetune",
+    title="Fine-tuning",
+    config=FinetuneConfig,
+    build="pretrain.methods.finetune.method:build",
+    example={"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "ema": 0.9},
+    headline="class",
+    check=_check,
+    check_batch=_check_batch,
+    sources="pretrain.methods.finetune.labels:check_labels",
+    metrics={
+        "train_top1": Metric("of the training batch, top-1 (of the label that weighs more)", percent=True),
+        "val_loss": Metric("held-out loss"),
+        "val_top1": Metric("held-out top-1", percent=True),
+        "val_top5": Metric("held-out top-5", percent=True),
+        "val_map": Metric("held-out mAP", percent=True),
+        "val_r2": Metric("held-out R2", percent=True),
+        "val_mae": Metric("held-out mean absolute error"),
+        "ema_loss": Metric("held-out loss, averaged weights"),
+        "ema_top1": Metric("held-out top-1, averaged weights", percent=True),
+        "ema_top5": Metric("held-out top-5, averaged weights", percent=True),
+        "ema_map": Metric("held-out mAP, averaged weights", percent=True),
+        "ema_r2": Metric("held-out R2, averaged weights", percent=True),
+        "ema_mae": Metric("held-out mean absolute error, averaged weights"),
+        "val_seconds": Metric("seconds of a measurement on held-out images", "Speed and memory"),
+    },
+)

@@ -1,0 +1,253 @@
+"""The labels of a run's images as tables in memory, and all that is refused about them before a run starts.
+
+A batch says of each row which sample it shows, so its labels are looked up on the host by number: the loader carries
+none but those of .cls, and runs without labels pay nothing for these.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipelines.datasets.dataset import NO_LABEL, Dataset
+from data_pipelines.datasets.held_out import held_out_of, open_held_out
+from data_pipelines.images.issues import shown
+from data_pipelines.remote.urls import redact
+from pretrain.config import Config
+from pretrain.config.load import ConfigError
+from pretrain.stream.datasets import open_datasets, sources
+
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """What labels there are.
+
+    classes: their names, in the order of the head's outputs; of numbers, the name of each.
+    mean, std: (k,) of each number over the training images; the head predicts them standardised. Empty for classes.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    keys: tuple[Any, ...] = ()  # the classes as they are stored, ascending
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+class Table(NamedTuple):
+    """The labels of the samples 0 .. n - 1 of a data set.
+
+    values: one_label: (n,) int64 places among the classes. several_labels: (m,) int64, those of all samples one after
+    the other. numbers: (n, k) float32, standardised.
+    ends: of several_labels, where each sample's end in `values`, (n,).
+    """
+
+    values: np.ndarray
+    ends: np.ndarray | None = None
+
+    def rows(self, samples: np.ndarray, num_classes: int) -> np.ndarray:
+        """Of these samples (b,): (b,) int64 classes, (b, c) float32 of 0 and 1, or (b, k) float32 numbers."""
+        if self.ends is None:
+            return self.values[samples]
+        found = np.zeros((len(samples), num_classes), dtype=np.float32)
+        for row, sample in enumerate(samples.tolist()):
+            found[row, self.values[self.ends[sample - 1] if sample else 0 : self.ends[sample]]] = 1
+        return found
+
+
+class HeldOut(NamedTuple):
+    """What a run is measured on."""
+
+    dataset: Dataset
+    table: Table
+    name: str  # of the split, or where it lies
+
+
+class Labels(NamedTuple):
+    """All labels of a run: a table for each training data set, and for the held-out one, if there is one."""
+
+    space: LabelSpace
+    train: tuple[Table, ...]
+    val: HeldOut | None
+
+
+def check_labels(config: Config) -> None:
+    """Raise ValueError unless every image has a label that can be learned, and those held out are of the same kinds."""
+    read_labels(config)
+
+
+def read_labels(config: Config) -> Labels:
+    """The labels that `config` names.
+
+    Raises ValueError for images without a label, for labels of another kind than `method.task`, fewer than two
+    classes, and classes of the held-out images that training never shows; FileNotFoundError for a `val_data` that is
+    not there.
+    """
+    method = config.method
+    names = [redact(source.path) for source in sources(config.data)]
+    train = [_raw(dataset, method.label, name) for dataset, name in zip(open_datasets(config.data), names, strict=True)]
+    space = _space(method.task, method.label, train, names)
+    held_out = _held_out(config)
+    val = None
+    if held_out is not None:
+        dataset, name = held_out
+        val = HeldOut(dataset, _table(space, _raw(dataset, method.label, name), name), name)
+    return Labels(space, tuple(_table(space, raw, name) for raw, name in zip(train, names, strict=True)), val)
+
+
+def _held_out(config: Config) -> tuple[Dataset, str] | None:
+    """The images to measure on, and what they are called; None where the run's data have none beside them."""
+    spec = config.method.val_data
+    if spec is None:
+        assert isinstance(config.data.train, str) or len(config.data.train) == 1
+        folder = Path(sources(config.data)[0].path).expanduser()
+        if not folder.is_dir() or held_out_of(folder) is None:
+            return None
+        spec = str(folder)
+    try:
+        dataset, split = open_held_out(spec)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"method.val_data: {error}") from error
+    return dataset, f"{split} of {redact(spec)}"
+
+
+class _Raw(NamedTuple):
+    """Labels as stored: an integer or any JSON a sample; names of integers, as far as dataset.json tells."""
+
+    values: Sequence[Any] | np.ndarray
+    names: tuple[str, ...] | None
+
+
+def _raw(dataset: Dataset, field: str | None, name: str) -> _Raw:
+    if field is None:
+        missing = np.flatnonzero(dataset.labels == NO_LABEL)
+        if len(missing):
+            raise ValueError(_unlabelled(dataset, name, missing, "no .cls"))
+        return _Raw(dataset.labels, dataset.classes)
+    values = _field_of(dataset.checksum, field, dataset)
+    missing = np.flatnonzero([value is None for value in values])
+    if len(missing):
+        raise ValueError(_unlabelled(dataset, name, missing, f"no {field!r} in their .json"))
+    return _Raw(values, None)
+
+
+@lru_cache(maxsize=4)
+def _field_of(checksum: str, field: str, dataset: Dataset) -> list[Any]:
+    """A field of every sample's .json; None where it has none. Read once a process, by the data's checksum."""
+    return [dataset.read_metadata(sample).get(field) for sample in range(dataset.num_samples)]
+
+
+def _unlabelled(dataset: Dataset, name: str, missing: np.ndarray, what: str) -> str:
+    key, shard = dataset.key(int(missing[0]))
+    every = len(missing) == dataset.num_samples
+    advice = "pack those that have (a folder a class, or --labels), or name a field of the .json, method.label=FIELD"
+    return (
+        f"{'all' if every else len(missing)} of {dataset.num_samples} samples of {name} have {what}, such as "
+        f"{shown(key)} in {shard}; fine-tuning learns from labels: {advice}"
+    )
+
+
+def _space(task: str, field: str | None, train: Sequence[_Raw], names: Sequence[str]) -> LabelSpace:
+    if task == "numbers":
+        together = np.concatenate([_numbers(raw, name) for raw, name in zip(train, names, strict=True)])
+        mean, std = together.mean(axis=0), together.std(axis=0)
+        if not (std > 0).all():
+            raise ValueError(f"method.label {field}: all samples have the same number, so there is nothing to predict")
+        count = together.shape[1]
+        called = (str(field),) if count == 1 else tuple(f"{field}.{place}" for place in range(count))
+        return LabelSpace(task, called, (), tuple(mean.tolist()), tuple(std.tolist()))
+    if len({raw.names for raw in train}) > 1:
+        raise ValueError(
+            f"{' and '.join(names)} name their classes differently in dataset.json, so that a number of one may stand "
+            "for another class of the other; pack them together"
+        )
+    counts: Counter[Any] = Counter()
+    for raw, name in zip(train, names, strict=True):
+        if isinstance(raw.values, np.ndarray):
+            keys, times = np.unique(raw.values, return_counts=True)
+            counts.update(dict(zip(keys.tolist(), times.tolist(), strict=True)))
+        else:
+            for value in raw.values:
+                counts.update(_keys(value, task, name))
+    keys = sorted(counts, key=lambda key: (isinstance(key, str), key))
+    where = " and ".join(names)
+    if len(keys) < 2:
+        of = f"one class, {shown(str(keys[0]))}" if keys else "no class"
+        raise ValueError(f"the samples of {where} are of {of}; there must be two at least to tell apart")
+    total = sum(counts.values())
+    if task == "one_label" and len(keys) == total:
+        raise ValueError(
+            f"each of the {total} samples of {where} has a class of its own, such as {shown(str(keys[0]))}: nothing "
+            "can be learned of that; is method.label the field that was meant?"
+        )
+    named = train[0].names
+    is_named = named is not None and all(0 <= key < len(named) for key in keys)
+    return LabelSpace(task, tuple(named[key] if is_named else str(key) for key in keys), tuple(keys))
+
+
+def _keys(value: Any, task: str, name: str) -> list[Any]:
+    """What of a sample's label is counted."""
+    values = value if task == "several_labels" else [value]
+    if not isinstance(values, list):
+        raise ValueError(
+            f"a label of {name} is {shown(repr(value))}, and method.task several_labels takes lists; set "
+            "method.task=one_label"
+        )
+    for key in values:
+        if not isinstance(key, str | int):
+            advice = {list: "several_labels", float: "numbers"}.get(type(key))
+            advice = f"set method.task={advice}" if advice else "name another method.label"
+            raise ValueError(f"a label of {name} is {shown(repr(key))}, not a class's name or number; {advice}")
+    return list(dict.fromkeys(values))
+
+
+def _numbers(raw: _Raw, name: str) -> np.ndarray:
+    """(n, k) float64."""
+    try:
+        found = np.array(raw.values, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"the labels of {name} are not a number each, or equally many ({error}); set method.task, or another "
+            "method.label"
+        ) from None
+    if not np.isfinite(found).all():
+        raise ValueError(f"a label of {name} is no finite number: nothing can be learned of NaN; mend or leave it out")
+    return found.reshape(len(found), -1)
+
+
+def _table(space: LabelSpace, raw: _Raw, name: str) -> Table:
+    if space.task == "numbers":
+        found = _numbers(raw, name)
+        if found.shape[1] != len(space.mean):
+            raise ValueError(
+                f"the labels of {name} are {found.shape[1]} numbers each, and those of training {len(space.mean)}"
+            )
+        return Table(((found - space.mean) / space.std).astype(np.float32))
+    if isinstance(raw.values, np.ndarray):
+        known = np.array(space.keys)
+        places = np.searchsorted(known, raw.values).clip(max=len(known) - 1)
+        _check_known(Counter(raw.values[known[places] != raw.values].tolist()), name)
+        return Table(places)
+    place_of = {key: place for place, key in enumerate(space.keys)}
+    listed = [_keys(value, space.task, name) for value in raw.values]
+    _check_known(Counter(key for keys in listed for key in keys if key not in place_of), name)
+    values = np.array([place_of[key] for keys in listed for key in keys], dtype=np.int64)
+    return Table(values, np.cumsum([len(keys) for keys in listed]) if space.task == "several_labels" else None)
+
+
+def _check_known(unknown: Counter[Any], name: str) -> None:
+    if not unknown:
+        return
+    told = ", ".join(f"{shown(str(key))} ({count} images)" for key, count in unknown.most_common(_MOST_NAMED))
+    number = "1 class" if len(unknown) == 1 else f"{len(unknown)} classes"
+    raise ValueError(
+        f"{number} of {name} in no training image: {told}; the head has no output for it. Divide the data so that "
+        "train has every class"
+    )

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from making import encode, picture, write_tar
+
+from data_pipelines.packing.grouping import NO_GROUPS
+from launch.finetune_command import prepare, start_of
+from pretrain.config.load import load_config
+from pretrain.encoders import build_encoder
+from pretrain.encoders.saved import EncoderCard, save_encoder
+from pretrain.encoders.vit.config import VitConfig
+from pretrain.interop.initialise import check_init_from
+
+VIT = VitConfig(dim=24, depth=2, heads=2, patch=4, pool="mean", positions="sincos", drop_path=0.4)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of which only the encoder is there, and shards."""
+    torch.manual_seed(0)
+    card = EncoderCard(VIT, (32, 32), 1, (0.4,), (0.3,), "mae", "mean", step=9, epoch=1.0, run="grey", bits=16)
+    save_encoder(tmp_path / "runs" / "grey" / "encoder", build_encoder(VIT, (32, 32), 1).state_dict(), card)
+    write_tar(tmp_path / "train-000000.tar", [(f"{n}.png", encode(picture(n))) for n in range(4)])
+    return tmp_path / "runs" / "grey"
+
+
+def test_the_run_gets_the_encoder_of_its_target(run: Path) -> None:
+    data = str(run.parents[1])
+    chosen = prepare(str(run), None, ["method.rand_augment=null", "train.epochs=4"], data, NO_GROUPS)
+    config = load_config(*chosen)
+    assert chosen.preset == "finetune_own_data"
+    assert (config.name, config.init_from, config.data.train) == ("grey-finetune", str(run), data)
+    assert (config.views.global_size, config.data.channels, config.data.bits) == ((32, 32), 1, 16)
+    assert config.encoder.shape == (24, 2, 2)
+    assert config.encoder.positions == "sincos"
+    assert config.encoder.drop_path == 0.1  # the preset's, not pretraining's
+    assert config.train.epochs == 4
+    check_init_from(config)
+
+
+def test_a_preset_keeps_its_size_and_a_user_has_the_last_word(run: Path) -> None:
+    given = ["data.channels=3", "data.bits=8", "encoder.drop_path=0.3", "name=mine"]
+    chosen = prepare(str(run), "finetune_own_data", given, str(run.parents[1]), NO_GROUPS)
+    config = load_config(*chosen)
+    assert config.views.global_size == (224, 224)
+    assert (config.data.channels, config.encoder.drop_path, config.name) == (3, 0.3, "mine")
+
+
+def test_a_checkpoint_gives_its_runs_name(run: Path) -> None:
+    checkpoint = run / "checkpoints" / "step-00000009"
+    (run / "encoder").rename(run / "moved")
+    checkpoint.mkdir(parents=True)
+    (run / "moved").rename(checkpoint / "encoder")
+    assert start_of(str(checkpoint), keep_size=True)["name"] == "grey-finetune"
+
+
+def test_from_scratch(run: Path) -> None:
+    chosen = prepare("none", "finetune_vit_cifar_cpu", [], str(run.parents[1]), NO_GROUPS)
+    config = load_config(*chosen)
+    assert config.init_from is None
+    assert config.name == "finetune_vit_cifar_cpu"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("none", None, [], "x"), "which encoder"),
+        (("RUN", None, [], None), "which images"),
+        (("RUN", "mae_vit_cifar_cpu", [], "x"), "preset of method mae"),
+        (("RUN", "finetune_vit", [], "x"), "did you mean finetune_vit"),
+        (("nowhere", None, [], "x"), "not a folder"),
+    ],
+)
+def test_what_is_refused(given: tuple[Any, ...], message: str, run: Path) -> None:
+    target, *rest = given
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        prepare(str(run) if target == "RUN" else target, *rest, NO_GROUPS)
