@@ -108,7 +108,7 @@ def run_probe(
     subject = open_target(target, image_size)
 
     console = Console(stderr=True, quiet=not progress)
-    common = {"train": train.checksum, "val": val.checksum, "protocol": protocol.as_json()}
+    common: dict[str, Any] = {"train": train.checksum, "val": val.checksum, "protocol": protocol.as_json()}
     if group_by is not None:
         common["group_by"] = group_by
     if label is not None:
@@ -207,7 +207,8 @@ class _Probe:
         self.protocol, self.device, self.batch_size, self.console = protocol, device, batch_size, console
         self.warnings: list[str] = []
         self.outcomes: dict[str, Outcome] = {}  # of the pretrained row
-        self.ids, self.groups = torch.empty(0), None
+        self.ids = torch.empty(0)
+        self.groups: torch.Tensor | None = None
         for line in splits.notes:
             self.say(line)
         for line in splits.warnings():
