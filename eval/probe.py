@@ -23,11 +23,14 @@ from data_pipelines.remote.urls import redact
 from eval import registry
 from eval.base import Change, FeatureSet, LabelKind, Store
 from eval.baselines import cached
-from eval.features import Keys, centred, extract, pixels
+from eval.features import Keys, centred, pixels
 from eval.outcomes import Outcome, write_outcomes
 from eval.protocol import Protocol, described, score
 from eval.report import score_of
+from eval.sources import FeatureSource, target_of_store
 from eval.splits import Splits, open_splits
+from eval.store.description import is_store
+from eval.store.precision import choose_precision
 from eval.stratified import stratified_split
 from eval.target import Target, open_target
 
@@ -55,6 +58,8 @@ def run_probe(
     label_kind: LabelKind | None = None,
     image_size: int | None = None,
     batch_size: int = 256,
+    precision: str = "auto",
+    store: str | Path | None = None,
     project: str | None = None,
     group: str | None = None,
     progress: bool = True,
@@ -62,7 +67,8 @@ def run_probe(
     """Probe `target` on `data` and write everything to a JSON file; returns what it wrote.
 
     Args:
-        target: A run folder, checkpoint or encoder folder, or timm:NAME; see `open_target`.
+        target: A run folder, checkpoint or encoder folder, or timm:NAME; see `open_target`. Or a store of features,
+            with the encoder that it was made with, where that still is.
         data: A folder of train-*.tar and val-*.tar, labelled; with `val_data`, any data set to learn from.
         val_data: A data set to test on, where it does not lie in `data`.
         out: The file to write; default RUN/eval/probe-STEP-KEY.json, for a timm model probes/NAME-KEY.json, with a KEY
@@ -77,6 +83,9 @@ def run_probe(
             `data` was packed, if it was by one and train has groups enough.
         label: A field of each sample's `.json` that is to be predicted; default: the sample's class. label_kind: what
             it is: class, several, number or grade; default: what its values look like, see `eval.labels`.
+        precision: Of the features, auto, fp32 or bf16; see `eval.store.precision`.
+        store: A folder that `selfsight embed` made of the target and these data: features are read there. Others are
+            kept for the next probe, see `eval.sources`.
         project: Of wandb, with `group`: where the probe of a target that is no run of this machine becomes a wandb run
             of its own. The probe of a run goes into the run's.
 
@@ -105,7 +114,11 @@ def run_probe(
         splits = replace(splits, groups=None, group_by=None)
         stratified_split(splits.strata(), 0.1, 0)
     group_by = splits.group_by
-    subject = open_target(target, image_size)
+    if is_store(target):
+        store = store or target
+        target, subject = target_of_store(target, image_size)
+    else:
+        subject = open_target(target, image_size)
 
     console = Console(stderr=True, quiet=not progress)
     common = {"train": train.checksum, "val": val.checksum, "protocol": protocol.as_json()}
@@ -115,7 +128,14 @@ def run_probe(
         common["label"] = label
     if unlabelled:
         common["unlabelled"] = True
-    probe = _Probe(subject, splits, protocol, device, batch_size, console)
+    source = FeatureSource(
+        subject, choose_precision(precision, device), device, batch_size, protocol.last_blocks,
+        any(spec.needs == "tokens" for spec, _ in protocol.probes), progress,
+        lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    if store is not None:
+        source.read_store(store, {"train": train, splits.held_out: val})
+    probe = _Probe(subject, splits, protocol, source, console)
     if too_few:
         probe.warn(too_few)
     for problem in registry.problems():
@@ -127,6 +147,8 @@ def run_probe(
         "bits": subject.bits,
         "mean": subject.mean, "std": subject.std, "headline": subject.headline, **common,
     }  # fmt: skip
+    if source.precision.arithmetic != "fp32":
+        untrained_key["arithmetic"] = source.precision.arithmetic
     rows: dict[str, Any] = {
         "chance": splits.chance(),
         "pretrained": probe.encoder("pretrained", subject.encoder),
@@ -144,7 +166,7 @@ def run_probe(
         "target": {
             "name": subject.name, "method": subject.method, "step": subject.step, "epoch": subject.epoch,
             "architecture": subject.architecture, "image_size": subject.image_size, "channels": subject.channels,
-            "bits": subject.bits, "mean": subject.mean, "std": subject.std,
+            "bits": subject.bits, "mean": subject.mean, "std": subject.std, "arithmetic": source.arithmetic,
         },
         "data": {
             "train": {"spec": redact(data), "checksum": train.checksum, "num_labelled": num_train},
@@ -199,12 +221,11 @@ class _Probe:
         target: Target,
         splits: Splits,
         protocol: Protocol,
-        device: str,
-        batch_size: int,
+        source: FeatureSource,
         console: Console,
     ) -> None:
         self.target, self.splits, self.train, self.val = target, splits, splits.train, splits.val
-        self.protocol, self.device, self.batch_size, self.console = protocol, device, batch_size, console
+        self.protocol, self.source, self.console = protocol, source, console
         self.warnings: list[str] = []
         self.outcomes: dict[str, Outcome] = {}  # of the pretrained row
         self.ids, self.groups = torch.empty(0), None
@@ -240,7 +261,7 @@ class _Probe:
                 size,
                 channels=self.target.channels,
                 bits=self.target.bits,
-                batch_size=self.batch_size,
+                batch_size=self.source.batch_size,
                 progress=not self.console.quiet,
                 samples=self.splits.wanted()[of_val],
                 change=change,
@@ -257,13 +278,8 @@ class _Probe:
         return self._score("pixels", *centred(train, val), "pixels", again)
 
     def _features(self, encoder: Encoder, of_val: bool, change: Change | None = None) -> FeatureSet:
-        target = self.target
-        return extract(
-            encoder, self.val if of_val else self.train, size=target.image_size, mean=target.mean, std=target.std,
-            channels=target.channels, bits=target.bits, device=self.device, batch_size=self.batch_size,
-            last_blocks=self.protocol.last_blocks, progress=not self.console.quiet,
-            samples=self.splits.wanted()[of_val], change=change,
-        )  # fmt: skip
+        dataset = self.val if of_val else self.train
+        return self.source.features(encoder, dataset, self.splits.wanted()[of_val], change)
 
     def say(self, line: str, always: bool = False) -> None:
         """A line where no bar is shown, as in a job's log, which would stay empty for as long as the probe takes."""
@@ -312,7 +328,7 @@ class _Probe:
 
             store = Store(
                 self._described(train, False), self._described(val, True), self.splits.num_classes, headline,
-                self.protocol.seeds, self.device, tell, self.splits.labels.kind,
+                self.protocol.seeds, self.source.device, tell, self.splits.labels.kind,
                 tuple(map(self.splits.labels.name, range(self.splits.num_classes))), again,
             )  # fmt: skip
             scores, outcomes = score(store, self.protocol)
