@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -146,8 +147,7 @@ class ChildRun:
     def close(self) -> None:
         self._children.forget(self._memory)
         if self._pinned is not None:
-            for buffer in self.buffers:
-                buffer.wait_until_free()
+            torch.cuda.synchronize()  # the last batch may be on its way yet, and nobody has said that it arrived
             self._pinned.release()
 
     def _hand_out(self) -> None:
@@ -176,6 +176,8 @@ class _Pinned:
         error = torch.cuda.cudart().cudaHostRegister(self._address, len(memory), 0)
         self._held = int(error) == 0
         if not self._held:
+            with suppress(RuntimeError):  # CUDA tells its last error to the next launch, whose it isn't
+                torch.zeros(1, device="cuda")
             _log.warning(
                 "%d MB of batches can't be page-locked (CUDA error %d), so copies to the GPU wait; see `ulimit -l`",
                 len(memory) >> 20,

@@ -43,7 +43,7 @@ class Masks(Protocol):
         ...
 
 
-IGNORED = 255  # in a mask: not of any class, left out of training and of every number
+IGNORED = -1  # in a mask: not of any class, left out of training and of every number
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class FeatureSet:
     groups: (n,) int64, equal where samples belong together, such as images of one patient; in train and in val there
         are no equal ones. None where nobody asked for groups.
     keys: the samples' names in the data set, n of them; empty where there is none.
-    tokens: of patches, where a probe needs them. masks: where a probe needs them.
+    tokens: of patches, where a probe needs them. masks: classes of pixels, and depths: numbers, where a probe needs
+        them.
     """
 
     inputs: dict[str, Tensor]
@@ -74,6 +75,7 @@ class FeatureSet:
     keys: Sequence[str] = ()
     tokens: Tokens | None = None
     masks: Masks | None = None
+    depths: Masks | None = None
 
 
 #: Changes crops before they are normalised: images (b, c, h, w), uint8 or uint16, sample numbers (b,) -> such images.
@@ -154,7 +156,7 @@ class ProbeSpec:
     settings: a frozen dataclass with defaults for everything. They are part of every result and of the key under which
         baselines are kept. `epochs` and `full` are set by the options of that name.
     needs: what it reads.
-    labels: which kinds of them it takes; `mask`: what lies at each pixel, whatever the kind of the images' labels;
+    labels: which kinds of them it takes; `mask` and `depth`: what lies at each pixel, whatever the images' labels are;
         `none`: any, or no labels at all.
     notes: (result of the pretrained row, settings) -> lines below the table.
     always: it runs unasked, on labels that it takes.
@@ -165,13 +167,13 @@ class ProbeSpec:
     columns: Callable[[Scores, str], Sequence[Column]]
     settings: type
     needs: Literal["pooled", "tokens", "encoder"] = "pooled"
-    labels: LabelKind | Literal["mask", "none"] | tuple[LabelKind, ...] = "class"
+    labels: LabelKind | Literal["mask", "depth", "none"] | tuple[LabelKind, ...] = "class"
     notes: Callable[[Scores, Any], Sequence[str]] = no_notes
     always: bool = False
 
     def takes(self, kind: LabelKind) -> bool:
         """Whether it runs on labels of that kind."""
-        return self.labels in ("mask", "none") or kind in (
+        return self.labels in ("mask", "depth", "none") or kind in (
             (self.labels,) if isinstance(self.labels, str) else self.labels
         )
 

@@ -95,7 +95,7 @@ def run_probe(
     device = device_named(device)
     named = [registry.load(name) for name in (*only, *also)]
     # masks and label-free measures need no label, where nothing else is asked for
-    unlabelled = bool(only) and all(spec.labels in ("mask", "none") for spec in named) and label is None
+    unlabelled = bool(only) and all(spec.labels in ("mask", "depth", "none") for spec in named) and label is None
     splits = open_splits(data, val_data, group_by, label, label_kind, unlabelled)
     protocol = protocol_of(also, seeds, epochs, full, only, splits.labels.kind)
     train, val = splits.train, splits.val

@@ -32,6 +32,18 @@ def ratio(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return sums[:, 0] / sums[:, 1]
 
 
+def root_ratio(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """(k,) the root of `ratio`: of squared errors and their number, the root of their mean."""
+    return ratio(values, targets, weights).sqrt()
+
+
+def pooled_r2(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """(k,) R2 of many numbers an image; values (m, 4): of each image's, how many, the sums of the targets and of their
+    squares, and of the squared errors."""
+    num, total, squares, errors = (weights.double() @ values.double()).unbind(1)
+    return (1 - errors / (squares - total.square() / num).clamp_min(1e-12)).float()
+
+
 def balanced_accuracy(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """(k,) recall, the mean of the classes that there are; values: predicted classes (m,), targets (m,)."""
     right, true, _ = _class_sums(values, targets, weights)
@@ -134,6 +146,7 @@ Statistic = Callable[[Tensor, Tensor, Tensor], Tensor]
 STATISTICS: dict[str, Statistic] = {
     function.__name__: function
     for function in (
-        mean, ratio, mean_iou, balanced_accuracy, macro_f1, quadratic_kappa, r2, mean_average_precision, auroc,
+        mean, ratio, root_ratio, pooled_r2, mean_iou, balanced_accuracy, macro_f1, quadratic_kappa, r2,
+        mean_average_precision, auroc,
     )
 }  # fmt: skip

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from launch.ranks import Ranks
+from pretrain.survival.parent import PARENT
+from pretrain.survival.stopping import EXIT_STOPPED
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 POLL_SECONDS = 0.05
@@ -33,8 +35,9 @@ def launch_local(command: Sequence[str], nproc: int, grace_seconds: float = 30.0
     """Run `nproc` copies of `command` with the ranks' variables set; return 0, or the first failure's exit code.
 
     Rank 0 writes to our own output; the lines of the others go to stderr, marked with their rank. SIGTERM, SIGINT
-    and SIGUSR1 are forwarded. When one process fails, the others are asked to end (SIGTERM) and, `grace_seconds`
-    later, killed with all they started; a second SIGINT kills at once. A death by signal s counts as 128 + s.
+    and SIGUSR1 are forwarded. When one process fails, it is named, the others are asked to end (SIGTERM) and,
+    `grace_seconds` later, killed with all they started; a second SIGINT kills at once. A death by signal s counts as
+    128 + s. Where this process is killed itself, those it started are asked to end: see `end_with_parent`.
     """
     if nproc < 1:
         raise ValueError(f"nproc is {nproc}; start at least 1 process")
@@ -57,6 +60,7 @@ def launch_local(command: Sequence[str], nproc: int, grace_seconds: float = 30.0
         for rank in range(nproc):
             environ = safe_environment(os.environ)
             Ranks(rank, rank, nproc, "127.0.0.1", port, local_world_size=nproc).export(environ)
+            environ[PARENT] = str(os.getpid())
             processes.append(_start(command, environ, shared_output=rank == 0))
             if rank:
                 readers.append(threading.Thread(target=_relay, args=(processes[rank], rank), daemon=True))
@@ -91,8 +95,10 @@ def _wait(processes: Sequence[subprocess.Popen[str]], grace_seconds: float) -> i
     first_failure, deadline = 0, float("inf")
     while any(process.poll() is None for process in processes):
         if not first_failure:
-            first_failure = next((code for code in map(_exit_code, processes) if code), 0)
-            if first_failure:
+            failed = next((rank for rank, process in enumerate(processes) if _exit_code(process)), None)
+            if failed is not None:
+                first_failure = _exit_code(processes[failed])
+                _tell(failed, processes)
                 deadline = time.monotonic() + grace_seconds
                 for process in processes:
                     if process.poll() is None:
@@ -102,6 +108,22 @@ def _wait(processes: Sequence[subprocess.Popen[str]], grace_seconds: float) -> i
                 _kill(process)
         time.sleep(POLL_SECONDS)
     return first_failure or next((code for code in map(_exit_code, processes) if code), 0)
+
+
+def _tell(rank: int, processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Who failed first: the others' messages, which are of a connection that closed, name no one."""
+    code = processes[rank].returncode
+    if code == EXIT_STOPPED:  # it was asked to
+        return
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    killed = " (out of memory? `dmesg | tail` says)" if code == -signal.SIGKILL else ""
+    others = "" if len(processes) == 1 else "; the others are asked to end, and what they say of it comes from that"
+    print(
+        f"rank {rank} (pid {processes[rank].pid}) {how}{killed}{others}. The same command goes on from the last "
+        "checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _exit_code(process: subprocess.Popen[str]) -> int:

@@ -36,6 +36,7 @@ from pretrain.stream.loading import resolve_backend
 from pretrain.stream.normalisation import choose_normalisation, keep_normalisation, resolve_normalisation
 from pretrain.survival.history import recorded_end
 from pretrain.survival.nccl import dump_flight_recorder, set_defaults
+from pretrain.survival.parent import end_with_parent
 from pretrain.survival.run_folder import alone_in, begun_config, check_run_folder, write_config
 from pretrain.survival.startup import StartUp
 from pretrain.survival.stopping import EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, StopRequest
@@ -58,6 +59,7 @@ def pretrain(
     `startup` the clock that it started, and `datasets` what it has opened of `config.data` by then.
     """
     stop = stop or StopRequest.install()  # before the slow part, so that an early signal does not kill us
+    end_with_parent(os.environ)
     startup = startup or StartUp(age=0.0)
     device = choose_device(config)
     check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))

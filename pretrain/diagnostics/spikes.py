@@ -19,7 +19,8 @@ class Spikes:
 
     The median and the median absolute deviation (MAD) are those of the last `window` values. Healthy runs
     have one now and then: the alarm is for one of `alone` times the median, or for `several` within `calm` steps, and
-    stands until `calm` steps have passed without either.
+    stands until `calm` steps have passed without either. A value counts as `most` where it is more: what is clipped
+    there does no harm.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Spikes:
     deviations: float = 10.0
     window: int = 200
     calm: int = 100
+    most: float = math.inf
     lines: int = 1
     count: int = 0
     _values: deque[float] = field(default_factory=deque)
@@ -44,6 +46,7 @@ class Spikes:
         """The value of a finished step; those that are not finite are another alarm's."""
         if value is None or not math.isfinite(value):
             return
+        value = min(value, self.most)
         if len(self._values) >= min(20, self.window):
             middle = median(self._values)
             mad = median(abs(each - middle) for each in self._values)
@@ -70,10 +73,10 @@ class Spikes:
         )
 
 
-def gradient_spikes() -> Spikes:
-    """Of the gradients' global norm, before clipping."""
+def gradient_spikes(clip: float = 0.0) -> Spikes:
+    """Of the gradients' global norm as the optimizer sees it: clipped to `clip`, unless that is 0."""
     advice = "Lower optim.lr, lengthen optim.warmup_epochs, or set optim.clip_grad to some times the median"
-    return Spikes("gradient_spikes", "the gradient norm", advice, ratio=4.0, alone=10.0)
+    return Spikes("gradient_spikes", "the gradient norm", advice, ratio=4.0, alone=10.0, most=clip or math.inf)
 
 
 def loss_spikes() -> Spikes:

@@ -57,7 +57,7 @@ class Diagnostics:
         self.config, self.settings, self.folder = config, config.diagnostics, folder
         self.engine, self.method, self.loader = engine, method, loader
         self.timeline, self.device, self.rank = timeline, device, rank
-        self.spikes = (loss_spikes(), gradient_spikes())
+        self.spikes = (loss_spikes(), gradient_spikes(config.optim.clip_grad))
         rules = [
             *self.spikes,
             *collapse_rules(config, timeline, method),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,10 +48,53 @@ def test_every_process_knows_its_place(tmp_path: Path, capfd: pytest.CaptureFixt
     assert sorted(err.splitlines()) == ["[rank 1] hello from 1", "[rank 2] hello from 2"]
 
 
-def test_one_failure_ends_all_with_its_code() -> None:
+def test_one_failure_ends_all_with_its_code_and_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     start = time.monotonic()
     assert launch_local(python(RANK_1_FAILS), 3) == 7
     assert time.monotonic() - start < 30
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"rank 1 \(pid \d+\) ended with exit code 7; the others are asked to end, .*", line)
+
+
+def test_a_killed_process_is_named_with_its_signal(capfd: pytest.CaptureFixture[str]) -> None:
+    killed = "import os, signal\nif os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n" + RANK_1_FAILS
+    assert launch_local(python(killed), 2) == 128 + signal.SIGKILL
+    assert "was ended by SIGKILL (out of memory?" in capfd.readouterr().err
+
+
+LAUNCHES = """
+import sys
+from launch.local import launch_local
+launch_local([sys.executable, "-c", sys.argv[1], sys.argv[2]], 2)
+"""
+TOLD_OF_ITS_END = """
+import os, pathlib, signal, sys, time
+from pretrain.survival.parent import PARENT, end_with_parent
+place = pathlib.Path(sys.argv[1], os.environ["RANK"])
+def stop(number, _):
+    place.with_suffix(".ended").touch()
+    os._exit(85)
+signal.signal(signal.SIGTERM, stop)
+end_with_parent(os.environ)
+assert PARENT not in os.environ
+place.touch()
+time.sleep(60)
+"""
+
+
+def test_ranks_are_asked_to_end_where_their_launcher_is_killed(tmp_path: Path) -> None:
+    launcher = subprocess.Popen(python(LAUNCHES, TOLD_OF_ITS_END, tmp_path))
+    wait_for(tmp_path, "0", "1")
+    launcher.kill()
+    launcher.wait()
+    wait_for(tmp_path, "0.ended", "1.ended")
+
+
+def wait_for(folder: Path, *names: str) -> None:
+    deadline = time.monotonic() + 60
+    while not all((folder / name).exists() for name in names):
+        assert time.monotonic() < deadline, list(folder.iterdir())
+        time.sleep(0.05)
 
 
 def test_a_process_that_ignores_the_request_is_killed() -> None:

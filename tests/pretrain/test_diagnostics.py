@@ -161,6 +161,14 @@ def test_a_spike_now_and_then_is_counted_and_no_alarm_but_several_at_a_time_are(
         assert spikes.count == len(steps)
 
 
+def test_a_spike_that_is_clipped_away_is_none() -> None:
+    for clip, expected in ((0.0, 5), (2.0, 0), (6.0, 5)):
+        spikes = gradient_spikes(clip)
+        for step in range(200):
+            spikes.add(step, 30.0 if step in (100, 110, 120, 130, 140) else 1.0 + 0.1 * (step % 3))
+        assert spikes.count == expected
+
+
 def test_a_loss_that_stalls_is_told_from_one_that_falls_slowly() -> None:
     generator = np.random.default_rng(0)
     slowly = [{"loss": 1.0 - 1e-4 * i + 0.02 * generator.normal()} for i in range(1000)]

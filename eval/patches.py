@@ -1,0 +1,142 @@
+"""Patches against pixels: what lies in each patch of an image, and what is said of each pixel from that of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from eval.base import IGNORED, Masks, Tokens
+
+#: Numbers of classes of pixels held at once, as float32: 64 MiB.
+_AT_ONCE = 2**24
+_BATCH = 64  # images read at a time
+
+
+class Levels:
+    """The classes of masks, numbered in the order in which they are met: masks may hold any whole numbers."""
+
+    def __init__(self) -> None:
+        self.levels: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def numbered(self, masks: Tensor) -> Tensor:
+        """(b, h, w) int64 with classes 0 .. len(self) - 1 for any levels; `IGNORED` stays."""
+        found, places = masks.unique(return_inverse=True)
+        known = {level: number for number, level in enumerate(self.levels)} | {IGNORED: IGNORED}
+        for level in found.tolist():
+            if level not in known:
+                known[level] = len(self.levels)
+                self.levels.append(level)
+        return torch.tensor([known[level] for level in found.tolist()], dtype=torch.int64)[places]
+
+
+def shares(masks: Tensor, grid: tuple[int, int], num_classes: int) -> Tensor:
+    """(b, t, classes) float32: the share of each patch's pixels that each class has, of masks (b, h, w) of 0 ..
+    num_classes - 1. Pixels that are `IGNORED` are nobody's; of a patch of nothing else all shares are 0."""
+    patches = _in_patches(masks, grid)
+    cells = torch.arange(patches.shape[0] * patches.shape[1]).view(*patches.shape[:2], 1)
+    judged = patches != IGNORED
+    places = (cells * num_classes + patches)[judged]
+    counts = torch.bincount(places, minlength=patches.shape[0] * patches.shape[1] * num_classes)
+    counts = counts.view(*patches.shape[:2], num_classes).float()
+    return counts / judged.sum(dim=2, keepdim=True).clamp_min(1)
+
+
+def means(numbers: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(b, t) float32: the mean of what is known of each patch, of numbers (b, h, w); NaN where nothing is."""
+    return _in_patches(numbers, grid).nanmean(dim=2)
+
+
+def _in_patches(values: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(b, t, pixels of a patch)."""
+    height, width = values.shape[1:]
+    if height % grid[0] or width % grid[1]:
+        raise ValueError(
+            f"masks of {width}x{height} px do not divide into {grid[1]}x{grid[0]} patches; crop images and masks to a "
+            "multiple of the encoder's stride (--image-size)"
+        )
+    return rearrange(values, "b (h p) (w q) -> b (h w) (p q)", h=grid[0], w=grid[1])
+
+
+def pixel_classes(logits: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """(b, h, w) int64: the class of each pixel by patches' logits (b, t, classes), between patches bilinear."""
+    maps = rearrange(logits, "b (h w) c -> b c h w", h=grid[0], w=grid[1])
+    at_once = max(1, _AT_ONCE // (logits.shape[2] * size[0] * size[1]))
+    parts = (
+        F.interpolate(part, size=size, mode="bilinear", align_corners=False).argmax(dim=1)
+        for part in maps.split(at_once)
+    )
+    return torch.cat([*parts])
+
+
+def overlaps(predicted: Tensor, masks: Tensor, num_classes: int) -> Tensor:
+    """(b, classes, 2) int64: of each image and class the pixels that are it and said to be it, and those that are
+    either. Both (b, h, w), predicted 0 .. num_classes - 1; what masks ignore counts for nothing."""
+    judged = masks != IGNORED
+    images = torch.arange(len(masks)).view(-1, 1, 1).expand_as(masks)[judged]
+    predicted, masks = predicted.cpu()[judged], masks[judged]
+
+    def counted(classes: Tensor, of: Tensor) -> Tensor:
+        return torch.bincount(of * num_classes + classes, minlength=len(judged) * num_classes).view(-1, num_classes)
+
+    right = predicted == masks
+    both = counted(masks[right], images[right])
+    either = counted(masks, images) + counted(predicted, images) - both
+    return torch.stack([both, either], dim=2)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Patches drawn from images.
+
+    features: (n, d) float32. targets: (n, ..) float32. images: (n,) int64, the rows they are of.
+    """
+
+    features: Tensor
+    targets: Tensor
+    images: Tensor
+
+    def of(self, images: Tensor) -> Drawn:
+        """Those of some images."""
+        chosen = torch.isin(self.images, images)
+        return Drawn(self.features[chosen], self.targets[chosen], self.images[chosen])
+
+    def first(self, most: int) -> Drawn:
+        return Drawn(self.features[:most], self.targets[:most], self.images[:most])
+
+
+def draw_images(num: int, most: int, generator: torch.Generator) -> Tensor:
+    """(m,) int64, ascending: `most` of `num` images, or all."""
+    if num <= most:
+        return torch.arange(num)
+    return torch.randperm(num, generator=generator)[:most].sort().values
+
+
+def draw_places(num_images: int, num_patches: int, most: int, generator: torch.Generator) -> Tensor:
+    """(num_images, k) int64: which patches of each image are taken, so that all together are about `most`."""
+    each = min(num_patches, max(1, most // max(num_images, 1)))
+    return torch.rand(num_images, num_patches, generator=generator).argsort(dim=1)[:, :each]
+
+
+def batches(tokens: Tokens, masks: Masks, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(rows, tokens (b, t, d), masks (b, h, w)) of images, some at a time."""
+    for part in rows.split(_BATCH):
+        yield part, tokens[part], masks[part]
+
+
+def padded(parts: Sequence[Tensor], classes: int, dim: int) -> Tensor:
+    """Joined along the first dimension; along `dim` those are filled up with zeros that were made when fewer classes
+    were known."""
+    filled = []
+    for part in parts:
+        shape = [*part.shape]
+        shape[dim] = classes - shape[dim]
+        filled.append(torch.cat([part, part.new_zeros(shape)], dim=dim))
+    return torch.cat(filled)

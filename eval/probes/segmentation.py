@@ -1,0 +1,249 @@
+"""What a frozen encoder's patches know of the class of each pixel: a linear layer, and the nearest patches of train.
+
+After DINOv2 (Oquab et al. 2023, section 7.4) and CAPI (Darcet et al. 2025): the features of patches are frozen, a
+linear layer learns the classes that lie in each, and its logits, between patches bilinear, are judged pixel by pixel at
+the size of the crops. A larger size (`--image-size`) gives finer patches. The nearest patches are those of a bank drawn
+from train, as in Hummingbird (Balazevic et al. 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eval.base import Column, FeatureSet, Masks, ProbeSpec, Scores, Store, Tokens
+from eval.outcomes import Outcome, scored
+from eval.patch_heads import Head, Standard, choose, fit_linear, knn_head, linear_head
+from eval.patches import (
+    Drawn,
+    Levels,
+    batches,
+    draw_images,
+    draw_places,
+    overlaps,
+    padded,
+    pixel_classes,
+    shares,
+)
+from eval.stratified import stratified_split
+
+MOST_CLASSES = 1000  # more levels are no classes
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class SegmentationSettings:
+    """How many images and patches are looked at, and what is tried; `full`: of train and val all images."""
+
+    patches: int = 60_000  # of train, from which the linear layer learns
+    bank: int = 12_000  # of these, which the nearest are looked for among
+    train_images: int = 2000  # from which they are drawn
+    val_images: int = 1000  # that are judged
+    chosen_on: int = 100  # at most, of those of train: they choose strength and k
+    held_out: float = 0.2  # share of train's images from which these are
+    strengths: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the linear layer's regularisation
+    ks: tuple[int, ...] = (10, 30, 100)
+    temperature: float = 0.07
+    full: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.patches, self.bank, self.train_images, self.val_images, self.chosen_on, *self.ks) < 1:
+            raise ValueError(f"a segmentation probe needs patches and images; got {self}")
+
+
+def run(store: Store, settings: SegmentationSettings) -> Scores:
+    """Of `linear` and `knn`: mean intersection over union, the share of pixels that are right, and each class's."""
+    (tokens, masks), (val_tokens, val_masks) = _given(store.train, "train"), _given(store.val, "val")
+    generator = torch.Generator().manual_seed(store.seeds[0])
+    images = draw_images(len(tokens), len(tokens) if settings.full else settings.train_images, generator)
+    val_images = draw_images(len(val_tokens), len(val_tokens) if settings.full else settings.val_images, generator)
+    levels = Levels()
+    store.progress("segmentation: patches of train")
+    drawn = draw(tokens, masks, images, levels, settings.patches, generator)
+    if len(levels) < 2:
+        raise ValueError(
+            f"the masks of {len(images):,} train images hold one class only ({', '.join(map(str, levels.levels))}); "
+            "there is nothing to tell apart. `selfsight data show` shows them"
+        )
+    groups = None if store.train.groups is None else store.train.groups[images]
+    kept, rest = (images[part] for part in _parts(len(images), groups, settings.held_out, store.seeds[0]))
+    rest = rest[draw_images(len(rest), settings.chosen_on, generator)]
+    standard = Standard.of(drawn.features)
+
+    def good(head: Head) -> float:
+        return Outcome("mean_iou", judge({"": head}, tokens, masks, rest, levels)[""]).number()
+
+    heads: dict[str, Head] = {}
+    told: Scores = {}
+    for name, make in (("linear", _linear), ("knn", _knn)):
+        store.progress(f"segmentation: {name}")
+        heads[name], told[name] = make(drawn, kept, standard, settings, store.device, good)
+    store.progress(f"segmentation: {len(val_images):,} val images")
+    num_known = len(levels)
+    found = judge({**heads, "most_frequent": _always(drawn)}, val_tokens, val_masks, val_images, levels)
+    groups = None if store.val.groups is None else store.val.groups[val_images]
+    rows = torch.empty(0) if len(val_images) == len(val_tokens) else val_images
+    result: Scores = {
+        "num_train": len(images), "num_val": len(val_images), "patches": len(drawn.features),
+        "size": list(val_masks[val_images[:1]].shape[1:]), "grid": list(val_tokens.grid),
+        "classes": sorted(levels.levels), "unknown": sorted(levels.levels[num_known:]),
+        "chance": _scores(found.pop("most_frequent"), None, None),
+    }  # fmt: skip
+    for name, counts in found.items():
+        result[name] = {**told[name], **_scores(counts, rows, groups), "of_class": _of_class(counts, levels)}
+    return result
+
+
+def draw(tokens: Tokens, masks: Masks, images: Tensor, levels: Levels, most: int, generator: torch.Generator) -> Drawn:
+    """About `most` patches of these images in random order, and the shares of the classes in each; `levels` grows."""
+    num_patches = tokens.grid[0] * tokens.grid[1]
+    places = draw_places(len(images), num_patches, most, generator)
+    features, targets, first = [], [], 0
+    for rows, values, classes in batches(tokens, masks, images):
+        chosen = places[first : first + len(rows)]
+        numbered = levels.numbered(classes)
+        if len(levels) > MOST_CLASSES:
+            raise ValueError(
+                f"the masks hold more than {MOST_CLASSES} classes, such as {levels.levels[-1]}; numbers, such as "
+                "depths, are packed by --depths and probed by `depth`"
+            )
+        parts = shares(numbered, tokens.grid, max(len(levels), 1))
+        features.append(values.gather(1, chosen[..., None].expand(-1, -1, values.shape[2])).flatten(0, 1))
+        targets.append(parts.gather(1, chosen[..., None].expand(-1, -1, parts.shape[2])).flatten(0, 1))
+        first += len(rows)
+    order = torch.randperm(places.numel(), generator=generator)
+    joined = padded(targets, max(len(levels), 1), 1)[order]
+    judged = joined.sum(dim=1) > 0
+    owners = images.repeat_interleave(places.shape[1])[order]
+    return Drawn(torch.cat(features)[order][judged].float(), joined[judged], owners[judged])
+
+
+def judge(heads: dict[str, Head], tokens: Tokens, masks: Masks, images: Tensor, levels: Levels) -> dict[str, Tensor]:
+    """By head, `overlaps` of these images: (m, classes, 2) int64. What `levels` did not know is a class, too."""
+    found: dict[str, list[Tensor]] = {name: [] for name in heads}
+    for _, values, classes in batches(tokens, masks, images):
+        numbered = levels.numbered(classes)
+        for name, head in heads.items():
+            predicted = pixel_classes(head(values), tokens.grid, (classes.shape[1], classes.shape[2]))
+            found[name].append(overlaps(predicted, numbered, len(levels)))
+    return {name: padded(parts, len(levels), 1) for name, parts in found.items()}
+
+
+_Good = Callable[[Head], float]
+
+
+def _linear(
+    drawn: Drawn, kept: Tensor, standard: Standard, settings: SegmentationSettings, device: str, good: _Good
+) -> tuple[Head, Scores]:
+    whole = Drawn(standard(drawn.features), drawn.targets, drawn.images)
+    part, weights = whole.of(kept), None
+    candidates, ends = [], {}
+    for strength in sorted(settings.strengths, reverse=True):  # each solution starts the next, weaker one
+        weights, _ = fit_linear(part, strength, device, start=weights)
+        ends[strength] = weights
+        candidates.append((strength, linear_head(weights, standard, device)))
+    chosen, held_out = choose(candidates, good)
+    weights, _ = fit_linear(whole, chosen, device, start=ends[chosen])
+    told = {"strength": chosen, "held_out": held_out, "at_grid_edge": _at_edge(chosen, settings.strengths)}
+    return linear_head(weights, standard, device), told
+
+
+def _knn(
+    drawn: Drawn, kept: Tensor, standard: Standard, settings: SegmentationSettings, device: str, good: _Good
+) -> tuple[Head, Scores]:
+    part, whole = drawn.of(kept).first(settings.bank), drawn.first(settings.bank)
+    candidates = [(float(k), knn_head(part, k, settings.temperature, device)) for k in settings.ks]
+    chosen, held_out = choose(candidates, good)
+    told = {"k": int(chosen), "held_out": held_out, "bank": len(whole.features)}
+    return knn_head(whole, int(chosen), settings.temperature, device), told
+
+
+def _at_edge(chosen: float, grid: tuple[float, ...]) -> bool:
+    return len(grid) > 1 and chosen in (min(grid), max(grid))
+
+
+def _always(drawn: Drawn) -> Head:
+    """The most frequent class of train's pixels, everywhere."""
+    counts = drawn.targets.sum(dim=0)
+
+    def head(features: Tensor) -> Tensor:
+        return counts.expand(*features.shape[:2], -1)
+
+    return head
+
+
+def _parts(num: int, groups: Tensor | None, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Places of images that heads learn from and of those that choose: no group in both."""
+    if num < 2:
+        raise ValueError("train has one image with a mask; a head is chosen on others than it learns from: give more")
+    return stratified_split(torch.zeros(num, dtype=torch.int64), share, seed, groups)
+
+
+def _given(features: FeatureSet, split: str) -> tuple[Tokens, Masks]:
+    if features.tokens is None or features.masks is None:
+        missing = "tokens of patches" if features.tokens is None else "masks"
+        raise ValueError(f"a segmentation probe needs masks and tokens of patches, and {split} has no {missing}")
+    if not len(features.tokens):
+        raise ValueError(f"{split} has no image with a mask")
+    return features.tokens, features.masks
+
+
+def _scores(counts: Tensor, rows: Tensor | None, groups: Tensor | None) -> Scores:
+    """`iou` and `pixels`, the share that is right; with errors and outcomes where `rows` says of which images."""
+    both, judged = counts[..., 0].sum(dim=1), _judged(counts)
+    outcomes = {"iou": ("mean_iou", counts), "pixels": ("ratio", torch.stack([both, judged], dim=1))}
+    if rows is None:
+        return {name: Outcome(statistic, values).number() for name, (statistic, values) in outcomes.items()}
+    return {
+        name: scored(Outcome(statistic, values, rows=rows), groups=groups)
+        for name, (statistic, values) in outcomes.items()
+    }
+
+
+def _judged(counts: Tensor) -> Tensor:
+    """(m,) int64 pixels of each image: of each class those that are it and those said to be it, so each pixel twice."""
+    return (counts[..., 0] + counts[..., 1]).sum(dim=1) // 2
+
+
+def _of_class(counts: Tensor, levels: Levels) -> Scores:
+    """Intersection over union of each class by its level, None where val has none of it and none was said."""
+    both, either = counts.sum(dim=0).unbind(1)
+    return {
+        str(levels.levels[place]): float(both[place] / either[place]) if either[place] else None
+        for place in sorted(range(len(levels)), key=levels.levels.__getitem__)
+    }
+
+
+def columns(result: Scores, headline: str) -> list[Column]:
+    """The mean of the classes, and the share of pixels with the notes."""
+    chance = result["chance"]
+    return [
+        Column(f"segmentation_{name}_{number}", f"{title} {what}", ((name, number),), key="value",
+               chance=chance[number], headline=number == "iou", more=number == "pixels")
+        for name, title in (("linear", "linear seg."), ("knn", "k-NN seg."))
+        for number, what in (("iou", "mIoU"), ("pixels", "pixels"))
+    ]  # fmt: skip
+
+
+def notes(result: Scores, settings: SegmentationSettings) -> list[str]:
+    """What was judged, and how the heads were chosen."""
+    linear, knn = result["linear"], result["knn"]
+    height, width = result["size"]
+    lines = [
+        f"segmentation: {len(result['classes'])} classes at {width}x{height} px from {result['grid'][1]}x"
+        f"{result['grid'][0]} patches, {result['num_val']:,} val images; linear on {result['patches']:,} patches of "
+        f"{result['num_train']:,} train images, strength {linear['strength']:g}; k-NN: k = {knn['k']} of "
+        f"{knn['bank']:,} patches"
+    ]
+    if linear["at_grid_edge"]:
+        lines.append(f"warning: the segmentation's strength {linear['strength']:g} lies at the edge of its grid")
+    if result["unknown"]:
+        told = ", ".join(map(str, result["unknown"][:_MOST_NAMED]))
+        lines.append(f"warning: val's masks have classes that train's have not: {told}; they count as wrong")
+    return lines
+
+
+SPEC = ProbeSpec("segmentation", run, columns, SegmentationSettings, needs="tokens", labels="mask", notes=notes)
