@@ -93,12 +93,23 @@ def chosen(also: Iterable[str] = (), only: Iterable[str] = (), kind: LabelKind =
     for spec in wanted:
         if not spec.takes(kind):
             able = [name for name in names() if name not in plug_ins() and load(name).takes(kind)]
+            kinds = spec.labels if isinstance(spec.labels, str) else " or ".join(spec.labels)
             raise ValueError(
-                f"the probe {spec.name} is of labels of kind {spec.labels}, and these are of kind {kind}; "
+                f"the probe {spec.name} is of labels of kind {kinds}, and these are of kind {kind}; "
                 f"for them there are {', '.join(able)}"
             )
     always = [] if only else [spec for spec in map(load, built_in()) if spec.always and spec.takes(kind)]
     return always + wanted
+
+
+def cheap(kind: LabelKind) -> list[str]:
+    """Names of this package's probes that take such labels and cost seconds of features that are there once."""
+    specs = map(load, built_in())
+    return [
+        spec.name
+        for spec in specs
+        if spec.needs == "pooled" and not spec.costly and spec.labels not in ("mask", "depth") and spec.takes(kind)
+    ]
 
 
 def _refusal(name: str, entries: tuple[EntryPoint, ...]) -> str | None:

@@ -20,7 +20,7 @@ PROBE_EXAMPLES = (
 
 
 def probe(
-    target: Annotated[str, typer.Argument(help="A run, a checkpoint or an encoder folder, or timm:MODEL.")],
+    target: Annotated[str, typer.Argument(help="A run, a checkpoint, an encoder folder or a store, or timm:MODEL.")],
     data: Annotated[
         str, typer.Option(help="Labelled shards with a train and a val split; or images as `pack` takes: packed once.")
     ],
@@ -48,6 +48,11 @@ def probe(
     untrained_seeds: Annotated[int, typer.Option(min=1, help="Untrained encoders to compare with.")] = 1,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
+    precision: Annotated[str, typer.Option(help="auto (bf16 where the device has it), fp32 or bf16.")] = "auto",
+    store: Annotated[
+        Path | None,
+        typer.Option(help="What `selfsight embed` wrote of TARGET and DATA: read, not computed."),
+    ] = None,
     project: Annotated[str | None, typer.Option(help="Of wandb, for a TARGET that is no run.")] = None,
     group: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     group_by: Annotated[
@@ -59,6 +64,9 @@ def probe(
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Probe the milestone checkpoints of a run while it is trained.")
+    ] = False,
+    whole_run: Annotated[
+        bool, typer.Option("--all", help="All milestones of a run and its final encoder, by every cheap probe.")
     ] = False,
     val_share: ValShare = 0.0,
     group_pattern: GroupPattern = None,
@@ -93,11 +101,15 @@ def probe(
         untrained_seeds=range(untrained_seeds),
         image_size=image_size,
         batch_size=batch_size,
+        precision=precision,
+        store=store,
         project=project,
         group=group,
         progress=progress,
     )
     if follow:
+        if store is not None:
+            raise ValueError("--store holds features of one encoder and --follow probes many; leave out one of them")
         if out is not None:
             raise ValueError("--out names one file and --follow makes many; leave out one of them")
         from launch.follow_command import end_when_asked, follow_run
@@ -111,6 +123,21 @@ def probe(
         labels = open_splits(data, val_data, group_by, label, kind, unlabelled=bool(only)).labels
         asked = protocol_of(named, range(seeds), epochs, full, only or (), labels.kind).as_json()
         follow_run(Path(target), data, measure_and_show, asked, group_by, label)
+        return
+    if whole_run:
+        if out is not None:
+            raise ValueError("--out names one file and --all makes many; leave out one of them")
+        from eval import registry
+        from launch.all_command import log_overview, overview_table, probe_all
+
+        splits = open_splits(data, val_data, group_by, label, kind, unlabelled=bool(only))
+        wanted = [*(only or registry.cheap(splits.labels.kind)), *named]
+        asked_of_all = protocol_of((), range(seeds), epochs, full, wanted, splits.labels.kind)
+        overview = probe_all(Path(target), splits, asked_of_all, partial(measure, also=()), group_by)
+        if overview is not None:
+            Console().print(overview_table(overview))
+            log_overview(Path(target), overview)
+        refresh(target)
         return
     Console().print(probe_table(measure(target, out=out)))
     refresh(target)
@@ -128,9 +155,11 @@ def label_kind_named(name: str | None, option: str = "--label-kind") -> LabelKin
 
 def refuse_early(target: str, data: str, grouping: Grouping, also: Iterable[str]) -> str:
     """The shards to probe on; what is not there is told before torch is imported, which takes seconds."""
+    from eval.store.description import is_store
     from pretrain.encoder_folder import check_target
 
-    check_target(target)
+    if not is_store(target):
+        check_target(target)
     from eval import registry
 
     registry.check_names(also)
