@@ -33,24 +33,6 @@ class Recipe(Protocol):
     def momentum(self) -> float: ...
 
 
-class Memory:
-    """Tensors by name that are written again and again: new ones, tens of MB a step, cost nearly as much as products."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
-
-    def of(self, shape: tuple[int, ...], like: Tensor, name: str) -> Tensor:
-        """One of that shape and of the type and place of `like`, with whatever is in it."""
-        held = self._held.get(name)
-        if held is None or held.shape != shape:
-            held = self._held[name] = like.new_empty(shape)
-        return held
-
-    def like(self, other: Tensor, name: str) -> Tensor:
-        """One as `other` is."""
-        return self.of(tuple(other.shape), other, name)
-
-
 @dataclass(frozen=True)
 class Classifiers:
     """h linear classifiers of each of k kinds, side by side: weight (k, classes * h, d), bias (k, classes * h, 1).
@@ -65,37 +47,28 @@ class Classifiers:
     scaling: dict[Kind, tuple[Tensor, Tensor]]
     num_classes: int
 
-    def prepare(self, features: Mapping[str, Tensor], rows: Tensor, memory: Memory | None = None) -> list[Tensor]:
-        """(b, d) of each kind: the given rows as the classifiers see them; every input is gathered once.
+    def prepare(self, features: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        """(k, b, d) the given rows as the classifiers see them; every input is gathered once.
 
-        They lie in `memory` where one is given, until it is used again.
+        To gather the whole row once for inputs of all widths would spare a fiftieth of a step
+        (tests/bench/linear_heads.py), and give all widths the same order of batches, other than theirs so far.
         """
-        memory = memory or Memory()
+        prepared = self.weight.new_empty(len(self.kinds), len(rows), self.weight.shape[2])
         gathered: dict[str, Tensor] = {}
-        prepared = []
-        for kind in self.kinds:
-            if kind.input not in gathered:
-                gathered[kind.input] = self._gather(features[kind.input], rows, kind.input, memory)
-            values = gathered[kind.input]
+        for place, kind in enumerate(self.kinds):
+            if kind.input not in gathered:  # index_select is 9 times faster than features[rows]
+                values = features[kind.input]
+                gathered[kind.input] = values.index_select(0, rows.to(values.device)).to(prepared)
             if kind in self.scaling:
                 centre, inverse_scale = self.scaling[kind]
-                values = torch.sub(values, centre, out=memory.like(values, str(kind))).mul_(inverse_scale)
-            prepared.append(values)
+                torch.sub(gathered[kind.input], centre, out=prepared[place]).mul_(inverse_scale)
+            else:
+                prepared[place] = gathered[kind.input]
         return prepared
 
-    def _gather(self, values: Tensor, rows: Tensor, name: str, memory: Memory) -> Tensor:
-        """index_select is 9 times faster than features[rows]; kept as float16, or elsewhere, they are brought here."""
-        rows = rows.to(values.device)
-        if values.device != self.weight.device or values.dtype != self.weight.dtype:
-            return values.index_select(0, rows).to(self.weight)
-        return torch.index_select(values, 0, rows, out=memory.of((len(rows), values.shape[1]), values, name))
-
-    def logits(self, prepared: Sequence[Tensor], memory: Memory | None = None) -> Tensor:
-        """(k, classes, h, b) from prepared features, (b, d) of each kind."""
-        kinds, outputs = self.bias.shape[:2]
-        flat = (memory or Memory()).of((kinds, outputs, len(prepared[0])), self.weight, "logits")
-        for place, values in enumerate(prepared):
-            torch.addmm(self.bias[place], self.weight[place], values.T, out=flat[place])
+    def logits(self, prepared: Tensor) -> Tensor:
+        """(k, classes, h, b) from prepared features (k, b, d)."""
+        flat = torch.baddbmm(self.bias, self.weight, prepared.mT)
         return rearrange(flat, "k (c h) b -> k c h b", c=self.num_classes)
 
     @torch.no_grad()
@@ -148,8 +121,7 @@ def fit(
 
     The kinds are as wide as one another and have as many rates. The classifiers share initial weights and batches, so
     they differ by kind and rate alone. The gradient of the softmax cross-entropy is written out: a step costs one
-    product (classes * h, d) x (d, b) a kind forward and one back. What is not standardised is multiplied where it was
-    gathered, and no step asks for memory anew.
+    product (classes * h, d) x (d, b) a kind forward and one back.
     """
     generator = torch.Generator().manual_seed(seed)
     kinds, rates = tuple(rates_of), torch.tensor(list(rates_of.values()), device=device)
@@ -164,8 +136,6 @@ def fit(
     weight_momentum, bias_momentum = torch.zeros_like(weight), torch.zeros_like(bias)
     minus_one = torch.full((num_kinds, 1, num_rates, batch_size), -1.0, device=device)
 
-    memory = Memory()
-
     steps_per_epoch = len(rows) // batch_size
     num_steps = recipe.epochs * steps_per_epoch
     for step in range(num_steps):
@@ -173,15 +143,13 @@ def fit(
             order = rows[torch.randperm(len(rows), generator=generator)]
         begin = step % steps_per_epoch * batch_size
         batch = order[begin : begin + batch_size]
-        prepared = heads.prepare(features, batch, memory)
+        prepared = heads.prepare(features, batch)
         # (softmax - one-hot) / b is the gradient of the mean cross-entropy
-        logits = heads.logits(prepared, memory)
-        gradient = torch.softmax(logits, dim=1, out=memory.like(logits, "gradient"))
+        gradient = heads.logits(prepared).softmax(dim=1)
         own = repeat(labels[batch].to(device), "b -> k 1 h b", k=num_kinds, h=num_rates)
         gradient.scatter_add_(1, own, minus_one)
         gradient = rearrange(gradient, "k c h b -> k (c h) b").div_(batch_size)
-        for place, values in enumerate(prepared):
-            weight_momentum[place].addmm_(gradient[place], values, beta=recipe.momentum)
+        weight_momentum.baddbmm_(gradient, prepared, beta=recipe.momentum)
         bias_momentum.mul_(recipe.momentum).add_(gradient.sum(dim=2, keepdim=True))
         rate = rate_of_row * (0.5 * (1 + math.cos(math.pi * step / num_steps)))
         weight.addcmul_(weight_momentum, rate, value=-1)
