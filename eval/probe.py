@@ -117,7 +117,7 @@ def run_probe(
         subject = open_target(target, image_size)
 
     console = Console(stderr=True, quiet=not progress)
-    common = {"train": train.checksum, "val": val.checksum, "protocol": protocol.as_json()}
+    common: dict[str, Any] = {"train": train.checksum, "val": val.checksum, "protocol": protocol.as_json()}
     if group_by is not None:
         common["group_by"] = group_by
     if label is not None:
