@@ -17,7 +17,7 @@ class PlainFlags(TyperGroup):
         command = super().get_command(ctx, cmd_name)
         if command is not None and not isinstance(command, PlainFlags) and "get_params" not in vars(command):
             own = command.get_params
-            command.get_params = lambda context: plain(own(context))
+            vars(command)["get_params"] = lambda context: plain(own(context))
         return command
 
 
