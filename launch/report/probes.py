@@ -61,7 +61,7 @@ def _article(results: dict[str, Any], with_details: bool) -> Html:
 def _overviews(checkpoints: Sequence[dict[str, Any]]) -> Iterator[Html]:
     """Measures over checkpoints; where a column says which is better, the best and what is not told apart from it."""
     for each in overviews(checkpoints):
-        cells: list[Row] = []
+        cells: list[Any] = []
         for place, (name, values) in enumerate(each.rows):
             shown = [
                 element("b", value) if value is not None and place in each.best[column] else value
