@@ -112,11 +112,11 @@ class Drawn:
         return Drawn(self.features[:most], self.targets[:most], self.images[:most])
 
 
-def draw_images(num: int, most: int, generator: torch.Generator) -> Tensor:
-    """(m,) int64, ascending: `most` of `num` images, or all."""
-    if num <= most:
-        return torch.arange(num)
-    return torch.randperm(num, generator=generator)[:most].sort().values
+def draw_images(rows: Tensor, most: int | None, generator: torch.Generator) -> Tensor:
+    """(m,) int64, ascending: `most` of the images `rows` (n,), or all."""
+    if most is None or len(rows) <= most:
+        return rows
+    return rows[torch.randperm(len(rows), generator=generator)[:most].sort().values]
 
 
 def draw_places(num_images: int, num_patches: int, most: int, generator: torch.Generator) -> Tensor:

@@ -58,8 +58,8 @@ def run(store: Store, settings: SegmentationSettings) -> Scores:
     """Of `linear` and `knn`: mean intersection over union, the share of pixels that are right, and each class's."""
     (tokens, masks), (val_tokens, val_masks) = _given(store.train, "train"), _given(store.val, "val")
     generator = torch.Generator().manual_seed(store.seeds[0])
-    images = draw_images(len(tokens), len(tokens) if settings.full else settings.train_images, generator)
-    val_images = draw_images(len(val_tokens), len(val_tokens) if settings.full else settings.val_images, generator)
+    images = draw_images(masks.rows, None if settings.full else settings.train_images, generator)
+    val_images = draw_images(val_masks.rows, None if settings.full else settings.val_images, generator)
     levels = Levels()
     store.progress("segmentation: patches of train")
     drawn = draw(tokens, masks, images, levels, settings.patches, generator)
@@ -70,7 +70,7 @@ def run(store: Store, settings: SegmentationSettings) -> Scores:
         )
     groups = None if store.train.groups is None else store.train.groups[images]
     kept, rest = (images[part] for part in _parts(len(images), groups, settings.held_out, store.seeds[0]))
-    rest = rest[draw_images(len(rest), settings.chosen_on, generator)]
+    rest = draw_images(rest, settings.chosen_on, generator)
     standard = Standard.of(drawn.features)
 
     def good(head: Head) -> float:
@@ -88,6 +88,7 @@ def run(store: Store, settings: SegmentationSettings) -> Scores:
     rows = torch.empty(0) if len(val_images) == len(val_tokens) else val_images
     result: Scores = {
         "num_train": len(images), "num_val": len(val_images), "patches": len(drawn.features),
+        "without_mask": len(tokens) - len(masks.rows) + len(val_tokens) - len(val_masks.rows),
         "size": list(val_masks[val_images[:1]].shape[1:]), "grid": list(val_tokens.grid),
         "classes": sorted(levels.levels), "unknown": sorted(levels.levels[num_known:]),
         "chance": _scores(found.pop("most_frequent"), None, None),
@@ -186,8 +187,10 @@ def _given(features: FeatureSet, split: str) -> tuple[Tokens, Masks]:
     if features.tokens is None or features.masks is None:
         missing = "tokens of patches" if features.tokens is None else "masks"
         raise ValueError(f"a segmentation probe needs masks and tokens of patches, and {split} has no {missing}")
-    if not len(features.tokens):
-        raise ValueError(f"{split} has no image with a mask")
+    if not len(features.masks.rows):
+        raise ValueError(
+            f"no image of {split} has a mask; pack images with theirs: `selfsight pack IMAGES SHARDS --masks FOLDER`"
+        )
     return features.tokens, features.masks
 
 
@@ -238,6 +241,8 @@ def notes(result: Scores, settings: SegmentationSettings) -> list[str]:
         f"{result['num_train']:,} train images, strength {linear['strength']:g}; k-NN: k = {knn['k']} of "
         f"{knn['bank']:,} patches"
     ]
+    if result["without_mask"]:
+        lines.append(f"warning: {result['without_mask']:,} images have no mask and are left out of segmentation")
     if linear["at_grid_edge"]:
         lines.append(f"warning: the segmentation's strength {linear['strength']:g} lies at the edge of its grid")
     if result["unknown"]:
