@@ -165,6 +165,7 @@ class ProbeSpec:
         `none`: any, or no labels at all.
     notes: (result of the pretrained row, settings) -> lines below the table.
     always: it runs unasked, on labels that it takes.
+    costly: it takes minutes where others take seconds, so that it runs only where it is named.
     """
 
     name: str
@@ -175,6 +176,7 @@ class ProbeSpec:
     labels: LabelKind | Literal["mask", "depth", "none"] | tuple[LabelKind, ...] = "class"
     notes: Callable[[Scores, Any], Sequence[str]] = no_notes
     always: bool = False
+    costly: bool = False
 
     def takes(self, kind: LabelKind) -> bool:
         """Whether it runs on labels of that kind."""

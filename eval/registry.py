@@ -101,6 +101,16 @@ def chosen(also: Iterable[str] = (), only: Iterable[str] = (), kind: LabelKind =
     return always + wanted
 
 
+def cheap(kind: LabelKind) -> list[str]:
+    """Names of this package's probes that take such labels and cost seconds of features that are there once."""
+    specs = map(load, built_in())
+    return [
+        spec.name
+        for spec in specs
+        if spec.needs == "pooled" and not spec.costly and spec.labels not in ("mask", "depth") and spec.takes(kind)
+    ]
+
+
 def _refusal(name: str, entries: tuple[EntryPoint, ...]) -> str | None:
     whose = ", ".join(_origin(entry) for entry in entries)
     if name in built_in():

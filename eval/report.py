@@ -80,7 +80,7 @@ def read_results(results: dict[str, Any]) -> Results:
     headlines = [i for i, c in enumerate(columns) if c["headline"]]
     more_rows = _rows(results, more)
     notes = _notes(results) + _more_notes(more, more_rows)
-    more_titles = [column["title"] for column in more]
+    more_titles = [f"{column['probe']}: {column['title']}" for column in more]
     falling = [i for i, c in enumerate(columns) if c.get("lower_is_better")]
     judged = [i for i in headlines if not columns[i].get("label_free")]
     rows = _rows(results, columns)
@@ -121,6 +121,14 @@ def _more_notes(more: list[dict[str, Any]], rows: list[tuple[str, list[Measured 
             beside = "" if fresh is None else f" (untrained {fresh._replace(error=None, interval=None)})"
             lines.setdefault(column["probe"], []).append(f"{column['title']} {ours._replace(interval=None)}{beside}")
     return [f"{probe}: {'; '.join(parts)}" for probe, parts in lines.items()]
+
+
+def step_of(results: Any) -> int:
+    """Of the checkpoint that was probed; 0 where nothing says so."""
+    try:
+        return int(results["target"]["step"] or 0)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
+        return 0
 
 
 def score_of(scores: Scores, column: dict[str, Any]) -> Scores | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +50,16 @@ def results_for(
         if path.with_suffix(".npz").is_file():
             found.append((str(result.get("started", "")), path))
     return [path for _, path in sorted(found)]
+
+
+def missing(paths: Iterable[Path], asked: Mapping[str, Any], probes: Iterable[str]) -> list[str]:
+    """Those of `probes` that none of these results has with the settings and seeds of the protocol `asked`."""
+    known: set[str] = set()
+    for path in paths:
+        result = read_result(path)
+        protocol = result["protocol"]
+        if all(protocol.get(name) == asked.get(name) for name in ("seeds", "last_blocks", "labels")):
+            known |= {
+                name for name in result["rows"]["pretrained"] if name in protocol and protocol[name] == asked.get(name)
+            }
+    return [name for name in probes if name not in known]

@@ -11,6 +11,7 @@ EXPORT_EXAMPLES = (
     "Examples:\n\n[bold]selfsight export runs/photos photos.safetensors --to timm[/]\n\n"
     "[bold]selfsight export runs/photos photos-hub/ --to hf[/]\n\n"
     "[bold]selfsight export runs/photos photos-maps/ --to features width=128[/]\n\n"
+    "[bold]selfsight export runs/photos-finetune/best classifier.safetensors --to timm[/]\n\n"
     "[bold]selfsight export runs/photos/checkpoints/step-00001000 photos.onnx --to onnx[/]"
 )
 IMPORT_EXAMPLES = (
@@ -34,11 +35,15 @@ def export(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Of features, such as window=0.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an OUT that is an earlier export.")] = False,
+    head: Annotated[
+        bool | None,
+        typer.Option("--head/--no-head", help="With the head of a fine-tuned run; default: to timm and onnx."),
+    ] = None,
 ) -> None:
     """Write an encoder for use elsewhere, open it again and compare its features."""
     from launch.export_command import export as export_target
 
-    export_target(target, out, to, overwrite, settings or ())
+    export_target(target, out, to, overwrite, settings or (), head)
 
 
 def import_(

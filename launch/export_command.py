@@ -9,8 +9,13 @@ from typing import Any
 _SPLITS = ("train", "val")
 
 
-def export(target: str, out: Path, to: str, overwrite: bool, settings: Sequence[str] = ()) -> None:
-    """Export what TARGET names and print how to use it; see `pretrain.interop.export` for the errors."""
+def export(
+    target: str, out: Path, to: str, overwrite: bool, settings: Sequence[str] = (), head: bool | None = None
+) -> None:
+    """Export what TARGET names and print how to use it; see `pretrain.interop.export` for the errors.
+
+    head: with the head that was trained on labels; None: where there is one and the format takes it.
+    """
     from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
 
     if target.startswith(TIMM_PREFIX):
@@ -20,8 +25,20 @@ def export(target: str, out: Path, to: str, overwrite: bool, settings: Sequence[
         raise FileExistsError(f"{out} exists; choose another place, or replace it (--overwrite)")
     from eval.target import run_of
     from pretrain.encoders.saved import read_card
+    from pretrain.interop.classifier import FORMATS, export_classifier, is_classifier
     from pretrain.interop.export import export_encoder
 
+    if head is None:
+        head = to in FORMATS and is_classifier(source)
+    if head:
+        if settings:
+            raise ValueError(f"{settings[0]} is a setting of --to features, and a classifier has none; leave it out")
+        made = export_classifier(source, out, to, overwrite=overwrite)
+        print(
+            f"wrote {made.path} ({made.num_bytes / 1e6:.1f} MB), a classifier. Opened again, its outputs for random "
+            f"images differ by at most {made.difference:.2g} (allowed {made.tolerance:g}).\n\n{made.usage}"
+        )
+        return
     run = run_of(source)
     tables = list(probe_tables(run or source, read_card(source).step)) if to == "hf" else []
     done = export_encoder(source, out, to, run=run, probes=tables, settings=settings, overwrite=overwrite)

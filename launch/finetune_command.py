@@ -94,7 +94,7 @@ def prepare(target: str, preset: str | None, overrides: Sequence[str], data: str
             "--list` shows those that begin with finetune_"
         )
     if "encoder" in settings:
-        settings["encoder"] |= {"drop_path": config.encoder.drop_path}
+        settings["encoder"] = _encoder(settings["encoder"], config.encoder)
     say = print if rank_environment(os.environ).rank == 0 else lambda line: None
     shards = shards_of(data, grouping, say, progress=rank_environment(os.environ).rank == 0)
     kept = [override for override in overrides if not override.startswith("data.train=")]
@@ -126,6 +126,17 @@ def start_of(target: str, keep_size: bool) -> dict[str, Any]:
     settings["encoder"] = TypeAdapter(EncoderConfig).dump_python(card.encoder, mode="json")
     settings |= {"data.channels": card.channels, "data.bits": card.bits}
     return settings if keep_size else settings | {"views.global_crops.0.size": list(card.image_size)}
+
+
+def _encoder(theirs: dict[str, Any], preset: Any) -> dict[str, Any]:
+    """The target's encoder, with what a preset for fine-tuning decides of it: fixed positions may be learned on,
+    windows follow the size of the images, and drop path is another than while it was pretrained."""
+    kept = {"drop_path": preset.drop_path}
+    if preset.family == theirs["family"]:
+        kept |= {key: getattr(preset, key) for key in ("window", "positions") if hasattr(preset, key)}
+        if theirs.get("positions") == "learned":
+            kept["positions"] = "learned"
+    return theirs | kept
 
 
 def _name_of(path: Path) -> str:

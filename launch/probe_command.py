@@ -60,6 +60,9 @@ def probe(
     follow: Annotated[
         bool, typer.Option("--follow", help="Probe the milestone checkpoints of a run while it is trained.")
     ] = False,
+    whole_run: Annotated[
+        bool, typer.Option("--all", help="All milestones of a run and its final encoder, by every cheap probe.")
+    ] = False,
     val_share: ValShare = 0.0,
     group_pattern: GroupPattern = None,
     group_column: GroupColumn = None,
@@ -111,6 +114,21 @@ def probe(
         labels = open_splits(data, val_data, group_by, label, kind, unlabelled=bool(only)).labels
         asked = protocol_of(named, range(seeds), epochs, full, only or (), labels.kind).as_json()
         follow_run(Path(target), data, measure_and_show, asked, group_by, label)
+        return
+    if whole_run:
+        if out is not None:
+            raise ValueError("--out names one file and --all makes many; leave out one of them")
+        from eval import registry
+        from launch.all_command import log_overview, overview_table, probe_all
+
+        splits = open_splits(data, val_data, group_by, label, kind, unlabelled=bool(only))
+        wanted = [*(only or registry.cheap(splits.labels.kind)), *named]
+        asked_of_all = protocol_of((), range(seeds), epochs, full, wanted, splits.labels.kind)
+        overview = probe_all(Path(target), splits, asked_of_all, partial(measure, also=()), group_by)
+        if overview is not None:
+            Console().print(overview_table(overview))
+            log_overview(Path(target), overview)
+        refresh(target)
         return
     Console().print(probe_table(measure(target, out=out)))
     refresh(target)

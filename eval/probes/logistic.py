@@ -164,4 +164,4 @@ def columns(result: Scores, headline: str) -> list[Column]:
     return [Column("logistic", "logistic")]
 
 
-SPEC = ProbeSpec("logistic", run, columns, LogisticSettings, labels=("class", "grade"), notes=notes)
+SPEC = ProbeSpec("logistic", run, columns, LogisticSettings, labels=("class", "grade"), notes=notes, costly=True)

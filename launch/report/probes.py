@@ -2,54 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_pipelines.wording import counted
-from eval.report import Results, read_results
+from eval.earlier import as_today
+from eval.milestones import by_checkpoint, conditions_of, overviews, preferred
+from eval.report import Measured, Results, read_results, step_of
+from launch.report.confused import confused
 from launch.report.dots import Row, dots
 from launch.report.markup import Html, element, joined, table
 from launch.report.read import NO_RESULTS, Run
 
 
 def probes(run: Run, problems: list[str]) -> Html | None:
-    """Every probe: a plot with error bars beside its table."""
-    shown = []
-    for name, results in sorted(run.probes, key=lambda probe: _step_of(probe[1])):
+    """All checkpoints in a table, then each with a plot beside its numbers: the newest, and earlier ones folded."""
+    checkpoints = by_checkpoint(_readable(run, problems))
+    if not checkpoints:
+        return None
+    *earlier, last = [_article(each, each is checkpoints[-1]) for each in checkpoints]
+    parts = [*_overviews(checkpoints), last]
+    if earlier:
+        summary = element("summary", f"{len(earlier)} earlier probe{'s' * (len(earlier) != 1)}")
+        parts.append(element("details", summary, *reversed(earlier)))
+    return joined(parts)
+
+
+def _readable(run: Run, problems: list[str]) -> list[dict[str, Any]]:
+    found = []
+    for name, results in run.probes:
         try:
-            told = read_results(results)
+            read_results(results)
+            hash(conditions_of(as_today(results)))
+            found.append(results)
         except NO_RESULTS as error:
             problems.append(f"eval/{name} is not a result of `selfsight probe` as this version writes it ({error!r})")
-            continue
-        notes = element("ul", *(element("li", note) for note in told.notes), class_="notes")
-        shown.append(
-            element(
-                "article",
-                element("h3", told.title),
-                element(
-                    "div",
-                    element("div", dots(told.columns, told.rows), class_="scroll"),
-                    _table(told.columns, told.rows, told.falling),
-                    class_="beside",
-                ),
-                _further(told),
-                notes,
-            )
+    return found
+
+
+def _article(results: dict[str, Any], with_details: bool) -> Html:
+    """A checkpoint's probes."""
+    told = read_results(results)
+    return element(
+        "article",
+        element("h3", told.title),
+        element(
+            "div",
+            element("div", dots(told.columns, told.rows), class_="scroll"),
+            _table(told.columns, told.rows, told.falling),
+            class_="beside",
+        ),
+        _further(told),
+        confused(told, results) if with_details else None,
+        element("ul", *(element("li", note) for note in told.notes), class_="notes"),
+    )
+
+
+def _overviews(checkpoints: Sequence[dict[str, Any]]) -> Iterator[Html]:
+    """Measures over checkpoints; where a column says which is better, the best and what is not told apart from it."""
+    for each in overviews(checkpoints):
+        cells: list[Row] = []
+        for place, (name, values) in enumerate(each.rows):
+            shown = [
+                element("b", value) if value is not None and place in each.best[column] else value
+                for column, value in enumerate(values)
+            ]
+            cells.append((name, shown))
+        yield element(
+            "article",
+            element("h3", f"All checkpoints of {each.title}"),
+            _table(each.columns, cells, each.falling, "bold: the best checkpoint, and those within its 95 % reach"),
+            *(element("p", line, class_="note") for line in preferred(each)),
         )
-    if not shown:
-        return None
-    *earlier, last = shown
-    if not earlier:
-        return last
-    return joined([last, element("details", element("summary", f"{len(earlier)} earlier probes"), *reversed(earlier))])
 
 
-def _table(columns: Sequence[str], rows: Sequence[Row], falling: Sequence[int] = ()) -> Html:
-    """Rows of measured numbers; columns of which less is better are marked."""
+def _table(columns: Sequence[str], rows: Sequence[Any], falling: Sequence[int] = (), *further: str) -> Html:
+    """Rows of measured numbers, or of what is shown of them; columns of which less is better are marked."""
     header = [f"{column} ↓" if place in falling else column for place, column in enumerate(columns)]
-    units = {value.unit for _, values in rows for value in values if value is not None}
-    caption = ["shares in %"] if "percent" in units else []
-    caption += ["↓: less is better"] if falling else []
+    numbers = any(isinstance(value, Measured) and value.unit == "percent" for _, values in rows for value in values)
+    caption = ["shares in %"] if numbers else []
+    caption += [*(["↓: less is better"] if falling else []), *further]
     cells = [(row, *("-" if value is None else value for value in values)) for row, values in rows]
     return table(["", *header], cells, "; ".join(caption))
 
@@ -85,22 +117,10 @@ def probes_compared(runs: Sequence[Run]) -> Html | None:
 
 
 def newest(run: Run) -> tuple[int, Results] | None:
-    """The step and the results of the newest probe that can be read; of several of a step, the last that was made."""
-    found = sorted(run.probes, key=lambda probe: (_step_of(probe[1]), _started(probe[1])), reverse=True)
-    for _, results in found:
-        try:
-            return _step_of(results), read_results(results)
-        except NO_RESULTS:
-            continue
-    return None
-
-
-def _step_of(results: Any) -> int:
-    try:
-        return int(results["target"]["step"] or 0)
-    except NO_RESULTS:
-        return 0
-
-
-def _started(results: Any) -> str:
-    return str(results.get("started", "")) if isinstance(results, dict) else ""
+    """The step and the results of the newest checkpoint that was probed, all of its probes under the same conditions
+    together; of several conditions those of the last probe that was made."""
+    found = by_checkpoint(_readable(run, []))
+    if not found:
+        return None
+    last = max(found, key=lambda each: (step_of(each), str(each.get("started", ""))))
+    return step_of(last), read_results(last)

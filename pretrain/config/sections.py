@@ -17,6 +17,7 @@ from pydantic import (
 
 from data_pipelines.transforms.config import BackendName, Share, Views, section
 from pretrain.config.combinations import check_combinations
+from pretrain.config.deepspeed_keys import check_deepspeed
 from pretrain.config.diagnostics import DiagnosticsConfig
 from pretrain.config.wandb_names import check_name, check_wandb_names
 from pretrain.encoders.registry import EncoderConfig
@@ -146,30 +147,6 @@ class TrainConfig:
         return self
 
 
-#: DeepSpeed keys that the sections of this file already decide.
-OWNED_DEEPSPEED_KEYS = {
-    "train_batch_size": "train.batch_size",
-    "train_micro_batch_size_per_gpu": "train.batch_size and train.grad_accum_steps",
-    "gradient_accumulation_steps": "train.grad_accum_steps",
-    "gradient_clipping": "optim.clip_grad",
-    "optimizer": "optim",
-    "scheduler": "optim",
-    "torch_autocast": "engine.precision",
-    "bf16": "engine.precision (DeepSpeed's bf16 section also rounds the teacher, whose slow average then stands still)",
-    "fp16": "engine.precision (DeepSpeed's fp16 section also rounds the teacher, whose slow average then stands still)",
-    "zero_allow_untested_optimizer": "optim",
-    "timers": "Selfsight, which reports images/s by itself (DeepSpeed's timer waits for the device twice a step)",
-}
-#: Of its section `zero_optimization`, by the stages in which they are decided.
-OWNED_ZERO_KEYS = {
-    "sub_group_size": ((3,), "one flat tensor, of which the optimizer takes each parameter's rate"),
-    "overlap_comm": ((1,), "gradients are exchanged during the backward pass by Selfsight"),
-    "contiguous_gradients": ((1,), "gradients are exchanged during the backward pass by Selfsight"),
-}
-#: Of gradients, which Selfsight exchanges by itself under ZeRO 0 and 1, in fp32.
-GRADIENT_KEYS = ("communication_data_type", "prescale_gradients", "gradient_predivide_factor")
-
-
 @section
 class EngineConfig:
     """How DeepSpeed runs the model."""
@@ -187,62 +164,13 @@ class EngineConfig:
 
     @model_validator(mode="after")
     def _check(self) -> EngineConfig:
-        for key, owner in OWNED_DEEPSPEED_KEYS.items():
-            if key in self.deepspeed:
-                raise ValueError(f"engine.deepspeed.{key} is decided by {owner}; set that instead")
-        for key in ("zero_optimization", "elasticity"):
-            if not isinstance(self.deepspeed.get(key, {}), dict):
-                raise ValueError(f"engine.deepspeed.{key} is {self.deepspeed[key]!r}; DeepSpeed takes a mapping here")
+        check_deepspeed(self.deepspeed, self.zero_stage)
         if self.precision == "fp16":
             raise ValueError(
                 "engine.precision fp16 is refused: DeepSpeed leaves autocast's loss scale out of its checkpoints, so a "
                 "resumed run would differ; use bf16, which needs no scale, or fp32"
             )
-        if "stage" in self.deepspeed.get("zero_optimization", {}):
-            raise ValueError(
-                "engine.deepspeed.zero_optimization.stage is decided by engine.zero_stage; set that instead"
-            )
-        zero = self.deepspeed.get("zero_optimization", {})
-        for key, (stages, why) in OWNED_ZERO_KEYS.items():
-            if key in zero and self.zero_stage in stages:
-                raise ValueError(
-                    f"engine.deepspeed.zero_optimization.{key} is decided under ZeRO {self.zero_stage}: {why}; "
-                    "leave it out"
-                )
-        for key in GRADIENT_KEYS:
-            if key in self.deepspeed and self.zero_stage < 2:
-                raise ValueError(
-                    f"engine.deepspeed.{key} does nothing under ZeRO {self.zero_stage}, whose gradients Selfsight "
-                    "exchanges by itself, in fp32; leave it out"
-                )
-        self._check_offload(zero)
-        if self.deepspeed.get("elasticity", {}).get("enabled"):
-            raise ValueError(
-                "engine.deepspeed.elasticity changes the batch size with the ranks; the order of data forbids it"
-            )
         return self
-
-    def _check_offload(self, zero: dict[str, Any]) -> None:
-        """Refuse what a checkpoint could not be taken of, or what DeepSpeed refuses after the start."""
-        where = "engine.deepspeed.zero_optimization"
-        for name in ("offload_optimizer", "offload_param"):
-            device = (zero.get(name) or {}).get("device", "cpu")
-            if device not in ("cpu", "none"):
-                raise ValueError(
-                    f"{where}.{name}.device is {device!r}; checkpoints are taken of what lies in memory: cpu or none"
-                )
-        for name, most in (("mics_shard_size", 0), ("zero_hpz_partition_size", 1), ("zenflow", None)):
-            value = zero.get(name)
-            if value is not None and (most is None or value > most):
-                raise ValueError(
-                    f"{where}.{name} divides parameters in a way that checkpoints do not know; leave it out"
-                )
-        offloads = (zero.get("offload_optimizer") or {}).get("device") == "cpu"
-        if offloads and self.deepspeed.get("zero_force_ds_cpu_optimizer", True):
-            raise ValueError(
-                f"{where}.offload_optimizer makes DeepSpeed ask for an optimizer of its own; optim is torch's AdamW, "
-                "which it takes with engine.deepspeed.zero_force_ds_cpu_optimizer=false beside it"
-            )
 
 
 @section

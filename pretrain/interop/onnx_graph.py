@@ -61,7 +61,16 @@ def write_onnx(path: Path, encoder: Encoder, card: EncoderCard) -> None:
 
     The graph normalises the images itself. Its metadata hold the card, mean, std and the range of the images.
     """
-    model = WholeImages(encoder, card).eval()
+    model = WholeImages(encoder, card)
+    write_graph(path, model, model.names, card, {CARD_KEY: TypeAdapter(EncoderCard).dump_json(card).decode()})
+
+
+def write_graph(path: Path, model: nn.Module, names: tuple[str, ...], card: EncoderCard, about: dict[str, str]) -> None:
+    """Write a module of images (b, c, h, w) in 0 .. 1 to a tuple of outputs called `names`, which are its rows'.
+
+    about: metadata beside mean, std and the range of the images.
+    """
+    model.eval()
     # of two images: torch would take a batch of one for a constant
     example = torch.zeros(2, card.channels, *card.image_size)
     log = logging.getLogger("torch.onnx")
@@ -75,7 +84,7 @@ def write_onnx(path: Path, encoder: Encoder, card: EncoderCard) -> None:
                 model,
                 (example,),
                 input_names=[INPUT],
-                output_names=list(model.names),
+                output_names=list(names),
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 dynamo=True,
                 verbose=False,
@@ -84,7 +93,7 @@ def write_onnx(path: Path, encoder: Encoder, card: EncoderCard) -> None:
         log.setLevel(level)
     assert program is not None
     described: dict[str, Any] = {
-        CARD_KEY: TypeAdapter(EncoderCard).dump_json(card).decode(),
+        **about,
         "image_range": "0 .. 1; the graph subtracts mean and divides by std itself",
         "mean": json.dumps(card.mean),
         "std": json.dumps(card.std),

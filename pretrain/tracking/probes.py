@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ def log_probe(run: Path, step: int | None, scores: Mapping[str, Accuracy]) -> No
     The row has `probe/NAME` with `_low`, `_high` and `_error`, at `probe/step`. It is kept in `probes.jsonl`, too, from
     which wandb gets it later if it is lost on the way. Configuration and summary stay the training's.
     """
+    _add(run, probe_row(step, scores))
+
+
+def _add(run: Path, row: dict[str, Any]) -> None:
     stored = stored_identity(run)
     if "id" not in stored or "mode" not in stored:
         return
@@ -40,7 +45,6 @@ def log_probe(run: Path, step: int | None, scores: Mapping[str, Accuracy]) -> No
         # a server takes rows of one process at a time, and the training may be under way
         identity = replace(identity, mode="offline")
         say("the training has not ended: `selfsight dashboard RUN --sync` sends its probe when it has")
-    row = probe_row(step, scores)
     try:
         with (run / PROBES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -49,6 +53,21 @@ def log_probe(run: Path, step: int | None, scores: Mapping[str, Accuracy]) -> No
     tracked = WandbRun(identity, catch_up=False)
     tracked.row(row)
     tracked.finish()
+
+
+#: Names of columns, and rows of plain values.
+Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
+
+
+def log_tables(run: Path, step: int | None, tables: Mapping[str, Table]) -> None:
+    """Add tables to a training's wandb run, if it has one, as `tables/NAME`; kept in `probes.jsonl` as probes are, and
+    sent from there if they are lost."""
+    content = {
+        f"tables/{name}": {"columns": list(columns), "data": list(map(list, rows))}
+        for name, (columns, rows) in tables.items()
+    }
+    digest = zlib.crc32(json.dumps(content, sort_keys=True).encode())  # which tables of a step these are
+    _add(run, {"probe/step": step or 0, "probe/tables": float(digest), **content})
 
 
 def log_lone_probe(

@@ -162,7 +162,8 @@ def what_wandb_has(folder: Path, run_id: str, project: str) -> Had:
             say(f"{path} can't be read ({error}); what it holds is sent again")
         if its_project == project:
             (had.offline if path.parent.name.startswith("offline-") else had.online).update(rows)
-    had.summary = {key: json.loads(text) for key, text in summary.items() if not key.startswith(("_", "pictures/"))}
+    copied = {key: text for key, text in summary.items() if not key.startswith(("_", "pictures/", "tables/"))}
+    had.summary = {key: json.loads(text) for key, text in copied.items()}
     return had
 
 

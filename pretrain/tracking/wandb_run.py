@@ -221,7 +221,7 @@ def _send(run: Any, row: dict[str, Any], had: Had) -> None:
     if key is not None and not had.add(*key):
         return
     axis = "step" if "step" in row else "probe/step"
-    for name in row.keys() - had.named - {axis, "caption"}:
+    for name in {name for name in row if not name.startswith("tables/")} - had.named - {axis, "caption"}:
         run.define_metric(name, step_metric=axis)  # each by its name: which of two patterns counts, nobody says
         had.named.add(name)
     if kind.startswith("pictures/"):
@@ -231,7 +231,13 @@ def _send(run: Any, row: dict[str, Any], had: Had) -> None:
         if not path.exists():
             return
         row = {"step": row["step"], kind: wandb.Image(str(path), caption=row.get("caption") or None)}
-    run.log(row)
+    run.log({name: _table_of(value) if name.startswith("tables/") else value for name, value in row.items()})
+
+
+def _table_of(value: Mapping[str, Any]) -> Any:
+    import wandb
+
+    return wandb.Table(columns=value["columns"], data=value["data"], allow_mixed_types=True)
 
 
 def _leave_service() -> None:

@@ -36,7 +36,7 @@ def test_the_run_gets_the_encoder_of_its_target(run: Path) -> None:
     assert (config.name, config.init_from, config.data.train) == ("grey-finetune", str(run), data)
     assert (config.views.global_size, config.data.channels, config.data.bits) == ((32, 32), 1, 16)
     assert config.encoder.shape == (24, 2, 2)
-    assert config.encoder.positions == "sincos"
+    assert config.encoder.positions == "learned"  # on from the fixed ones
     assert config.encoder.drop_path == 0.1  # the preset's, not pretraining's
     assert config.train.epochs == 4
     check_init_from(config)

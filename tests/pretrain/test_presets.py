@@ -11,6 +11,7 @@ from data_pipelines.transforms.config import Crop
 from pretrain.config import Config
 from pretrain.config.load import list_presets, load_config
 from pretrain.engines.schedules import Timeline, learning_rate, weight_decay
+from pretrain.interop.initialise import settings_of
 from pretrain.methods.mask_counts import mask_grid, num_hidden
 
 IMAGES = 1_281_167  # ImageNet-1k's training set
@@ -118,7 +119,67 @@ DINO_800 = DINO_300 | {
     ],
 }
 
+TUNED = {
+    "lr": 2e-3,
+    "last lr": 1e-6,
+    "warm-up epochs": 5,
+    "betas": (0.9, 0.999),
+    "decay": (0.05, 0.05),
+    "clip": 0,
+    "epochs": 100,
+    "batch": 1024,
+    "layer decay": 0.65,
+    "crops": [f"224 px .08-1 bicubic: {FLIP}"],
+    "encoder": "vit base/16, drop path .1",
+    "head": "norm after the mean, of .00002",
+    "mixed": "mixup 0.8, cutmix 1.0, smoothed 0.1, batch",
+    "augmented": "2 of 9.0 +- 0.5 with 0.5, more with more True, erased 0.25",
+    "measured at": 256,
+}
+UM_MAE_TUNED = TUNED | {
+    "layer decay": 0.85,
+    "crops": [f"256 px .08-1 bicubic: {FLIP}"],
+    "encoder": "um_mae_swin tiny/4 window 8, drop path .1",
+    "head": "mean, of .00002",
+}
+
 PUBLISHED: dict[str, dict[str, Any]] = {
+    "finetune_mae_vitb16_in1k": TUNED,
+    "finetune_mae_vitl16_in1k": TUNED
+    | {"lr": 4e-3, "layer decay": 0.75, "epochs": 50, "encoder": "vit large/16, drop path .2"},
+    "finetune_ummae_swint_in1k": UM_MAE_TUNED,
+    "finetune_ummae_pvts_in1k": UM_MAE_TUNED | {"encoder": "pvt small/4 pool, drop path .1"},
+    "finetune_simmim_swinb_in1k": TUNED
+    | {
+        "lr": 5e-3,
+        "first lr": 1e-6,
+        "warm-up epochs": 20,
+        "clip": 5,
+        "batch": 2048,
+        "layer decay": 0.9,
+        "encoder": "swin base/4 window 7, drop path .1",
+        "head": "mean, of .02",
+    },
+    "finetune_beit_vitb16_in1k": TUNED
+    | {
+        "lr": 4e-3,
+        "warm-up epochs": 20,
+        "encoder": "beit base/16 shared positions, layer scale .1, drop path .1",
+    },
+    "finetune_simple_vits16_in1k": {key: value for key, value in TUNED.items() if key != "layer decay"}
+    | {
+        "lr": 1e-3,
+        "last lr": 0.0,
+        "warm-up epochs": 8,
+        "decay": (0.1, 0.1),
+        "clip": 1,
+        "epochs": 90,
+        "crops": [f"224 px .05-1 bilinear: {FLIP}"],
+        "encoder": "vit small/16",
+        "head": "mean, of 0",
+        "mixed": "mixup 0.2, cutmix 0.0, smoothed 0.0, batch",
+        "augmented": "2 of 10.0 +- 0.0 with 1.0, more with more False, erased 0.0",
+    },
     "mae_vitb16_in1k_800": MAE,
     "mae_vitb16_in1k_1600": MAE | {"epochs": 1600},
     "mae_vitl16_in1k_800": MAE | {"encoder": "vit large/16"},
@@ -309,6 +370,17 @@ def of_method(config: Config) -> dict[str, Any]:
             head = method.aggregation
             found = of_mask(config) | {"target": method.target}
             return found | ({"aggregation": f"{head.depth} blocks on layer {head.layer}"} if head else {})
+        case "finetune":
+            drawn = method.rand_augment
+            assert (method.mix_prob, method.mix_switch_prob) == (1.0, 0.5)
+            return {
+                "head": f"{'norm after the ' if method.fc_norm else ''}{method.pool}, of {short(method.head_init_std)}",
+                "mixed": f"mixup {method.mixup}, cutmix {method.cutmix}, smoothed {method.label_smoothing}, "
+                f"{method.mix_mode}",
+                "augmented": f"{drawn.ops} of {drawn.magnitude} +- {drawn.magnitude_std} with {drawn.prob}, "
+                f"more with more {drawn.increasing}, erased {method.erasing}",
+                "measured at": method.val_resize or round(config.views.global_size[0] * 256 / 224),
+            }
         case "vqkd":
             decoder = f"{method.decoder_dim} wide, {method.decoder_depth} deep, {method.decoder_heads} heads"
             codes = (
@@ -358,6 +430,17 @@ def test_a_published_preset_has_the_published_numbers(name: str) -> None:
             assert found[key] == pytest.approx(value, rel=1e-4, abs=1e-9), key
         else:
             assert found[key] == value, key
+
+
+@pytest.mark.parametrize("name", [preset.name for preset in list_presets() if preset.name.startswith("finetune_")])
+def test_a_preset_tunes_what_its_command_names(name: str) -> None:
+    head = next(preset.path for preset in list_presets() if preset.name == name).read_text().splitlines()[0]
+    source = re.search(r"finetune runs/(\w+)", head)
+    if source is None or source[1] == "photos":
+        return
+    theirs, ours = (settings_of(load_config(preset, ["data.train=x"]).encoder) for preset in (source[1], name))
+    theirs.pop("positions", None)  # fixed ones may be learned on
+    assert theirs.items() <= ours.items()
 
 
 def test_all_published_presets_are_pinned() -> None:

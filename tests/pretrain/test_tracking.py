@@ -25,7 +25,7 @@ from pretrain.survival.run_folder import write_config
 from pretrain.tracking import metrics_log, wandb_run
 from pretrain.tracking.console import say
 from pretrain.tracking.metrics_log import MetricsLog, read_rows
-from pretrain.tracking.probes import Accuracy, log_lone_probe, log_probe
+from pretrain.tracking.probes import Accuracy, log_lone_probe, log_probe, log_tables
 from pretrain.tracking.tracker import Tracker
 from pretrain.tracking.wandb_identity import identity_of
 from pretrain.tracking.wandb_run import WandbRun
@@ -343,3 +343,22 @@ def test_a_cut_row_spoils_no_other(tmp_path: Path) -> None:
     log = MetricsLog(path, 1)
     log.write(2, {})
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_tables_of_probes_join_the_run_and_come_with_the_next_life_if_they_are_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = offline(tmp_path)
+    folder = tmp_path / config.name
+    live(config, 0, 1)
+    with monkeypatch.context() as lost:
+        lost.setattr(WandbRun, "row", lambda *_: None)
+        log_tables(
+            folder, 1, {"probes": (("what", "measure", "number"), [("step 1", "linear", 0.6), ("a", "b", None)])}
+        )
+    live(config, 1, 2)
+    live(config, 2, 3)
+    tables = [path for path in folder.rglob("*.table.json") if "tables" in path.parts]
+    assert len(tables) == 1
+    assert json.loads(tables[0].read_text())["data"] == [["step 1", "linear", 0.6], ["a", "b", None]]
+    assert sorted(tracked_run(folder).column("loss")) == [1, 2, 3]

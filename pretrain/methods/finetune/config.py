@@ -51,7 +51,7 @@ class FinetuneConfig:
         None  # what the head reads; default: what stands for the image, encoder.pool
     )
     fc_norm: bool = False  # the norm comes after the mean, and anew, instead of before it (MAE, BEiT)
-    head_init_std: PositiveFloat = 0.02  # of the head's weights
+    head_init_std: NonNegativeFloat = 0.02  # of the head's weights
     train_blocks: NonNegativeInt | None = None  # only so many of the last blocks are trained; 0: the head alone
     lora: LoraConfig | None = None  # train low-rank changes in place of the encoder's weights
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of a label that all classes divide

@@ -21,7 +21,8 @@ class Head(nn.Module):
         super().__init__()
         self.pool, self.fc_norm = pool, fc_norm
         self.fc = nn.Linear(dim, outputs)
-        nn.init.trunc_normal_(self.fc.weight, std=init_std)
+        nn.init.trunc_normal_(self.fc.weight)
+        self.fc.weight.data *= init_std
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:

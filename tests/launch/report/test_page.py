@@ -479,3 +479,38 @@ def test_an_axis_holds_all_its_numbers_with_few_round_ticks(
 ) -> None:
     low, high, step = axis_of([Measured(value, None, None, unit) for value in values])
     assert (low, high, step) == pytest.approx(expected, abs=0.02)
+
+
+def test_all_checkpoints_stand_in_one_table_with_what_is_confused_and_how_sure_it_is(make_run: Any) -> None:
+    folder = make_run()
+    path = folder / "eval" / "probe-200.json"
+    probe = json.loads(path.read_text())
+    probe["data"]["classes"] = ["cat", EVIL]
+    probe["rows"]["pretrained"]["linear"]["measures"] = {
+        "confusion": [[40, 10], [2, 48]],
+        "reliability": [
+            {"confidence": 0.55, "accuracy": 0.5, "count": 20},
+            {"confidence": 0.9, "accuracy": 0.8, "count": 80},
+        ],
+    }
+    path.write_text(json.dumps(probe))
+    further = {**probe, "columns": [probe["columns"][1] | {"probe": "ridge", "name": "ridge", "title": "ridge"}]}
+    further["rows"] = {
+        name: row if name == "chance" else [{"ridge": each["linear"]} for each in row] if isinstance(row, list)
+        else {"ridge": row["linear"]} for name, row in probe["rows"].items()
+    }  # fmt: skip
+    (folder / "eval" / "probe-200-further.json").write_text(json.dumps({**further, "started": "2026"}))
+    page = page_of(folder)
+    seen = Seen(page)
+    assert "All checkpoints of photos: top-1 % on" in seen.text
+    assert "best checkpoint: step 200 by k-NN class, linear" in seen.text
+    assert "1 earlier probe" in seen.text  # both of step 200 are one
+    assert f"{EVIL} for cat 4 %" not in page
+    assert "cat for " in seen.text
+    assert "on average 9.0 points apart" in seen.text
+    assert len(re.findall(r'class="cell (?:right|wrong)"', page)) == 8  # linear's and ridge's
+    assert "by k-NN class, linear, ridge" not in seen.text.split("best checkpoint")[0]
+    measured = json.loads(path.read_text())
+    measured["rows"]["pretrained"]["linear"]["measures"] = {"confusion": [["x"]], "reliability": [{}]}
+    path.write_text(json.dumps(measured))
+    assert "All checkpoints" in page_of(folder)  # of another version: left out
