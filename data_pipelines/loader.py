@@ -20,6 +20,7 @@ from data_pipelines.runs import ChildRun, Run, ThreadRun
 from data_pipelines.sampler import Sampler
 from data_pipelines.transforms.backends.select import on_cpu, resolve_backend
 from data_pipelines.transforms.config import BackendName, Views
+from data_pipelines.wording import counted
 
 if TYPE_CHECKING:  # imported where there are to be any
     from data_pipelines.children.parent import Children
@@ -189,6 +190,16 @@ class Loader:
     def ready(self) -> bool:
         """Whether the iterator of `steps` made last has its next item without waiting."""
         return self._run is not None and self._upcoming is not None and self._run.is_made(self._upcoming)
+
+    @property
+    def makers(self) -> str:
+        """Who makes the batches of this rank, in words: `2 processes x 1 thread`."""
+        threads = counted(self.threads, "thread")
+        if self._children is None:
+            return threads
+        count = self._children.count
+        asked = "" if count == self.workers else f" ({self.workers} for {counted(self.num_rows, 'row')})"
+        return f"{counted(count, 'process')} x {threads}{asked}"
 
     @property
     def child_processes(self) -> list[int]:

@@ -58,7 +58,8 @@ def side_of(paths: Sequence[Path]) -> Side:
 
     Raises ValueError for a file that is no result.
     """
-    results, measures, titles = [], {}, {}
+    results, measures = [], {}
+    titles: dict[str, str] = {}
     group_of: dict[int, int] | None = None
     for path in paths:
         result = read_result(path)

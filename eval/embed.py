@@ -19,6 +19,7 @@ from eval.store.embedding import embed_split, start_store
 from eval.store.encoding import Crops, FrozenEncoder, encoder_digest
 from eval.store.precision import Precision, choose_precision
 from eval.target import Target, open_target
+from pretrain.encoder_folder import TIMM_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,7 +77,10 @@ def embed(
         subject.encoder, crops, device=device, arithmetic=chosen.arithmetic, last_blocks=last_blocks, tokens=tokens
     )
     found: dict[str, Description | None] = {}
-    plans = {name: describe(subject, encoder, dataset, name, chosen, last_blocks, data) for name, dataset in datasets}
+    plans = {name: describe(subject, encoder, dataset, name, chosen, last_blocks) for name, dataset in datasets}
+    source = target if target.startswith(TIMM_PREFIX) else str(Path(target).expanduser().resolve())
+    for description in plans.values():
+        description.about.update(source=source, spec=redact(data))
     for name, description in plans.items():  # what other features are there is told before hours of work
         start_store(out / name, description)
     for name, dataset in datasets:
@@ -104,9 +108,8 @@ def open_all(data: str, split: str) -> list[tuple[str, Dataset]]:
 
 
 def describe(
-    subject: Target, encoder: FrozenEncoder, dataset: Dataset, split: str, precision: Precision, last_blocks: int,
-    data: str,
-) -> Description:  # fmt: skip
+    subject: Target, encoder: FrozenEncoder, dataset: Dataset, split: str, precision: Precision, last_blocks: int
+) -> Description:
     """What the store of a split will hold."""
     identity: dict[str, Any] = {
         "version": VERSION,
@@ -128,7 +131,6 @@ def describe(
         "step": subject.step,
         "architecture": subject.architecture,
         "headline": subject.headline or encoder.layout.pooled_as,
-        "spec": redact(data),
         "classes": None if dataset.classes is None else list(dataset.classes),
         "precision_because": precision.why,
         "versions": versions(("selfsight", "torch", "timm", "pillow")),

@@ -62,16 +62,17 @@ def labels_of_samples(train: Dataset, val: Dataset, kind: LabelKind | None = Non
         raise ValueError(
             "a sample's .cls is one class; name the field of the .json that lists several, as --label tags"
         )
-    found = [np.asarray(split.labels).astype(np.int64) for split in (train, val)]
+    learned, tested = (np.asarray(split.labels).astype(np.int64) for split in (train, val))
     if kind == "number":
-        as_numbers = [np.where(each == NO_LABEL, np.nan, each).astype(np.float32) for each in found]
-        return Labels("number", *as_numbers)
-    classes = np.unique(np.concatenate(found))
+        numbers = (np.where(each == NO_LABEL, np.nan, each).astype(np.float32) for each in (learned, tested))
+        return Labels("number", next(numbers), next(numbers))
+    classes = np.unique(np.concatenate([learned, tested]))
     classes = classes[classes != NO_LABEL]
-    places = [_places(each, classes) for each in found]
     names = train.classes
     told = tuple(names[c] if 0 <= c < len(names) else str(c) for c in classes.tolist()) if names else ()
-    return Labels(kind or "class", *places, tuple(classes.tolist()), None, told)
+    return Labels(
+        kind or "class", _places(learned, classes), _places(tested, classes), tuple(classes.tolist()), None, told
+    )
 
 
 def labels_of_field(
@@ -141,26 +142,29 @@ def _number(field: str, values: list[list[Any]]) -> Labels:
 
 
 def _classes(kind: LabelKind, field: str, values: list[list[Any]]) -> Labels:
-    flat = {v for each in values for v in each if v is not None} if kind != "several" else {
-        v for each in values for many in each if many is not None for v in many
-    }  # fmt: skip
+    known = [value for each in values for value in each if value is not None]
+    flat = {value for many in known for value in many} if kind == "several" else set(known)
     texts = any(isinstance(value, str) for value in flat)
     # "1" and 1 are one class where there are texts at all; and true is one, not 1
     named = {value: str(value) if texts or isinstance(value, bool) else value for value in flat}
     classes = tuple(sorted(set(named.values())))
     place = {value: classes.index(name) for value, name in named.items()}
     if kind == "several":
-        found = []
-        for each in values:
-            table = np.zeros((len(each), len(classes)), dtype=np.float32)
-            for row, many in enumerate(each):
-                table[row, [place[v] for v in many] if many is not None else slice(None)] = (
-                    np.nan if many is None else 1
-                )
-            found.append(table)
-        return Labels(kind, *found, classes, field)
-    train, val = (np.array([NO_LABEL if v is None else place[v] for v in each], dtype=np.int64) for each in values)
+        train, val = (_table(each, place, len(classes)) for each in values)
+    else:
+        train, val = (np.array([NO_LABEL if v is None else place[v] for v in each], dtype=np.int64) for each in values)
     return Labels(kind, train, val, classes, field)
+
+
+def _table(values: Sequence[list[Any] | None], place: dict[Any, int], num_classes: int) -> np.ndarray:
+    """(n, classes) 1 where an image has the class, 0 where not, NaN where nothing is known."""
+    table = np.zeros((len(values), num_classes), dtype=np.float32)
+    for row, many in enumerate(values):
+        if many is None:
+            table[row] = np.nan
+        else:
+            table[row, [place[value] for value in many]] = 1
+    return table
 
 
 def _line(labels: Labels, guessed: bool, num: int) -> str:

@@ -7,32 +7,31 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
 from data_pipelines.files import write_json
 from data_pipelines.remote.urls import redact
 from eval import registry
-from eval.base import Change, FeatureSet, LabelKind, Store
+from eval.base import LabelKind
 from eval.baselines import cached
-from eval.features import Keys, centred, extract, pixels
-from eval.outcomes import Outcome, write_outcomes
-from eval.protocol import Protocol, described, score
+from eval.outcomes import write_outcomes
+from eval.protocol import Protocol, described
 from eval.report import score_of
-from eval.splits import Splits, open_splits
+from eval.rows import Rows
+from eval.sources import FeatureSource, target_of_store
+from eval.splits import open_splits
+from eval.store.description import is_store
+from eval.store.precision import choose_precision
 from eval.stratified import stratified_split
 from eval.target import Target, open_target
-
-if TYPE_CHECKING:
-    from pretrain.encoders import Encoder
 
 MAX_PIXEL_SIDE = 32  # raw pixels are compared at most this large: 3,072 values of a colour image
 
@@ -55,6 +54,8 @@ def run_probe(
     label_kind: LabelKind | None = None,
     image_size: int | None = None,
     batch_size: int = 256,
+    precision: str = "auto",
+    store: str | Path | None = None,
     project: str | None = None,
     group: str | None = None,
     progress: bool = True,
@@ -62,7 +63,8 @@ def run_probe(
     """Probe `target` on `data` and write everything to a JSON file; returns what it wrote.
 
     Args:
-        target: A run folder, checkpoint or encoder folder, or timm:NAME; see `open_target`.
+        target: A run folder, checkpoint or encoder folder, or timm:NAME; see `open_target`. Or a store of features,
+            with the encoder that it was made with, where that still is.
         data: A folder of train-*.tar and val-*.tar, labelled; with `val_data`, any data set to learn from.
         val_data: A data set to test on, where it does not lie in `data`.
         out: The file to write; default RUN/eval/probe-STEP-KEY.json, for a timm model probes/NAME-KEY.json, with a KEY
@@ -77,6 +79,9 @@ def run_probe(
             `data` was packed, if it was by one and train has groups enough.
         label: A field of each sample's `.json` that is to be predicted; default: the sample's class. label_kind: what
             it is: class, several, number or grade; default: what its values look like, see `eval.labels`.
+        precision: Of the features, auto, fp32 or bf16; see `eval.store.precision`.
+        store: A folder that `selfsight embed` made of the target and these data: features are read there. Others are
+            kept for the next probe, see `eval.sources`.
         project: Of wandb, with `group`: where the probe of a target that is no run of this machine becomes a wandb run
             of its own. The probe of a run goes into the run's.
 
@@ -105,28 +110,41 @@ def run_probe(
         splits = replace(splits, groups=None, group_by=None)
         stratified_split(splits.strata(), 0.1, 0)
     group_by = splits.group_by
-    subject = open_target(target, image_size)
+    if is_store(target):
+        store = store or target
+        target, subject = target_of_store(target, image_size)
+    else:
+        subject = open_target(target, image_size)
 
     console = Console(stderr=True, quiet=not progress)
-    common = {"train": train.checksum, "val": val.checksum, "protocol": protocol.as_json()}
+    common: dict[str, Any] = {"train": train.checksum, "val": val.checksum, "protocol": protocol.as_json()}
     if group_by is not None:
         common["group_by"] = group_by
     if label is not None:
         common["label"] = label
     if unlabelled:
         common["unlabelled"] = True
-    probe = _Probe(subject, splits, protocol, device, batch_size, console)
+    source = FeatureSource(
+        subject, choose_precision(precision, device), device, batch_size, protocol.last_blocks,
+        protocol.needs("tokens"), progress,
+        lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    if store is not None:
+        source.read_store(store, {"train": train, splits.held_out: val})
+    probe = Rows(subject, splits, protocol, source, console)
     if too_few:
         probe.warn(too_few)
     for problem in registry.problems():
         probe.say(f"warning: {problem}", always=True)
     pixel_size = min(subject.image_size, MAX_PIXEL_SIDE)
     pixel_key = {"pixels": pixel_size, "channels": subject.channels, "bits": subject.bits, **common}
-    untrained_key = {
+    untrained_key: dict[str, Any] = {
         "untrained": subject.architecture, "size": subject.image_size, "channels": subject.channels,
         "bits": subject.bits,
         "mean": subject.mean, "std": subject.std, "headline": subject.headline, **common,
     }  # fmt: skip
+    if source.precision.arithmetic != "fp32":
+        untrained_key["arithmetic"] = source.precision.arithmetic
     rows: dict[str, Any] = {
         "chance": splits.chance(),
         "pretrained": probe.encoder("pretrained", subject.encoder),
@@ -144,7 +162,7 @@ def run_probe(
         "target": {
             "name": subject.name, "method": subject.method, "step": subject.step, "epoch": subject.epoch,
             "architecture": subject.architecture, "image_size": subject.image_size, "channels": subject.channels,
-            "bits": subject.bits, "mean": subject.mean, "std": subject.std,
+            "bits": subject.bits, "mean": subject.mean, "std": subject.std, "arithmetic": source.arithmetic,
         },
         "data": {
             "train": {"spec": redact(data), "checksum": train.checksum, "num_labelled": num_train},
@@ -189,136 +207,6 @@ def protocol_of(
 ) -> Protocol:
     """The protocol of `run_probe` with these arguments, on labels of that kind."""
     return Protocol.of(also, seeds, {"epochs": epochs, **({"full": True} if full else {})}, only, kind)
-
-
-class _Probe:
-    """Both splits' features under one protocol."""
-
-    def __init__(
-        self,
-        target: Target,
-        splits: Splits,
-        protocol: Protocol,
-        device: str,
-        batch_size: int,
-        console: Console,
-    ) -> None:
-        self.target, self.splits, self.train, self.val = target, splits, splits.train, splits.val
-        self.protocol, self.device, self.batch_size, self.console = protocol, device, batch_size, console
-        self.warnings: list[str] = []
-        self.outcomes: dict[str, Outcome] = {}  # of the pretrained row
-        self.ids, self.groups = torch.empty(0), None
-        for line in splits.notes:
-            self.say(line)
-        for line in splits.warnings():
-            self.warn(line)
-
-    def encoder(self, row: str, encoder: Encoder) -> dict[str, Any]:
-        """Scores of an encoder."""
-        self.say(f"{row}: features of {self.train.num_samples:,} and {self.val.num_samples:,} samples")
-        train, val = (self._features(encoder, of_val) for of_val in (False, True))
-        if row == "pretrained":
-            self._warn_of_twins(train, val)
-        encoder.cpu()  # a large one and the probe's batches need not share the device
-
-        def again(change: Change, of_train: bool) -> FeatureSet:
-            return self._described(self._features(encoder, not of_train, change), not of_train)
-
-        return self._score(row, train, val, self.target.headline or train.pooled_as, again)
-
-    def untrained(self, seed: int) -> dict[str, Any]:
-        """Scores of the same encoder with the fresh weights of `seed`."""
-        return self.encoder(f"untrained, seed {seed}", self.target.untrained(seed))
-
-    def pixels(self, size: int) -> dict[str, Any]:
-        """Scores of raw pixels, centred by train's mean."""
-        self.say("pixels: reading them")
-
-        def read(of_val: bool, change: Change | None = None) -> FeatureSet:
-            return pixels(
-                self.val if of_val else self.train,
-                size,
-                channels=self.target.channels,
-                bits=self.target.bits,
-                batch_size=self.batch_size,
-                progress=not self.console.quiet,
-                samples=self.splits.wanted()[of_val],
-                change=change,
-            )
-
-        train, val = read(False), read(True)
-        mean = train.inputs["pixels"].mean(dim=0)
-
-        def again(change: Change, of_train: bool) -> FeatureSet:
-            changed = read(not of_train, change)
-            changed.inputs["pixels"].sub_(mean)
-            return self._described(changed, not of_train)
-
-        return self._score("pixels", *centred(train, val), "pixels", again)
-
-    def _features(self, encoder: Encoder, of_val: bool, change: Change | None = None) -> FeatureSet:
-        target = self.target
-        return extract(
-            encoder, self.val if of_val else self.train, size=target.image_size, mean=target.mean, std=target.std,
-            channels=target.channels, bits=target.bits, device=self.device, batch_size=self.batch_size,
-            last_blocks=self.protocol.last_blocks, progress=not self.console.quiet,
-            samples=self.splits.wanted()[of_val], change=change,
-        )  # fmt: skip
-
-    def say(self, line: str, always: bool = False) -> None:
-        """A line where no bar is shown, as in a job's log, which would stay empty for as long as the probe takes."""
-        if self.console.quiet or always:
-            print(line, file=sys.stderr, flush=True)
-
-    def warn(self, line: str) -> None:
-        """Into the result, and onto the screen at once."""
-        self.warnings.append(line)
-        self.say(f"warning: {line}", always=True)
-
-    def _warn_of_twins(self, train: FeatureSet, val: FeatureSet) -> None:
-        """Images of val that are in train as well, to the pixel of their crops."""
-        twins = np.flatnonzero(np.isin(val.digests.numpy(), train.digests.numpy()))
-        if len(twins):
-            keys = ", ".join(self.val.key(int(val.ids[row]))[0] for row in twins[:3])
-            self.warn(
-                f"{len(twins):,} of {len(val.ids):,} {self.splits.held_out} images are in train as well, to the pixel "
-                f"({keys}{', ...' if len(twins) > 3 else ''}): every accuracy here is too good"
-            )
-
-    def _described(self, features: FeatureSet, of_val: bool) -> FeatureSet:
-        """The features of train or val with labels, groups and keys."""
-        splits, ids = self.splits, features.ids
-        labels = splits.labels.val if of_val else splits.labels.train
-        return replace(
-            features,
-            labels=torch.from_numpy(labels)[ids],
-            groups=None if splits.groups is None else torch.from_numpy(splits.groups[of_val])[ids],
-            keys=Keys(self.val if of_val else self.train, ids),
-        )
-
-    def _score(
-        self,
-        row: str,
-        train: FeatureSet,
-        val: FeatureSet,
-        headline: str,
-        again: Callable[[Change, bool], FeatureSet],
-    ) -> dict[str, Any]:
-        with self.console.status(row) as status:
-
-            def tell(what: str) -> None:
-                status.update(f"{row}: {what}")
-                self.say(f"{row}: {what}")
-
-            store = Store(
-                self._described(train, False), self._described(val, True), self.splits.num_classes, headline,
-                self.protocol.seeds, self.device, tell, self.splits.labels.kind,
-                tuple(map(self.splits.labels.name, range(self.splits.num_classes))), again,
-            )  # fmt: skip
-            scores, outcomes = score(store, self.protocol)
-            if row == "pretrained":
-                self.outcomes, self.ids, self.groups = outcomes, store.val.ids, store.val.groups
-            return scores
 
 
 def _results_path(subject: Target, key: dict[str, Any]) -> Path:

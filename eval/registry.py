@@ -93,8 +93,9 @@ def chosen(also: Iterable[str] = (), only: Iterable[str] = (), kind: LabelKind =
     for spec in wanted:
         if not spec.takes(kind):
             able = [name for name in names() if name not in plug_ins() and load(name).takes(kind)]
+            kinds = spec.labels if isinstance(spec.labels, str) else " or ".join(spec.labels)
             raise ValueError(
-                f"the probe {spec.name} is of labels of kind {spec.labels}, and these are of kind {kind}; "
+                f"the probe {spec.name} is of labels of kind {kinds}, and these are of kind {kind}; "
                 f"for them there are {', '.join(able)}"
             )
     always = [] if only else [spec for spec in map(load, built_in()) if spec.always and spec.takes(kind)]

@@ -50,8 +50,10 @@ class Splits:
 
     def wanted(self) -> tuple[np.ndarray, np.ndarray]:
         """The numbers of the samples of train, and of val, that are probed: those with a label, or all."""
-        known = (self.labels.known(False), self.labels.known(True))
-        return tuple(np.arange(len(each)) if self.unlabelled else np.flatnonzero(each) for each in known)
+        train, val = self.labels.known(False), self.labels.known(True)
+        if self.unlabelled:
+            return np.arange(len(train)), np.arange(len(val))
+        return np.flatnonzero(train), np.flatnonzero(val)
 
     def known(self) -> tuple[np.ndarray, np.ndarray]:
         """The labels of those samples of train, and of val, of which something is known."""
@@ -65,11 +67,12 @@ class Splits:
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """(n,) how many images of each class train has, and val; of numbers how many images."""
+        train, val = self.known()
         if self.labels.kind == "number":
-            return np.array([len(self.known()[0])]), np.array([len(self.known()[1])])
+            return np.array([len(train)]), np.array([len(val)])
         if self.labels.kind == "several":
-            return tuple(each.sum(axis=0).astype(np.int64) for each in self.known())
-        return tuple(np.bincount(each, minlength=self.num_classes) for each in self.known())
+            return train.sum(axis=0).astype(np.int64), val.sum(axis=0).astype(np.int64)
+        return np.bincount(train, minlength=self.num_classes), np.bincount(val, minlength=self.num_classes)
 
     def chance(self) -> dict[str, Any]:
         """Of classes what is reached blindly: 1 / classes of train, and the share of val that is of train's most

@@ -29,6 +29,7 @@ from launch.encoder_commands import (
 )
 from launch.finetune_command import FINETUNE_EXAMPLES, finetune
 from launch.launch_command import LAUNCH_EXAMPLES, launch
+from launch.neighbours_command import NEIGHBOURS_EXAMPLES, neighbours
 from launch.pack_command import PACK_EXAMPLES, pack
 from launch.pretrain_command import PRETRAIN_EXAMPLES, pretrain
 from launch.probe_command import PROBE_EXAMPLES, probe
@@ -155,6 +156,7 @@ app.command(epilog=CANCEL_EXAMPLES)(cancel)
 app.command(epilog=EMBED_EXAMPLES)(embed)
 app.command(epilog=PROBE_EXAMPLES)(probe)
 app.command(epilog=COMPARE_EXAMPLES)(compare)
+app.command(epilog=NEIGHBOURS_EXAMPLES)(neighbours)
 
 
 @app.command(

@@ -45,7 +45,11 @@ def pretrain(
     group_column: GroupColumn = None,
     list_: Annotated[bool, typer.Option("--list", help="Show the presets and stop.")] = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Write a trace of steps 10 to 12 into the run folder's profile/.")
+        bool,
+        typer.Option(
+            "--profile",
+            help="Write a trace of steps 10 to 12, or of tracking.profile_steps=[A,B], into the run's profile/.",
+        ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and stop.")] = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
@@ -59,7 +63,9 @@ def pretrain(
         return
     from launch.own_data import prepare
 
-    overrides = [*(overrides or ()), *(["tracking.profile_steps=[10,12]"] if profile else [])]
+    overrides = list(overrides or ())
+    if profile and not any(override.startswith("tracking.profile_steps=") for override in [preset or "", *overrides]):
+        overrides.append("tracking.profile_steps=[10,12]")
     chosen = prepare(preset, overrides, data, Grouping(val_share, group_pattern, group_column))
     if dry_run:
         show_plan(chosen.preset, chosen.overrides)
@@ -159,15 +165,18 @@ def check_run(config: Config, world_size: int) -> Checked:
     datasets = open_datasets(config.data)
     config, chosen = resolve_auto(config, sum(dataset.num_samples for dataset in datasets))
     sampler = sampler_of(config, datasets)
-    check_warmup(config.optim, Timeline.of(config.train, sampler.steps_per_epoch))
+    timeline = Timeline.of(config.train, sampler.steps_per_epoch)
+    check_warmup(config.optim, timeline)
     # from here on torch is imported, which takes seconds, and a minute from a slow disk
     from data_pipelines.transforms.backends.any_channels import left_out_line
     from pretrain.diagnostics.knn import named_data
     from pretrain.encoders.supported import check_encoder
     from pretrain.interop.initialise import check_init_from
+    from pretrain.start_checks import check_profile
     from pretrain.stream.loading import resolve_backend
     from pretrain.stream.normalisation import choose_normalisation, resolve_normalisation
 
+    check_profile(config, timeline.total_steps)
     check_sources(config)
     named_data(config)
     check_encoder(config)

@@ -20,7 +20,7 @@ PROBE_EXAMPLES = (
 
 
 def probe(
-    target: Annotated[str, typer.Argument(help="A run, a checkpoint or an encoder folder, or timm:MODEL.")],
+    target: Annotated[str, typer.Argument(help="A run, a checkpoint, an encoder folder or a store, or timm:MODEL.")],
     data: Annotated[
         str, typer.Option(help="Labelled shards with a train and a val split; or images as `pack` takes: packed once.")
     ],
@@ -48,6 +48,11 @@ def probe(
     untrained_seeds: Annotated[int, typer.Option(min=1, help="Untrained encoders to compare with.")] = 1,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
+    precision: Annotated[str, typer.Option(help="auto (bf16 where the device has it), fp32 or bf16.")] = "auto",
+    store: Annotated[
+        Path | None,
+        typer.Option(help="What `selfsight embed` wrote of TARGET and DATA: read, not computed."),
+    ] = None,
     project: Annotated[str | None, typer.Option(help="Of wandb, for a TARGET that is no run.")] = None,
     group: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     group_by: Annotated[
@@ -96,11 +101,15 @@ def probe(
         untrained_seeds=range(untrained_seeds),
         image_size=image_size,
         batch_size=batch_size,
+        precision=precision,
+        store=store,
         project=project,
         group=group,
         progress=progress,
     )
     if follow:
+        if store is not None:
+            raise ValueError("--store holds features of one encoder and --follow probes many; leave out one of them")
         if out is not None:
             raise ValueError("--out names one file and --follow makes many; leave out one of them")
         from launch.follow_command import end_when_asked, follow_run
@@ -146,9 +155,11 @@ def label_kind_named(name: str | None, option: str = "--label-kind") -> LabelKin
 
 def refuse_early(target: str, data: str, grouping: Grouping, also: Iterable[str]) -> str:
     """The shards to probe on; what is not there is told before torch is imported, which takes seconds."""
+    from eval.store.description import is_store
     from pretrain.encoder_folder import check_target
 
-    check_target(target)
+    if not is_store(target):
+        check_target(target)
     from eval import registry
 
     registry.check_names(also)

@@ -30,6 +30,7 @@ from pretrain.engines.precision import slow_precision
 from pretrain.engines.schedules import Timeline, check_warmup
 from pretrain.interop.initialise import check_init_from
 from pretrain.methods.registry import spec_of
+from pretrain.start_checks import check_machine, check_profile
 from pretrain.stream.datasets import data_lines, open_datasets, sampler_of
 from pretrain.stream.growth import continued
 from pretrain.stream.loading import resolve_backend
@@ -71,7 +72,10 @@ def pretrain(
     folder = check_run_folder(config)
     normalisation = choose_normalisation(config, datasets)
     sampler = sampler_of(config, datasets)
-    check_warmup(config.optim, Timeline.of(config.train, sampler.steps_per_epoch))  # before anything is written
+    timeline = Timeline.of(config.train, sampler.steps_per_epoch)
+    check_warmup(config.optim, timeline)  # before anything is written
+    check_profile(config, timeline.total_steps)
+    check_machine(config, device)
     # of many ranks, some might not see the files of the others' last start yet: those go the long way, together
     if os.environ.get("WORLD_SIZE", "1") == "1" and is_finished(folder, config, sampler):
         check_its_data(folder, config, sampler)

@@ -143,14 +143,14 @@ class Trainer:
                 self.startup.done(self.folder, self.rank, self.world_size, step=self.first, zero_stage=stage)
                 with self.window.paused(), watchdog.allowing("counting FLOPs"):
                     self.window.rates = rates_of(self.method, micro_batches[0], self.look, peak, self.world_size)
-            self.say(self.profile.end(self.step))
             if self._is_due():
                 self.agreement.hear()
+            finished = self.agreement.stopping or self.step == self.timeline.total_steps
+            self.say(self.profile.end(self.step, last=finished))
             with self.window.paused(), watchdog.allowing("diagnostics"):
                 looked = self.diagnostics.look(self.step, micro_batches)
             with watchdog.allowing("report"):
                 self.report(looked, micro_batches)
-            finished = self.agreement.stopping or self.step == self.timeline.total_steps
             if finished or self._is_checkpoint() or self._is_milestone():
                 with watchdog.allowing("checkpoint"):
                     self.save(wait=finished)
@@ -301,8 +301,9 @@ class Trainer:
         on = "" if config.encoder is None else f" on {config.encoder.family}"
         self.say(
             f"{config.name}: {config.method.name}{on} ({size / 1e6:.1f} M parameters), "
-            f"{counted(self.world_size, 'rank')} on {self.device.type}, ZeRO {config.engine.zero_stage}, "
-            f"{config.engine.precision}, crops by {self.loader.backend}; "
+            f"{counted(self.world_size, 'rank')} on {self.device.type} x {counted(torch.get_num_threads(), 'thread')}, "
+            f"ZeRO {config.engine.zero_stage}, {config.engine.precision}, "
+            f"crops by {self.loader.backend} in {self.loader.makers}{' a rank' * (self.world_size > 1)}; "
             f"global batch {config.train.batch_size} = {counted(self.world_size, 'rank')} x "
             f"{config.train.batch_size // self.world_size // config.train.grad_accum_steps} x "
             f"{config.train.grad_accum_steps} accumulated; {self.timeline.total_steps} steps "

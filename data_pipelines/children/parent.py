@@ -93,6 +93,11 @@ class Children:
             self._start(child)
 
     @property
+    def count(self) -> int:
+        """Processes there are: fewer than were asked for where there are fewer rows."""
+        return len(self._children)
+
+    @property
     def pids(self) -> list[int]:
         """Of the processes that run."""
         return [child.pid for child in self._children if child.pid is not None]
@@ -228,19 +233,19 @@ class Children:
     def _died(self, child: _Child) -> None:
         """Start a child again that has ended by itself, and tell it again of what it had not done."""
         code, child.deaths = self._end(child), child.deaths + 1
-        how = "somehow" if code is None else f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+        how = _told_of(code)
         steps = sorted(step for _, step in child.jobs)
         at = f" while it made step {steps[0]}" if steps else ""
         if child.deaths >= _MOST_DEATHS:
             child.lost = ChildDiedError(
-                f"a process that makes batches has ended {child.deaths} times in a row{at}, the last time {how}. "
+                f"a process that makes batches has ended {child.deaths} times in a row{at}; the last {how}. "
                 "SIGKILL mostly means that memory is out: lower data.workers, data.threads or data.prefetch, or give "
                 "the job more of it. With data.workers=0 this process makes the batches itself"
             )
             for job in child.jobs:
                 self._failures.setdefault(job, child.lost)
             return
-        _log.warning("a process that makes batches ended %s%s; another takes its place", how, at)
+        _log.warning("a process that makes batches %s%s; another takes its place", how, at)
         child.earlier = [a + b for a, b in zip(child.earlier or [0.0] * 4, child.fetched, strict=False)]
         child.fetched = []
         time.sleep(_BACK_OFF_SECONDS * (child.deaths - 1))
@@ -278,6 +283,13 @@ class Children:
         child.channel.close()  # which ends it
         child.channel = None
         return child.nursery.ended(child.number)
+
+
+def _told_of(code: int | None) -> str:
+    """How a child ended, by its exit status."""
+    if code is None:
+        return "is gone, and so is the process that started it and would know why"
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 
 def _shares(num_rows: int, count: int, multiple: int) -> Sequence[range]:

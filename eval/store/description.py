@@ -130,6 +130,24 @@ def rows_per_part(num_bytes: int) -> int:
     return rows
 
 
+def descriptions(folder: str | Path) -> dict[str, tuple[Path, Description]]:
+    """Folder and description of each split of a store, by its name; raises FileNotFoundError where there is none."""
+    folder = Path(folder).expanduser()
+    found = {}
+    for place in (folder, *sorted(path.parent for path in folder.glob(f"*/{NAME}"))):
+        if (description := Description.read(place)) is not None:
+            found[str(description.identity["split"])] = (place, description)
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no store of features; `selfsight embed TARGET --data D --out F` does")
+    return found
+
+
+def is_store(folder: str | Path) -> bool:
+    """Whether a folder holds features, of one split or of several."""
+    folder = Path(folder).expanduser()
+    return folder.is_dir() and ((folder / NAME).is_file() or any(folder.glob(f"*/{NAME}")))
+
+
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from eval.store.decode import MAPPED, decode_store
-from eval.store.description import NAME, Description
+from eval.store.description import Description, descriptions
 from eval.store.matrix import MappedFeatures
 
 
@@ -28,24 +28,6 @@ def open_store(folder: str | Path, say: Callable[[str], None] = lambda line: Non
     be written beside them.
     """
     return {name: _open(place, description, say) for name, (place, description) in descriptions(folder).items()}
-
-
-def descriptions(folder: str | Path) -> dict[str, tuple[Path, Description]]:
-    """Folder and description of each split of a store, by its name; raises FileNotFoundError where there is none."""
-    folder = Path(folder).expanduser()
-    found = {}
-    for place in (folder, *sorted(path.parent for path in folder.glob(f"*/{NAME}"))):
-        if (description := Description.read(place)) is not None:
-            found[str(description.identity["split"])] = (place, description)
-    if not found:
-        raise FileNotFoundError(f"{folder} holds no store of features; `selfsight embed TARGET --data D --out F` does")
-    return found
-
-
-def is_store(folder: str | Path) -> bool:
-    """Whether a folder holds features, of one split or of several."""
-    folder = Path(folder).expanduser()
-    return folder.is_dir() and ((folder / NAME).is_file() or any(folder.glob(f"*/{NAME}")))
 
 
 def _open(folder: Path, description: Description, say: Callable[[str], None]) -> StoredFeatures:

@@ -16,6 +16,7 @@ from pretrain.tracking.pictures import enlargement
 _CAPTIONS = {
     "crops": "what the loader gave in that step",
     "reconstructions": "image, what the network was given, what it made of it",
+    "neighbours": "each image on the left, then those that the encoder finds most like it",
 }
 
 
@@ -71,6 +72,8 @@ def _figure(frame: Frame, label: str, columns: Sequence[tuple[str, int]]) -> Htm
 
 def _layout(run: Run, name: str) -> tuple[int | None, list[tuple[str, int]]]:
     """Of a sheet as training draws it, the height of a row, and its columns' headings and widths in px."""
+    if name == "neighbours":  # drawn by `selfsight neighbours`, not while it trains
+        return None, []
     crops, local = run.setting("views", "global_crops"), run.setting("views", "local_crops")
     try:
         height, width = map(int, crops[0]["size"])

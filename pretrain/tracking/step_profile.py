@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from data_pipelines.wording import counted
 from pretrain.tracking.step_clock import StepClock
 
 #: A trace beyond this is removed again: a viewer would not open it.
@@ -39,17 +40,23 @@ class StepProfile:
         self._profiler.__enter__()
         self._clock.tracing = True
 
-    def end(self, step: int) -> str | None:
-        """Step `step` of the run has ended; a line where the trace did."""
-        if self._profiler is None or self._steps is None or self._begun < self._steps[1]:
+    def end(self, step: int, last: bool = False) -> str | None:
+        """Step `step` of the run has ended, perhaps as the last; a line where the trace did."""
+        if self._profiler is None or self._steps is None or (self._begun < self._steps[1] and not last):
             return None
         return self.close(step)
 
     def close(self, step: int) -> str | None:
         """Write what is recorded, if anything is; a line that says where, or why not."""
-        if self._profiler is None:
+        if self._steps is None:
             return None
-        assert self._steps is not None
+        if self._profiler is None:
+            if 0 < self._begun < self._steps[0]:
+                return (
+                    f"no trace was made: tracking.profile_steps is {list(self._steps)}, counted from this start, which "
+                    f"made {counted(self._begun, 'step')}"
+                )
+            return None
         profiler, self._profiler = self._profiler, None
         self._clock.tracing = False
         profiler.__exit__(None, None, None)

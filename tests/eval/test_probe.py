@@ -2,13 +2,15 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import timm
 import torch
 from rich.console import Console
 
-from eval import baselines, probe
+from eval import baselines
+from eval.embed import embed
 from eval.probe import run_probe
 from eval.protocol import score
 from eval.report import markdown_table, probe_table
@@ -34,8 +36,8 @@ def data(tmp_path, write_shard):
     return tmp_path / "data"
 
 
-def save(folder, step=40):
-    torch.manual_seed(3)
+def save(folder, step=40, seed=3):
+    torch.manual_seed(seed)
     card = EncoderCard(ENCODER, (16, 16), 3, (0.5,) * 3, (0.25,) * 3, "dino", "class", step, 1.5, "small")
     save_encoder(folder, build_encoder(ENCODER, (16, 16), 3).state_dict(), card)
 
@@ -101,7 +103,7 @@ def test_probe_from_shards_to_tables(run, data, monkeypatch):
 def test_probing_again_is_equal_and_does_not_redo_the_baselines(run, data, monkeypatch, cache):
     first = quick(run, data)
     assert len(list((cache / "probes").iterdir())) == 2
-    monkeypatch.setattr(probe, "pixels", None)
+    monkeypatch.setattr("eval.rows.pixels", None)
     monkeypatch.setattr("pretrain.encoders.saved.fresh_encoder", None)
     again = quick(run, data)
     assert again["rows"] == first["rows"]
@@ -284,7 +286,7 @@ def patients(tmp_path, write_shard):
 
 def test_groups_and_keys_reach_the_probes(run, patients, monkeypatch):
     stores = []
-    monkeypatch.setattr(probe, "score", lambda store, protocol: stores.append(store) or score(store, protocol))
+    monkeypatch.setattr("eval.rows.score", lambda store, protocol: stores.append(store) or score(store, protocol))
     results = quick(run, patients(90, 90, "91", "91", 92, 92), group_by="patient")
     assert results["data"]["group_by"] == "patient"
     for store in stores:  # of pixels too
@@ -317,7 +319,7 @@ def test_groups_that_are_in_both_splits_or_missing_are_refused(patients, of_val,
 
 
 def test_train_that_no_probe_can_choose_on_is_refused_before_any_work(run, tmp_path, write_shard, monkeypatch):
-    monkeypatch.setattr(probe, "extract", None)
+    monkeypatch.setattr("eval.sources.FeatureSource.features", None)
     write_shard(tmp_path / "one" / "train-000000.tar", [0, 1, 2] * 4, jsons=[{"patient": "a"}] * 12)
     write_shard(tmp_path / "one" / "val-000000.tar", [0, 1, 2], seed=1, jsons=[{"patient": "b"}] * 3)
     with pytest.raises(ValueError, match="has one group, so none can be held out"):
@@ -353,3 +355,29 @@ def test_samples_without_a_label_need_no_group(tmp_path, write_shard):
     write_shard(tmp_path / "half" / "val-000000.tar", [0, 1], seed=1, jsons=[{"patient": "c"}] * 2)
     train, val = open_splits(str(tmp_path / "half"), group_by="patient").groups
     assert (train.tolist(), val.tolist()) == ([0, -1, 1], [2, 2])
+
+
+def test_features_are_computed_once_for_all_probes(run, data, monkeypatch, cache):
+    first = quick(run, data)
+    assert len(list((cache / "features").glob("*/complete.json"))) == 4  # of both encoders and splits
+    monkeypatch.setattr("eval.sources.write_arrays", None)
+    again = quick(run, data, also=("logistic",))
+    assert again["rows"]["pretrained"]["knn"] == first["rows"]["pretrained"]["knn"]
+    assert "logistic" in again["rows"]["untrained"][0]
+
+
+def test_a_store_is_probed_by_itself_or_in_the_place_of_its_encoder(run, data, monkeypatch, tmp_path):
+    embed(str(run), str(data), tmp_path / "store", progress=False, say=lambda line: None)
+    known = quick(run, data)
+    monkeypatch.setattr("eval.sources.write_arrays", None)
+    for target, more in ((run, {"store": tmp_path / "store"}), (tmp_path / "store", {})):
+        found = quick(target, data, **more)
+        assert found["rows"] == known["rows"]
+        assert found["target"]["arithmetic"] == "fp32"
+    shutil.rmtree(run / "checkpoints" / "step-20")
+    save(run / "checkpoints" / "step-20" / "encoder", step=20, seed=5)
+    with pytest.raises(ValueError, match="by now it is another encoder; name the encoder as TARGET"):
+        quick(tmp_path / "store", data)
+    shutil.rmtree(run)
+    with pytest.raises(ValueError, match="which can't be opened"):
+        quick(tmp_path / "store", data)

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from making import encode, picture, write_tar
 
+from launch.cli import main
 from launch.pretrain_command import plan, show_plan
 from pretrain.config.load import ConfigError, load_config
 
@@ -51,6 +53,27 @@ def test_a_dry_run_tells_of_validation_shards_among_the_training_ones(
     for data, told in ((f"{tmp_path}/*.tar", True), (str(tmp_path), False)):
         show_plan(PRESET, [f"data.train={data}", "train.batch_size=4"])
         assert ("names shards of val beside those of train" in capsys.readouterr().out) == told
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [([], [10, 12]), (["tracking.profile_steps=[2,3]"], [2, 3]), (["train.epochs=null", "train.steps=6"], None)],
+)
+def test_profile_traces_the_steps_that_are_named_else_10_to_12(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], steps: list[int] | None
+) -> None:
+    write_tar(tmp_path / "train-000000.tar", [(f"{n}.png", encode(picture(n))) for n in range(4)])
+    arguments = ["pretrain", PRESET, "--data", str(tmp_path), "--dry-run", "--profile", "train.batch_size=4"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "optim.warmup_epochs=0", *given])
+    shown = capsys.readouterr()
+    if steps is None:
+        assert ended.value.code == 2
+        assert "tracking.profile_steps is [10, 12] (--profile: 10 to 12), and the run ends with step 6" in shown.err
+        assert "tracking.profile_steps=[4,6]" in shown.err
+    else:
+        assert ended.value.code == 0
+        assert yaml.safe_load(shown.out)["tracking"]["profile_steps"] == steps
 
 
 @pytest.mark.parametrize(("bits", "highest", "told"), [(16, 0.0625, True), (8, 1.0, False)])

@@ -100,8 +100,8 @@ def test_a_part_costs_next_to_nothing() -> None:
     assert (time.perf_counter() - start) / 2000 < 200e-6
 
 
-def trace(folder: Path, steps: tuple[int, int] | None, rank: int = 0, last: int = 5) -> list[str]:
-    """Run steps 101 to 100 + `last` of a run; what is told."""
+def trace(folder: Path, steps: tuple[int, int] | None, rank: int = 0, last: int = 5, ends: bool = False) -> list[str]:
+    """Run steps 101 to 100 + `last` of a run, which perhaps `ends` with that; what is told."""
     clock = StepClock(CPU)
     profile = StepProfile(folder, CPU, clock, steps, rank)
     told = []
@@ -109,8 +109,8 @@ def trace(folder: Path, steps: tuple[int, int] | None, rank: int = 0, last: int 
         profile.begin()
         with clock.part("forward"):
             torch.ones(8, 8) @ torch.ones(8, 8)
-        told += [profile.end(step)]
-    assert not clock.tracing or last < (steps or (0, 0))[1]
+        told += [profile.end(step, last=ends and step == 100 + last)]
+    assert not clock.tracing or (last < (steps or (0, 0))[1] and not ends)
     told += [profile.close(100 + last)]
     return [line for line in told if line]
 
@@ -128,6 +128,17 @@ def test_a_trace_of_the_steps_that_were_asked_for(tmp_path: Path) -> None:
 def test_a_run_that_ends_before_leaves_what_there_is(tmp_path: Path) -> None:
     trace(tmp_path, (4, 9))
     assert [path.name for path in (tmp_path / "profile").iterdir()] == ["steps-104-105.json.gz"]
+
+
+def test_the_last_step_ends_a_trace_before_what_comes_after_it(tmp_path: Path) -> None:
+    (line,) = trace(tmp_path, (4, 9), ends=True)  # with an assertion that nothing is traced from there on
+    assert "a trace of steps 104 to 105 is in" in line
+
+
+def test_a_trace_that_never_began_is_told_of(tmp_path: Path) -> None:
+    (line,) = trace(tmp_path, (6, 9))
+    assert line == ("no trace was made: tracking.profile_steps is [6, 9], counted from this start, which made 5 steps")
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_ranks_and_others_leave_none(tmp_path: Path) -> None:

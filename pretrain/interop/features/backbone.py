@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterable
 
 import torch
 from einops import rearrange
@@ -58,7 +59,7 @@ class Backbone(nn.Module):
         self.out_channels = settings.width
         pooled = [level for level in levels if level <= max(SUBSAMPLED_AFTER, levels[0])] if len(own) == 1 else []
         self.size_divisible = math.lcm(encoder.stride, *(2**level for level in pooled))
-        _freeze_what_is_not_read(self)
+        freeze_what_is_not_read(self, lambda image: self(image).values(), self.small_image())
 
     @property
     def plain(self) -> Encoder:
@@ -81,6 +82,11 @@ class Backbone(nn.Module):
             cells = rearrange(features.tokens, "b (h w) d -> b d h w", h=features.grid[0])
             maps[name] = self.norms[name](cells) if name in self.norms else cells
         return maps
+
+    def small_image(self) -> Tensor:
+        """Zeros (1, c, h, w) that every map can be made of."""
+        side = math.lcm(self.size_divisible, *self.strides.values())
+        return torch.zeros(1, self.card.channels, side, side)
 
     def check_size(self, images: Tensor) -> None:
         """Raise ValueError for images that are no multiple of `size_divisible`, or of other channels."""
@@ -201,22 +207,23 @@ def _windows(encoder: Encoder, settings: FeatureSettings) -> Windows | None:
     return Windows(side, everywhere, relative, grid, settings.filler == "seen", settings.class_token)
 
 
-def _freeze_what_is_not_read(backbone: Backbone) -> None:
-    """Take the gradient from parameters that no map depends on: DDP and others wait for one of each that learns."""
+def freeze_what_is_not_read(backbone: nn.Module, read: Callable[[Tensor], Iterable[Tensor]], image: Tensor) -> None:
+    """Take the gradient from parameters that nothing of what is `read` of an image depends on: DDP and others wait for
+    the gradient of each that learns."""
     training = backbone.training
-    side = math.lcm(backbone.size_divisible, 2 ** max(int(name[1:]) for name in backbone.strides))
+    backbone.eval()
     with torch.enable_grad():
-        maps = backbone.eval()(torch.zeros(1, backbone.card.channels, side, side))
-        todo, seen, read = [value.grad_fn for value in maps.values()], set(), set()
+        todo = [value.grad_fn for value in read(image)]
+        seen, found = set(), set()
         while todo:
             node = todo.pop()
             if node is None or node in seen:
                 continue
             seen.add(node)
             if hasattr(node, "variable"):
-                read.add(id(node.variable))
+                found.add(id(node.variable))
             todo += [following for following, _ in node.next_functions]
     for parameter in backbone.parameters():
-        if id(parameter) not in read:
+        if id(parameter) not in found:
             parameter.requires_grad_(False)
     backbone.train(training)

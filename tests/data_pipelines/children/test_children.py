@@ -66,6 +66,19 @@ def test_one_that_dies_again_and_again_ends_the_run(dataset: Dataset) -> None:
         assert next(loader.steps(3)) is not None  # another iterator starts it anew
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"workers": 2, "threads": 1}, "2 processes x 1 thread"),
+        ({"workers": 40, "threads": 3}, "10 processes x 3 threads (40 for 10 rows)"),
+        ({"workers": 0, "threads": 1}, "1 thread"),
+    ],
+)
+def test_how_many_there_are_is_told(dataset: Dataset, options: dict[str, int], told: str) -> None:
+    with loader_of(dataset, **options) as loader:
+        assert loader.makers == told
+
+
 def test_signals_to_the_whole_group_are_not_for_them(dataset: Dataset) -> None:
     with loader_of(dataset) as loader:
         steps = loader.steps()

@@ -51,7 +51,7 @@ def test_a_working_folder_that_was_removed(dataset: Dataset, tmp_path: Path, mon
         assert_same(copied(children.steps(), 3), copied(threads.steps(), 3))
 
 
-def test_their_nursery_may_be_killed_as_well(dataset: Dataset) -> None:
+def test_their_nursery_may_be_killed_as_well(dataset: Dataset, caplog: pytest.LogCaptureFixture) -> None:
     with loader_of(dataset, 0) as threads, loader_of(dataset, 2) as children:
         expected, steps = copied(threads.steps(), 9), children.steps()
         found = copied(steps, 3)
@@ -60,6 +60,8 @@ def test_their_nursery_may_be_killed_as_well(dataset: Dataset) -> None:
         found += copied(steps, 6)
         assert_same(found, expected)
         pids = children.child_processes
+    (line,) = [record.getMessage() for record in caplog.records if "another takes its place" in record.getMessage()]
+    assert line.startswith("a process that makes batches is gone, and so is the process that started it")
     wait_for(lambda: not any(map(is_running, pids)))
 
 

@@ -13,8 +13,9 @@ from eval.features import extract
 from eval.probes.knn import knn_accuracy
 from eval.probes.linear import LinearRecipe, linear_probe
 from eval.store import matrix
+from eval.store.description import is_store
 from eval.store.mapped import GrowingArray, GrowingTexts, MappedTexts, mapped
-from eval.store.reading import is_store, open_store
+from eval.store.reading import open_store
 from eval.target import open_target
 
 QUICK = LinearRecipe(learning_rates=(1e-2, 1e-1), epochs=10)

@@ -1,0 +1,152 @@
+"""The rows of a probe's table: the encoder, untrained ones, raw pixels; each measured under the same protocol."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from eval.base import Change, FeatureSet, Store
+from eval.features import Keys, centred, pixels
+from eval.outcomes import Outcome
+from eval.protocol import Protocol, score
+from eval.sources import FeatureSource
+from eval.splits import Splits
+from eval.target import Target
+
+if TYPE_CHECKING:
+    from pretrain.encoders import Encoder
+
+
+class Rows:
+    """Both splits' features under one protocol.
+
+    warnings: what makes the numbers worth less, told as it is found. outcomes, ids, groups: of the pretrained row, of
+    each val image.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        splits: Splits,
+        protocol: Protocol,
+        source: FeatureSource,
+        console: Console,
+    ) -> None:
+        self.target, self.splits, self.train, self.val = target, splits, splits.train, splits.val
+        self.protocol, self.source, self.console = protocol, source, console
+        self.warnings: list[str] = []
+        self.outcomes: dict[str, Outcome] = {}  # of the pretrained row
+        self.ids = torch.empty(0)
+        self.groups: torch.Tensor | None = None
+        for line in splits.notes:
+            self.say(line)
+        for line in splits.warnings():
+            self.warn(line)
+
+    def encoder(self, row: str, encoder: Encoder) -> dict[str, Any]:
+        """Scores of an encoder."""
+        self.say(f"{row}: features of {self.train.num_samples:,} and {self.val.num_samples:,} samples")
+        train, val = (self._features(encoder, of_val) for of_val in (False, True))
+        if row == "pretrained":
+            self._warn_of_twins(train, val)
+        encoder.cpu()  # a large one and the probe's batches need not share the device
+
+        def again(change: Change, of_train: bool) -> FeatureSet:
+            return self._described(self._features(encoder, not of_train, change), not of_train)
+
+        return self._score(row, train, val, self.target.headline or train.pooled_as, again)
+
+    def untrained(self, seed: int) -> dict[str, Any]:
+        """Scores of the same encoder with the fresh weights of `seed`."""
+        return self.encoder(f"untrained, seed {seed}", self.target.untrained(seed))
+
+    def pixels(self, size: int) -> dict[str, Any]:
+        """Scores of raw pixels, centred by train's mean."""
+        self.say("pixels: reading them")
+
+        def read(of_val: bool, change: Change | None = None) -> FeatureSet:
+            return pixels(
+                self.val if of_val else self.train,
+                size,
+                channels=self.target.channels,
+                bits=self.target.bits,
+                batch_size=self.source.batch_size,
+                progress=not self.console.quiet,
+                samples=self.splits.wanted()[of_val],
+                change=change,
+            )
+
+        train, val = read(False), read(True)
+        mean = train.inputs["pixels"].mean(dim=0)
+
+        def again(change: Change, of_train: bool) -> FeatureSet:
+            changed = read(not of_train, change)
+            changed.inputs["pixels"].sub_(mean)
+            return self._described(changed, not of_train)
+
+        return self._score("pixels", *centred(train, val), "pixels", again)
+
+    def _features(self, encoder: Encoder, of_val: bool, change: Change | None = None) -> FeatureSet:
+        dataset = self.val if of_val else self.train
+        return self.source.features(encoder, dataset, self.splits.wanted()[of_val], change)
+
+    def say(self, line: str, always: bool = False) -> None:
+        """A line where no bar is shown, as in a job's log, which would stay empty for as long as the probe takes."""
+        if self.console.quiet or always:
+            print(line, file=sys.stderr, flush=True)
+
+    def warn(self, line: str) -> None:
+        """Into the result, and onto the screen at once."""
+        self.warnings.append(line)
+        self.say(f"warning: {line}", always=True)
+
+    def _warn_of_twins(self, train: FeatureSet, val: FeatureSet) -> None:
+        """Images of val that are in train as well, to the pixel of their crops."""
+        twins = np.flatnonzero(np.isin(val.digests.numpy(), train.digests.numpy()))
+        if len(twins):
+            keys = ", ".join(self.val.key(int(val.ids[row]))[0] for row in twins[:3])
+            self.warn(
+                f"{len(twins):,} of {len(val.ids):,} {self.splits.held_out} images are in train as well, to the pixel "
+                f"({keys}{', ...' if len(twins) > 3 else ''}): every accuracy here is too good"
+            )
+
+    def _described(self, features: FeatureSet, of_val: bool) -> FeatureSet:
+        """The features of train or val with labels, groups and keys."""
+        splits, ids = self.splits, features.ids
+        labels = splits.labels.val if of_val else splits.labels.train
+        return replace(
+            features,
+            labels=torch.from_numpy(labels)[ids],
+            groups=None if splits.groups is None else torch.from_numpy(splits.groups[of_val])[ids],
+            keys=Keys(self.val if of_val else self.train, ids),
+        )
+
+    def _score(
+        self,
+        row: str,
+        train: FeatureSet,
+        val: FeatureSet,
+        headline: str,
+        again: Callable[[Change, bool], FeatureSet],
+    ) -> dict[str, Any]:
+        with self.console.status(row) as status:
+
+            def tell(what: str) -> None:
+                status.update(f"{row}: {what}")
+                self.say(f"{row}: {what}")
+
+            store = Store(
+                self._described(train, False), self._described(val, True), self.splits.num_classes, headline,
+                self.protocol.seeds, self.source.device, tell, self.splits.labels.kind,
+                tuple(map(self.splits.labels.name, range(self.splits.num_classes))), again,
+            )  # fmt: skip
+            scores, outcomes = score(store, self.protocol)
+            if row == "pretrained":
+                self.outcomes, self.ids, self.groups = outcomes, store.val.ids, store.val.groups
+            return scores
