@@ -12,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from eval.base import IGNORED
 from eval.outcomes import Outcome
-from eval.patch_heads import Standard, fit_linear, knn_head, linear_head
+from eval.patch_heads import Standard, fit_linear, knn_heads, linear_head
 from eval.patches import Drawn, Levels
 from eval.probes.segmentation import SPEC, SegmentationSettings, draw, judge, run
 
@@ -27,7 +27,7 @@ def hard(num: int = 300, dim: int = 5, classes: int = 4) -> Drawn:
 
 def test_the_linear_layer_is_logistic_regression() -> None:
     train = hard()
-    weights, _ = fit_linear(train, 1e-2, "cpu", iterations=500)
+    weights = fit_linear(train, 1e-2, "cpu", iterations=500)
     slow = LogisticRegression(C=1 / (1e-2 * len(train.features)), tol=1e-8, max_iter=2000)
     slow.fit(train.features.double().numpy(), train.targets.argmax(dim=1).numpy())
     mean = weights[:-1].T.mean(dim=0)
@@ -40,7 +40,7 @@ def test_shares_of_classes_are_learnt_like_repeated_patches() -> None:
     mixed = train.targets.clone()
     mixed[::3] = torch.tensor([0.5, 0.5, 0.0, 0.0])
     mixed[1::3] *= 0.25
-    weights, _ = fit_linear(Drawn(train.features, mixed, train.images), 1e-2, "cpu", iterations=500)
+    weights = fit_linear(Drawn(train.features, mixed, train.images), 1e-2, "cpu", iterations=500)
     parts = [(place, label) for place in range(60) for label in range(4) if mixed[place, label] > 0]
     slow = LogisticRegression(C=1 / (1e-2 * float(mixed.sum())), tol=1e-9, max_iter=5000)
     slow.fit(
@@ -65,7 +65,7 @@ def test_the_nearest_patches_vote_by_their_shares() -> None:
     bank = hard(40)
     bank = Drawn(bank.features, torch.rand(40, 4), bank.images)
     queries = torch.randn(3, 4, 5)
-    found = knn_head(bank, 7, 0.1, "cpu")(queries)
+    found = knn_heads(bank, (3, 7), 0.1, "cpu")[7](queries)
     nearest = NearestNeighbors(n_neighbors=7, metric="cosine").fit(bank.features.numpy())
     distances, places = nearest.kneighbors(queries.flatten(0, 1).numpy())
     for query, (far, near) in enumerate(zip(distances, places, strict=True)):
