@@ -24,6 +24,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from data_pipelines.files import read_json, write_json
+from data_pipelines.packing.meter import Meter
 
 SIDE = 64  # px of an image
 GRID = 4  # digits lie in cells of a grid, moved at random
@@ -38,7 +39,7 @@ VAL_SHARE = 0.2  # of the digits, and of the photographs' width at the right edg
 _MANIFEST = "manifest.json"
 
 
-def build_demo(out: Path, seed: int = 0, train: int = 6000, val: int = 1000) -> Path:
+def build_demo(out: Path, seed: int = 0, train: int = 6000, val: int = 1000, progress: bool = False) -> Path:
     """Write `out/{train,val}/{0..9}/*.jpg`, 64x64 RGB, and what is known of each, for `pack` to pack; the same seed
     gives the same images.
 
@@ -49,7 +50,7 @@ def build_demo(out: Path, seed: int = 0, train: int = 6000, val: int = 1000) -> 
         FileExistsError: `out` holds a demo of another seed or size.
         ValueError: A split of less than one image.
     """
-    return write_images(Path(out), seed, {"train": train, "val": val}, {}, _draw_sheet)
+    return write_images(Path(out), seed, {"train": train, "val": val}, {}, _draw_sheet, progress)
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,10 @@ def write_images(
     counts: dict[str, int],
     settings: dict[str, Any],
     draw: Callable[[Ingredients, np.random.Generator], Made],
+    progress: bool = False,
 ) -> Path:
-    """Write what `draw` makes of a generator for each image of each split; see `build_demo`."""
+    """Write what `draw` makes of a generator for each image of each split, behind a bar for `progress`; see
+    `build_demo`."""
     if min(counts.values()) < 1:
         told = " and ".join(f"{split} is {count}" for split, count in counts.items())
         raise ValueError(f"{told} images; both must be 1 or more")
@@ -96,21 +99,28 @@ def write_images(
     num_val_digits = round(VAL_SHARE * len(digits))
     own = {"train": shuffled[num_val_digits:], "val": shuffled[:num_val_digits]}
     entries = []
-    for number, (split, count) in enumerate(counts.items()):
-        shutil.rmtree(out / split, ignore_errors=True)  # what a killed call left
-        for label in range(10):
-            (out / split / str(label)).mkdir(parents=True)
-        ingredients = Ingredients(split, digits.reshape(-1, 8, 8), labels, own[split], photos)
-        for index in range(count):
-            one = draw(ingredients, np.random.default_rng((seed, 1 + number, index)))
-            path = f"{split}/{one.label}/{index:05d}"
-            one.image.save(out / f"{path}.jpg", quality=90)
-            for kind, values in one.maps.items():
-                Image.fromarray(values).save(out / f"{path}.{kind}.png")
-            (out / f"{path}.json").write_text(json.dumps(one.facts), encoding="utf-8")
-            entries.append({"path": f"{path}.jpg", **one.entry})
+    with Meter(sum(counts.values()), progress, "drawing") as meter:
+        for number, (split, count) in enumerate(counts.items()):
+            shutil.rmtree(out / split, ignore_errors=True)  # what a killed call left
+            for label in range(10):
+                (out / split / str(label)).mkdir(parents=True)
+            ingredients = Ingredients(split, digits.reshape(-1, 8, 8), labels, own[split], photos)
+            for index in range(count):
+                one = draw(ingredients, np.random.default_rng((seed, 1 + number, index)))
+                path = f"{split}/{one.label}/{index:05d}.jpg"
+                meter.advance(_write(out / path, one))
+                entries.append({"path": path, **one.entry})
     write_json(out / _MANIFEST, {"made": made, "images": entries})
     return out
+
+
+def _write(path: Path, one: Made) -> int:
+    """Write an image, and beside it what is known of it; the image's bytes."""
+    one.image.save(path, quality=90)
+    for kind, values in one.maps.items():
+        Image.fromarray(values).save(path.with_suffix(f".{kind}.png"))
+    path.with_suffix(".json").write_text(json.dumps(one.facts), encoding="utf-8")
+    return path.stat().st_size
 
 
 def _draw_sheet(given: Ingredients, rng: np.random.Generator) -> Made:

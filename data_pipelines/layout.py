@@ -22,7 +22,7 @@ class Field(NamedTuple):
 
 
 def fields_of(
-    views: Views, channels: int, bits: int, drawn: Mapping[str, np.ndarray], num_colours: int = 0
+    views: Views, channels: int, bits: int, drawn: Mapping[str, np.ndarray], num_colours: int = 0, masks: bool = False
 ) -> dict[str, Field]:
     """The fields of a batch by name, see `buffers.Batch`.
 
@@ -32,6 +32,7 @@ def fields_of(
         bits: Of a channel, 8 or 16.
         drawn: What is drawn of a row beside its crops, for names, shapes and types.
         num_colours: Numbers for each crop whose colours are left to the device; 0 where none are.
+        masks: Whether the masks of the first global crops are in it.
 
     Raises:
         ValueError: A drawn field has the name of one that every batch has.
@@ -48,6 +49,8 @@ def fields_of(
         fields["local_crops"] = Field((local.count, channels, *local.size), pixel)
     if target is not None:
         fields["target_crops"] = Field((channels, *target.size), pixel)
+    if masks:
+        fields["masks"] = Field(views.global_size, np.dtype(np.int32))
     for name, field in drawn.items():
         if name in fields:
             raise ValueError(f"a method asks for a field {name!r}, which every batch has; name it otherwise")

@@ -56,6 +56,8 @@ class Loader:
         partial_decode: Decode of a JPEG only what its crops touch, where `jpeg.has_regions`; the crops are the same.
         dct_scaling: Decode a large JPEG at a half, a quarter or an eighth where its crops have px to spare.
         bad_samples: Where bad samples are written down.
+        masks: Whether batches hold `masks` (b, h, w) int32 of the first global crops: the classes of the samples'
+            `KEY.mask.png`, -1 where they are not to be judged. Every sample must have one.
         shard_prefetch_steps: Steps of which the shards are fetched before they are read, where shards are fetched.
     """
 
@@ -79,6 +81,7 @@ class Loader:
         partial_decode: bool = True,
         dct_scaling: bool = True,
         bad_samples: BadSampleLog | None = None,
+        masks: bool = False,
         shard_prefetch_steps: int = PREFETCH_STEPS,
     ) -> None:
         batch_size = sampler.batch_size
@@ -102,7 +105,7 @@ class Loader:
             key: BadSampleAccount(dataset.num_samples, max_bad_share, bad_samples)
             for key, dataset in sampler.datasets.items()
         }
-        making = Making(views, channels, bits, maker, on_device, partial_decode, dct_scaling)
+        making = Making(views, channels, bits, maker, on_device, partial_decode, dct_scaling, masks)
         #: Makes rows in this process.
         self.maker = RowMaker(sampler, making, self._accounts, draw, self.threads)
         self._pin_memory, self._horizon = pin_memory, shard_prefetch_steps

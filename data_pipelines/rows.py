@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipelines.cores import cores_per_process
+from data_pipelines.datasets import maps
 from data_pipelines.datasets.account import BadSampleAccount
 from data_pipelines.datasets.bad_samples import Decoder
 from data_pipelines.datasets.dataset import NO_LABEL, Dataset
 from data_pipelines.datasets.prefetch import Need
+from data_pipelines.images.maps import BadMapError
 from data_pipelines.layout import Field, fields_of
 from data_pipelines.remote.fetch import cancel_on
 from data_pipelines.rng import DrawFields
@@ -25,6 +27,7 @@ from data_pipelines.transforms.backends.colours import NUM_COLOURS
 from data_pipelines.transforms.backends.select import CpuBackendName
 from data_pipelines.transforms.backends.select import backend as make_backend
 from data_pipelines.transforms.config import Views
+from data_pipelines.transforms.map_crops import cut_mask
 from data_pipelines.transforms.transform import Recipe, SampleCrops
 
 _THUMBNAIL_BYTES = 8192
@@ -43,6 +46,7 @@ class Making:
     colour_on_device: bool
     partial_decode: bool
     dct_scaling: bool
+    masks: bool = False
 
 
 class RowMaker:
@@ -85,7 +89,7 @@ class RowMaker:
         making = self._making
         drawn = {} if self.draw is None else self.draw(self.sampler.seed, 0, 0)
         num_colours = NUM_COLOURS if making.colour_on_device else 0
-        return fields_of(self.recipe.views, making.channels, making.bits, drawn, num_colours)
+        return fields_of(self.recipe.views, making.channels, making.bits, drawn, num_colours, making.masks)
 
     def begin(
         self,
@@ -161,6 +165,8 @@ class RowMaker:
             crops = SampleCrops(self.recipe, identities)
             decoded = self.decoders[row.dataset].read(row.sample, crops)
             crops.make(decoded.picture, arrays, places)
+            if self._making.masks:
+                self._cut_masks(row.dataset, decoded.sample, crops, arrays["masks"], places)
             for place in places.values():
                 labels[place] = NO_LABEL if decoded.label is None else decoded.label
                 ids[place] = (row.dataset, decoded.sample)
@@ -168,6 +174,16 @@ class RowMaker:
             for place, number in enumerate(arrays["rows"][first : first + len(rows)].tolist(), first):
                 for name, field in self.draw(seed, step, number).items():
                     arrays[name][place] = field
+
+    def _cut_masks(
+        self, dataset: int, sample: int, crops: SampleCrops, out: np.ndarray, places: Mapping[int, int]
+    ) -> None:
+        """The masks of the first global crops of the rows that show a sample, into their places."""
+        mask = maps.read(self.sampler.datasets[dataset], sample, "mask", crops.size)
+        if mask is None:
+            raise BadMapError(f"sample {self.sampler.datasets[dataset].key(sample)[0]} has no mask")
+        for repeat, place in places.items():
+            cut_mask(mask, crops.drawn[repeat][0], out[place])
 
 
 class _Once:

@@ -33,7 +33,9 @@ SIDE_AT_NEAR = 0.4  # of the image's side; at twice the distance half as large
 MAX_SHIFT = 0.06  # of the image's side, from the middle of the cell
 
 
-def build_scenes(out: Path, seed: int = 0, train: int = 3000, val: int = 600, side: int = SIDE) -> Path:
+def build_scenes(
+    out: Path, seed: int = 0, train: int = 3000, val: int = 600, side: int = SIDE, progress: bool = False
+) -> Path:
     """Write `out/{train,val}/{0..9}/*.jpg` of `side` px, with `.mask.png`, `.depth.png` and `.json` as of `build_demo`;
     `labels` are the two numerals, `count` all digits, and `grade` counts in steps of two.
 
@@ -42,7 +44,7 @@ def build_scenes(out: Path, seed: int = 0, train: int = 3000, val: int = 600, si
     if side < 32:
         raise ValueError(f"side is {side} px; digits can be told from 32 px on")
     counts = {"train": train, "val": val}
-    return write_images(Path(out), seed, counts, {"scenes": side}, partial(_draw_scene, side=side))
+    return write_images(Path(out), seed, counts, {"scenes": side}, partial(_draw_scene, side=side), progress)
 
 
 def _draw_scene(given: Ingredients, rng: np.random.Generator, side: int) -> Made:

@@ -87,7 +87,15 @@ class FeatureSet:
 Change = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
-def unchanged(change: Change, train: bool) -> FeatureSet:
+class Again(Protocol):
+    """The features of images that are changed before they are encoded."""
+
+    def __call__(self, change: Change, of_train: bool, samples: Tensor | None = None) -> FeatureSet:
+        """Of all of train, or of val; or of these sample numbers (m,) int64 only, which ascend."""
+        ...
+
+
+def unchanged(change: Change, of_train: bool, samples: Tensor | None = None) -> FeatureSet:
     """For a store that has features only."""
     raise ValueError("this store holds features and no images, so that nothing can be changed in these")
 
@@ -100,8 +108,8 @@ class Store:
         among the classes too.
     num_classes: 0 for numbers.
     kind: of the labels; class_names: of each class, in order, where labels are classes.
-    again: (change, of train) -> the features of val's images, or of train's, changed before they are encoded:
-        corrupted, turned, another crop. For probes that need the encoder.
+    again: the features of train's or val's images, or of some of them, changed before they are encoded: corrupted,
+        turned, another crop. For probes that need the encoder.
     headline: the input that a probe of a single feature reads.
     seeds: one repetition each, where a probe draws anything; the first makes what is drawn once.
     device: where to compute; features lie in the CPU's memory.
@@ -117,7 +125,7 @@ class Store:
     progress: Callable[[str], None] = lambda what: None
     kind: LabelKind = "class"
     class_names: Sequence[str] = ()
-    again: Callable[[Change, bool], FeatureSet] = unchanged
+    again: Again = unchanged
 
 
 class Column(NamedTuple):

@@ -6,6 +6,7 @@ for both (or the same groups), and the interval is of their difference: much nar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +123,8 @@ def compared(first: Side, second: Side, *, seed: int = 0, draws: int = DRAWS) ->
         )  # fmt: skip
     return {
         "kind": "comparison",
-        "first": {"name": first.name, **first.results[-1]["target"]},
-        "second": {"name": second.name, **second.results[-1]["target"]},
+        "first": {"title": first.name, **first.results[-1]["target"]},
+        "second": {"title": second.name, **second.results[-1]["target"]},
         "data": first.data,
         "groups": group_of is not None,
         "draws": draws,
@@ -148,12 +149,25 @@ def rows_of(comparison: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
     lines = []
     for each in comparison["measures"]:
         unit = each["unit"]
-        difference = Measured(each["difference"], each["standard_error"], tuple(each["interval"]), unit)
-        sign = "+" if each["difference"] > 0 else ""
         ours, theirs = (str(Measured(each[side], None, None, unit)) for side in ("first", "second"))
         title = f"{each['title']} ↓" if each["lower_is_better"] else each["title"]
-        lines.append((title, ours, theirs, f"{sign}{difference}", said(each)))
+        lines.append((title, ours, theirs, _difference(each), said(each)))
     return lines
+
+
+def _difference(each: dict[str, Any]) -> str:
+    """`+1.4 ± 0.6 [0.2, 2.6]`; of shares in points, with as many digits as the error allows."""
+    scale = 100 if each["unit"] == "percent" else 1
+    error = scale * each["standard_error"]
+    digits = 1 if error <= 0 else min(6, max(1 if scale == 100 else 0, 1 - math.floor(math.log10(error))))
+    low, high = (f"{scale * end:.{digits}f}" for end in each["interval"])
+    return f"{scale * each['difference']:+.{digits}f} ± {error:.{digits}f} [{low}, {high}]"
+
+
+def _title(measure: Measure) -> str:
+    """Of a measure that stands below tables, with the probe that it is of."""
+    title = str(measure.column["title"]).rstrip("*")
+    return f"{measure.column['probe'].replace('_', '-')}: {title}" if measure.column.get("more") else title
 
 
 def _pairs(first: Side, second: Side) -> Iterator[tuple[dict[str, Any], Outcome, Outcome, np.ndarray]]:
@@ -177,7 +191,7 @@ def _matched(first: Side, second: Side) -> Iterator[tuple[dict[str, Any], Measur
     for name, measure in first.measures.items():
         other = second.measures.get(name)
         if other is not None and other.outcome.statistic == measure.outcome.statistic:
-            yield {**measure.column, "title": measure.column["title"].rstrip("*")}, measure, other
+            yield {**measure.column, "title": _title(measure)}, measure, other
 
 
 def _headlines(side: Side) -> Iterator[Measure]:
@@ -241,11 +255,11 @@ def _notes(first: Side, second: Side, rows: Sequence[dict[str, Any]], of_groups:
     if both:
         yield f"warning: {', '.join(both)} had other settings on either side; the difference is of these, too"
     for side, other_side in ((first, second), (second, first)):
-        alone = [m.column["title"].rstrip("*") for n, m in side.measures.items() if n not in other_side.measures]
+        alone = [_title(m) for n, m in side.measures.items() if n not in other_side.measures]
         if alone:
             yield f"only {side.name} has {', '.join(alone)}"
-        if side.lacking:
-            yield f"of {side.name} it isn't kept what each image came to by {', '.join(side.lacking)}"
+    if lacking := dict.fromkeys((*first.lacking, *second.lacking)):
+        yield f"left out, as it isn't kept what each image came to: {', '.join(lacking)}"
 
 
 def _listed(side: Side) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from eval.agreement import without_labels
 from eval.earlier import as_today
 from eval.report import Measured, read_results, step_of
 from eval.scores import Z95
@@ -84,10 +85,12 @@ def overviews(results: Iterable[dict[str, Any]]) -> list[Overview]:
 
 
 def preferred(overview: Overview) -> list[str]:
-    """Which checkpoints are best by which measure, as far as they are told apart, as lines."""
+    """Which checkpoints are best by which measure, as far as they are told apart, and which the label-free measures
+    prefer, as lines."""
+    unlabelled = without_labels(overview.results)
     first = len(overview.rows) - len(overview.results)
     if not overview.best or len(overview.results) < 2:
-        return []
+        return unlabelled
     told: dict[str, list[str]] = {}
     for column, places in zip(overview.columns, overview.best, strict=True):
         if not places:
@@ -95,7 +98,8 @@ def preferred(overview: Overview) -> list[str]:
         names = [overview.rows[place][0].removeprefix("step ") for place in places]
         every = len(places) == len(overview.rows) - first
         told.setdefault("none told apart" if every else f"step {', '.join(names)}", []).append(column)
-    return ["best checkpoint: " + "; ".join(f"{which} by {', '.join(by)}" for which, by in told.items())]
+    best = "; ".join(f"{which} by {', '.join(by)}" for which, by in told.items())
+    return ([f"best checkpoint: {best}"] if told else []) + unlabelled
 
 
 def _overview(results: list[dict[str, Any]]) -> Overview:

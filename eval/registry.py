@@ -103,8 +103,8 @@ def chosen(also: Iterable[str] = (), only: Iterable[str] = (), kind: LabelKind =
 
 
 def cheap(kind: LabelKind) -> list[str]:
-    """Names of this package's probes that take such labels and cost seconds of features that are there once."""
-    specs = map(load, built_in())
+    """Names of this package's probes that take such labels and cost seconds where features are kept."""
+    specs = sorted(map(load, built_in()), key=lambda spec: not spec.always)  # what runs anyhow stands first
     return [
         spec.name
         for spec in specs

@@ -23,10 +23,12 @@ Goodness = Callable[[Tensor, Tensor], float]  # (predicted (m, k), targets (m, k
 class RidgeFit:
     """The chosen predictor, and how it came to be chosen.
 
-    predicted: (m, k) of val. input, strength: chosen on the held-out part of train, where it had `held_out`.
+    predicted: (m, k) of val. predict: the same of other features of that input, (m, d) -> (m, k).
+    input, strength: chosen on the held-out part of train, where it had `held_out`.
     """
 
     predicted: Tensor = field(repr=False, compare=False)
+    predict: Callable[[Tensor], Tensor] = field(repr=False, compare=False)
     input: str
     strength: float
     held_out: float
@@ -74,8 +76,12 @@ def ridge_probe(
     goodness, strength, name = best
     progress(f"ridge: {name} on all of train")
     path = _Path(train[name], targets, torch.arange(len(targets)), device)
-    predicted = path.predict(val[name], torch.arange(len(val[name])), strength)
-    return RidgeFit(predicted, name, strength, goodness, strength in (min(strengths), max(strengths)))
+
+    def predict(features: Tensor) -> Tensor:
+        return path.predict(features, torch.arange(len(features)), strength)
+
+    at_edge = strength in (min(strengths), max(strengths))
+    return RidgeFit(predict(val[name]), predict, name, strength, goodness, at_edge)
 
 
 class _Path:

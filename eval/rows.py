@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from eval.base import Change, FeatureSet, Store
+from eval.base import Again, Change, FeatureSet, Store
 from eval.dense import maps_for, pixel_tokens
 from eval.features import Keys, centred, pixels
 from eval.outcomes import Outcome
@@ -60,8 +59,8 @@ class Rows:
             self.grid = None if train.tokens is None else train.tokens.grid
         encoder.cpu()  # a large one and the probe's batches need not share the device
 
-        def again(change: Change, of_train: bool) -> FeatureSet:
-            return self._described(self._features(encoder, not of_train, change), not of_train)
+        def again(change: Change, of_train: bool, samples: torch.Tensor | None = None) -> FeatureSet:
+            return self._described(self._features(encoder, not of_train, change, samples), not of_train)
 
         return self._score(row, train, val, self.target.headline or train.pooled_as, again)
 
@@ -73,7 +72,7 @@ class Rows:
         """Scores of raw pixels, centred by train's mean."""
         self.say("pixels: reading them")
 
-        def read(of_val: bool, change: Change | None = None) -> FeatureSet:
+        def read(of_val: bool, change: Change | None = None, samples: torch.Tensor | None = None) -> FeatureSet:
             return pixels(
                 self.val if of_val else self.train,
                 size,
@@ -81,7 +80,7 @@ class Rows:
                 bits=self.target.bits,
                 batch_size=self.source.batch_size,
                 progress=not self.console.quiet,
-                samples=self.splits.wanted()[of_val],
+                samples=self._wanted(of_val, samples),
                 change=change,
             )
 
@@ -94,16 +93,21 @@ class Rows:
             train, val = (replace(split, tokens=each) for split, each in zip((train, val), tokens, strict=True))
         mean = train.inputs["pixels"].mean(dim=0)
 
-        def again(change: Change, of_train: bool) -> FeatureSet:
-            changed = read(not of_train, change)
+        def again(change: Change, of_train: bool, samples: torch.Tensor | None = None) -> FeatureSet:
+            changed = read(not of_train, change, samples)
             changed.inputs["pixels"].sub_(mean)
             return self._described(changed, not of_train)
 
         return self._score("pixels", *centred(train, val), "pixels", again)
 
-    def _features(self, encoder: Encoder, of_val: bool, change: Change | None = None) -> FeatureSet:
+    def _features(
+        self, encoder: Encoder, of_val: bool, change: Change | None = None, samples: torch.Tensor | None = None
+    ) -> FeatureSet:
         dataset = self.val if of_val else self.train
-        return self.source.features(encoder, dataset, self.splits.wanted()[of_val], change)
+        return self.source.features(encoder, dataset, self._wanted(of_val, samples), change)
+
+    def _wanted(self, of_val: bool, samples: torch.Tensor | None) -> np.ndarray:
+        return self.splits.wanted()[of_val] if samples is None else samples.numpy()
 
     def say(self, line: str, always: bool = False) -> None:
         """A line where no bar is shown, as in a job's log, which would stay empty for as long as the probe takes."""
@@ -144,7 +148,7 @@ class Rows:
         train: FeatureSet,
         val: FeatureSet,
         headline: str,
-        again: Callable[[Change, bool], FeatureSet],
+        again: Again,
     ) -> dict[str, Any]:
         with self.console.status(row) as status:
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from data_pipelines.cores import sleep_at_barriers
 from launch.cluster_commands import SUBMIT_EXAMPLES, submit
@@ -28,6 +27,7 @@ from launch.encoder_commands import (
     import_,
 )
 from launch.finetune_command import FINETUNE_EXAMPLES, finetune
+from launch.help_text import PlainFlags
 from launch.launch_command import LAUNCH_EXAMPLES, launch
 from launch.neighbours_command import NEIGHBOURS_EXAMPLES, neighbours
 from launch.pack_command import PACK_EXAMPLES, pack
@@ -49,7 +49,7 @@ class _VisibleFormatter(logging.Formatter):
         return visible(super().format(record))
 
 
-class _Commands(TyperGroup):
+class _Commands(PlainFlags):
     """The group of subcommands; turns errors that a user can mend into one readable message.
 
     The convention: our code raises ValueError (also ConfigError) and OSError with a message that names the value,
@@ -200,6 +200,7 @@ def demo_data(
     from data_pipelines.scenes import build_scenes
 
     if scenes:
-        build_scenes(out, seed=seed, train=train, val=val, side=side)
+        build_scenes(out, seed=seed, train=train, val=val, side=side, progress=True)
     else:
-        build_demo(out, seed=seed, train=train, val=val)
+        build_demo(out, seed=seed, train=train, val=val, progress=True)
+    typer.echo(f"{train:,} training and {val:,} validation images are in {out}; next: selfsight pack {out} SHARDS")

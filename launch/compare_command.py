@@ -40,6 +40,7 @@ def compare(
     draws: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Of probes that are trained by steps.")] = 100,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: each encoder's own.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
     progress: Progress = True,
@@ -64,8 +65,8 @@ def compare(
 
     options: dict[str, Any] = {
         "val_data": val_data, "label": label, "label_kind": label_kind_named(label_kind), "group_by": group_by,
-        "also": also or (), "only": only or (), "epochs": epochs, "device": device, "batch_size": batch_size,
-        "progress": progress,
+        "also": also or (), "only": only or (), "epochs": epochs, "image_size": image_size, "device": device,
+        "batch_size": batch_size, "progress": progress,
     }  # fmt: skip
     sides: list[Side] = []
     places: list[Path] = []
@@ -93,7 +94,7 @@ def _results_of(target: str, data: str, options: dict[str, Any]) -> list[Path]:
         data, options["val_data"], options["group_by"], options["label"], options["label_kind"],
         unlabelled=bool(options["only"]),
     )  # fmt: skip
-    subject = open_target(target)
+    subject = open_target(target, options["image_size"])
     stem = subject.results.stem
 
     def there() -> list[Path]:
@@ -125,7 +126,7 @@ def _table(comparison: dict[str, Any]) -> Any:
 
     from eval.compare import rows_of
 
-    names = [comparison[side]["name"] for side in ("first", "second")]
+    names = [comparison[side]["title"] for side in ("first", "second")]
     title = f"{names[1]} (second) against {names[0]} (first)"
     table = Table(title=title, caption="\n".join(comparison["notes"]), caption_justify="left")
     table.add_column("")

@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-data_app = typer.Typer(name="data", no_args_is_help=True, help="Look at a data set, and at what a run sees of it.")
+from launch.help_text import PlainFlags
+
+data_app = typer.Typer(
+    name="data", cls=PlainFlags, no_args_is_help=True, help="Look at a data set, and at what a run sees of it."
+)
 
 Preset = Annotated[str, typer.Argument(help="A preset's name, or the path of a .yaml file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the preset.")]

@@ -7,8 +7,9 @@ from typing import Final
 from pretrain.methods.registry import METHODS
 from pretrain.methods.spec import Group, Metric
 
-#: Numbers for the run itself, or for another's error bars.
-HIDDEN = {"step", "epoch", "ids_digest", "teacher_sum", "knn_standard_error"}
+#: By metric, that which is its standard error; and numbers for the run itself, or for another's error bars.
+ERRORS = {"knn_top1": "knn_standard_error", "few_shot_5": "few_shot_5_standard_error"}
+HIDDEN = {"step", "epoch", "ids_digest", "teacher_sum", *ERRORS.values()}
 
 
 LOSS: Final = "Loss"
@@ -20,6 +21,10 @@ _SHARED = {
     "grad_norm": Metric("gradient norm", DIAGNOSTICS),
     "feature_std": Metric("feature deviation (1 is spread evenly)", DIAGNOSTICS),
     "knn_top1": Metric("online k-NN, top-1", DIAGNOSTICS, percent=True),
+    "few_shot_5": Metric("online nearest mean of 5 images a class, top-1", DIAGNOSTICS, percent=True),
+    "held_out_rankme": Metric("RankMe of held-out images", DIAGNOSTICS),
+    "held_out_alpha_req": Metric("alpha-ReQ of held-out images (near 1 is best)", DIAGNOSTICS),
+    "held_out_uniformity": Metric("uniformity of held-out images (lower is more even)", DIAGNOSTICS),
     "rankme": Metric("RankMe (effective rank)", DIAGNOSTICS),
     "rankme_share": Metric("RankMe, share of the possible", DIAGNOSTICS, percent=True),
     "lr": Metric("learning rate", SCHEDULES),
@@ -36,8 +41,8 @@ _SHARED = {
     "waiting_share": Metric("of a step: waiting for the ranks (rank 0)", SPEED, percent=True),
     "data_wait": Metric("waiting for data", SPEED, percent=True),
     "memory_gb": Metric("memory (GB, peak of rank 0)", SPEED),
-    "knn_share": Metric("time spent on online k-NN", SPEED, percent=True),
-    "knn_seconds": Metric("seconds of an online k-NN", SPEED),
+    "knn_share": Metric("time spent on online measures", SPEED, percent=True),
+    "knn_seconds": Metric("seconds of the online measures", SPEED),
     "bad_samples": Metric("bad samples met", SPEED),
 }
 KNOWN = {"loss": _SHARED["loss"]} | {n: m for spec in METHODS.values() for n, m in spec.metrics.items()} | _SHARED

@@ -18,7 +18,11 @@ def launch(
     context: typer.Context,
     nproc: Annotated[int, typer.Option(min=1, help="Processes; one a GPU.")],
 ) -> None:
-    """Run `selfsight pretrain ARGUMENTS...`, or `selfsight embed ...`, as several processes on this machine."""
+    """Run `selfsight pretrain ARGUMENTS...`, or `selfsight embed ...`, as several processes on this machine.
+
+    What follows --nproc N is as behind `selfsight pretrain`: a PRESET, KEY=VALUE, --data, --val-share, --profile and
+    the others of `selfsight pretrain --help`; or `embed` and what `selfsight embed --help` lists.
+    """
     from launch.local import launch_local, python_module
 
     command = context.args if context.args[:1] and context.args[0] in SHARED else [SHARED[0], *context.args]

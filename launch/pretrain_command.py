@@ -91,6 +91,7 @@ def print_presets() -> None:
 def train(preset: str, overrides: Sequence[str]) -> None:
     """Train on every rank that was started; see `pretrain.run.pretrain` for the errors and exit codes."""
     from pretrain.config.load import check_batch, load_noting
+    from pretrain.quiet import quiet_profiler
     from pretrain.stream.datasets import open_datasets
     from pretrain.survival.startup import StartUp
     from pretrain.survival.stopping import EXIT_TROUBLE, StopRequest
@@ -113,6 +114,7 @@ def train(preset: str, overrides: Sequence[str]) -> None:
     startup.mark("data")
     # a reader of the progress lines can't act on torch's notes about its own future names
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    quiet_profiler(os.environ)
     for package in ("torch", "timm"):  # apart from the rest, for the record of what takes how long
         import_module(package)
         startup.mark(f"import {package}")

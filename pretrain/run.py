@@ -83,7 +83,8 @@ def pretrain(
         print(f"{folder} is finished; its {what} is in {folder / what}. To train longer, take another name=...")
         return folder
     check_sources(config)
-    named_data(config)
+    if os.environ.get("RANK", "0") == "0":  # of the others, those that don't see the files say so together, later
+        named_data(config)
     if not CheckpointFolder(folder, config.checkpoint).all():  # a run that has begun needs init_from no more
         check_init_from(config)
     torch.set_num_threads(config.engine.threads or cores_per_process())

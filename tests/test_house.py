@@ -21,7 +21,7 @@ PACKAGES = ("data_pipelines", "eval", "launch", "pretrain", "slurm")
 #: What of the other packages a package may import; `launch` may import all.
 MAY_IMPORT = {
     "data_pipelines": (),
-    "pretrain": ("data_pipelines", "eval.probes.knn"),
+    "pretrain": ("data_pipelines", "eval.label_free", "eval.probes.few_shot", "eval.probes.knn"),
     "eval": ("data_pipelines", "pretrain.encoder_folder", "pretrain.encoders", "pretrain.config", "pretrain.tracking"),
     "slurm": (),
 }
@@ -103,10 +103,18 @@ def test_only_a_family_knows_its_settings() -> None:
     assert not wrong
 
 
-def test_knn_stands_alone() -> None:
+def test_what_is_measured_online_stands_alone() -> None:
     """Training calls it, so it may pull in nothing of eval's but what a probe and its numbers are."""
     light = ("eval.base", "eval.scores", "eval.outcomes", "eval.statistics", "data_pipelines.files")
-    for path in ("probes/knn.py", "outcomes.py", "statistics.py", "scores.py", "base.py"):
+    for path in (
+        "probes/knn.py",
+        "probes/few_shot.py",
+        "label_free.py",
+        "outcomes.py",
+        "statistics.py",
+        "scores.py",
+        "base.py",
+    ):
         assert all(within(name, light) for name in our_imports(ROOT / "eval" / path)), path
     assert not [name for file in ("base", "scores") for name in our_imports(ROOT / "eval" / f"{file}.py")]
 

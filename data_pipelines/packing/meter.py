@@ -10,15 +10,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Meter:
-    """Counts images and bytes from any thread, behind a bar if `shown`.
+    """Counts images and bytes from any thread, behind a bar if `shown`, which says what one is `doing`.
 
     The rate in the bar is that of all the time so far.
     """
 
-    def __init__(self, total: int, shown: bool) -> None:
-        columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    def __init__(self, total: int, shown: bool, doing: str = "packing") -> None:
+        columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
         self._bar = Progress(*columns, TimeRemainingColumn(), disable=not shown)
-        self._task = self._bar.add_task("packing", total=total, rate="")
+        self._task = self._bar.add_task(doing, total=total, rate="")
         self._lock = Lock()
         self._start = self._end = time.monotonic()
         self.num_images = self.num_bytes = 0

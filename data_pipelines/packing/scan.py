@@ -97,7 +97,7 @@ def scan(
         if "val" in splits:
             raise ValueError(
                 f"val_share is {val_share:g}, and there is a split val already ({', '.join(names)}); leave val_share "
-                "at 0, or give the split another name"
+                "at 0, for those are held back as they are; or call that split something else where the images lie"
             )
         taken_from = "train" if "train" in splits else split
         if taken_from not in splits:

@@ -88,18 +88,21 @@ class SampleCrops:
 
     def __init__(self, recipe: Recipe, identities: Sequence[tuple[int, ...]]) -> None:
         self._recipe, self._identities = recipe, identities
-        self._drawn: list[tuple[CropParams, ...]] = []
+        #: Of each repeat, and the size (height, width) of the image, as soon as that is known.
+        self.drawn: list[tuple[CropParams, ...]] = []
+        self.size: tuple[int, int] | None = None
 
     def __call__(self, size: tuple[int, int]) -> Region:
         """Draw for an image of (height, width) `size`, and say what of it is needed."""
-        self._drawn = [draw(self._recipe.views, identity, size) for identity in self._identities]
-        return self._recipe.region(size, self._drawn)
+        self.size = size
+        self.drawn = [draw(self._recipe.views, identity, size) for identity in self._identities]
+        return self._recipe.region(size, self.drawn)
 
     def make(self, picture: Picture, arrays: dict[str, np.ndarray], places: dict[int, int]) -> None:
         """Write the rows' crops into the buffer: `places` has the place of each repeat that is made here."""
         jobs = [
             job
             for repeat, place in places.items()
-            for job in self._recipe.jobs(picture, self._drawn[repeat], arrays, place)
+            for job in self._recipe.jobs(picture, self.drawn[repeat], arrays, place)
         ]
         self._recipe.backend(picture.pixels, jobs)

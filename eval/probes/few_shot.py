@@ -9,7 +9,7 @@ images leave none to choose it on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,10 +108,28 @@ def fit(
     return weight, bias.detach()[:, 0]
 
 
+def nearest_mean(features: Tensor, labels: Tensor, num_classes: int, strength: float) -> tuple[Tensor, Tensor | None]:
+    """The same by cosine to each class's mean, without a bias."""
+    return class_means(features, labels, num_classes), None
+
+
+_HEADS: dict[str, Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor | None]]] = {
+    "mean": nearest_mean,
+    "logistic": fit,
+}
+
+
 def few_shot_right(
-    train: Tensor, train_labels: Tensor, val: Tensor, val_labels: Tensor, *, settings: FewShotSettings, seed: int = 0
+    train: Tensor,
+    train_labels: Tensor,
+    val: Tensor,
+    val_labels: Tensor,
+    *,
+    settings: FewShotSettings,
+    seed: int = 0,
+    methods: Sequence[str] = _METHODS,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """For each number of shots, by method, (draws, m) which of `val` (m, d) each draw gets right.
+    """For each number of shots, by method (`mean`, `logistic`), (draws, m) which of `val` (m, d) each draw gets right.
 
     Features are `prepared`. Classes that only val has can't be told: theirs are wrong.
     """
@@ -122,15 +140,12 @@ def few_shot_right(
     for shots in settings.shots:
         rows = torch.cat([order[:, :shots] for order in of_class], dim=1)  # (draws, n): n is the same of every draw
         labels = places[rows[0]].to(train.device)
-        right: dict[str, list[Tensor]] = {method: [] for method in _METHODS}
+        right: dict[str, list[Tensor]] = {method: [] for method in methods}
         for part in rows.split(max(1, MOST_DRAWN // (rows.shape[1] * train.shape[1]))):
             flat = train.index_select(0, rearrange(part, "r n -> (r n)").to(train.device))
             features = rearrange(flat, "(r n) d -> r n d", r=len(part))
-            heads = {
-                "mean": (class_means(features, labels, len(known)), None),
-                "logistic": fit(features, labels, len(known), settings.strength),
-            }
-            for method, (weight, bias) in heads.items():
+            for method in methods:
+                weight, bias = _HEADS[method](features, labels, len(known), settings.strength)
                 for place in range(len(part)):  # one draw at a time: (m, classes) is as much as is held
                     logits = val @ weight[place].T if bias is None else torch.addmm(bias[place], val, weight[place].T)
                     right[method].append(known[logits.argmax(dim=1)] == val_labels)

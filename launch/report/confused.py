@@ -19,7 +19,7 @@ def confused(told: Results, results: dict[str, Any]) -> Html | None:
     found = []
     for probe, measures in _measures(results):
         drawn: list[Html] = []
-        for draw in (_matrix, _reliability):
+        for draw in (matrix, _reliability):
             try:
                 drawn += [made] if (made := draw(measures, results)) is not None else []
             except NO_RESULTS:  # of another version: the numbers beside it stand
@@ -37,7 +37,7 @@ def _measures(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield probe, result["measures"]
 
 
-def _matrix(measures: dict[str, Any], results: dict[str, Any]) -> Html | None:
+def matrix(measures: dict[str, Any], results: dict[str, Any]) -> Html | None:
     """Rows the true class, columns what it was taken for; the darker, the larger a share of the row."""
     counts: list[list[int]] = measures.get("confusion") or []
     if not counts:

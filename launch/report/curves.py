@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from eval.report import read_results
-from launch.known_metrics import GROUPS, HIDDEN, KNOWN, known_as
+from launch.known_metrics import ERRORS, GROUPS, HIDDEN, KNOWN, known_as
 from launch.report.chronicle import alarms_of, starts_of
 from launch.report.pictures import spread
 from launch.report.read import NO_RESULTS, Run
@@ -81,7 +81,7 @@ def _is_spiky(thinned: Thinned) -> bool:
 
 def _error_of(name: str, run: Run) -> list[float]:
     """The standard error of each point of a metric that has one."""
-    error = run.metrics.series.get("knn_standard_error") if name == "knn_top1" else None
+    error = run.metrics.series.get(ERRORS[name]) if name in ERRORS else None
     return error.columns()["y"] if error is not None else []
 
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from data_pipelines.files import write_text
 from launch.report.curves import charts_of
 from launch.report.facts import facts, metrics_table, state_of, tiles
+from launch.report.finetuned import finetuned
 from launch.report.galleries import galleries
 from launch.report.history import chronicle_of
 from launch.report.markup import Html, data, element, joined, shown, table
@@ -91,6 +92,7 @@ def render(runs: Sequence[Run]) -> str:
     curves = joined([_curves(charts), *([metrics_table(one)] if one else [])])
     if one:
         sections = [
+            ("finetuned", "Fine-tuned", finetuned(one, problems)),
             ("probes", "Probes", probes(one, problems)),
             ("curves", "Curves", curves),
             ("pictures", "Pictures over time", galleries(runs, BUDGET, problems)),

@@ -52,6 +52,7 @@ class Run:
     system: dict[str, dict[str, Thinned]]  # value -> node -> series
     history: list[dict[str, Any]]
     probes: list[tuple[str, Any]]  # file name, what it holds
+    finetuned: list[tuple[str, Any]]  # likewise, of what fine-tuning has measured
     pictures: dict[str, list[tuple[int, Path]]]  # name -> (step, file), by step
     card: dict[str, Any]  # of the published encoder or tokenizer
     num_parameters: int | None  # of what is exported
@@ -102,6 +103,7 @@ def read_run(folder: Path) -> Run:
     metrics = read_metrics(folder / "metrics.jsonl", problems)
     if metrics.num_skipped > 1:  # one is the line that is being written
         problems.append(f"metrics.jsonl: {metrics.num_skipped} lines are no rows and were passed over")
+    probes, finetuned = _results(folder, problems)
     return Run(
         folder=folder,
         name=str(config.get("name") or folder.resolve().name),
@@ -110,7 +112,8 @@ def read_run(folder: Path) -> Run:
         metrics=metrics,
         system=read_system(folder / "system.jsonl", problems),
         history=_history(folder, problems),
-        probes=_probes(folder, problems),
+        probes=probes,
+        finetuned=finetuned,
         pictures=_pictures(folder),
         card=published_card(folder),
         num_parameters=_num_parameters(folder),
@@ -228,16 +231,19 @@ def _as_text(value: Any) -> Any:
     return redact(value[:_MOST_LETTERS]) if isinstance(value, str) else value
 
 
-def _probes(folder: Path, problems: list[str]) -> list[tuple[str, Any]]:
-    found = []
+def _results(folder: Path, problems: list[str]) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+    """Of `eval/` the probes, and what fine-tuning has measured."""
+    probes: list[tuple[str, Any]] = []
+    finetuned: list[tuple[str, Any]] = []
     for path in sorted((folder / "eval").glob("*.json")):
         if path.name.startswith("compare-"):
             continue
+        found = finetuned if path.name.startswith("finetune-") else probes
         try:
             found.append((path.name, json.loads(path.read_text(encoding="utf-8", errors="replace"))))
         except (OSError, ValueError, RecursionError) as error:
             problems.append(f"eval/{path.name} can't be read: {error}")
-    return found
+    return probes, finetuned
 
 
 def _pictures(folder: Path) -> dict[str, list[tuple[int, Path]]]:

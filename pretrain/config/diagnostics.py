@@ -32,6 +32,8 @@ AlarmName = Literal[
     "bad_samples_rise",  # more samples can't be read than before
 ]
 ALARMS: tuple[str, ...] = get_args(AlarmName)
+#: What is measured beside k-NN, of the features that it has read.
+OnlineName = Literal["few_shot", "rankme", "alpha_req", "uniformity"]
 
 
 @section
@@ -48,3 +50,5 @@ class DiagnosticsConfig:
     knn_bank: PositiveInt = 2000  # samples of it that vote; of 1,000 classes take 20000
     knn_queries: PositiveInt = 1000  # samples of it that are classified
     knn_k: PositiveInt = 20  # neighbours that vote
+    online: tuple[OnlineName, ...] = ("few_shot", "rankme", "alpha_req", "uniformity")
+    """Measures beside k-NN, whenever it runs, of the same features: with five labelled images a class, and without."""

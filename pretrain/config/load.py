@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from data_pipelines.remote.urls import redact
 from pretrain.config import Config
 from pretrain.config.errors import ConfigError
+from pretrain.config.explain import explain
 from pretrain.config.keys import check_keys
 from pretrain.config.overrides import apply_overrides
 from pretrain.config.yaml_file import read_yaml
@@ -26,8 +26,6 @@ RENAMED_PRESETS = {
     "beit2_vitb16_in1k_300": "beitv2_vitb16_in1k_300",
     "beit2_vitb16_in1k_1600": "beitv2_vitb16_in1k_1600",
 }
-#: What pydantic calls the branches of a union of plain types.
-_PLAIN_TYPES = {"int", "float", "constrained-int", "constrained-float"}
 
 
 class Preset(NamedTuple):
@@ -115,7 +113,7 @@ def parse_config(data: Mapping[str, Any]) -> Config:
     try:
         return TypeAdapter(Config).validate_python(data)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(explain(Config, error)) from None
 
 
 def dump_config(config: Config) -> str:
@@ -218,51 +216,6 @@ def _merged(base: Any, over: Any) -> Any:
         merged = {} if other_section or not isinstance(base, Mapping) else dict(base)
         return merged | {key: _merged(merged.get(key), value) for key, value in over.items()}
     return [_merged(None, item) for item in over] if isinstance(over, list) else over
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for item in error.errors(include_url=False):
-        # a union's branch (its tag or type) is part of pydantic's location, not of the key
-        parts = [str(part) for part in item["loc"]]
-        if parts[:2] == ["data", "train"]:
-            one_path = parts[2:] == ["str"]
-            if isinstance(item["input"], list) if one_path else parts[3:] == []:
-                continue  # of one path and of a list, only what was meant
-            del parts[2:3]
-        parts = [part for i, part in enumerate(parts) if not (i and parts[i - 1] in {"encoder", "method"} and i == 1)]
-        if len(parts) > 1 and (parts[-1] in _PLAIN_TYPES or parts[-1].startswith("literal[")):
-            del parts[-1]
-        key = ".".join(parts)
-        message = item["msg"].removeprefix("Value error, ")
-        given = (
-            ""
-            if isinstance(item["input"], Mapping) or item["type"] == "value_error"
-            else f" (given: {item['input']!r})"
-        )
-        if key == "data.train" and item["input"] is None:
-            message, given = "no training shards are named", "; add --data PATH (short for data.train=PATH)"
-        elif item["type"] == "union_tag_invalid":
-            context = item["ctx"]
-            tag, choices = context["tag"], context["expected_tags"]
-            near = difflib.get_close_matches(tag, re.findall(r"'(.*?)'", choices), n=1)
-            key, given = (
-                f"{key}.{context['discriminator'].strip(chr(39))}",
-                f"; did you mean {near[0]}?" if near else "",
-            )
-            message = f"there is no {tag!r}, there are {choices}"
-        elif item["type"] == "tuple_type":
-            message, given = f"this takes a list, such as [{item['input']}]", f" (given: {item['input']!r})"
-        elif item["type"] == "missing":
-            given = f"; set it with {key}=..."
-        if lines and key and lines[-1].startswith(f"{key}: "):  # the value may have another type, too
-            if item["type"] == "literal_error":
-                also = message.removeprefix("Input should be ")
-                lines[-1] = f"{lines[-1].removesuffix(given)}, or {also}{given}"
-                continue
-            del lines[-1]  # integers, then numbers: these take more
-        lines.append(f"{key}: {message}{given}" if key else f"{message}{given}")
-    return "\n".join(lines)
 
 
 def _leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:

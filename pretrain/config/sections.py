@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     ByteSize,
     Field,
     NonNegativeFloat,
@@ -147,13 +148,24 @@ class TrainConfig:
         return self
 
 
+def _refuse_fp16(given: Any) -> Any:
+    if given == "fp16":
+        raise ValueError(
+            "fp16 is refused: DeepSpeed leaves autocast's loss scale out of its checkpoints, so a resumed run would "
+            "differ; use bf16, which needs no scale, or fp32"
+        )
+    return given
+
+
 @section
 class EngineConfig:
     """How DeepSpeed runs the model."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed's; from 1 on, ranks share optimizer states, gradients, parameters
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the arithmetic; parameters, teacher and average stay fp32
+    precision: Annotated[Literal["fp32", "bf16"], BeforeValidator(_refuse_fp16)] = (
+        "fp32"  # of the arithmetic; parameters, teacher and average stay fp32
+    )
     activation_checkpointing: bool = False  # computes the blocks twice, to save memory
     compile: bool = False  # the blocks, those of teachers and decoders too
     threads: PositiveInt | None = None  # torch's, per process; default: the cores this process may use
@@ -165,11 +177,6 @@ class EngineConfig:
     @model_validator(mode="after")
     def _check(self) -> EngineConfig:
         check_deepspeed(self.deepspeed, self.zero_stage)
-        if self.precision == "fp16":
-            raise ValueError(
-                "engine.precision fp16 is refused: DeepSpeed leaves autocast's loss scale out of its checkpoints, so a "
-                "resumed run would differ; use bf16, which needs no scale, or fp32"
-            )
         return self
 
 

@@ -23,6 +23,7 @@ from eval.probes.knn import knn_accuracy
 from pretrain.config import Config
 from pretrain.config.load import ConfigError
 from pretrain.diagnostics.features import frozen_features
+from pretrain.diagnostics.online import measured
 from pretrain.encoders import Encoder
 from pretrain.encoders.saved import headline_feature
 from pretrain.engines.collectives import all_gather_objects
@@ -112,29 +113,35 @@ def named_data(config: Config) -> KnnData | None:
 
 
 def knn_line(metrics: Mapping[str, float]) -> str:
-    """`k-NN 31.0% (standard error 1.5%) in 1.2 s; 0.40% of the time so far`."""
+    """`k-NN 31.0% (standard error 1.5%), 5-shot 24.1%, RankMe 31.2 in 1.2 s; 0.40% of the time so far`."""
     accuracy, error = (metrics[name] for name in ("knn_top1", "knn_standard_error"))
+    beside = f", 5-shot {metrics['few_shot_5']:.1%}" if "few_shot_5" in metrics else ""
+    beside += f", RankMe {metrics['held_out_rankme']:.1f}" if "held_out_rankme" in metrics else ""
     return (
-        f"k-NN {accuracy:.1%} (standard error {error:.1%}) in {metrics['knn_seconds']:.1f} s; "
+        f"k-NN {accuracy:.1%} (standard error {error:.1%}){beside} in {metrics['knn_seconds']:.1f} s; "
         f"{metrics['knn_share']:.2%} of the time so far"
     )
 
 
 class OnlineKnn:
-    """Measures the accuracy, on all ranks together. The data are opened when they are first needed, but where they
-    are named by the configuration at once, so that a mistake shows before training.
+    """Measures the accuracy, and what `diagnostics.online` names beside it, on all ranks together. The data are opened
+    when they are first needed, but where they are named by the configuration in `agree`, so that a mistake shows before
+    training.
 
-    normalise: from crops as stored to what the encoder takes.
+    Whether there is something to measure is rank 0's decision, which looks at the disk: each rank sees the files of its
+    own node. normalise: from crops as stored to what the encoder takes.
     """
 
-    def __init__(self, config: Config, normalise: Callable[[Tensor], Tensor], device: torch.device) -> None:
+    def __init__(
+        self, config: Config, normalise: Callable[[Tensor], Tensor], device: torch.device, rank: int = 0
+    ) -> None:
         self.settings, self.config = config.diagnostics, config
         self.headline = headline_feature(config)
         self.normalise, self.device = normalise, device
         self.seconds = 0.0  # spent here since the start
-        #: The shards and the line of `find_data`; where there are several ranks, the first one's.
-        self.found = find_data(config)
-        self._data = named_data(config)
+        #: The shards and the line of `find_data`, which are rank 0's to tell.
+        self.found: tuple[str | None, str] = find_data(config) if rank == 0 else (None, "")
+        self._data: KnnData | None = None
 
     @property
     def is_on(self) -> bool:
@@ -145,8 +152,18 @@ class OnlineKnn:
         """Whether and on what it is measured, or why not."""
         return self.found[1]
 
+    def agree(self, found: tuple[str | None, str] | list[str | None]) -> str:
+        """Take over what rank 0 has `found`, and the line to say. Collective: where a rank can't open shards that the
+        configuration names, k-NN is off on all of them."""
+        spec, line = found
+        self.found = spec, line or ""
+        if self.is_on and self.settings.knn_data is not None:
+            self._fails(self._open(), trains=False)
+        return self.line
+
     def measure(self, encoder: Encoder) -> dict[str, float]:
-        """knn_top1 of the queries, its standard error, and the seconds it took; inside of `evaluating`. Collective.
+        """knn_top1 of the queries, its standard error, what is measured beside it, and the seconds all of it took;
+        inside of `evaluating`. Collective.
 
         The same to the last bit on any number of ranks of one kind. Without data that serve, {} and never again.
         """
@@ -166,13 +183,14 @@ class OnlineKnn:
         if not bank.any() or not queries.any():
             return {}
         k = min(self.settings.knn_k, int(bank.sum()))
-        accuracy = knn_accuracy(
-            features[bank], labels[bank], features[queries], labels[queries], num_classes=len(data.classes), ks=(k,)
-        )[k]["top1"]
+        given = features[bank], labels[bank], features[queries], labels[queries]
+        with torch.autocast(self.device.type, enabled=False):  # votes and spectra are not the encoder's to round
+            accuracy = knn_accuracy(*given, num_classes=len(data.classes), ks=(k,))[k]["top1"]
+            beside = measured(self.settings.online, *given)
         seconds = time.monotonic() - began
         self.seconds += seconds
         error = (accuracy * (1 - accuracy) / int(queries.sum())) ** 0.5
-        return {"knn_top1": accuracy, "knn_standard_error": error, "knn_seconds": seconds}
+        return {"knn_top1": accuracy, "knn_standard_error": error, **beside, "knn_seconds": seconds}
 
     def _open(self) -> str | None:
         """Open the data, if they are not open yet; the reason where that fails."""
@@ -181,17 +199,21 @@ class OnlineKnn:
                 spec = self.found[0]
                 assert spec is not None
                 self._data = open_data(spec, self.settings.knn_bank, self.settings.knn_queries)
-            except (ValueError, OSError) as error:
-                return str(error)
+            except Exception as error:  # whatever it is: the other ranks wait to be told
+                return str(error) or repr(error)
         return None
 
-    def _fails(self, reason: str | None) -> bool:
-        """Whether any rank has a reason not to go on: then k-NN is off, and training is not. Collective."""
-        reasons = [each for each in all_gather_objects(reason, self.device) if each]
+    def _fails(self, reason: str | None, *, trains: bool = True) -> bool:
+        """Whether any rank has a reason not to go on: then k-NN is off, and training is not. Collective.
+
+        The line that says so is printed where the run `trains` already.
+        """
+        told = all_gather_objects(reason, self.device)
+        reasons = [f"rank {rank}: {each}" if len(told) > 1 else each for rank, each in enumerate(told) if each]
         if reasons:
-            self.found = None, self.line
-            if dist.get_rank() == 0:
-                print(f"online k-NN is off from here on: {reasons[0]}", flush=True)
+            self.found = None, f"online k-NN is off{' from here on' if trains else ''}: {reasons[0]}"
+            if trains and dist.get_rank() == 0:
+                print(self.line, flush=True)
         return bool(reasons)
 
     def _features(self, encoder: Encoder, samples: np.ndarray) -> tuple[Tensor, Tensor, str | None]:
@@ -212,8 +234,8 @@ class OnlineKnn:
                 images, numbers = next(crops)
             except StopIteration:
                 break
-            except (ValueError, OSError) as error:  # a file system that fails is no reason not to train
-                reason = str(error)
+            except Exception as error:  # a file system that fails is no reason not to train, nor to let others wait
+                reason = str(error) or repr(error)
                 break
             values = frozen_features(encoder, self.normalise(images.to(self.device)), self.headline)
             features = values.new_zeros(len(samples), values.shape[1]) if features is None else features

@@ -65,7 +65,7 @@ class Diagnostics:
         ]
         self.slow = next(rule for rule in rules if isinstance(rule, Slow))
         self.alarms = Alarms(rules, self.settings.stop_on, self.settings.patience)
-        self.knn = OnlineKnn(config, method.normalise, device)
+        self.knn = OnlineKnn(config, method.normalise, device, rank)
         self.clock = ForwardClock(method, device)
         self.began = time.monotonic()
 
@@ -77,10 +77,10 @@ class Diagnostics:
         skipped = [event["step"] for event in events if event.get("skipped") and event["step"] <= step]
         told = all_gather_objects({"host": host, "skipped": skipped, "knn": self.knn.found}, self.device)
         self.skipped = set(told[0]["skipped"])  # steps left out before
-        self.knn.found = told[0]["knn"]  # one rank decides: each sees the files of its own node, and k-NN is collective
         self.slowest = SlowestRank([each["host"] for each in told])
+        line = self.knn.agree(told[0]["knn"])
         self.began = time.monotonic()
-        return self.knn.line
+        return line
 
     def signals(self) -> dict[str, float]:
         """What this rank tells the others each step: rank 0, that an alarm ends the run; all, how long they compute."""

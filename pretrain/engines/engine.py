@@ -22,6 +22,7 @@ from pretrain.engines.optim import build_optimizer
 from pretrain.engines.precision import allow_fast_products
 from pretrain.engines.take_over import take_over
 from pretrain.methods.base import Method
+from pretrain.quiet import quiet_deepspeed
 
 
 def choose_device(config: Config) -> torch.device:
@@ -44,6 +45,7 @@ def import_deepspeed(device: torch.device) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="deepspeed")
     import deepspeed.ops
 
+    quiet_deepspeed()
     # On the CPU, DeepSpeed would compile a shared-memory transport at start (24 s, and fails without a compiler).
     compatible = getattr(deepspeed.ops, "__compatible_ops__", {})
     if "deepspeed_shm_comm" in compatible:

@@ -79,6 +79,8 @@ def _recipe(classifier: Classifier) -> dict[str, Any]:
     if recipe is None:
         raise ValueError(f"timm {timm.__version__} has no model that takes these weights. {other}")
     recipe |= {"num_classes": len(head.classes)}
+    if head.task == "segmentation":
+        raise ValueError(f"timm's models give a class for an image, not for a pixel. {other}")
     if "global_pool" in recipe and (head.pool is not None or head.fc_norm):
         recipe["global_pool"] = "token" if head.pool == "class" else "avg"
     if head.fc_norm:

@@ -16,7 +16,7 @@ from data_pipelines.sampler import Sampler
 from data_pipelines.transforms.backends import select
 from pretrain.config import Config
 from pretrain.config.load import ConfigError, load_config
-from pretrain.methods.registry import draw_fields_for
+from pretrain.methods.registry import draw_fields_for, spec_of
 
 if TYPE_CHECKING:
     from pretrain.methods.base import Normalisation
@@ -37,6 +37,7 @@ def loader_of(config: Config, sampler: Sampler, **options: Any) -> Loader:
         "backend": data.backend,
         "partial_decode": data.partial_decode,
         "dct_scaling": data.dct_scaling,
+        "masks": spec_of(config.method).masks(config.method),
     }
     return Loader(sampler, config.views, **(arguments | options))
 

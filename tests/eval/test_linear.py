@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eval.probes.linear import Head, Kind, LinearRecipe, _enough, _fit, _further, _passes, linear_probe
+from eval.linear_heads import Kind, fit
+from eval.probes.linear import Head, LinearRecipe, _enough, _further, _passes, linear_probe
 
 QUICK = LinearRecipe(learning_rates=(1e-4, 1e-2, 1e-1), epochs=20)
 
@@ -22,15 +23,15 @@ def planted(num, seed, dim=8, num_classes=3, noise=0.5, scale=1.0):
     return features * scale, labels
 
 
-def fit(features, labels, rows, standardised, rates, recipe, seed):
+def fit_one(features, labels, rows, standardised, rates, recipe, seed):
     """Heads of one kind by themselves."""
-    return _fit({"a": features}, labels, rows, {Kind("a", standardised): rates}, 3, recipe, seed, "cpu")
+    return fit({"a": features}, labels, rows, {Kind("a", standardised): rates}, 3, recipe, seed, "cpu")
 
 
 def test_same_as_torch_sgd_and_cross_entropy():
     features, labels = planted(64, seed=1)
     recipe = LinearRecipe(epochs=3, batch_size=16)
-    ours = fit(features, labels, torch.arange(64), False, [0.5], recipe, 7)
+    ours = fit_one(features, labels, torch.arange(64), False, [0.5], recipe, 7)
 
     generator = torch.Generator().manual_seed(7)
     layer = torch.nn.Linear(8, 3)
@@ -55,10 +56,10 @@ def test_heads_side_by_side_are_the_heads_by_themselves():
     other = features.flip(1) * 3
     both = {"a": features, "b": other}
     rates_of = {Kind("a", True): [0.01, 0.1], Kind("b", False): [0.02, 0.1], Kind("a", False): [0.1, 1.0]}
-    together = _fit(both, labels, rows, rates_of, 3, recipe, 0, "cpu").score(both, labels, rows)
+    together = fit(both, labels, rows, rates_of, 3, recipe, 0, "cpu").score(both, labels, rows)
     for place, (kind, rates) in enumerate(rates_of.items()):
         for index, rate in enumerate(rates):
-            heads = fit(both[kind.input], labels, rows, kind.standardised, [rate], recipe, 0)
+            heads = fit_one(both[kind.input], labels, rows, kind.standardised, [rate], recipe, 0)
             alone = heads.score({"a": both[kind.input]}, labels, rows)
             assert [values[place][index] for values in together] == pytest.approx([values[0][0] for values in alone])
 
@@ -89,7 +90,7 @@ def test_the_grid_grows_only_where_that_may_change_the_choice():
 
 def test_standardising_is_batch_norm_without_affine():
     features, labels = planted(64, seed=1, scale=30.0)
-    heads = fit(features, labels, torch.arange(64), True, [0.1], LinearRecipe(epochs=1), 0)
+    heads = fit_one(features, labels, torch.arange(64), True, [0.1], LinearRecipe(epochs=1), 0)
     norm = torch.nn.BatchNorm1d(8, affine=False, eps=1e-6)
     torch.testing.assert_close(
         heads.prepare({"a": features}, torch.arange(64))[0], norm(features), rtol=1e-3, atol=1e-4

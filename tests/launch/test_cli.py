@@ -35,6 +35,33 @@ def test_every_subcommand_explains_itself(run, name: str) -> None:
     assert "Usage" in result.output
 
 
+@pytest.mark.parametrize("command", [(), ("pretrain",), ("data",), ("data", "trace")])
+def test_flags_take_no_value_and_other_options_say_of_what_type_theirs_is(run, command: tuple[str, ...]) -> None:
+    for _ in range(2):  # a second look at the same command
+        text = run(*command, "--help").output
+        assert "<bool>" not in text
+        assert "--help" in text
+    assert ("<str>" in text or "TEXT" in text) == (len(command) > 0 and command != ("data",))
+
+
+def test_launch_says_what_may_follow(run) -> None:
+    text = " ".join(run("launch", "--help").output.split())
+    assert "a PRESET, KEY=VALUE, --data, --val-share, --profile" in text
+    assert "`selfsight embed --help`" in text
+
+
+def test_drawing_the_built_in_images_says_how_far_it_is_and_what_is_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for drawn in (True, False):
+        with pytest.raises(SystemExit) as ended:
+            main(["demo-data", str(tmp_path / "images"), "--train", "20", "--val", "10"])
+        assert ended.value.code == 0
+        shown = capsys.readouterr().out.replace("\n", "")
+        assert f"20 training and 10 validation images are in {tmp_path / 'images'}; next: selfsight pack" in shown
+        assert ("drawing" in shown and "30/30" in shown) == drawn
+
+
 def test_user_errors_are_one_message_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["pretrain", "no_such_preset"])

@@ -45,6 +45,8 @@ if __name__ == "__main__":
     rank, world_size = initialise_distributed(torch.device("cpu"))
     for each in configs:
         fault = each.pop("fault", None)
+        if "folders" in each:  # of the rank: a path that is not absolute is another one on each
+            os.chdir(each.pop("folders")[rank])
         reduction.LEAST_BUCKET = each.pop("least_bucket", LEAST_BUCKET)
         pretrain.train.build_method = (
             build_method if fault is None else lambda *given, f=fault: plant(build_method(*given), f, rank)

@@ -16,7 +16,11 @@ def test_what_is_wrong_with_the_data_is_told_once() -> None:
     """They are one path, or a list of data sets."""
     for given, told in (
         ("null", "data.train: no training shards are named; add --data PATH (short for data.train=PATH)"),
-        ("[{path: a, weight: -1}]", "data.train.0.weight: Input should be greater than 0 (given: -1)"),
+        (
+            "[{path: a, weight: -1}]",
+            "data.train.0.weight: this takes a number, above 0, or null (given: -1); "
+            "`selfsight settings data.train.weight` says what it means",
+        ),
         ("[{path: a}, b]", "data.train.1: Input should be a dictionary or an instance of SourceConfig (given: 'b')"),
         ("[{weight: 1}]", "data.train.0.path: Field required; set it with data.train.0.path=..."),
         ("[]", "data: train names no data; give a folder of shards, or a list of several"),
@@ -80,8 +84,8 @@ def test_so_does_one_in_a_file_that_extends_another(tmp_path: Path) -> None:
 
 def test_a_value_of_two_types_is_refused_once() -> None:
     for preset, given, told in (
-        ("demo", "train.steps=many", "train.steps: Input should be a valid number, unable"),
-        ("dino_own_data", "method.teacher_momentum=high", "string as a number, or 'auto' (given: 'high')"),
+        ("demo", "train.steps=many", "train.steps: this takes a whole number, above 0"),
+        ("dino_own_data", "method.teacher_momentum=high", ", or auto (given: 'high')"),
     ):
         with pytest.raises(ConfigError) as raised:
             load_config(preset, ["data.train=x", given])
@@ -104,7 +108,17 @@ def test_overrides_reach_into_sections_and_lists() -> None:
         ("views.global_crops.0.sise", 3, "did you mean views.global_crops.0.size?"),
         ("optim.learning_rate", 1.0, "did you mean optim.lr?"),
         ("train.epochs", "many", "given: 'many'"),
-        ("method.mask.ratio", 1.5, "less than 1"),
+        (
+            "method.mask.ratio",
+            1.5,
+            "this takes a number, above 0, below 1 (given: 1.5); `selfsight settings method.mask.r",
+        ),
+        ("encoder.drop_path", 1.5, "this takes a number, at least 0, below 1 (given: 1.5)"),
+        ("data.workers", "abc", "data.workers: this takes a whole number, at least 0, or auto (given: 'abc'); `selfs"),
+        ("data.workers", -1, "data.workers: this takes a whole number, at least 0, or auto (given: -1); `selfs"),
+        ("engine.compile", "banana", "this takes true or false (given: 'banana')"),
+        ("engine.precision", "fp8", "engine.precision: Input should be 'fp32' or 'bf16' (given: 'fp8')"),
+        ("engine.precision", "fp16", "engine.precision: fp16 is refused: DeepSpeed leaves autocast's loss scale"),
         ("method.name", "maee", "'dino', 'dvae', 'mae', 'mim', 'vqkd'"),
         ("encoder.patch", 5, "multiple of it, such as 30 or 35"),
         ("encoder.positions", "sinus", "'learned' or 'sincos'"),

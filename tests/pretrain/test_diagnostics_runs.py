@@ -259,3 +259,25 @@ def test_tiny_healthy_runs_raise_no_alarm(labelled: Path, tmp_path: Path) -> Non
     beside = ("slow", "data_bound", "loss_at_mean")  # of a shared machine, and of images that are half noise
     for data in runs:
         assert not [event["text"] for event in alarms_of(data) if event["name"] not in beside]
+
+
+@pytest.mark.parametrize("which", ["beside", "named"])
+def test_a_rank_without_the_held_out_shards_turns_knn_off_on_all(which: str, labelled: Path, tmp_path: Path) -> None:
+    """Neither do the others wait for it, nor does training end; whether its shards are named or lie beside train's."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        (folder / "data").mkdir(parents=True)
+        (folder / "data" / "train-000000.tar").symlink_to(labelled / "train-000000.tar")
+    (here / "data" / "val-000000.tar").symlink_to(labelled / "val-000000.tar")
+    runs = []
+    for name, folders in (("second", (here, there)), ("first", (there, here))):
+        data = config_data("mae", "vit", Path("data"), tmp_path)
+        data |= {"name": name, "folders": [*map(str, folders)]}
+        data["diagnostics"] = {"knn_every_epochs": 0.2, **({"knn_data": "data"} if which == "named" else {})}
+        runs.append(data)
+    output = run_all(runs, 2, tmp_path, worker="faulty_worker.py")
+    for data in runs:
+        assert rows(data)[-1]["step"] == 8
+        assert not [row for row in rows(data) if "knn_top1" in row]
+    assert "rank 1: " in output
+    assert "online k-NN is off" in output

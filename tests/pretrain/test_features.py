@@ -169,18 +169,20 @@ def slow_attention(
     return outcome
 
 
-@pytest.mark.parametrize("filler_seen", [False, True])
-@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize(
+    ("side", "filler_seen", "prefix"),
+    [(3, False, False), (3, False, True), (3, True, False), (3, True, True), (6, False, True), (6, True, False)],
+)
 @torch.no_grad()
-def test_windows_and_relative_positions_against_the_slow_form(filler_seen: bool, prefix: bool) -> None:
+def test_windows_and_relative_positions_against_the_slow_form(side: int, filler_seen: bool, prefix: bool) -> None:
     encoder, _ = encoder_of(VIT)
     assert isinstance(encoder, VitEncoder)
-    made = WindowedVit(encoder, Windows(3, (1,), True, (4, 5), filler_seen, prefix))
+    made = WindowedVit(encoder, Windows(side, (1,), True, (4, 5), filler_seen, prefix))
     drawn(made)
     given = torch.randn(2, 3, 64, 80, generator=torch.Generator().manual_seed(3))
     states = encoder.embed(given, None)[0][:, 0 if prefix else 2 :]
     for number, block in enumerate(encoder.vit.blocks):
-        window = (4, 5) if number == 1 else (3, 3)
+        window = (4, 5) if number == 1 else (side, side)
         attended = torch.stack([slow_attention(made, number, one, (4, 5), window) for one in block.norm1(states)])
         states = states + attended
         states = states + block.mlp(block.norm2(states))
@@ -210,9 +212,10 @@ def test_relative_positions_of_another_size_are_interpolated() -> None:
     torch.testing.assert_close(made.encoder(images()).tokens, made.plain(images()).tokens, atol=1e-5, rtol=1e-5)
     tables = made.encoder.relative[0]
     tables.rows += torch.linspace(0, 14, 15)[:, None]
-    pairs = tables((4, 6))[0]
+    pairs = tables((4, 6), stretched=True)[0]
     assert pairs.shape == (4, 4, 16)
     torch.testing.assert_close(pairs[2, 2, 0], torch.tensor(7.0))  # no distance stays none
+    torch.testing.assert_close(tables((4, 6), stretched=False)[0][3, 0], tables.rows[10])
     assert pairs[3, 0, 0] > pairs[3, 1, 0] > pairs[3, 3, 0] > pairs[0, 3, 0]
 
 

@@ -255,6 +255,71 @@ def test_a_run_learns_measures_and_keeps_the_best(task: str, tmp_path: Path) -> 
         assert classifier(shown)[0].tolist() == pytest.approx([10.0, 0.0], abs=0.5)
 
 
+def masked(place: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture of two colours side by side, and its mask of the levels 4 and 9; a strip is not judged."""
+    noise = np.random.default_rng(place).integers(-30, 30, (32, 32, 3))
+    edge = 8 + 4 * (place % 5)
+    mask = np.where(np.arange(32) < edge, 4, 9)[None].repeat(32, axis=0).astype(np.uint8)
+    colours = np.array([COLOURS[0], COLOURS[2]])[(mask == 9).astype(int)]
+    mask[:3] = 255
+    return (colours + noise).clip(0, 255).astype(np.uint8), mask
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_masked(folder: Path, split: str, number: int) -> None:
+    with wds.TarWriter(str(folder / f"{split}-000000.tar")) as writer:
+        for place in range(number):
+            image, mask = masked(place)
+            writer.write({"__key__": f"{split}{place:05d}", "png": png(image), "mask.png": png(mask)})
+
+
+def test_a_run_learns_the_classes_of_pixels(tmp_path: Path) -> None:
+    write_masked(tmp_path, "train", 40)
+    write_masked(tmp_path, "val", 15)
+    config = config_of(
+        tmp_path,
+        tmp_path / "runs",
+        {"task": "segmentation"},
+        train={"steps": 20, "batch_size": 8},
+        optim={"lr": 4e-3, "lr_reference_batch": 8},
+        tracking={"log_every_steps": 20},
+    )
+    run = pretrain(config)
+    told = json.loads((run / "eval" / "finetune-00000020.json").read_text())
+    assert told["classes"] == ["4", "9"]
+    assert told["networks"]["val"]["miou"] > 0.7
+    assert told["networks"]["val"]["miou_standard_error"] < 0.1
+    classifier = load_classifier(run / "encoder")
+    assert classifier(torch.zeros(2, 3, 32, 32)).shape == (2, 2, 32, 32)
+
+
+def test_every_judged_pixel_of_the_global_batch_weighs_the_same(tmp_path: Path) -> None:
+    write_masked(tmp_path, "train", 8)
+    config = config_of(tmp_path, tmp_path / "runs", {"task": "segmentation"})
+    method, batch = build(config), random_batch(config, 4)
+    batch["masks"] = torch.from_numpy(np.stack([masked(place)[1].astype(np.int32) for place in range(4)]))
+    batch["masks"][0, :30] = -1
+    batch["masks"][batch["masks"] == 255] = -1
+    method.before_step(0, [batch], lambda batch: None)
+    whole = method(batch, 0)["loss"]
+    halves = [part_of(batch, slice(0, 2)), part_of(batch, slice(2, 4))]
+    method.before_step(0, halves, lambda batch: None)
+    torch.testing.assert_close(sum(method(half, 0)["loss"] for half in halves) / 2, whole)
+
+
+def test_masks_that_cannot_be_learned_are_refused(tmp_path: Path) -> None:
+    write_split(tmp_path, "train", 12)
+    with pytest.raises(ValueError, match=r"12 of 12 samples .* have no mask"):
+        pretrain(config_of(tmp_path, tmp_path / "runs", {"task": "segmentation"}))
+    with pytest.raises(ConfigError, match="mixup=0"):
+        config_of(tmp_path, tmp_path, {"task": "segmentation", "mixup": 0.8})
+
+
 WRONG: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "no labels": (lambda place: {}, None, {}, "all of 12 samples .* no .cls"),
     "some": (lambda place: {"cls": "0"} if place else {}, None, {}, "1 of 12 samples .* train00000"),

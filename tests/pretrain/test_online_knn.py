@@ -11,9 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from eval import label_free
+from eval.base import FeatureSet, Store
+from eval.probes import few_shot
+from pretrain.config.diagnostics import DiagnosticsConfig
 from pretrain.diagnostics import watch
 from pretrain.diagnostics.alarms import Alarms
 from pretrain.diagnostics.knn import OnlineKnn, open_data
+from pretrain.diagnostics.online import measured
 from pretrain.diagnostics.watch import Diagnostics
 
 
@@ -24,7 +29,7 @@ def test_one_rank_decides_whether_it_is_measured(tmp_path: Path, monkeypatch: py
         here.folder, here.rank, here.device = tmp_path, 1, torch.device("cpu")
         here.alarms = Alarms([])
         here.knn = object.__new__(OnlineKnn)
-        here.knn.found = other
+        here.knn.found, here.knn.settings = other, DiagnosticsConfig()
         told = {"host": "a", "skipped": [], "knn": first}
         monkeypatch.setattr(watch, "all_gather_objects", lambda mine, device, told=told: [told, mine])
         assert here.begin(0) == first[1]
@@ -42,3 +47,26 @@ def test_labels_of_any_range_are_few_classes(tmp_path: Path) -> None:
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
     assert open_data(str(tmp_path), 20, 20).classes.tolist() == [900_000, 900_005]
+
+
+def test_what_is_measured_beside_it_is_what_the_probes_say() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 4
+    features = torch.randn(4, 24, generator=generator)[labels] + torch.randn(120, 24, generator=generator)
+    given = features[:80], labels[:80], features[80:], labels[80:]
+    found = measured(("few_shot", "rankme", "alpha_req", "uniformity"), *given)
+    number = torch.arange(80)
+    train, val = (
+        FeatureSet({"mean": part}, "mean", its, number[: len(part)], number[: len(part)])
+        for part, its in (given[:2], given[2:])
+    )
+    few = few_shot.run(Store(train, val, 4, "mean"), few_shot.FewShotSettings(shots=(5,)))
+    assert found["few_shot_5"] == few["mean"]["5"]["top1"] > 0.3
+    assert found["few_shot_5_standard_error"] == few["mean"]["5"]["standard_error"]
+    assert found["held_out_rankme"] == label_free.rankme(features[:80])["value"]
+    assert set(found) == {
+        "few_shot_5", "few_shot_5_standard_error", "held_out_rankme", "held_out_alpha_req", "held_out_uniformity",
+    }  # fmt: skip
+    assert measured((), *given) == {}
+    features[3, 3] = float("nan")
+    assert measured(("rankme",), *given) == {}

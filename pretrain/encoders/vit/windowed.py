@@ -50,13 +50,18 @@ class WindowedVit(nn.Module):
             return self.windows.grid or self.encoder.grid
         return self.windows.side, self.windows.side
 
+    def _window_on(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """The sides of a window; no larger than the map, but where what fills it up is seen."""
+        side = self.windows.side
+        return (side, side) if self.windows.filler_seen else (min(side, grid[0]), min(side, grid[1]))
+
     def forward(self, images: Tensor) -> Features:
         states, grid, _ = self.encoder.embed(images, None)
         states = states[:, self.encoder.vit.num_prefix_tokens - self.num_prefix :]
         for number, block in enumerate(self.encoder.vit.blocks):
             whole = self.windows.side == 0 or number in self.windows.everywhere
-            window = grid if whole else (self.windows.side, self.windows.side)
-            tables = self.relative[number] if len(self.relative) else None
+            window = grid if whole else self._window_on(grid)
+            tables = self.relative[number](window, stretched=whole) if len(self.relative) else None
             attended = self._attend(block, block.norm1(states), grid, window, tables)
             states = states + block.drop_path1(block.ls1(attended))
             states = states + block.drop_path2(block.ls2(block.mlp(block.norm2(states))))
@@ -71,7 +76,7 @@ class WindowedVit(nn.Module):
         normed: Tensor,
         grid: tuple[int, int],
         window: tuple[int, int],
-        tables: RelativePositions | None,
+        tables: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """What a block's attention makes of normed states (b, p + h * w, d) on a map of `grid`, window by window."""
         attention = block.attn
@@ -110,14 +115,21 @@ class RelativePositions(nn.Module):
         self.rows = nn.Parameter(torch.zeros(2 * side[0] - 1, dim))
         self.columns = nn.Parameter(torch.zeros(2 * side[1] - 1, dim))
 
-    def forward(self, side: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(h, h, d) and (w, w, d): of each query's row and key's row, and of the columns, on a map of `side`."""
-        return _by_pairs(self.rows, side[0]), _by_pairs(self.columns, side[1])
+    def forward(self, side: tuple[int, int], stretched: bool) -> tuple[Tensor, Tensor]:
+        """(h, h, d) and (w, w, d): of each query's row and key's row, and of the columns, on a map of `side`.
+
+        stretched: whether the tables are interpolated linearly for it, as a whole map's are; else it is a part of
+        what they were made for.
+        """
+        return _by_pairs(self.rows, side[0], stretched), _by_pairs(self.columns, side[1], stretched)
 
 
-def _by_pairs(table: Tensor, side: int) -> Tensor:
-    """(side, side, d) the rows of a table of distances, interpolated linearly for a map of another side."""
-    if len(table) != 2 * side - 1:
+def _by_pairs(table: Tensor, side: int, stretched: bool) -> Tensor:
+    """(side, side, d) the rows of a table of distances."""
+    if not stretched:
+        middle = len(table) // 2  # of no distance
+        table = table[middle - side + 1 : middle + side]
+    elif len(table) != 2 * side - 1:
         stretched = rearrange(table, "n d -> 1 d n").float()
         stretched = F.interpolate(stretched, size=2 * side - 1, mode="linear")
         table = rearrange(stretched, "1 d n -> n d").to(table.dtype)
@@ -125,17 +137,22 @@ def _by_pairs(table: Tensor, side: int) -> Tensor:
 
 
 def extra_products(
-    query: Tensor, window: tuple[int, int], num_prefix: int, tables: RelativePositions | None, filler: Tensor | None
+    query: Tensor,
+    window: tuple[int, int],
+    num_prefix: int,
+    tables: tuple[Tensor, Tensor] | None,
+    filler: Tensor | None,
 ) -> tuple[Tensor, Tensor] | None:
     """What queries (b, h, n, e) and keys (b or 1, 1, n, e) get as further axes, so that their products are the
-    relative positions of the two, and what hides the keys that only fill a window up; None where there is neither.
+    relative positions of the two (`RelativePositions`), and what hides the keys that only fill a window up; None where
+    there is neither.
 
     Added as a bias they would be n x n for each image and head: 4,096 x 4,096 at 1,024 px.
     """
     queries, keys = [], []
     if tables is not None:
         cells = rearrange(query[:, :, num_prefix:], "b h (i j) d -> b h i j d", i=window[0])
-        rows, columns = tables(window)
+        rows, columns = tables
         by_row = torch.einsum("bhijd,ikd->bhijk", cells, rows.to(cells.dtype))
         by_column = torch.einsum("bhijd,jkd->bhijk", cells, columns.to(cells.dtype))
         both = rearrange(torch.cat([by_row, by_column], dim=-1), "b h i j k -> b h (i j) k")

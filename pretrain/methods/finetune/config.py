@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from data_pipelines.transforms.config import Share, section
-from pretrain.methods.spec import MethodSpec, Metric, Tokens
+from pretrain.methods.spec import MethodSpec, Metric, Needs, Tokens
 
 if TYPE_CHECKING:
     from pretrain.config import Config
@@ -41,8 +41,9 @@ class FinetuneConfig:
     """An encoder trained on with labels."""
 
     name: Literal["finetune"] = "finetune"
-    task: Literal["one_label", "several_labels", "numbers"] = "one_label"
-    """What an image's label is: one class, none to several classes, or a number or several of them."""
+    task: Literal["one_label", "several_labels", "numbers", "segmentation"] = "one_label"
+    """What an image's label is: one class, none to several classes, a number or several of them, or (segmentation) a
+    class for each pixel, its .mask.png."""
     label: str | None = None  # a field of each sample's .json; default: its .cls
     val_data: str | None = None  # held-out shards to measure on; default: the val split beside data.train
     val_every_epochs: PositiveFloat = 1.0  # when that is measured, and at the end
@@ -67,7 +68,9 @@ class FinetuneConfig:
 
     @model_validator(mode="after")
     def _check(self) -> FinetuneConfig:
-        if self.label is None and self.task != "one_label":
+        if self.task == "segmentation":
+            self._check_segmentation()
+        elif self.label is None and self.task != "one_label":
             raise ValueError(f"task {self.task} reads a field of each sample's .json: name it, label=FIELD")
         if self.label_smoothing and self.task == "numbers":
             raise ValueError(f"label_smoothing is {self.label_smoothing:g}, and numbers have no classes: set it to 0")
@@ -81,6 +84,14 @@ class FinetuneConfig:
         if not low <= high <= 1:
             raise ValueError(f"erasing_area is {low:g} .. {high:g}; it must rise, to 1 at most")
         return self
+
+    def _check_segmentation(self) -> None:
+        off = {"label": None, "pool": None, "fc_norm": False, "label_smoothing": 0, "mixup": 0, "cutmix": 0}
+        off |= {"rand_augment": None, "erasing": 0}
+        for key, value in off.items():
+            if getattr(self, key) != value:
+                told = "null" if value is None else str(value).lower()
+                raise ValueError(f"task segmentation learns from masks, which {key} does not change: set {key}={told}")
 
     @property
     def mixes(self) -> bool:
@@ -127,6 +138,8 @@ def _check_batch(config: Config, rows: int) -> None:
         )
 
 
+_MAP = "A class for each pixel needs a map of tokens: `selfsight encoders` shows which have one"
+
 SPEC = MethodSpec(
     name="finetune",
     title="Fine-tuning",
@@ -134,6 +147,8 @@ SPEC = MethodSpec(
     build="pretrain.methods.finetune.method:build",
     example={"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "ema": 0.9},
     headline="class",
+    needs=lambda section: Needs(token_map=_MAP) if section.task == "segmentation" else Needs(),
+    masks=lambda section: section.task == "segmentation",
     check=_check,
     check_batch=_check_batch,
     sources="pretrain.methods.finetune.labels:check_labels",
@@ -145,6 +160,10 @@ SPEC = MethodSpec(
         "val_map": Metric("held-out mAP", percent=True),
         "val_r2": Metric("held-out R2", percent=True),
         "val_mae": Metric("held-out mean absolute error"),
+        "val_miou": Metric("held-out mIoU", percent=True),
+        "val_pixel_accuracy": Metric("held-out pixels right", percent=True),
+        "ema_miou": Metric("held-out mIoU, averaged weights", percent=True),
+        "ema_pixel_accuracy": Metric("held-out pixels right, averaged weights", percent=True),
         "ema_loss": Metric("held-out loss, averaged weights"),
         "ema_top1": Metric("held-out top-1, averaged weights", percent=True),
         "ema_top5": Metric("held-out top-5, averaged weights", percent=True),

@@ -21,6 +21,7 @@ from data_pipelines.images.issues import shown
 from data_pipelines.remote.urls import redact
 from pretrain.config import Config
 from pretrain.config.load import ConfigError
+from pretrain.methods.finetune.masks import levels_of
 from pretrain.stream.datasets import open_datasets, sources
 
 _MOST_NAMED = 5
@@ -91,6 +92,8 @@ def read_labels(config: Config) -> Labels:
     not there.
     """
     method = config.method
+    if method.task == "segmentation":
+        return _masks(config)
     names = [redact(source.path) for source in sources(config.data)]
     train = [_raw(dataset, method.label, name) for dataset, name in zip(open_datasets(config.data), names, strict=True)]
     space = _space(method.task, method.label, train, names)
@@ -100,6 +103,24 @@ def read_labels(config: Config) -> Labels:
         dataset, name = held_out
         val = HeldOut(dataset, _table(space, _raw(dataset, method.label, name), name), name)
     return Labels(space, tuple(_table(space, raw, name) for raw, name in zip(train, names, strict=True)), val)
+
+
+def _masks(config: Config) -> Labels:
+    """The classes of the masks beside the images; tables hold nothing, as pixels have their classes in each batch."""
+    names = [redact(source.path) for source in sources(config.data)]
+    datasets = open_datasets(config.data)
+    levels = [levels_of(dataset.checksum, dataset, name) for dataset, name in zip(datasets, names, strict=True)]
+    keys = tuple(sorted({level for each in levels for level in each}))
+    if len(keys) < 2:
+        raise ValueError(f"the masks of {' and '.join(names)} have {len(keys)} classes; there must be two at least")
+    space = LabelSpace("segmentation", tuple(map(str, keys)), keys)
+    held_out = _held_out(config)
+    val = None
+    if held_out is not None:
+        dataset, name = held_out
+        _check_known(Counter(level for level in levels_of(dataset.checksum, dataset, name) if level not in keys), name)
+        val = HeldOut(dataset, Table(np.zeros(0)), name)
+    return Labels(space, tuple(Table(np.zeros(0)) for _ in datasets), val)
 
 
 def _held_out(config: Config) -> tuple[Dataset, str] | None:

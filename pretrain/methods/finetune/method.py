@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from pretrain.methods.base import Beside, Method, Normalisation
 from pretrain.methods.finetune.draws import NOISE, draw_boxes, draw_mixes
 from pretrain.methods.finetune.labels import Labels, read_labels
 from pretrain.methods.finetune.low_rank import LowRanks
+from pretrain.methods.finetune.masks import places_of
 from pretrain.methods.finetune.mixing import mix
 from pretrain.methods.finetune.network import Head, classify, freeze, head_for, reset_norm
 from pretrain.methods.finetune.rand_augment import augment, draw_ops
@@ -61,8 +64,11 @@ class Finetune(Method):
         self._copy_average()
         self.validation = Validation(config, labels, timeline, self._save)
         space = labels.space
+        if space.task == "segmentation":
+            self.register_buffer("level_places", torch.from_numpy(places_of(space.keys)), persistent=False)
+        self.judged: Tensor | None = None  # pixels of a micro-batch, averaged over the global batch
         self.card = HeadCard(
-            task=space.task, classes=space.classes, pool=self.config.pool, fc_norm=self.config.fc_norm,
+            task=space.task, classes=space.classes, pool=self.head.pool, fc_norm=self.config.fc_norm,
             target_mean=space.mean, target_std=space.std, resize=self.config.val_resize,
         )  # fmt: skip
 
@@ -95,6 +101,8 @@ class Finetune(Method):
         assert self.encoder is not None
         outputs = classify(self.encoder, self.head, images).float()
         task = self.config.task
+        if task == "segmentation":
+            return self._of_pixels(outputs, self._classes(batch["masks"]))
         if task == "numbers":
             return {"loss": F.mse_loss(outputs, targets)}
         if task == "several_labels":
@@ -108,6 +116,8 @@ class Finetune(Method):
         and mixed."""
         crops, rows = batch["global_crops"][:, 0], on_host(batch["rows"])
         config, size = self.config, tuple(crops.shape[-2:])
+        if config.task == "segmentation":
+            return self.normalise(crops), crops.new_zeros(0)
         targets = self._targets(batch, crops.device)
         if config.rand_augment is not None:
             fill = (self.mean * 255).round()
@@ -118,6 +128,27 @@ class Finetune(Method):
         if config.mixes:
             images, targets = mix(images, targets, draw_mixes(config, self.seed, step, rows, size), self.repeats)
         return images, targets
+
+    def before_step(self, step: int, micro_batches: list[Batch], look: Callable[[Batch], object]) -> None:
+        """How many pixels of the global batch are judged, so that each of them weighs the same in the loss."""
+        if self.config.task == "segmentation":
+            judged = torch.stack([(self._classes(batch["masks"]) >= 0).sum().float() for batch in micro_batches]).sum()
+            if dist.is_initialized() and dist.get_world_size() > 1:
+                dist.all_reduce(judged)
+                judged = judged / dist.get_world_size()
+            self.judged = judged / len(micro_batches)
+
+    def _classes(self, masks: Tensor) -> Tensor:
+        """(b, h, w) int64 places among the classes of levels (b, h, w), -1 for what is not judged."""
+        return self.level_places.index_select(0, (masks + 1).flatten()).view(masks.shape)
+
+    def _of_pixels(self, outputs: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        """The loss of logits (b, k, h, w), and the share of the micro-batch's pixels that are right."""
+        own = (classes >= 0).sum()
+        judged = own.float() if self.judged is None else self.judged
+        total = F.cross_entropy(outputs, classes, ignore_index=-1, reduction="sum")
+        right = ((outputs.argmax(dim=1) == classes).sum() / own.clamp_min(1)).float()
+        return {"loss": total / judged.clamp_min(1.0), "train_top1": right.detach()}
 
     def _targets(self, batch: Batch, device: torch.device) -> Tensor:
         """(b, k) fp32: of classes what `label_smoothing` makes of 0 and 1, of numbers themselves, standardised."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from pretrain.encoders import Encoder
@@ -13,7 +15,7 @@ class Head(nn.Module):
     """A linear layer on what stands for an image: logits, or standardised numbers, (b, k).
 
     Args:
-        pool: See `FinetuneConfig`; None: the encoder's own pooled feature.
+        pool: See `FinetuneConfig`; None: the encoder's own pooled feature; map: each token by itself.
         fc_norm: Whether the encoder's last norm is applied after the mean, in place of before it.
     """
 
@@ -30,8 +32,12 @@ class Head(nn.Module):
 
 
 def classify(encoder: Encoder, head: Head, images: Tensor) -> Tensor:
-    """(b, k) of normalised images (b, c, h, w)."""
+    """(b, k) of normalised images (b, c, h, w); of a head that reads the map of tokens (b, k, h, w)."""
     features = encoder(images)
+    if head.pool == "map":
+        assert features.grid is not None
+        logits = rearrange(head(features.tokens), "b (h w) k -> b k h w", h=features.grid[0])
+        return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
     if head.fc_norm:
         assert features.states is not None
         num_prefix = 0 if features.prefix_tokens is None else features.prefix_tokens.shape[1]
@@ -49,7 +55,8 @@ def classify(encoder: Encoder, head: Head, images: Tensor) -> Tensor:
 
 def head_for(config: FinetuneConfig, dim: int, outputs: int) -> Head:
     """A fresh head of so many outputs."""
-    return Head(dim, outputs, config.pool, config.fc_norm, config.head_init_std)
+    pool = "map" if config.task == "segmentation" else config.pool
+    return Head(dim, outputs, pool, config.fc_norm, config.head_init_std)
 
 
 def freeze(encoder: Encoder, train_blocks: int | None) -> None:

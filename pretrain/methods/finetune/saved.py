@@ -22,7 +22,7 @@ HEAD_FILE, HEAD_CARD = "head.safetensors", "head.json"
 class HeadCard:
     """What a head gives, and what it reads.
 
-    classes: the names of its outputs. pool, fc_norm: see `FinetuneConfig`. target_mean, target_std: of numbers, whose
+    classes: the names of its outputs. pool, fc_norm: see `network.Head`. target_mean, target_std: of numbers, whose
     outputs are standardised. resize: short side in px before the centre crop; None: the crop's * 256 / 224.
     """
 
@@ -45,7 +45,7 @@ def save_classifier(
 
 
 class Classifier(nn.Module):
-    """Normalised images (b, c, h, w) to logits (b, k), or numbers as they were labelled."""
+    """Normalised images (b, c, h, w) to logits (b, k), of pixels (b, k, h, w), or numbers as they were labelled."""
 
     def __init__(self, encoder: Encoder, head: Head, card: EncoderCard, head_card: HeadCard) -> None:
         super().__init__()

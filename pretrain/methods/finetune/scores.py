@@ -37,6 +37,19 @@ def r_squared(predicted: np.ndarray, truth: np.ndarray) -> float:
     return float((1 - left / np.maximum(total, 1e-12)).mean())
 
 
+def overlaps(counts: np.ndarray) -> np.ndarray:
+    """(c,) intersection over union of each class, from images' counts (n, 3 c): right, taken for it, of it. NaN for a
+    class that no image has."""
+    right, taken, of_class = np.split(counts.sum(axis=0), 3)
+    return np.where(of_class > 0, right / np.maximum(taken + of_class - right, 1), np.nan)
+
+
+def mean_overlap(counts: np.ndarray, _: np.ndarray) -> float:
+    """Over the classes that there are."""
+    each = overlaps(counts)
+    return float(np.nanmean(each)) if np.isfinite(each).any() else 0.0
+
+
 def bootstrap_error(score: Callable[[np.ndarray, np.ndarray], float], found: np.ndarray, truth: np.ndarray) -> float:
     """The deviation of a score over `DRAWS` draws of the images with replacement; NaN where it would take long."""
     if found.size > _MOST:

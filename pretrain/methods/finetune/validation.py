@@ -20,19 +20,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipelines.eval_loader import center_crops
+from data_pipelines.eval_maps import CenterMaps
 from data_pipelines.files import read_json, staged, write_json
 from pretrain.config import Config
 from pretrain.encoders import Encoder
 from pretrain.engines.collectives import all_gather_objects
 from pretrain.engines.schedules import Timeline
 from pretrain.methods.finetune.labels import HeldOut, Labels
+from pretrain.methods.finetune.masks import places_of
 from pretrain.methods.finetune.network import Head, classify
-from pretrain.methods.finetune.scores import binomial_error, bootstrap_error, mean_average_precision, r_squared
+from pretrain.methods.finetune.scores import (
+    binomial_error,
+    bootstrap_error,
+    mean_average_precision,
+    mean_overlap,
+    overlaps,
+    r_squared,
+)
 
 CHUNK = 64  # images of a forward pass
 MOST_CONFUSED = 200  # classes of which the confusion matrix is written down
 #: The score that stands for each task; the higher, the better.
-HEADLINE = {"one_label": "top1", "several_labels": "map", "numbers": "r2"}
+HEADLINE = {"one_label": "top1", "several_labels": "map", "numbers": "r2", "segmentation": "miou"}
 
 
 class Measured(NamedTuple):
@@ -88,7 +97,7 @@ class Validation:
         score = HEADLINE[self.space.task]
         if f"val_{score}" not in metrics:
             return None
-        words = {"top1": "top-1", "map": "mAP", "r2": "R2"}[score]
+        words = {"top1": "top-1", "map": "mAP", "r2": "R2", "miou": "mIoU"}[score]
         averaged = f", averaged {metrics[f'ema_{score}']:.1%}" if f"ema_{score}" in metrics else ""
         return f"held out: {words} {metrics[f'val_{score}']:.1%}{averaged}, in {metrics['val_seconds']:.1f} s"
 
@@ -117,6 +126,8 @@ class Validation:
         self, encoder: Encoder, head: Head, normalise: Callable[[Tensor], Tensor], device: torch.device
     ) -> Measured:
         assert self.val is not None
+        if self.space.task == "segmentation":
+            return self._of_pixels(encoder, head, normalise, device)
         outputs, samples = [], []
         for images, numbers in self._crops():
             outputs.append(classify(encoder, head, normalise(images.to(device))).float())
@@ -183,6 +194,31 @@ class Validation:
         }
         return Measured(scores, more)
 
+    def _of_pixels(
+        self, encoder: Encoder, head: Head, normalise: Callable[[Tensor], Tensor], device: torch.device
+    ) -> Measured:
+        """Of centre crops and their masks: each image's pixels of every class that are right, taken for it, and its."""
+        assert self.val is not None
+        dataset, count = self.val.dataset, len(self.space.classes)
+        size, resize = self.config.views.global_size[0], self.config.method.val_resize
+        masks = CenterMaps(
+            dataset, np.arange(dataset.num_samples), size, resize=resize, threads=self.config.data.threads
+        )
+        places = torch.from_numpy(places_of(self.space.keys))
+        counts, samples = [np.zeros((0, 3 * count))], [np.zeros(0, dtype=np.int64)]
+        for images, numbers in self._crops():
+            guessed = classify(encoder, head, normalise(images.to(device))).float().argmax(dim=1).cpu()
+            truth = places[masks[numbers] + 1]
+            counts.append(_counts_of_pixels(guessed, truth, count))
+            samples.append(numbers.numpy())
+        found = _of_all_ranks(np.concatenate(counts), np.concatenate(samples), dataset.num_samples, device)
+        kept = found[found[:, -1] > 0, :-1].astype(np.float64)
+        right, _, of_class = kept.reshape(len(kept), 3, count).sum(axis=0)
+        scores = {"miou": mean_overlap(kept, kept), "pixel_accuracy": float(right.sum() / max(of_class.sum(), 1))}
+        more = {"images": len(kept), "miou_standard_error": _or_none(bootstrap_error(mean_overlap, kept, kept))}
+        shown = zip(self.space.classes, overlaps(kept), strict=True)
+        return Measured(scores, more | {"iou": {name: float(value) for name, value in shown if value == value}})
+
     def _crops(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's images in chunks, with their numbers: chunk c is rank c mod R's."""
         assert self.val is not None
@@ -229,7 +265,7 @@ class Validation:
         assert self.val is not None
         if self.space.task == "one_label":
             return float((self.val.table.values == int(np.argmax(self.train_counts or [0]))).mean())
-        if self.space.task == "numbers":
+        if self.space.task in ("numbers", "segmentation"):
             return 0.0
         truth = self.val.table.rows(np.arange(self.val.dataset.num_samples), len(self.space.classes))
         shares = truth.mean(axis=0)
@@ -237,17 +273,30 @@ class Validation:
 
 
 def _counts(labels: Labels) -> list[int]:
-    """Training images of each class; empty for numbers."""
+    """Training images of each class; empty for numbers and masks."""
     if labels.space.task == "numbers":
+        return []
+    if labels.space.task == "segmentation":
         return []
     values = np.concatenate([table.values for table in labels.train])
     return np.bincount(values, minlength=len(labels.space.classes)).tolist()
 
 
+def _counts_of_pixels(guessed: Tensor, truth: Tensor, count: int) -> np.ndarray:
+    """(b, 3 c) of classes (b, h, w): each image's pixels that are right, that are taken for a class, that are of it."""
+    judged = truth >= 0
+    found = []
+    for own, known, where in zip(guessed, truth, judged, strict=True):
+        own, known = own[where], known[where]
+        parts = (known[own == known], own, known)
+        found.append(torch.cat([torch.bincount(part, minlength=count) for part in parts]))
+    return torch.stack(found).numpy().astype(np.float64)
+
+
 def _of_all_ranks(outputs: np.ndarray, numbers: np.ndarray, num_samples: int, device: torch.device) -> np.ndarray:
     """(n, k + 1) by sample: the outputs, and 1 where it could be read."""
     whole = torch.zeros(num_samples, outputs.shape[1] + 1, device=device)
-    whole[torch.from_numpy(numbers).to(device), :-1] = torch.from_numpy(outputs).to(device)
+    whole[torch.from_numpy(numbers).to(device), :-1] = torch.from_numpy(outputs).float().to(device)
     whole[torch.from_numpy(numbers).to(device), -1] = 1
     if _world_size() > 1:
         dist.all_reduce(whole)
