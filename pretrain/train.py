@@ -146,7 +146,8 @@ class Trainer:
             if self._is_due():
                 self.agreement.hear()
             finished = self.agreement.stopping or self.step == self.timeline.total_steps
-            self.say(self.profile.end(self.step, last=finished))
+            with self.window.paused():
+                self.say(self.profile.end(self.step, last=finished))
             with self.window.paused(), watchdog.allowing("diagnostics"):
                 looked = self.diagnostics.look(self.step, micro_batches)
             with watchdog.allowing("report"):

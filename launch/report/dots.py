@@ -18,9 +18,9 @@ def dots(columns: Sequence[str], rows: Sequence[Row]) -> Html:
     """Every column as a panel with an axis of its own; of shares from 0 on, of other numbers as they lie."""
     panels = range(len(columns))
     return joined(
-        _drawing([columns[place] for place in panels[first : first + _ABREAST]], [
+        element("div", _drawing([columns[place] for place in panels[first : first + _ABREAST]], [
             (name, values[first : first + _ABREAST]) for name, values in rows
-        ])
+        ]))
         for first in range(0, len(columns), _ABREAST)
     )  # fmt: skip
 

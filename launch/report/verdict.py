@@ -14,6 +14,7 @@ Kind = Literal["good", "bad", "unsure", "unknown"]
 #: Errors of the difference from which on a gain or a loss is told, and from which on a loss is hinted at. The worst of
 #: four comparisons decides: without a difference each is beyond two errors in 1 of 44, so at most 1 page in 11 is red.
 GAIN, LOSS, HINT = 2.0, 2.0, 1.0
+MOST_MEASURES = 2  # the first, which run unasked: the more there are, the more often one is worse by chance
 #: What is said of a comparison, the worst first, and its colour.
 _KINDS: dict[str, Kind] = {
     "worse than {}": "bad",
@@ -89,7 +90,7 @@ def verdict_of(run: Run) -> Verdict:
     step, told = probe
     rows = dict(told.rows)
     found = []
-    for place in told.judged:
+    for place in told.judged[:MOST_MEASURES]:
         for baseline, row in (("untrained", "untrained"), ("raw pixels", "raw pixels")):
             ours, theirs = rows["pretrained"][place], rows.get(row, [None] * len(told.columns))[place]
             if ours is not None and theirs is not None:

@@ -163,9 +163,8 @@ class EngineConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed's; from 1 on, ranks share optimizer states, gradients, parameters
-    precision: Annotated[Literal["fp32", "bf16"], BeforeValidator(_refuse_fp16)] = (
-        "fp32"  # of the arithmetic; parameters, teacher and average stay fp32
-    )
+    precision: Annotated[Literal["fp32", "bf16"], BeforeValidator(_refuse_fp16)] = "fp32"
+    """Of the arithmetic; parameters, teacher and average stay fp32."""
     activation_checkpointing: bool = False  # computes the blocks twice, to save memory
     compile: bool = False  # the blocks, those of teachers and decoders too
     threads: PositiveInt | None = None  # torch's, per process; default: the cores this process may use

@@ -381,3 +381,26 @@ def test_a_store_is_probed_by_itself_or_in_the_place_of_its_encoder(run, data, m
     shutil.rmtree(run)
     with pytest.raises(ValueError, match="which can't be opened"):
         quick(tmp_path / "store", data)
+
+
+def test_images_are_changed_before_every_row_encodes_them(run, data, monkeypatch):
+    from eval.probes import robustness
+
+    variants = robustness._variants
+
+    def two(settings, seed):
+        found = list(variants(settings, seed))
+        return [(kind, changes[:1]) for kind, changes in (found[0], found[-1])]
+
+    monkeypatch.setattr(robustness, "_variants", two)
+
+    results = quick(run, data, only=("robustness",))
+    (written,) = (run / "eval").glob("probe-20-*.json")
+    assert written.with_suffix(".npz").is_file()
+    for row in (results["rows"]["pretrained"], results["rows"]["untrained"][0], results["rows"]["pixels"]):
+        found = row["robustness"]
+        assert set(found["corruption"]) == {"gaussian_noise"}
+        assert 0 <= found["corruption"]["gaussian_noise"]["ridge"]["value"] <= 1
+        assert found["images"] == 24
+    assert results["rows"]["pixels"]["robustness"]["clean"]["ridge"]["value"] > 0.5
+    assert "corrupted" in markdown_table(results)

@@ -52,7 +52,9 @@ def test_every_preset_loads_and_reloads_equal(tmp_path: Path) -> None:
 def test_every_preset_says_how_to_run_it() -> None:
     for preset in list_presets():
         head = preset.path.read_text().split("description:")[0]
-        for word in (f"selfsight pretrain {preset.name}", "Hardware:", "Time:", "Result:"):
+        verb = "finetune" if load_config(preset.path, ["data.train=x"]).method.name == "finetune" else "pretrain"
+        own = preset.name if verb == "pretrain" else ""
+        for word in (f"# selfsight {verb} {own}", "Hardware:", "Time:", "Result:"):
             assert word in head, f"{preset.path.name} lacks {word!r} in its head comment"
 
 
@@ -119,7 +121,7 @@ def test_overrides_reach_into_sections_and_lists() -> None:
         ("engine.compile", "banana", "this takes true or false (given: 'banana')"),
         ("engine.precision", "fp8", "engine.precision: Input should be 'fp32' or 'bf16' (given: 'fp8')"),
         ("engine.precision", "fp16", "engine.precision: fp16 is refused: DeepSpeed leaves autocast's loss scale"),
-        ("method.name", "maee", "'dino', 'dvae', 'mae', 'mim', 'vqkd'"),
+        ("method.name", "maee", "'dino', 'dvae', 'finetune', 'mae', 'mim', 'vqkd'"),
         ("encoder.patch", 5, "multiple of it, such as 30 or 35"),
         ("encoder.positions", "sinus", "'learned' or 'sincos'"),
         ("train.grad_accum_steps", 3, "does not divide into 3"),

@@ -31,7 +31,7 @@ class RandAugmentConfig:
 class LoraConfig:
     """Low-rank changes of the attention's linear layers (Hu et al. 2022), the encoder itself frozen."""
 
-    rank: PositiveInt = 8
+    rank: PositiveInt = 8  # of each change, a product of two matrices so narrow
     alpha: PositiveFloat = 16.0  # what is added is multiplied by alpha / rank
     layers: tuple[str, ...] = ("qkv", "q", "kv", "proj")  # the names of the linear layers, of those that there are
 
@@ -48,9 +48,8 @@ class FinetuneConfig:
     val_data: str | None = None  # held-out shards to measure on; default: the val split beside data.train
     val_every_epochs: PositiveFloat = 1.0  # when that is measured, and at the end
     val_resize: PositiveInt | None = None  # short side in px before the centre crop; default: its size * 256 / 224
-    pool: Literal["class", "mean"] | None = (
-        None  # what the head reads; default: what stands for the image, encoder.pool
-    )
+    pool: Literal["class", "mean"] | None = None
+    """What the head reads; default: what stands for the image, encoder.pool."""
     fc_norm: bool = False  # the norm comes after the mean, and anew, instead of before it (MAE, BEiT)
     head_init_std: NonNegativeFloat = 0.02  # of the head's weights
     train_blocks: NonNegativeInt | None = None  # only so many of the last blocks are trained; 0: the head alone
