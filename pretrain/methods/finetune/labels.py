@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,7 +108,7 @@ def _masks(config: Config) -> Labels:
     """The classes of the masks beside the images; tables hold nothing, as pixels have their classes in each batch."""
     names = [redact(source.path) for source in sources(config.data)]
     datasets = open_datasets(config.data)
-    levels = [levels_of(dataset.checksum, dataset, name) for dataset, name in zip(datasets, names, strict=True)]
+    levels = [levels_of(dataset, name) for dataset, name in zip(datasets, names, strict=True)]
     keys = tuple(sorted({level for each in levels for level in each}))
     if len(keys) < 2:
         raise ValueError(f"the masks of {' and '.join(names)} have {len(keys)} classes; there must be two at least")
@@ -118,7 +117,7 @@ def _masks(config: Config) -> Labels:
     val = None
     if held_out is not None:
         dataset, name = held_out
-        _check_known(Counter(level for level in levels_of(dataset.checksum, dataset, name) if level not in keys), name)
+        _check_known(Counter(level for level in levels_of(dataset, name) if level not in keys), name)
         val = HeldOut(dataset, Table(np.zeros(0)), name)
     return Labels(space, tuple(Table(np.zeros(0)) for _ in datasets), val)
 
@@ -136,7 +135,7 @@ def _held_out(config: Config) -> tuple[Dataset, str] | None:
         dataset, split = open_held_out(spec)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"method.val_data: {error}") from error
-    return dataset, f"{split} of {redact(spec)}"
+    return dataset, f"{split} of {PurePath(redact(spec)).name}"
 
 
 class _Raw(NamedTuple):
@@ -152,17 +151,23 @@ def _raw(dataset: Dataset, field: str | None, name: str) -> _Raw:
         if len(missing):
             raise ValueError(_unlabelled(dataset, name, missing, "no .cls"))
         return _Raw(dataset.labels, dataset.classes)
-    values = _field_of(dataset.checksum, field, dataset)
+    values = _field_of(dataset, field)
     missing = np.flatnonzero([value is None for value in values])
     if len(missing):
         raise ValueError(_unlabelled(dataset, name, missing, f"no {field!r} in their .json"))
     return _Raw(values, None)
 
 
-@lru_cache(maxsize=4)
-def _field_of(checksum: str, field: str, dataset: Dataset) -> list[Any]:
-    """A field of every sample's .json; None where it has none. Read once a process, by the data's checksum."""
-    return [dataset.read_metadata(sample).get(field) for sample in range(dataset.num_samples)]
+#: By the data's places and checksum, and the field: checks before a run and the run itself read each file once.
+_fields: dict[tuple[str, ...], list[Any]] = {}
+
+
+def _field_of(dataset: Dataset, field: str) -> list[Any]:
+    """A field of every sample's .json; None where it has none."""
+    key = (*map(str, dataset.shards), dataset.checksum, field)
+    if key not in _fields:
+        _fields[key] = [dataset.read_metadata(sample).get(field) for sample in range(dataset.num_samples)]
+    return _fields[key]
 
 
 def _unlabelled(dataset: Dataset, name: str, missing: np.ndarray, what: str) -> str:

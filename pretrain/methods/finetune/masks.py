@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 
 import numpy as np
 
@@ -12,13 +11,18 @@ from data_pipelines.datasets import maps
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.images.issues import shown
 
+#: By the data's places and checksum: checks before a run and the run itself read each mask once.
+_levels: dict[tuple[str, ...], tuple[int, ...]] = {}
 
-@lru_cache(maxsize=4)
-def levels_of(checksum: str, dataset: Dataset, name: str) -> tuple[int, ...]:
+
+def levels_of(dataset: Dataset, name: str) -> tuple[int, ...]:
     """The levels of all masks of a data set, ascending, but for the highest, which is not to be judged.
 
-    Read once a process, by the data's checksum. Raises ValueError for a sample without a mask, or a damaged one.
+    Raises ValueError for a sample without a mask, or a damaged one.
     """
+    of = (*map(str, dataset.shards), dataset.checksum)
+    if of in _levels:
+        return _levels[of]
     missing = np.flatnonzero(~maps.which_have(dataset, "mask"))
     if len(missing):
         key, shard = dataset.key(int(missing[0]))
@@ -37,7 +41,8 @@ def levels_of(checksum: str, dataset: Dataset, name: str) -> tuple[int, ...]:
         found = set[int]()
         for each in pool.map(levels, range(dataset.num_samples)):
             found.update(each.tolist())
-    return tuple(sorted(found))
+    _levels[of] = tuple(sorted(found))
+    return _levels[of]
 
 
 def places_of(keys: tuple[int, ...]) -> np.ndarray:

@@ -249,7 +249,7 @@ class Validation:
                 "started_from": self.config.init_from,
                 "label": self.config.method.label,
                 "image_size": list(self.config.views.global_size),
-                "held_out": {"name": Path(self.val.name).name, "checksum": self.val.dataset.checksum},
+                "held_out": {"name": self.val.name, "checksum": self.val.dataset.checksum},
                 "classes": list(self.space.classes),
                 "rare_classes": few,  # of fewer than ten images to learn from
                 "chance": self._chance(),
