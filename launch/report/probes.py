@@ -10,7 +10,7 @@ from eval.earlier import as_today
 from eval.milestones import by_checkpoint, conditions_of, overviews, preferred
 from eval.report import Measured, Results, read_results, step_of
 from launch.report.confused import confused
-from launch.report.dots import Row, dots
+from launch.report.dots import dots
 from launch.report.markup import Html, element, joined, table
 from launch.report.read import NO_RESULTS, Run
 
