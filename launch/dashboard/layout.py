@@ -129,7 +129,8 @@ def as_text(layout: Layout) -> str:
 
 
 def _probes(by_method: bool) -> tuple[Panel, ...]:
-    names = registry.built_in()
+    unasked = ("knn", "linear")  # those of classes, which every probe of a run has
+    names = (*unasked, *(name for name in registry.built_in() if name not in unasked))
     with_errors = tuple(
         Panel(
             f"{name}, with one standard error",
@@ -140,7 +141,7 @@ def _probes(by_method: bool) -> tuple[Panel, ...]:
     )
     return (
         *with_errors,
-        *(Panel(f"last {name}", "bars", (f"probe/{name}",), by_method=by_method) for name in names),
+        *(Panel(f"last {name}", "bars", (f"probe/{name}",), by_method=by_method) for name in unasked),
     )
 
 

@@ -100,7 +100,7 @@ def probe(
         FileNotFoundError, ValueError: Before any work, where target, data or options do not allow a probe.
     """
     from eval import registry
-    from eval.probe import device_named, run_probe
+    from eval.probe import device_named, protocol_of, run_probe
     from pretrain.encoder_folder import check_target
 
     also, only = ((names,) if isinstance(names, str) else tuple(names) for names in (also, only))
@@ -115,6 +115,8 @@ def probe(
             raise ValueError(f"{name} is {value}; take 1 or more")
     check_target(str(target))  # packing may take hours: what is wrong with the rest is told before it
     registry.check_names((*also, *only))
+    if label is None:  # else the data say which probes run
+        protocol_of(also, seeds, epochs, full, only, label_kind or "class")
     device = device_named(device)
     with ExitStack() as silence:
         if not progress:  # else a line a step where no bar is shown, and what was packed
