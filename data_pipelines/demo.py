@@ -5,7 +5,8 @@ image is a sheet of one numeral in many hands, at random places, sizes, slants a
 faded photograph: the class is plain to a person and hidden from a comparison of pixels. Like a tissue, a crop or a
 fabric it is in every part of the image, so that a method which compares parts can find it within minutes.
 
-Beside each image lie a mask (`.mask.png`: 0 the paper, 1 .. 10 the numerals 0 .. 9) and a `.json`: `boxes` (left, top,
+Beside each image lie a mask (`.mask.png`: 0 the paper, 1 .. 10 the numerals 0 .. 9 with a margin of 2 px, so that a
+patch of 8 px can be mostly numeral) and a `.json`: `boxes` (left, top,
 right, bottom in px, class as in the mask), `count` (how many digits), `grade` (the same from 0) and `labels` (the
 numerals). Images of several numerals, with depths too, are made by `scenes`.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 from sklearn.datasets import load_digits, load_sample_images
 
 from data_pipelines.files import read_json, write_json
@@ -35,6 +36,7 @@ MAX_SLANT = 15  # degrees to either side
 PAPER = 210  # mean grey level that a photograph is faded to
 CONTRAST = (0.1, 0.4)  # share of the photograph's own that is left; with all of it, images differ in little else
 DARKEST, LIGHTEST = 0, 90  # levels of each colour of the ink
+MARGIN = 1 / 32  # of the image's side, around a digit in its mask
 VAL_SHARE = 0.2  # of the digits, and of the photographs' width at the right edge
 _MANIFEST = "manifest.json"
 
@@ -138,11 +140,14 @@ def _draw_sheet(given: Ingredients, rng: np.random.Generator) -> Made:
 def outlined(covers: Sequence[np.ndarray], numerals: Sequence[int]) -> tuple[np.ndarray, list[list[int]]]:
     """Mask (h, w) uint8 and boxes (left, top, right, bottom, class) of digits that cover each other in this order.
 
-    A digit is where it covers more than half of what is behind it; of one that is hidden altogether there is no box.
+    A digit is where it covers more than half of what is behind it; the mask has a margin around it, the box has none.
+    Of a digit that is hidden altogether there is no box.
     """
     order = np.zeros(covers[0].shape[:2], dtype=np.int64)  # of the digit on top, from 1
+    reach = 1 + 2 * round(MARGIN * order.shape[0])
     for place, cover in enumerate(covers, 1):
-        order[cover[..., 0] > 0.5] = place
+        ink = Image.fromarray((cover[..., 0] > 0.5).astype(np.uint8))
+        order[np.asarray(ink.filter(ImageFilter.MaxFilter(reach))) > 0] = place
     classes = np.array([0, *(numeral + 1 for numeral in numerals)], dtype=np.uint8)
     boxes = []
     for place, cover in enumerate(covers, 1):

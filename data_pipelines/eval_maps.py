@@ -26,15 +26,14 @@ class CenterMaps:
 
     Args:
         dataset: Where to read.
-        samples: (n,) their numbers, in order; each must have a map.
+        samples: (n,) their numbers, in order.
         size: Side of the crops in px.
         kind: "mask": (b, size, size) int64 with `IGNORED` for the highest level (255, or 65535 of 16 bits); "depth":
             float32 with NaN where it is unknown.
         resize: As of `center_crops`.
         threads: Default: one a core.
 
-    Raises:
-        ValueError: A sample has no map, as the index says; the first of them is named, and how many there are.
+    `rows` (m,) int64 are the places, ascending, of those samples that have one; no others can be asked for.
     """
 
     def __init__(
@@ -50,13 +49,7 @@ class CenterMaps:
         self.dataset, self.size, self.kind, self.resize = dataset, size, kind, resize
         self.samples = np.asarray(samples, dtype=np.int64)
         self._threads = threads or cores_per_process()
-        missing = self.samples[~maps.which_have(dataset, kind)[self.samples]]
-        if len(missing):
-            key, shard = dataset.key(int(missing[0]))
-            raise ValueError(
-                f"{len(missing):,} of {len(self.samples):,} images have no {kind}, such as {key} of {shard}; pack them "
-                f"with theirs (`selfsight pack IMAGES SHARDS --{kind}s FOLDER`), or leave such images out"
-            )
+        self.rows = torch.from_numpy(np.flatnonzero(maps.which_have(dataset, kind)[self.samples]))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -64,7 +57,7 @@ class CenterMaps:
     def __getitem__(self, rows: Tensor | Sequence[int] | slice) -> Tensor:
         """(b, size, size) of the samples in these places of `samples`.
 
-        Raises BadMapError for one that is damaged or of another size than its image, with its name.
+        Raises BadMapError for one that is not there, damaged, or of another size than its image, with its name.
         """
         chosen = self.samples[rows if isinstance(rows, slice) else np.asarray(rows)].tolist()
         if len(chosen) <= 1 or self._threads == 1:
@@ -79,7 +72,11 @@ class CenterMaps:
         size = upright_size(self.dataset.read(sample).image)
         values = maps.read(self.dataset, sample, self.kind, size)
         if values is None:
-            raise BadMapError(f"sample {self.dataset.key(sample)[0]} has no {self.kind}")
+            key, shard = self.dataset.key(sample)
+            raise BadMapError(
+                f"sample {key} of {shard} has no {self.kind}; pack images with theirs (`selfsight pack IMAGES SHARDS "
+                f"--{self.kind}s FOLDER`), or leave such images out"
+            )
         crop = cropped_map(values, self.size, self.resize)
         if self.kind != "mask":
             return crop

@@ -35,7 +35,12 @@ class Tokens(Protocol):
 
 
 class Masks(Protocol):
-    """What is to be predicted at each pixel of n images, cropped as they are; read when it is asked for."""
+    """What is to be predicted at each pixel of n images, cropped as they are; read when it is asked for.
+
+    rows: (m,) int64, ascending: the images of which there is something; no others can be asked for.
+    """
+
+    rows: Tensor
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """(b, h, w) of the images `rows` (b,): int64 classes with `IGNORED` where nothing is known, or float32 numbers

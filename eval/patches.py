@@ -80,15 +80,16 @@ def overlaps(predicted: Tensor, masks: Tensor, num_classes: int) -> Tensor:
     """(b, classes, 2) int64: of each image and class the pixels that are it and said to be it, and those that are
     either. Both (b, h, w), predicted 0 .. num_classes - 1; what masks ignore counts for nothing."""
     judged = masks != IGNORED
-    images = torch.arange(len(masks)).view(-1, 1, 1).expand_as(masks)[judged]
-    predicted, masks = predicted.cpu()[judged], masks[judged]
+    nobody = torch.tensor(num_classes)
+    first = torch.arange(len(masks)).view(-1, 1, 1) * (num_classes + 1)
 
-    def counted(classes: Tensor, of: Tensor) -> Tensor:
-        return torch.bincount(of * num_classes + classes, minlength=len(judged) * num_classes).view(-1, num_classes)
+    def counted(classes: Tensor, which: Tensor) -> Tensor:
+        places = first + torch.where(which, classes, nobody)
+        counts = torch.bincount(places.flatten(), minlength=len(masks) * (num_classes + 1))
+        return counts.view(len(masks), num_classes + 1)[:, :-1]
 
-    right = predicted == masks
-    both = counted(masks[right], images[right])
-    either = counted(masks, images) + counted(predicted, images) - both
+    both = counted(masks, judged & (predicted == masks))
+    either = counted(masks, judged) + counted(predicted, judged) - both
     return torch.stack([both, either], dim=2)
 
 
@@ -112,11 +113,11 @@ class Drawn:
         return Drawn(self.features[:most], self.targets[:most], self.images[:most])
 
 
-def draw_images(num: int, most: int, generator: torch.Generator) -> Tensor:
-    """(m,) int64, ascending: `most` of `num` images, or all."""
-    if num <= most:
-        return torch.arange(num)
-    return torch.randperm(num, generator=generator)[:most].sort().values
+def draw_images(rows: Tensor, most: int | None, generator: torch.Generator) -> Tensor:
+    """(m,) int64, ascending: `most` of the images `rows` (n,), or all."""
+    if most is None or len(rows) <= most:
+        return rows
+    return rows[torch.randperm(len(rows), generator=generator)[:most].sort().values]
 
 
 def draw_places(num_images: int, num_patches: int, most: int, generator: torch.Generator) -> Tensor:
@@ -126,9 +127,15 @@ def draw_places(num_images: int, num_patches: int, most: int, generator: torch.G
 
 
 def batches(tokens: Tokens, masks: Masks, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(rows, tokens (b, t, d), masks (b, h, w)) of images, some at a time."""
+    """(rows, tokens (b, t, d), masks (b, h, w)) of images, some at a time; ValueError for tokens not finite."""
     for part in rows.split(_BATCH):
-        yield part, tokens[part], masks[part]
+        values = tokens[part]
+        if not values.isfinite().all():
+            raise ValueError(
+                "tokens of patches are not finite: the encoder's weights are damaged, or its training diverged; probe "
+                "an earlier checkpoint"
+            )
+        yield part, values, masks[part]
 
 
 def padded(parts: Sequence[Tensor], classes: int, dim: int) -> Tensor:

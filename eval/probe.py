@@ -151,8 +151,10 @@ def run_probe(
         "untrained": [
             cached({**untrained_key, "seed": seed}, partial(probe.untrained, seed)) for seed in untrained_seeds
         ],
-        "pixels": cached(pixel_key, partial(probe.pixels, pixel_size)),
     }
+    if probe.grid is not None:  # the patches of pixels are as large as the encoder's
+        pixel_key |= {"grid": probe.grid, "size": subject.image_size}
+    rows["pixels"] = cached(pixel_key, partial(probe.pixels, pixel_size))
     num_train, num_val = (len(samples) for samples in splits.wanted())
     columns, notes = described(rows["pretrained"], protocol)
     notes = [*splits.notes, *notes]

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from eval.base import Again, Change, FeatureSet, Store
+from eval.dense import maps_for, pixel_tokens
 from eval.features import Keys, centred, pixels
 from eval.outcomes import Outcome
 from eval.protocol import Protocol, score
@@ -43,6 +44,7 @@ class Rows:
         self.outcomes: dict[str, Outcome] = {}  # of the pretrained row
         self.ids = torch.empty(0)
         self.groups: torch.Tensor | None = None
+        self.grid: tuple[int, int] | None = None  # of the pretrained row's patches, where a probe reads them
         for line in splits.notes:
             self.say(line)
         for line in splits.warnings():
@@ -54,6 +56,7 @@ class Rows:
         train, val = (self._features(encoder, of_val) for of_val in (False, True))
         if row == "pretrained":
             self._warn_of_twins(train, val)
+            self.grid = None if train.tokens is None else train.tokens.grid
         encoder.cpu()  # a large one and the probe's batches need not share the device
 
         def again(change: Change, of_train: bool, samples: torch.Tensor | None = None) -> FeatureSet:
@@ -82,6 +85,12 @@ class Rows:
             )
 
         train, val = read(False), read(True)
+        if self.grid is not None and (self.protocol.needs("mask") or self.protocol.needs("depth")):
+            tokens = pixel_tokens(
+                (self.train, train.ids), (self.val, val.ids), self.target.image_size, self.grid, self.target.channels,
+                self.target.bits,
+            )  # fmt: skip
+            train, val = (replace(split, tokens=each) for split, each in zip((train, val), tokens, strict=True))
         mean = train.inputs["pixels"].mean(dim=0)
 
         def again(change: Change, of_train: bool, samples: torch.Tensor | None = None) -> FeatureSet:
@@ -121,14 +130,16 @@ class Rows:
             )
 
     def _described(self, features: FeatureSet, of_val: bool) -> FeatureSet:
-        """The features of train or val with labels, groups and keys."""
+        """The features of train or val with labels, groups and keys, and with masks and depths where they are read."""
         splits, ids = self.splits, features.ids
+        dataset = self.val if of_val else self.train
         labels = splits.labels.val if of_val else splits.labels.train
         return replace(
             features,
             labels=torch.from_numpy(labels)[ids],
             groups=None if splits.groups is None else torch.from_numpy(splits.groups[of_val])[ids],
-            keys=Keys(self.val if of_val else self.train, ids),
+            keys=Keys(dataset, ids),
+            **maps_for(self.protocol, dataset, ids, self.target.image_size),
         )
 
     def _score(

@@ -168,9 +168,9 @@ def choose(
 def run(store: Store, settings: AttentiveSettings) -> Scores:
     """{form: accuracy} of every form and of the mean of tokens, over seeds; nothing for raw pixels, which have none."""
     tokens, val_tokens = store.train.tokens, store.val.tokens
+    if store.train.pooled_as == "pixels":
+        return {}
     if tokens is None or val_tokens is None:
-        if store.train.pooled_as == "pixels":
-            return {}
         raise ValueError("an attentive probe reads patch tokens, and this store has none; make one with --tokens")
     labels, val, classes = store.train.labels, store.val, store.num_classes
     found: Scores = {}

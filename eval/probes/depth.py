@@ -80,7 +80,7 @@ def _draw(
 ) -> Drawn:
     """Patches of which something is known, and the mean of that."""
     tokens, depths = _given(features, split)
-    images = draw_images(len(tokens), len(tokens) if settings.full else most_images, generator)
+    images = draw_images(depths.rows, None if settings.full else most_images, generator)
     places = draw_places(len(images), tokens.grid[0] * tokens.grid[1], settings.patches, generator)
     values, targets, first = [], [], 0
     for rows, found, numbers in batches(tokens, depths, images):
@@ -100,8 +100,10 @@ def _given(features: FeatureSet, split: str) -> tuple[Tokens, Masks]:
     if features.tokens is None or features.depths is None:
         missing = "tokens of patches" if features.tokens is None else "depths"
         raise ValueError(f"a depth probe needs depths and tokens of patches, and {split} has no {missing}")
-    if not len(features.tokens):
-        raise ValueError(f"{split} has no image with depths")
+    if not len(features.depths.rows):
+        raise ValueError(
+            f"no image of {split} has depths; pack images with theirs: `selfsight pack IMAGES SHARDS --depths FOLDER`"
+        )
     return features.tokens, features.depths
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from eval.base import Column, FeatureSet, Masks, ProbeSpec, Scores, Store, Tokens
 from eval.outcomes import Outcome, scored
-from eval.patch_heads import Head, Standard, choose, fit_linear, knn_head, linear_head
+from eval.patch_heads import Head, Standard, fit_linear, knn_heads, linear_head
 from eval.patches import (
     Drawn,
     Levels,
@@ -30,6 +31,7 @@ from eval.patches import (
 )
 from eval.stratified import stratified_split
 
+_Name = TypeVar("_Name", str, float)
 MOST_CLASSES = 1000  # more levels are no classes
 _MOST_NAMED = 5
 
@@ -44,7 +46,7 @@ class SegmentationSettings:
     val_images: int = 1000  # that are judged
     chosen_on: int = 100  # at most, of those of train: they choose strength and k
     held_out: float = 0.2  # share of train's images from which these are
-    strengths: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the linear layer's regularisation
+    strengths: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5)  # of the linear layer's regularisation
     ks: tuple[int, ...] = (10, 30, 100)
     temperature: float = 0.07
     full: bool = False
@@ -58,8 +60,8 @@ def run(store: Store, settings: SegmentationSettings) -> Scores:
     """Of `linear` and `knn`: mean intersection over union, the share of pixels that are right, and each class's."""
     (tokens, masks), (val_tokens, val_masks) = _given(store.train, "train"), _given(store.val, "val")
     generator = torch.Generator().manual_seed(store.seeds[0])
-    images = draw_images(len(tokens), len(tokens) if settings.full else settings.train_images, generator)
-    val_images = draw_images(len(val_tokens), len(val_tokens) if settings.full else settings.val_images, generator)
+    images = draw_images(masks.rows, None if settings.full else settings.train_images, generator)
+    val_images = draw_images(val_masks.rows, None if settings.full else settings.val_images, generator)
     levels = Levels()
     store.progress("segmentation: patches of train")
     drawn = draw(tokens, masks, images, levels, settings.patches, generator)
@@ -70,17 +72,20 @@ def run(store: Store, settings: SegmentationSettings) -> Scores:
         )
     groups = None if store.train.groups is None else store.train.groups[images]
     kept, rest = (images[part] for part in _parts(len(images), groups, settings.held_out, store.seeds[0]))
-    rest = rest[draw_images(len(rest), settings.chosen_on, generator)]
+    rest = draw_images(rest, settings.chosen_on, generator)
     standard = Standard.of(drawn.features)
 
-    def good(head: Head) -> float:
-        return Outcome("mean_iou", judge({"": head}, tokens, masks, rest, levels)[""]).number()
+    def best(heads: dict[float, Head]) -> tuple[float, float]:
+        found = judge(heads, tokens, masks, rest, levels)
+        scores = {setting: Outcome("mean_iou", counts).number() for setting, counts in found.items()}
+        chosen = max(scores, key=scores.__getitem__)  # of equals the first
+        return chosen, scores[chosen]
 
     heads: dict[str, Head] = {}
     told: Scores = {}
     for name, make in (("linear", _linear), ("knn", _knn)):
         store.progress(f"segmentation: {name}")
-        heads[name], told[name] = make(drawn, kept, standard, settings, store.device, good)
+        heads[name], told[name] = make(drawn, kept, standard, settings, store.device, best)
     store.progress(f"segmentation: {len(val_images):,} val images")
     num_known = len(levels)
     found = judge({**heads, "most_frequent": _always(drawn)}, val_tokens, val_masks, val_images, levels)
@@ -88,6 +93,7 @@ def run(store: Store, settings: SegmentationSettings) -> Scores:
     rows = torch.empty(0) if len(val_images) == len(val_tokens) else val_images
     result: Scores = {
         "num_train": len(images), "num_val": len(val_images), "patches": len(drawn.features),
+        "without_mask": len(tokens) - len(masks.rows) + len(val_tokens) - len(val_masks.rows),
         "size": list(val_masks[val_images[:1]].shape[1:]), "grid": list(val_tokens.grid),
         "classes": sorted(levels.levels), "unknown": sorted(levels.levels[num_known:]),
         "chance": _scores(found.pop("most_frequent"), None, None),
@@ -121,9 +127,11 @@ def draw(tokens: Tokens, masks: Masks, images: Tensor, levels: Levels, most: int
     return Drawn(torch.cat(features)[order][judged].float(), joined[judged], owners[judged])
 
 
-def judge(heads: dict[str, Head], tokens: Tokens, masks: Masks, images: Tensor, levels: Levels) -> dict[str, Tensor]:
+def judge(
+    heads: dict[_Name, Head], tokens: Tokens, masks: Masks, images: Tensor, levels: Levels
+) -> dict[_Name, Tensor]:
     """By head, `overlaps` of these images: (m, classes, 2) int64. What `levels` did not know is a class, too."""
-    found: dict[str, list[Tensor]] = {name: [] for name in heads}
+    found: dict[_Name, list[Tensor]] = {name: [] for name in heads}
     for _, values, classes in batches(tokens, masks, images):
         numbered = levels.numbered(classes)
         for name, head in heads.items():
@@ -132,33 +140,31 @@ def judge(heads: dict[str, Head], tokens: Tokens, masks: Masks, images: Tensor, 
     return {name: padded(parts, len(levels), 1) for name, parts in found.items()}
 
 
-_Good = Callable[[Head], float]
+_Best = Callable[[dict[float, Head]], tuple[float, float]]  # heads by setting -> the best setting, and how good it is
 
 
 def _linear(
-    drawn: Drawn, kept: Tensor, standard: Standard, settings: SegmentationSettings, device: str, good: _Good
+    drawn: Drawn, kept: Tensor, standard: Standard, settings: SegmentationSettings, device: str, best: _Best
 ) -> tuple[Head, Scores]:
     whole = Drawn(standard(drawn.features), drawn.targets, drawn.images)
     part, weights = whole.of(kept), None
-    candidates, ends = [], {}
+    ends: dict[float, Tensor] = {}
     for strength in sorted(settings.strengths, reverse=True):  # each solution starts the next, weaker one
-        weights, _ = fit_linear(part, strength, device, start=weights)
-        ends[strength] = weights
-        candidates.append((strength, linear_head(weights, standard, device)))
-    chosen, held_out = choose(candidates, good)
-    weights, _ = fit_linear(whole, chosen, device, start=ends[chosen])
+        weights = ends[strength] = fit_linear(part, strength, device, start=weights)
+    chosen, held_out = best({strength: linear_head(end, standard, device) for strength, end in ends.items()})
+    weights = fit_linear(whole, chosen, device, start=ends[chosen])
     told = {"strength": chosen, "held_out": held_out, "at_grid_edge": _at_edge(chosen, settings.strengths)}
     return linear_head(weights, standard, device), told
 
 
 def _knn(
-    drawn: Drawn, kept: Tensor, standard: Standard, settings: SegmentationSettings, device: str, good: _Good
+    drawn: Drawn, kept: Tensor, standard: Standard, settings: SegmentationSettings, device: str, best: _Best
 ) -> tuple[Head, Scores]:
     part, whole = drawn.of(kept).first(settings.bank), drawn.first(settings.bank)
-    candidates = [(float(k), knn_head(part, k, settings.temperature, device)) for k in settings.ks]
-    chosen, held_out = choose(candidates, good)
-    told = {"k": int(chosen), "held_out": held_out, "bank": len(whole.features)}
-    return knn_head(whole, int(chosen), settings.temperature, device), told
+    chosen, held_out = best(dict(knn_heads(part, settings.ks, settings.temperature, device)))
+    k = int(chosen)
+    told = {"k": k, "held_out": held_out, "bank": len(whole.features)}
+    return knn_heads(whole, (k,), settings.temperature, device)[k], told
 
 
 def _at_edge(chosen: float, grid: tuple[float, ...]) -> bool:
@@ -186,8 +192,10 @@ def _given(features: FeatureSet, split: str) -> tuple[Tokens, Masks]:
     if features.tokens is None or features.masks is None:
         missing = "tokens of patches" if features.tokens is None else "masks"
         raise ValueError(f"a segmentation probe needs masks and tokens of patches, and {split} has no {missing}")
-    if not len(features.tokens):
-        raise ValueError(f"{split} has no image with a mask")
+    if not len(features.masks.rows):
+        raise ValueError(
+            f"no image of {split} has a mask; pack images with theirs: `selfsight pack IMAGES SHARDS --masks FOLDER`"
+        )
     return features.tokens, features.masks
 
 
@@ -238,6 +246,8 @@ def notes(result: Scores, settings: SegmentationSettings) -> list[str]:
         f"{result['num_train']:,} train images, strength {linear['strength']:g}; k-NN: k = {knn['k']} of "
         f"{knn['bank']:,} patches"
     ]
+    if result["without_mask"]:
+        lines.append(f"warning: {result['without_mask']:,} images have no mask and are left out of segmentation")
     if linear["at_grid_edge"]:
         lines.append(f"warning: the segmentation's strength {linear['strength']:g} lies at the edge of its grid")
     if result["unknown"]:

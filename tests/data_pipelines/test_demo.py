@@ -74,13 +74,13 @@ def check_facts(facts: dict, mask: np.ndarray, pixels: np.ndarray) -> None:
     assert (
         {box[4] for box in facts["boxes"]} == {int(label) + 1 for label in facts["labels"]} == {*np.unique(mask)} - {0}
     )
-    inside = np.zeros(mask.shape, dtype=bool)
+    inside, margin = np.zeros(mask.shape, dtype=bool), round(mask.shape[0] / 32)
     for left, top, right, bottom, _ in facts["boxes"]:
         assert 0 <= left < right <= mask.shape[1]
         assert 0 <= top < bottom <= mask.shape[0]
-        inside[top:bottom, left:right] = True
+        inside[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin] = True
     assert inside[mask > 0].all()
-    assert pixels[mask > 0].mean() < pixels[mask == 0].mean() - 40  # ink is dark
+    assert pixels[mask > 0].mean() < pixels[mask == 0].mean() - 20  # ink is dark
 
 
 def test_masks_boxes_and_counts_are_of_the_digits(demo: Path) -> None:
@@ -100,7 +100,7 @@ def test_scenes_have_two_numerals_near_and_far(tmp_path: Path) -> None:
         check_facts(facts, mask, pixels)
         assert pixels.shape == (80, 80, 3)
         depth = np.asarray(Image.open(folder / entry["path"].replace(".jpg", ".depth.png")))
-        assert ((depth < WALL) == (mask > 0)).all()
+        assert (mask[depth < WALL] > 0).all()
         assert len(facts["labels"]) == 2
         numerals = [box[4] - 1 for box in facts["boxes"]]
         assert numerals.count(int(entry["path"].split("/")[1])) > len(numerals) / 2

@@ -71,7 +71,9 @@ def test_without_masks_or_with_bad_ones_the_samples_are_named(tmp_path: Path) ->
     image = encode(np.zeros((20, 20, 3), np.uint8))
     write_tar(tmp_path / "train-000000.tar", [("a.png", image), ("b.png", image), ("b.mask.png", encode(mask_of(0)))])
     with open_dataset(tmp_path) as dataset:
-        with pytest.raises(ValueError, match=r"1 of 2 images have no mask, such as a of .*--masks"):
-            CenterMaps(dataset, [0, 1], 16)
+        assert CenterMaps(dataset, [0, 1], 16).rows.tolist() == [1]
+        assert CenterMaps(dataset, [0, 1], 16, kind="depth").rows.tolist() == []
+        with pytest.raises(BadMapError, match=r"sample a of .*has no mask.*--masks"):
+            CenterMaps(dataset, [0, 1], 16)[:]
         with pytest.raises(BadMapError, match="24x20 px and its image 20x20"):
             CenterMaps(dataset, [1], 16)[:]

@@ -21,10 +21,23 @@ class InMemory:
         return self.values[rows]
 
 
-def features(tokens: InMemory, masks: Tensor | None = None, depths: Tensor | None = None, **more: Tensor) -> FeatureSet:
+class Given:
+    """Masks or depths (n, h, w), of all images or of some `rows`."""
+
+    def __init__(self, values: Tensor, rows: Tensor | None = None) -> None:
+        self.values, self.rows = values, torch.arange(len(values)) if rows is None else rows
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        assert torch.isin(rows, self.rows).all()
+        return self.values[rows]
+
+
+def features(
+    tokens: InMemory, masks: Tensor | Given | None = None, depths: Tensor | None = None, **more: Tensor
+) -> FeatureSet:
     ids = torch.arange(len(tokens))
-    none = torch.empty(0)
-    return FeatureSet({}, "", none, ids, ids, tokens=tokens, masks=masks, depths=depths, **more)
+    given = [Given(values) if isinstance(values, Tensor) else values for values in (masks, depths)]
+    return FeatureSet({}, "", torch.empty(0), ids, ids, tokens=tokens, masks=given[0], depths=given[1], **more)
 
 
 def store(train: FeatureSet, val: FeatureSet, seed: int = 0) -> Store:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from patchwork import InMemory, blocks, features, store
+from patchwork import Given, InMemory, blocks, features, store
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import jaccard_score
 from sklearn.neighbors import NearestNeighbors
 
 from eval.base import IGNORED
 from eval.outcomes import Outcome
-from eval.patch_heads import Standard, fit_linear, knn_head, linear_head
+from eval.patch_heads import Standard, fit_linear, knn_heads, linear_head
 from eval.patches import Drawn, Levels
 from eval.probes.segmentation import SPEC, SegmentationSettings, draw, judge, run
 
@@ -27,7 +27,7 @@ def hard(num: int = 300, dim: int = 5, classes: int = 4) -> Drawn:
 
 def test_the_linear_layer_is_logistic_regression() -> None:
     train = hard()
-    weights, _ = fit_linear(train, 1e-2, "cpu", iterations=500)
+    weights = fit_linear(train, 1e-2, "cpu", iterations=500)
     slow = LogisticRegression(C=1 / (1e-2 * len(train.features)), tol=1e-8, max_iter=2000)
     slow.fit(train.features.double().numpy(), train.targets.argmax(dim=1).numpy())
     mean = weights[:-1].T.mean(dim=0)
@@ -40,7 +40,7 @@ def test_shares_of_classes_are_learnt_like_repeated_patches() -> None:
     mixed = train.targets.clone()
     mixed[::3] = torch.tensor([0.5, 0.5, 0.0, 0.0])
     mixed[1::3] *= 0.25
-    weights, _ = fit_linear(Drawn(train.features, mixed, train.images), 1e-2, "cpu", iterations=500)
+    weights = fit_linear(Drawn(train.features, mixed, train.images), 1e-2, "cpu", iterations=500)
     parts = [(place, label) for place in range(60) for label in range(4) if mixed[place, label] > 0]
     slow = LogisticRegression(C=1 / (1e-2 * float(mixed.sum())), tol=1e-9, max_iter=5000)
     slow.fit(
@@ -65,7 +65,7 @@ def test_the_nearest_patches_vote_by_their_shares() -> None:
     bank = hard(40)
     bank = Drawn(bank.features, torch.rand(40, 4), bank.images)
     queries = torch.randn(3, 4, 5)
-    found = knn_head(bank, 7, 0.1, "cpu")(queries)
+    found = knn_heads(bank, (3, 7), 0.1, "cpu")[7](queries)
     nearest = NearestNeighbors(n_neighbors=7, metric="cosine").fit(bank.features.numpy())
     distances, places = nearest.kneighbors(queries.flatten(0, 1).numpy())
     for query, (far, near) in enumerate(zip(distances, places, strict=True)):
@@ -78,7 +78,7 @@ def test_mean_iou_is_scikit_learns_over_all_pixels() -> None:
     masks[0, :5] = IGNORED
     head = lambda values: values[..., :4]  # noqa: E731
     levels = Levels()
-    counts = judge({"any": head}, tokens, masks, torch.arange(6), levels)["any"]
+    counts = judge({"any": head}, tokens, Given(masks), torch.arange(6), levels)["any"]
     predicted = torch.nn.functional.interpolate(
         head(tokens.values).mT.unflatten(2, (3, 3)), (12, 12), mode="bilinear"
     ).argmax(dim=1)
@@ -120,6 +120,13 @@ def test_images_are_drawn_and_their_rows_told() -> None:
     assert run(store(train, val), SegmentationSettings(patches=400, val_images=20, full=True))["num_val"] == 60
 
 
+def test_images_without_a_mask_are_left_out_and_told() -> None:
+    (tokens, masks), val = blocks(40, 4, 4, 3, 8, 0.3, 1), features(*blocks(20, 4, 4, 3, 8, 0.3, 2))
+    found = run(store(features(tokens, Given(masks, torch.arange(5, 40, 2))), val), FEW)
+    assert (found["num_train"], found["without_mask"]) == (18, 22)
+    assert any("22 images have no mask" in note for note in SPEC.notes(found, FEW))
+
+
 def test_sparse_levels_and_classes_that_only_val_has() -> None:
     (tokens, masks), (val_tokens, val_masks) = (blocks(30, 4, 4, 3, 8, 0.3, seed) for seed in (1, 2))
     names = torch.tensor([7, 60_000, 900, 5])
@@ -157,7 +164,7 @@ def test_no_group_is_learnt_from_and_chosen_on(monkeypatch: pytest.MonkeyPatch) 
         (lambda t, m: features(t, torch.arange(m.numel()).view_as(m)), "more than 1000 classes.*--depths"),
         (lambda t, m: features(t, m[:, :15, :15]), "do not divide into 4x4 patches"),
         (lambda t, m: features(InMemory(t.values[:1], t.grid), m[:1]), "one image with a mask"),
-        (lambda t, m: features(InMemory(t.values[:0], t.grid), m[:0]), "no image with a mask"),
+        (lambda t, m: features(InMemory(t.values[:0], t.grid), m[:0]), "no image of train has a mask.*--masks"),
     ],
 )
 def test_what_cannot_be_probed_is_refused(train: object, words: str) -> None:
@@ -171,7 +178,7 @@ def test_patches_are_of_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, masks = blocks(10, 4, 4, 3, 8, 0.0, 1)
     masks[4] = IGNORED
     levels = Levels()
-    drawn = draw(tokens, masks, torch.tensor([0, 2, 3, 4, 9]), levels, 30, torch.Generator().manual_seed(0))
+    drawn = draw(tokens, Given(masks), torch.tensor([0, 2, 3, 4, 9]), levels, 30, torch.Generator().manual_seed(0))
     assert set(drawn.images.tolist()) == {0, 2, 3, 9}
     assert (drawn.targets.sum(dim=1) == 1).all()
     for feature, target in zip(drawn.features, drawn.targets, strict=True):
