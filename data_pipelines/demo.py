@@ -143,7 +143,7 @@ def outlined(covers: Sequence[np.ndarray], numerals: Sequence[int]) -> tuple[np.
     A digit is where it covers more than half of what is behind it; the mask has a margin around it, the box has none.
     Of a digit that is hidden altogether there is no box.
     """
-    order = np.zeros(covers[0].shape[:2], dtype=np.int64)  # of the digit on top, from 1
+    order: np.ndarray = np.zeros(covers[0].shape[:2], dtype=np.int64)  # of the digit on top, from 1
     reach = 1 + 2 * round(MARGIN * order.shape[0])
     for place, cover in enumerate(covers, 1):
         ink = Image.fromarray((cover[..., 0] > 0.5).astype(np.uint8))

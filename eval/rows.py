@@ -139,7 +139,7 @@ class Rows:
             labels=torch.from_numpy(labels)[ids],
             groups=None if splits.groups is None else torch.from_numpy(splits.groups[of_val])[ids],
             keys=Keys(dataset, ids),
-            **maps_for(self.protocol, dataset, ids, self.target.image_size),
+            **maps_for(self.protocol, dataset, ids, self.target.image_size),  # type: ignore[arg-type]
         )
 
     def _score(

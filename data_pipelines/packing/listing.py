@@ -188,7 +188,8 @@ class Listing:
         start, end = self._ends[number - 1] if number else 0, self._ends[number]
         record = self._spool.read(start, end - start)
         file, offset, json_offset, json_size, length = _RECORD.unpack_from(record)
-        begin, maps = _RECORD.size, ()
+        begin = _RECORD.size
+        maps: tuple[MapPlace, ...] = ()
         if length & _HAS_MAPS:
             maps, begin, length = (
                 _unpacked_maps(record, begin),

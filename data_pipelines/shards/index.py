@@ -215,7 +215,7 @@ def one_shard(
         digests=np.frombuffer(_digest(keys_bytes, narrow), np.uint8)[None],
         findings={} if findings == Findings() else {0: findings},
         keys_bytes=keys_bytes,
-        **narrow,
+        **narrow,  # type: ignore[arg-type]
     )
 
 

@@ -161,7 +161,8 @@ def _knn(
     drawn: Drawn, kept: Tensor, standard: Standard, settings: SegmentationSettings, device: str, best: _Best
 ) -> tuple[Head, Scores]:
     part, whole = drawn.of(kept).first(settings.bank), drawn.first(settings.bank)
-    chosen, held_out = best(dict(knn_heads(part, settings.ks, settings.temperature, device)))
+    heads = knn_heads(part, settings.ks, settings.temperature, device)
+    chosen, held_out = best({float(k): head for k, head in heads.items()})
     k = int(chosen)
     told = {"k": k, "held_out": held_out, "bank": len(whole.features)}
     return knn_heads(whole, (k,), settings.temperature, device)[k], told
