@@ -172,7 +172,7 @@ def jpeg(image: np.ndarray, strength: int, random: Random) -> np.ndarray:
     read = []
     for part in parts:
         encoded = cv2.imencode(".jpg", np.ascontiguousarray(part), quality)[1]
-        opened = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED).reshape(part.shape)
+        opened = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)).reshape(part.shape)
         read.append(opened[:, :, ::-1] if part.shape[2] == 3 else opened)
     return np.concatenate(read, axis=2).astype(np.float32) / 255
 

@@ -98,7 +98,9 @@ def log_overview(run: Path, overview: Overview) -> None:
         for name, values in overview.rows
         for column, value in zip(overview.columns, values, strict=True)
     ]  # fmt: skip
-    tables = {"probes": (("what", "measure", "number", "standard error", "low", "high"), rows)}
+    tables: dict[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {
+        "probes": (("what", "measure", "number", "standard error", "low", "high"), rows)
+    }
     newest = overview.results[-1]
     classes = newest["data"].get("classes") or ()
 

@@ -85,10 +85,10 @@ def neighbours(
     shown = [pair for split in chosen for pair in _answers(subject, split, among, headline, nearest, device)]
     untypical = _untypical(subject, among, headline, least_typical, device) if least_typical else []
     step = "" if subject.step is None else f", step {subject.step:,}"
-    some = f" (of {pool.num_samples:,}, drawn by seed {seed})" if len(drawn) < pool.num_samples else ""
+    draw = f" (of {pool.num_samples:,}, drawn by seed {seed})" if len(drawn) < pool.num_samples else ""
     text = page(
         f"{subject.name}{step}: nearest images",
-        [f"Queries on the left, then the nearest of {len(among.features.ids):,} images of {pool_name}{some} with their "
+        [f"Queries on the left, then the nearest of {len(among.features.ids):,} images of {pool_name}{draw} with their "
          f"cosine similarity by the feature {headline}. Green: of the same class; orange: of another."],
         shown,
         untypical,

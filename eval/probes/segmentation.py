@@ -46,7 +46,7 @@ class SegmentationSettings:
     val_images: int = 1000  # that are judged
     chosen_on: int = 100  # at most, of those of train: they choose strength and k
     held_out: float = 0.2  # share of train's images from which these are
-    strengths: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)  # of the linear layer's regularisation
+    strengths: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5)  # of the linear layer's regularisation
     ks: tuple[int, ...] = (10, 30, 100)
     temperature: float = 0.07
     full: bool = False

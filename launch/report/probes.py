@@ -10,7 +10,7 @@ from eval.earlier import as_today
 from eval.milestones import by_checkpoint, conditions_of, overviews, preferred
 from eval.report import Measured, Results, read_results, step_of
 from launch.report.confused import confused
-from launch.report.dots import Row, dots
+from launch.report.dots import dots
 from launch.report.markup import Html, element, joined, table
 from launch.report.read import NO_RESULTS, Run
 
@@ -61,7 +61,7 @@ def _article(results: dict[str, Any], with_details: bool) -> Html:
 def _overviews(checkpoints: Sequence[dict[str, Any]]) -> Iterator[Html]:
     """Measures over checkpoints; where a column says which is better, the best and what is not told apart from it."""
     for each in overviews(checkpoints):
-        cells: list[Row] = []
+        cells: list[Any] = []
         for place, (name, values) in enumerate(each.rows):
             shown = [
                 element("b", value) if value is not None and place in each.best[column] else value

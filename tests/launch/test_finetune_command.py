@@ -71,7 +71,7 @@ def test_from_scratch(run: Path) -> None:
         (("none", None, [], "x"), "which encoder"),
         (("RUN", None, [], None), "which images"),
         (("RUN", "mae_vit_cifar_cpu", [], "x"), "preset of method mae"),
-        (("RUN", "finetune_vit", [], "x"), "did you mean finetune_vit"),
+        (("RUN", "finetune_vit", [], "x"), "did you mean finetune_"),
         (("nowhere", None, [], "x"), "not a folder"),
     ],
 )
