@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from rich.table import Table
@@ -23,8 +24,12 @@ class Measured(NamedTuple):
     unit: Unit = "percent"
 
     def __str__(self) -> str:
+        digits = None if not self.error else min(6, max(0, 1 - math.floor(math.log10(self.error))))
+
         def shown(value: float) -> str:
-            return f"{100 * value:.1f}" if self.unit == "percent" else f"{value:.3g}"
+            if self.unit == "percent":
+                return f"{100 * value:.1f}"
+            return f"{value:.3g}" if digits is None else f"{value:.{digits}f}"  # two digits of the error
 
         error = "" if self.error is None else f" ± {shown(self.error)}"
         within = "" if self.interval is None else " [{}, {}]".format(*map(shown, self.interval))

@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.images.decode import DAMAGE, decode, look, open_image, orientation_of, reason_of
-from data_pipelines.images.npy import read_numbers
 from data_pipelines.images.pixels import MAX_FILE_BYTES, UnusableImageError, check_size
 from data_pipelines.images.sample import Sample
 
@@ -66,6 +65,8 @@ def decode_mask(content: bytes) -> np.ndarray:
 def decode_depth(content: bytes) -> np.ndarray:
     """(h, w) float32 of a map of depths, NaN where it is unknown; raises as `decode_mask` does."""
     if content[:6] == _NPY:
+        from data_pipelines.images.npy import read_numbers  # few samples have any
+
         values = read_numbers(content).astype(np.float32)
         return np.where(np.isfinite(values), values, np.float32("nan"))
     if content[25:26] == bytes([_PALETTE]):

@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from test_train import column, rows, run_all
 from tiny import config_data
 
+from pretrain.config.load import ConfigError, parse_config
+from pretrain.diagnostics import named_data
 from pretrain.survival.history import read_history
 from pretrain.survival.stopping import EXIT_TROUBLE
 
@@ -179,7 +181,9 @@ def test_unlabelled_data_turn_knn_off_with_a_line(shards: Path, tmp_path: Path) 
     named = {**data, "name": "named", "diagnostics": {"knn_data": str(shards)}}
     output = run_all([data, named], 1, tmp_path, expect=0, worker="faulty_worker.py")
     assert "online k-NN is off: there are no val-*.tar in" in output
-    assert "ConfigError: diagnostics.knn_data" in output
+    assert "online k-NN is off: " in output.split("finished 2 steps")[1]
+    with pytest.raises(ConfigError, match=r"diagnostics\.knn_data: .* holds no val-"):
+        named_data(parse_config(named))  # which a run asks before it begins
 
 
 def test_a_collapse_ends_the_run_with_87_where_asked(shards: Path, tmp_path: Path) -> None:

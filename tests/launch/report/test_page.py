@@ -435,10 +435,11 @@ def _with_numbers(folder: Path) -> dict[str, Any]:
     path = folder / "eval" / "probe-200.json"
     probe: dict[str, Any] = json.loads(path.read_text())
     number = {"unit": "number", "key": "value", "chance": None, "paths": [[]]}
-    probe["columns"] += [
+    probe["columns"] = [
         {"probe": "age", "name": "age", "title": "age, years off", "headline": True, **number, "lower_is_better": True},
         {"probe": "rank", "name": "rank", "title": "RankMe", "headline": True, **number, "label_free": True},
         {"probe": "age", "name": "age_r2", "title": "R2", "headline": False, **number, "more": True},
+        *probe["columns"],
     ]
     rows = probe["rows"]
     for row, years in ((rows["pretrained"], 3.5), (rows["untrained"][0], 7.25)):
@@ -453,7 +454,7 @@ def test_numbers_that_are_no_shares_keep_their_unit_and_which_way_is_better(make
     _with_numbers(folder)
     page = page_of(folder)
     seen = Seen(page)
-    for told in ("3.5 ± 0.2 [3.1, 3.9]", "age, years off ↓", "less is better", "1 further number", "-3.75 ± 0.29"):
+    for told in ("3.50 ± 0.20 [3.10, 3.90]", "age, years off ↓", "less is better", "1 further number", "-3.75 ± 0.29"):
         assert told in seen.text, told
     verdict = page[page.index('class="verdict') : page.index('class="tiles"')]
     assert "age, years off</b> 3.5 against 7.25 untrained" in verdict
