@@ -22,7 +22,7 @@ demo: $(VENV)/.installed ## built-in images -> shards -> a pretrained encoder ->
 	$(BIN)/selfsight demo
 
 test: $(VENV)/.installed-dev ## the test suite (minutes on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-cluster: $(VENV)/.installed-dev ## the tests on a real SLURM cluster of three nodes on this machine (slurm-wlm munge)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/cluster

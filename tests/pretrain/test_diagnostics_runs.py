@@ -91,7 +91,7 @@ def test_the_layer_and_the_samples_of_a_value_that_is_not_finite_are_named(shard
             assert any(name.startswith("encoder") for name in finding["parameters"])
 
 
-@pytest.mark.parametrize("method", ["mae", "dino"])
+@pytest.mark.parametrize("method", ["mae", pytest.param("dino", marks=pytest.mark.slow)])
 def test_a_step_left_out_changes_nothing_but_the_count(shards: Path, tmp_path: Path, method: str) -> None:
     """Every later step has its own batch, and weights, moments and centre as if the bad step had not been."""
     settings = {"diagnostics": {**QUIET, "skip_non_finite": 2}, "train": {"steps": 8, "batch_size": 8}}

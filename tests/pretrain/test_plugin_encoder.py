@@ -80,7 +80,7 @@ for command in (f"probe {run} --data {sys.argv[3]} --epochs 1 --seeds 1 --device
 """
 
 
-@pytest.mark.parametrize("method", ["mim", "dino"])
+@pytest.mark.parametrize("method", ["mim", pytest.param("dino", marks=pytest.mark.slow)])
 def test_the_documented_example_trains_and_is_probed(method: str, site: Path, shards: Path, tmp_path: Path) -> None:
     data = config_data(method, "vit", shards, tmp_path / "runs", train={"steps": 2})
     data |= {"encoder": {"family": "tiny_mixer", "dim": 16, "patch": 4}, "checkpoint": {"every_steps": 2}}
