@@ -82,6 +82,7 @@ def test_preempted_and_at_its_time_limit_a_run_goes_on_and_ends_as_an_uninterrup
     assert cluster.job(job)["Restarts"] == "2"
 
 
+@pytest.mark.cluster_full  # without SLURM, tests/pretrain kills and truncates the same
 def test_a_killed_rank_and_a_truncated_checkpoint_cost_the_steps_since_the_one_before(
     workplace: Workplace, uninterrupted: list[dict[str, Any]]
 ) -> None:
