@@ -10,11 +10,23 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from eval.base import IGNORED, Masks, Tokens
+from eval.base import IGNORED, FeatureSet, Masks, Tokens
 
 #: Numbers of classes of pixels held at once, as float32: 64 MiB.
 _AT_ONCE = 2**24
 _BATCH = 64  # images read at a time
+
+
+def beside(features: FeatureSet, maps: Masks | None, what: str, split: str) -> tuple[Tokens, Masks]:
+    """The patch tokens of a split and the `maps` of its pixels; ValueError where there are none, which names `what`."""
+    if features.tokens is None or maps is None:
+        missing = what if features.tokens is not None else "tokens of patches"
+        raise ValueError(f"a probe of pixels needs {what} and tokens of patches, and {split} has no {missing}")
+    if not len(maps.rows):
+        raise ValueError(
+            f"no image of {split} has {what}; pack images with theirs: `selfsight pack IMAGES SHARDS --{what} FOLDER`"
+        )
+    return features.tokens, maps
 
 
 class Levels:

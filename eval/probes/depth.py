@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.base import Column, FeatureSet, Masks, ProbeSpec, Scores, Store, Tokens
+from eval.base import Column, FeatureSet, ProbeSpec, Scores, Store
 from eval.outcomes import Outcome, scored
-from eval.patches import Drawn, batches, draw_images, draw_places, means
+from eval.patches import Drawn, batches, beside, draw_images, draw_places, means
 from eval.ridge import STRENGTHS, ridge_probe
 
 TITLES = {"r2": "depth R2", "mae": "depth MAE", "rmse": "depth RMSE"}
@@ -79,7 +79,7 @@ def _draw(
     features: FeatureSet, split: str, most_images: int, settings: DepthSettings, generator: torch.Generator
 ) -> Drawn:
     """Patches of which something is known, and the mean of that."""
-    tokens, depths = _given(features, split)
+    tokens, depths = beside(features, features.depths, "depths", split)
     images = draw_images(depths.rows, None if settings.full else most_images, generator)
     places = draw_places(len(images), tokens.grid[0] * tokens.grid[1], settings.patches, generator)
     values, targets, first = [], [], 0
@@ -94,17 +94,6 @@ def _draw(
         raise ValueError(f"nothing is known of any pixel of the depths of {len(images):,} {split} images")
     owners = images.repeat_interleave(places.shape[1])
     return Drawn(torch.cat(values)[known].float(), joined[known], owners[known])
-
-
-def _given(features: FeatureSet, split: str) -> tuple[Tokens, Masks]:
-    if features.tokens is None or features.depths is None:
-        missing = "tokens of patches" if features.tokens is None else "depths"
-        raise ValueError(f"a depth probe needs depths and tokens of patches, and {split} has no {missing}")
-    if not len(features.depths.rows):
-        raise ValueError(
-            f"no image of {split} has depths; pack images with theirs: `selfsight pack IMAGES SHARDS --depths FOLDER`"
-        )
-    return features.tokens, features.depths
 
 
 def _r2(predicted: Tensor, targets: Tensor) -> float:

@@ -15,13 +15,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from eval.base import Column, FeatureSet, Masks, ProbeSpec, Scores, Store, Tokens
+from eval.base import Column, Masks, ProbeSpec, Scores, Store, Tokens
 from eval.outcomes import Outcome, scored
 from eval.patch_heads import Head, Standard, fit_linear, knn_heads, linear_head
 from eval.patches import (
     Drawn,
     Levels,
     batches,
+    beside,
     draw_images,
     draw_places,
     overlaps,
@@ -58,7 +59,8 @@ class SegmentationSettings:
 
 def run(store: Store, settings: SegmentationSettings) -> Scores:
     """Of `linear` and `knn`: mean intersection over union, the share of pixels that are right, and each class's."""
-    (tokens, masks), (val_tokens, val_masks) = _given(store.train, "train"), _given(store.val, "val")
+    tokens, masks = beside(store.train, store.train.masks, "masks", "train")
+    val_tokens, val_masks = beside(store.val, store.val.masks, "masks", "val")
     generator = torch.Generator().manual_seed(store.seeds[0])
     images = draw_images(masks.rows, None if settings.full else settings.train_images, generator)
     val_images = draw_images(val_masks.rows, None if settings.full else settings.val_images, generator)
@@ -187,17 +189,6 @@ def _parts(num: int, groups: Tensor | None, share: float, seed: int) -> tuple[Te
     if num < 2:
         raise ValueError("train has one image with a mask; a head is chosen on others than it learns from: give more")
     return stratified_split(torch.zeros(num, dtype=torch.int64), share, seed, groups)
-
-
-def _given(features: FeatureSet, split: str) -> tuple[Tokens, Masks]:
-    if features.tokens is None or features.masks is None:
-        missing = "tokens of patches" if features.tokens is None else "masks"
-        raise ValueError(f"a segmentation probe needs masks and tokens of patches, and {split} has no {missing}")
-    if not len(features.masks.rows):
-        raise ValueError(
-            f"no image of {split} has a mask; pack images with theirs: `selfsight pack IMAGES SHARDS --masks FOLDER`"
-        )
-    return features.tokens, features.masks
 
 
 def _scores(counts: Tensor, rows: Tensor | None, groups: Tensor | None) -> Scores:

@@ -105,5 +105,5 @@ def test_from_shards_to_a_table(tmp_path: Path, encoder_folder: Path) -> None:
 def test_shards_without_masks_are_refused_with_what_to_do(tmp_path: Path, encoder_folder: Path) -> None:
     for seed, split in enumerate(("train", "val")):
         scenes(tmp_path / "shards", split, seed, with_maps=False)
-    with pytest.raises(ValueError, match=r"no image of train has a mask.*--masks"):
+    with pytest.raises(ValueError, match=r"no image of train has masks.*--masks"):
         run_probe(str(encoder_folder), str(tmp_path / "shards"), only=("segmentation",), progress=False)

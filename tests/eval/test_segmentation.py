@@ -164,7 +164,7 @@ def test_no_group_is_learnt_from_and_chosen_on(monkeypatch: pytest.MonkeyPatch) 
         (lambda t, m: features(t, torch.arange(m.numel()).view_as(m)), "more than 1000 classes.*--depths"),
         (lambda t, m: features(t, m[:, :15, :15]), "do not divide into 4x4 patches"),
         (lambda t, m: features(InMemory(t.values[:1], t.grid), m[:1]), "one image with a mask"),
-        (lambda t, m: features(InMemory(t.values[:0], t.grid), m[:0]), "no image of train has a mask.*--masks"),
+        (lambda t, m: features(InMemory(t.values[:0], t.grid), m[:0]), "no image of train has masks.*--masks"),
     ],
 )
 def test_what_cannot_be_probed_is_refused(train: object, words: str) -> None:

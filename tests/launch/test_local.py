@@ -86,8 +86,9 @@ def test_ranks_are_asked_to_end_where_their_launcher_is_killed(tmp_path: Path) -
     launcher = subprocess.Popen(python(LAUNCHES, TOLD_OF_ITS_END, tmp_path))
     wait_for(tmp_path, "0", "1")
     launcher.kill()
-    launcher.wait()
+    assert launcher.wait() == -signal.SIGKILL
     wait_for(tmp_path, "0.ended", "1.ended")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "0.ended", "1", "1.ended"]
 
 
 def wait_for(folder: Path, *names: str) -> None:
