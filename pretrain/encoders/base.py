@@ -86,6 +86,8 @@ class Encoder(nn.Module):
     dim: width of the output tokens. stride: pixels per output token. patch: pixels per input token.
     depth: number of blocks. has_class_token: whether `Features.prefix_tokens` starts with a class token.
     pixel_weights: keys of `inner`'s state that read pixels, whose channels and patch another image may change.
+    line_tables: keys of `inner`'s state (1, n, d) with a row for each place along a line, such as time, which another
+        length takes by its nearest neighbours.
     has_square_grid: whether its positions' grid is told by their number, not by the size of image and patch.
     decayed: ends of names of its tokens and tables that weight decay reaches all the same, as in its authors' code.
     packs: whether several batches of images go through it in one pass, see `forward`.
@@ -100,6 +102,7 @@ class Encoder(nn.Module):
     depth: int
     has_class_token: bool
     pixel_weights: tuple[str, ...] = ("patch_embed.proj.weight",)
+    line_tables: tuple[str, ...] = ()
     has_square_grid: bool = False
     decayed: tuple[str, ...] = ()
     packs: bool = False
