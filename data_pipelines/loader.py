@@ -97,6 +97,12 @@ class Loader:
         self.first_row = rank * self.num_rows
         self.wait_seconds = 0.0
         backend = resolve_backend(backend, channels, bits)
+        if views.native and (backend == "device" or masks):
+            what = "leaves colours to the device" if backend == "device" else "holds masks"
+            raise ValueError(
+                f"crops keep their own shape (shape=native), and the batch {what}, which goes with crops of one size; "
+                f"set {'data.backend=native' if backend == 'device' else 'shape=fixed'}"
+            )
         on_device, maker = backend == "device", on_cpu(backend)
         #: Who makes the crops, in words.
         self.backend = f"{maker}, colours by the device" if on_device else maker
