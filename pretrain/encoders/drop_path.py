@@ -142,6 +142,17 @@ def to_device(branches: Sequence[Chosen], device: torch.device) -> list[Branch]:
     return [Branch(part if len(part) else None, w) for part, w in zip(all_rows, all_weights, strict=True)]
 
 
+def unskipped(path: Branch | None, images: int) -> Branch | None:
+    """The same path with all `images` going through it, and weights (images,) of zero for those that drop it.
+
+    For branches that normalise over the batch: statistics of the kept rows alone would be others.
+    """
+    if path is None or path.rows is None:
+        return path
+    weights = torch.zeros(images, device=path.weights.device)
+    return Branch(None, weights.index_add(0, path.rows, path.weights))
+
+
 def add_branch(
     x: Tensor, branch: Callable[[Tensor, Tensor | None], Tensor], drop: nn.Module, path: Branch | None
 ) -> Tensor:
