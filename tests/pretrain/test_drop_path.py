@@ -9,7 +9,6 @@ import pytest
 import torch
 from fake_gpu import CUDA, trace_on_fake_gpu
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_pipelines.rng import Stream
 from pretrain.encoders import Encoder, build_encoder, drop_path
@@ -32,7 +31,7 @@ def encoder_of(family: str, rate: float = 0.5) -> Encoder:
     for parameter in encoder.parameters():  # layer scale and tables start where nothing would show
         nn.init.normal_(parameter, std=0.05)
     for part in encoder.modules():
-        if isinstance(part, _BatchNorm):  # by running statistics, or an image would depend on who shares its batch
+        if isinstance(part, nn.BatchNorm2d):  # which knows by itself who shares a micro-batch; here it stands still
             part.eval()
     return encoder
 
