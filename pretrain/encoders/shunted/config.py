@@ -74,7 +74,7 @@ SPEC = EncoderSpec(
     examples=(
         Example(
             small={
-                "dims": (8, 16), "depths": (1, 1), "heads": (2, 2), "mlp_ratios": (2, 2), "sr": (2, 1),
+                "dims": (8, 16, 16), "depths": (1, 1, 1), "heads": (2, 2, 2), "mlp_ratios": (2, 2, 2), "sr": (4, 2, 1),
                 "stem_convolutions": 1,
             }
         ),
