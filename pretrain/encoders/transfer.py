@@ -81,6 +81,8 @@ def _resized(
 ) -> Tensor | None:
     """The source's tensor `key` in the shape of the encoder's own; None where there is no meaning to that."""
     value, wanted = source[key], own[key]
+    if (changed := encoder.resized(key, value, wanted)) is not None:
+        return changed
     if key.startswith("pos_embed") and value.ndim == wanted.ndim == 3 and value.shape[-1] == wanted.shape[-1]:
         return _positions(key, source, own, encoder, old_grid)
     if key in encoder.line_tables and value.ndim == 3 and value.shape[-1] == wanted.shape[-1]:
