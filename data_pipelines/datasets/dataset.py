@@ -32,6 +32,7 @@ from data_pipelines.retry import patiently
 from data_pipelines.shards.index import NO_LABEL, Index
 from data_pipelines.shards.scan import IMAGE_SUFFIXES
 from data_pipelines.shards.shard import ShardChangedError, identify
+from data_pipelines.shards.stack_part import frames_in
 from data_pipelines.shards.tar import BLOCK
 from data_pipelines.wording import counted
 
@@ -153,7 +154,9 @@ class Dataset:
         entry = self.index.entry(shard, row)
         size = min(entry.image_size, MAX_FILE_BYTES + 1)  # of what is larger, as much as tells that it is
         image = self._read_piece(shard, entry.image_offset, size)
-        return Sample(entry.key, self.shards[shard], image, None if entry.label == NO_LABEL else entry.label)
+        frames = frames_in(image, entry.key)
+        image = frames[0] if frames else image
+        return Sample(entry.key, self.shards[shard], image, None if entry.label == NO_LABEL else entry.label, frames)
 
     def read_ahead(self, samples: Sequence[int]) -> None:
         """Have the kernel begin to read the images of these samples, for whoever reads them soon.
