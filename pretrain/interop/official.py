@@ -122,7 +122,7 @@ def import_checkpoint(
 def _check_numbers(weights: State, file: Path) -> None:
     """Raise ValueError, by key, for weights that are no floating-point numbers, or not finite."""
     for key, value in weights.items():
-        if not value.is_floating_point():
+        if not value.is_floating_point() and not key.endswith("num_batches_tracked"):  # a batch norm's count
             raise ValueError(
                 f"{key} holds {value.dtype}, which is no floating-point number: quantised weights, perhaps"
             )
