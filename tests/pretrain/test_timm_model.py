@@ -24,8 +24,11 @@ from pretrain.methods.dino.method import Dino
 #: Small forms of the rows of the table: vit has (b, h, w, d), cait (b, n, d), convnext (b, d, h, w), coatnet batch
 #: norm, hiera overlapping patches, crossvit two branches; mvit gives (tokens, size).
 SMALL: dict[str, dict[str, Any]] = {example.settings["model"]: example.small["args"] for example in SPEC.examples}
+SMALL["vit_tiny_patch16_224"] = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 SIDES = {"crossvit_9_240": 120, "levit_128s": 128}
-MASKABLE = [name for name in SMALL if name != "resnet50"] + ["mvitv2_tiny"]
+MASKABLE = [name for name in SMALL if name not in ("focalnet_tiny_srf", "mobilevitv2_050", "resnet50")] + [
+    "mvitv2_tiny"
+]
 SQUARE = ("hiera_tiny_224", "mvitv2_tiny", "levit_128s")  # timm's own form of a wide image is another map
 
 

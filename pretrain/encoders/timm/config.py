@@ -68,7 +68,6 @@ _SMALL: dict[str, tuple[dict[str, Any], int]] = {
     "naflexvit_base_patch16_gap": ({"embed_dim": 32, "depth": 2, "num_heads": 2}, 64),
     "repvgg_a0": ({}, 64),
     "resnet50": ({"layers": [1, 1, 1, 1], "base_width": 16}, 64),
-    "vit_tiny_patch16_224": ({"depth": 2, "embed_dim": 32, "num_heads": 2}, 64),
 }
 
 SPEC = EncoderSpec(
