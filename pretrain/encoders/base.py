@@ -90,6 +90,7 @@ class Encoder(nn.Module):
     decayed: ends of names of its tokens and tables that weight decay reaches all the same, as in its authors' code.
     packs: whether several batches of images go through it in one pass, see `forward`.
     takes_windows: whether it has a form of `windowed`.
+    norm_in_head: whether timm's model has its final norm in its head, so that timm's map is one before the norm.
     mean, std: of the pixels (in 0 .. 1) that its weights were trained on, where it comes with weights; else None.
     """
 
@@ -103,6 +104,7 @@ class Encoder(nn.Module):
     decayed: tuple[str, ...] = ()
     packs: bool = False
     takes_windows: bool = False
+    norm_in_head: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 

@@ -55,6 +55,7 @@ class Draws:
     def __init__(self, seed: int, step: int, rows: np.ndarray) -> None:
         self.seed, self.step, self.rows = seed, step, rows.astype(np.uint64)
         self.seen: Counter[int] = Counter()
+        self.passes: Counter[Purpose] = Counter()
 
     def kept(self, asker: int, rates: Sequence[float], images: int) -> np.ndarray:
         """(images, branches) bool: whether the next images of `asker`, crop by crop of all rows, keep each branch.
@@ -131,6 +132,19 @@ def _chosen(keeps: np.ndarray, rate: float) -> Chosen:
         return Chosen(chosen, np.full(len(chosen), 1.0 / (1.0 - rate)))
     # one image runs for nothing, so that every parameter has a gradient on every rank
     return Chosen(np.zeros(1, np.int64), np.zeros(1))
+
+
+def uniforms_of_the_step(purpose: Purpose, streams: int, count: int) -> np.ndarray | None:
+    """(streams, count) uniform in [0, 1), the same for all rows of a step; None outside of `drawn`.
+
+    A function of (seed, purpose, step, how often it was asked for in the micro-batch before).
+    """
+    draws = _draws.get()
+    if draws is None:
+        return None
+    keys = stream_keys(draws.seed, purpose, draws.step, draws.passes[purpose], np.arange(streams, dtype=np.uint64))
+    draws.passes[purpose] += 1
+    return uniform_table(keys, count)
 
 
 def to_device(branches: Sequence[Chosen], device: torch.device) -> list[Branch]:
