@@ -62,6 +62,10 @@ class Draws:
 
         ValueError for images that are not so many crops of each row.
         """
+        return self.uniform(asker, images, len(rates)) >= np.asarray(rates)
+
+    def uniform(self, asker: int, images: int, numbers: int) -> np.ndarray:
+        """(images, numbers) in [0, 1) that belong to the next images of `asker`, likewise."""
         count = len(self.rows)
         if images % count:
             raise ValueError(
@@ -71,13 +75,13 @@ class Draws:
         crops = np.arange(self.seen[asker], self.seen[asker] + images // count, dtype=np.uint64)
         self.seen[asker] += len(crops)
         keys = stream_keys(self.seed, Purpose.DROP_PATH, self.step, asker, crops[:, None], self.rows[None])
-        return uniform_table(keys.reshape(-1), len(rates)) >= np.asarray(rates)
+        return uniform_table(keys.reshape(-1), numbers)
 
 
 _draws: ContextVar[Draws | None] = ContextVar("drop path's draws", default=None)
 
-#: Who asks for paths: an encoder, or blocks that go on from its states.
-ENCODER, FURTHER = 0, 1
+#: Who asks for numbers: an encoder for its paths, blocks that go on from its states, an encoder for tokens it drops.
+ENCODER, FURTHER, TOKENS = 0, 1, 2
 
 
 @contextmanager
@@ -92,6 +96,13 @@ def drawn(seed: int, step: int, rows: Tensor) -> Iterator[None]:
         yield
     finally:
         _draws.reset(token)
+
+
+def noise_of(images: int, numbers: int) -> np.ndarray:
+    """(images, numbers) in [0, 1) by which the tokens of images are dropped, which are all crops of a view, then of the
+    next: they belong to (seed, step, row, crop) within `drawn`, and are torch's outside of it."""
+    draws = _draws.get()
+    return torch.rand(images, numbers).numpy() if draws is None else draws.uniform(TOKENS, images, numbers)
 
 
 def paths_of(
@@ -154,6 +165,17 @@ def to_device(branches: Sequence[Chosen], device: torch.device) -> list[Branch]:
     all_rows = from_host(np.concatenate(rows), device).split([len(part) for part in rows])
     all_weights = from_host(np.concatenate(weights).astype(np.float32), device).split([len(part) for part in weights])
     return [Branch(part if len(part) else None, w) for part, w in zip(all_rows, all_weights, strict=True)]
+
+
+def unskipped(path: Branch | None, images: int) -> Branch | None:
+    """The same path with all `images` going through it, and weights (images,) of zero for those that drop it.
+
+    For branches that normalise over the batch: statistics of the kept rows alone would be others.
+    """
+    if path is None or path.rows is None:
+        return path
+    weights = torch.zeros(images, device=path.weights.device)
+    return Branch(None, weights.index_add(0, path.rows, path.weights))
 
 
 def add_branch(

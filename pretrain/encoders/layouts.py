@@ -71,7 +71,7 @@ class CheckpointState:
         self.tensors: State = self._unwrapped(checkpoint)
 
     def _unwrapped(self, checkpoint: Mapping[str, Any]) -> State:
-        for name in ("model", "state_dict", self.which, "model_ema", "module"):
+        for name in ("model", "model_state", "state_dict", self.which, "model_ema", "module"):
             inner = checkpoint.get(name)
             if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
                 for key in checkpoint:
