@@ -49,7 +49,7 @@ class LocalAttentionConfig:
         return self
 
 
-_SMALL = {"dim": 8, "depths": (1, 1), "heads": 2, "kernel": 3}
+_SMALL = {"dim": 4, "depths": (1, 1, 1), "heads": 2, "kernel": 3}
 
 SPEC = EncoderSpec(
     name="local_attention",
