@@ -10,6 +10,8 @@ import numpy as np
 
 from data_pipelines.transforms.config import Views
 
+#: The fields that are pixels, (..., channels, height, width).
+CROPS = ("global_crops", "local_crops", "target_crops")
 _ALIGNMENT = 64  # bytes
 _PAGE = 4096  # bytes; a buffer begins at one, so that buffers share none
 
@@ -28,7 +30,7 @@ def fields_of(
 
     Args:
         views: The crops.
-        channels: Of every crop.
+        channels: Of every crop, those of all frames of a stack together.
         bits: Of a channel, 8 or 16.
         drawn: What is drawn of a row beside its crops, for names, shapes and types.
         num_colours: Numbers for each crop whose colours are left to the device; 0 where none are.
