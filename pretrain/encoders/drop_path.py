@@ -55,6 +55,7 @@ class Draws:
     def __init__(self, seed: int, step: int, rows: np.ndarray) -> None:
         self.seed, self.step, self.rows = seed, step, rows.astype(np.uint64)
         self.seen: Counter[tuple[Purpose, int]] = Counter()
+        self.passes: Counter[Purpose] = Counter()
 
     def keys(self, purpose: Purpose, asker: int, images: int) -> np.ndarray:
         """(images,) uint64: a stream of `purpose` for each of the next images of `asker`, crop by crop of all rows.
@@ -138,6 +139,18 @@ def choose_paths(blocks: Sequence[nn.Module], images: int, asker: int = ENCODER)
     return [_chosen(keeps, rate) for keeps, rate in zip(draws.kept(asker, rates, images).T, rates, strict=True)]
 
 
+def weights_of(rates: Sequence[float], images: int, device: torch.device, asker: int = ENCODER) -> list[Tensor] | None:
+    """What each image's result of each branch is multiplied by, (images,) fp32 a branch, for encoders that compute all.
+
+    rates: of all branches, in the order in which they are numbered. None where all is kept, and outside of `drawn`.
+    """
+    draws = _draws.get()
+    if draws is None or not any(rates):
+        return None
+    kept = draws.kept(asker, rates, images) / (1.0 - np.asarray(rates))
+    return list(from_host(kept.T.astype(np.float32), device).unbind())
+
+
 def _rates(block: nn.Module) -> tuple[float, float]:
     shared = getattr(block, "drop_path", None)
     both = (getattr(block, "drop_path1", shared), getattr(block, "drop_path2", shared))
@@ -152,6 +165,19 @@ def _chosen(keeps: np.ndarray, rate: float) -> Chosen:
         return Chosen(chosen, np.full(len(chosen), 1.0 / (1.0 - rate)))
     # one image runs for nothing, so that every parameter has a gradient on every rank
     return Chosen(np.zeros(1, np.int64), np.zeros(1))
+
+
+def uniforms_of_the_step(purpose: Purpose, streams: int, count: int) -> np.ndarray | None:
+    """(streams, count) uniform in [0, 1), the same for all rows of a step; None outside of `drawn`.
+
+    A function of (seed, purpose, step, how often it was asked for in the micro-batch before).
+    """
+    draws = _draws.get()
+    if draws is None:
+        return None
+    keys = stream_keys(draws.seed, purpose, draws.step, draws.passes[purpose], np.arange(streams, dtype=np.uint64))
+    draws.passes[purpose] += 1
+    return uniform_table(keys, count)
 
 
 def to_device(branches: Sequence[Chosen], device: torch.device) -> list[Branch]:
