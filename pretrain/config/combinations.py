@@ -20,9 +20,26 @@ def check_combinations(config: Config) -> None:
     _check_views(config)
     _check_native(config)
     _check_sizes(config)
+    _check_experts(config)
     encoder = config.encoder
     known = hasattr(encoder, "stride")  # a timm model's tokens are known when it is built: encoders/supported.py
     spec_of(config.method).check(config, Tokens(encoder.stride, encoder.patch) if known else None)
+
+
+def _check_experts(config: Config) -> None:
+    if not config.engine.expert_parallel:
+        return
+    if getattr(config.encoder, "experts", None) is None:
+        family = "no encoder" if config.encoder is None else f"encoder {config.encoder.family}"
+        raise ValueError(
+            f"engine.expert_parallel divides experts over ranks, and {family} has none; set it to false, or take "
+            "encoder.family=swin_moe"
+        )
+    if config.engine.zero_stage:
+        raise ValueError(
+            f"engine.expert_parallel is with engine.zero_stage=0, and it is {config.engine.zero_stage}: ZeRO divides "
+            "states and parameters by itself, of experts too; set one of them"
+        )
 
 
 def _check_channels(config: Config) -> None:

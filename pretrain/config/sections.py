@@ -164,6 +164,7 @@ class EngineConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed's; from 1 on, ranks share optimizer states, gradients, parameters
+    expert_parallel: bool = False  # ranks divide the experts of an encoder that has them; under ZeRO 0
     precision: Annotated[Literal["fp32", "bf16"], BeforeValidator(_refuse_fp16)] = "fp32"
     """Of the arithmetic; parameters, teacher and average stay fp32."""
     activation_checkpointing: bool = False  # computes the blocks twice, to save memory

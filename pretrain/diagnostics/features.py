@@ -30,12 +30,13 @@ def evaluating(engine: nn.Module, precision: str, device: torch.device) -> Itera
 
 
 def whole_encoder(encoder: Encoder, config: Config, device: torch.device) -> Encoder:
-    """An encoder that can be asked without the other ranks: itself, or under ZeRO 3 a whole copy. Collective.
+    """An encoder that can be asked without the other ranks: itself, or a whole copy under ZeRO 3 and where ranks divide
+    its experts. Collective.
 
     DeepSpeed fetches weights ahead in the order in which training used them: forward passes of a part of the model
     between two steps upset it, and ranks have hung.
     """
-    if config.engine.zero_stage < 3:
+    if config.engine.zero_stage < 3 and not config.engine.expert_parallel:
         return encoder
     assert config.encoder is not None
     state = whole_state_dict(encoder)
