@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
+import torch
 from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from data_pipelines.balance import BalancedRows
 from data_pipelines.checks.contact_sheet import Display, Tile, fitted, grid
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.images.decode import decode
-from data_pipelines.loader import Loader
-from data_pipelines.rng import Purpose
+from data_pipelines.loader import Batch, Loader
 from data_pipelines.sampler import Sampler
 from data_pipelines.transforms.backends.any_channels import fitting
 from data_pipelines.transforms.backends.device import finish
@@ -22,6 +23,7 @@ from data_pipelines.transforms.params import CropParams, draw
 from pretrain.config import Config
 from pretrain.methods.registry import draw_fields_for
 from pretrain.stream.datasets import sampler_of
+from pretrain.stream.native_batch import canvases, grids_of
 
 _SIDE = 144  # px of a crop's longer side
 _FRAME = 3
@@ -59,6 +61,8 @@ def crop_sheet(
         (batch,) = next(loader.steps(step))
         if "global_colours" in batch:
             batch = finish(batch, batch)
+        if config.views.native:
+            batch = of_own_shape(batch, config)
         arrays = {name: part.numpy() for name, part in batch.items() if isinstance(part, Tensor)}
     shown = [_row(config, sampler, step, row, arrays, bands) for row in range(num_rows)]
     beside = max(1, _ACROSS // len(shown[0]))  # images in a row, where they have few crops
@@ -75,30 +79,62 @@ def _row(
     config: Config, sampler: Sampler, step: int, row: int, arrays: dict[str, np.ndarray], bands: tuple[int, ...]
 ) -> list[Tile]:
     views, _ = fitting(config.views, config.data.channels)
-    asked = sampler.rows(step, range(row, row + 1))[0]
+    asked = BalancedRows(sampler, config.views).rows(step, range(row, row + 1))[0]
     number, sample = arrays["ids"][row].tolist()
     image = decode(sampler.datasets[number].read(sample), config.data.channels, bits=config.data.bits)
     display = Display(image, bands)
-    identity = (sampler.seed, Purpose.CROPS, asked.dataset, asked.epoch, asked.sample)
-    drawn = draw(views, (*identity, asked.repeat) if asked.repeat else identity, image.shape[:2])
+    drawn = draw(views, asked.identity(sampler.seed), image.shape[:2])
     num_global = len(views.global_crops)
     colours = [_GLOBAL[view % len(_GLOBAL)] for view in range(num_global)] + [_LOCAL] * (len(drawn) - num_global)
     key, _ = sampler.datasets[number].key(sample)
     tiles = [Tile(_with_boxes(display.rgb(image), drawn, colours), (key, f"{image.shape[1]}x{image.shape[0]}"))]
     for view in range(num_global):
-        crop = display.rgb(rearrange(arrays["global_crops"][row, view], "c h w -> h w c"))
+        crop = display.rgb(_shown(arrays, "global", row, view))
         for name, cover in (("drop_mask", _DROPPED), ("token_mask", _REPLACED)):
             if name in arrays:
                 mask = arrays[name][row]
-                crop = _covered(crop, mask if mask.ndim == 2 else mask[view], *cover)
+                mask = mask if mask.ndim == 2 else mask[view]
+                if "global_grids" in arrays:
+                    rows, columns = arrays["global_grids"][row, view]
+                    mask = mask[:rows, :columns]
+                crop = _covered(crop, mask, *cover)
         tiles.append(_tile(crop, f"global {view + 1}", drawn[view], colours[view]))
     for view in range(num_global, len(drawn)):
-        crop = display.rgb(rearrange(arrays["local_crops"][row, view - num_global], "c h w -> h w c"))
+        crop = display.rgb(_shown(arrays, "local", row, view - num_global))
         tiles.append(_tile(crop, f"local {view - num_global + 1}", drawn[view], colours[view]))
     if "target_crops" in arrays:
         crop = display.rgb(rearrange(arrays["target_crops"][row], "c h w -> h w c"))
         tiles.append(_tile(crop, "target", drawn[0], _TARGET))
     return tiles
+
+
+def _shown(arrays: dict[str, np.ndarray], kind: str, row: int, view: int) -> np.ndarray:
+    """A crop (h, w, c); of its canvas no more than is its own, where it keeps its own shape."""
+    crop = rearrange(arrays[f"{kind}_crops"][row, view], "c h w -> h w c")
+    if f"{kind}_grids" not in arrays:
+        return crop
+    height, width = arrays[f"{kind}_grids"][row, view] * arrays["patch"]
+    return crop[:height, :width]
+
+
+def of_own_shape(batch: Batch, config: Config) -> Batch:
+    """A batch of crops of their own shape on canvases, with the grid (b, v, 2) of each, and what is drawn of patches as
+    maps (b, v, h, w), empty beyond the image."""
+    patch, rows = config.views.global_crops[0].patch, len(batch["rows"])
+    assert patch is not None
+    made = {"ids": batch["ids"], "rows": batch["rows"], "patch": torch.tensor(patch)}
+    made |= canvases(batch, config.data.channels, patch)
+    for kind in ("global", "local"):
+        if f"{kind}_lengths" in batch:
+            made[f"{kind}_grids"] = rearrange(torch.tensor(grids_of(batch, kind)), "(v b) two -> b v two", b=rows)
+    for name in ("drop_mask", "token_mask"):
+        if name in batch:
+            side = made["global_crops"].shape[-1] // patch
+            maps = torch.zeros(len(batch["global_lengths"]), side, side, dtype=torch.bool)
+            image = torch.repeat_interleave(batch["global_lengths"])
+            maps[image, batch["global_positions"][:, 0], batch["global_positions"][:, 1]] = batch[name]
+            made[name] = rearrange(maps, "(v b) h w -> b v h w", b=rows)
+    return made
 
 
 def _with_boxes(image: Image.Image, drawn: Sequence[CropParams], colours: Sequence[str]) -> Image.Image:

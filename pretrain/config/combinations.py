@@ -119,6 +119,9 @@ def _check_native(config: Config) -> None:
     patch = views.global_crops[0].patch
     if encoder.patch != patch:
         raise ValueError(f"views are cut into patches of {patch} px and the encoder's are {encoder.patch} px")
+    mask = getattr(config.method, "mask", None)
+    if mask is not None and mask.unit != patch:
+        raise ValueError(f"method.mask.unit is {mask.unit} px; with shape=native it is one patch: set it to {patch}")
     if config.data.backend == "device":
         raise ValueError("data.backend=device makes crops of one size; for shape=native set data.backend=auto")
     if config.engine.compile:

@@ -23,6 +23,13 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
+def sincos_axis(dim: int, count: int) -> Tensor:
+    """(count, dim) the half of `sincos_positions` of 2 dim channels that encodes a column, or a row, by its number."""
+    frequencies = 1.0 / 10000 ** (np.arange(dim // 2, dtype=np.float64) / (dim / 2))
+    angles = np.outer(np.arange(count), frequencies)
+    return torch.from_numpy(np.concatenate([np.sin(angles), np.cos(angles)], axis=1)).float()
+
+
 def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
     """(h * w, dim) fixed positions in fp32: the first half of the channels encodes the column, the second the row.
 

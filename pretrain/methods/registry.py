@@ -65,6 +65,11 @@ def draw_fields_for(config: Config) -> DrawFields | None:
     from data_pipelines.rng import NamedDraw
 
     spec, size = spec_of(config.method), config.views.global_size
+    if config.views.native:
+        if spec.draw_native(config.method) is None:
+            return None
+        section = TypeAdapter(spec.config).dump_python(config.method, mode="json")
+        return NamedDraw("pretrain.methods.registry:native_fields_of", {"method": section})
     stride, batch_size = getattr(config.encoder, "stride", None), config.train.batch_size
     if spec.draw(config.method, size, stride, batch_size) is None:
         return None
@@ -78,3 +83,9 @@ def draw_fields_of(given: Mapping[str, Any]) -> DrawFields | None:
     spec = METHODS[given["method"]["name"]]
     section = TypeAdapter(spec.config).validate_python(given["method"])
     return spec.draw(section, tuple(given["size"]), given["stride"], given["batch_size"])
+
+
+def native_fields_of(given: Mapping[str, Any]) -> DrawFields | None:
+    """What `draw_fields_for` found for crops of their own shape."""
+    spec = METHODS[given["method"]["name"]]
+    return spec.draw_native(TypeAdapter(spec.config).validate_python(given["method"]))

@@ -76,6 +76,7 @@ class MethodSpec:
         masks: Whether its batches hold the masks beside the images.
         draw: What its batches hold beside crops, ids, rows and labels: from (section, image size, stride of the
             encoder, global batch size) to what draws these fields for a row, or None.
+        draw_native: `draw` for crops of their own shape: from the section to what draws of a row's patches.
         sources: (config) -> None, raises ValueError unless the other runs that it learns from are there and fit.
         alarms: (config, method, since) -> rules of `diagnostics/alarms.py`, beside those of every method.
         loss_falls: Whether a loss that does not fall means that nothing is learned.
@@ -102,6 +103,7 @@ class MethodSpec:
     native: Callable[[Any], bool] = lambda section: False
     masks: Callable[[Any], bool] = lambda section: False
     draw: Callable[[Any, tuple[int, int], int | None, int], DrawFields | None] = lambda *given: None
+    draw_native: Callable[[Any], DrawFields | None] = lambda section: None
     sources: str | None = None
     alarms: str | None = None
     loss_falls: bool = True

@@ -17,6 +17,8 @@ from pretrain.stream.hidden import note_hidden
 
 #: What only the host reads stays there.
 ON_THE_HOST = ("ids", "rows", *LENGTHS)
+#: Of crops of their own shape: which patches are dropped decides lengths, which the host must know.
+DROPS = "drop_mask"
 
 
 class Step(NamedTuple):
@@ -96,9 +98,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         moved = batch
     else:  # of what stays, a copy: the loader's memory is used again while this step is still computed
+        stay = (*ON_THE_HOST, DROPS) if "global_patches" in batch else ON_THE_HOST
         moved = {
-            name: part.clone() if name in ON_THE_HOST else part.to(device, non_blocking=True)
-            for name, part in batch.items()
+            name: part.clone() if name in stay else part.to(device, non_blocking=True) for name, part in batch.items()
         }
     return finish(moved, batch) if "global_colours" in batch else moved
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,14 @@ def draw_units(stream: Stream, mask: MaskConfig, grid: tuple[int, int]) -> BoolA
     if mask.kind == "one_in_2x2":
         return one_in_2x2(stream, grid)
     return blockwise(stream, grid, num_hidden(mask, grid), mask.min_block, mask.min_aspect)
+
+
+def draw_patches(stream: Stream, mask: MaskConfig, grid: Sequence[int]) -> BoolArray:
+    """The hidden patches (n,) of an image of its own shape, of `grid` rows and columns; one at least is left."""
+    rows, columns = grid
+    if mask.kind == "random":
+        return random_units(stream, (rows, columns), min(num_hidden(mask, (rows, columns)), rows * columns - 1)).ravel()
+    return draw_units(stream, mask, (rows, columns)).ravel()
 
 
 def random_units(stream: Stream, grid: tuple[int, int], count: int) -> BoolArray:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 from einops import rearrange
 from torch import Tensor
 
@@ -21,6 +24,24 @@ def packed_images(batch: Batch, mean: Tensor, std: Tensor, kind: str = "global")
     by_channel = rearrange(batch[f"{kind}_patches"], "t (n c) -> t c n 1", c=len(mean))
     pixels = rearrange(normalised(by_channel, mean, std), "t c n 1 -> t (n c)")
     return PackedImages(pixels, grids_of(batch, kind))
+
+
+class Drops(NamedTuple):
+    """What is dropped of a batch, on the host: numbers of the patches kept and hidden, ascending, and how many of each
+    image."""
+
+    kept: np.ndarray
+    hidden: np.ndarray
+    num_kept: np.ndarray
+    num_hidden: np.ndarray
+
+
+def drops_of(batch: Batch) -> Drops:
+    """By the `drop_mask` (t,) of the batch's global crops."""
+    dropped = batch["drop_mask"].numpy()
+    lengths = batch["global_lengths"].numpy()
+    hidden = np.add.reduceat(dropped, lengths.cumsum() - lengths, dtype=np.int64)
+    return Drops(np.flatnonzero(~dropped), np.flatnonzero(dropped), lengths - hidden, hidden)
 
 
 def first_of(images: PackedImages, count: int) -> PackedImages:

@@ -183,6 +183,29 @@ def test_show_draws_the_crops_that_the_loader_makes(
     assert Image.open(tmp_path / "crops.png").height > 100
 
 
+NATIVE = "shape: native, patch: 8, max_tokens: 16"
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "crops"),
+    [
+        ("dino_navit_native", ["encoder.patch=8", f"views.local_crops={{{NATIVE}, count: 2}}"], 4),
+        ("mae_vit_cifar_cpu", ["encoder={family: navit, size: tiny, patch: 8}", "method.mask.unit=8"], 1),
+    ],
+)
+def test_show_draws_crops_of_their_own_shape(
+    shards: Path, tmp_path: Path, preset: str, settings: list[str], crops: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles: list[tuple[int, int]] = []
+    tile = launch.crop_sheet._tile
+    monkeypatch.setattr(launch.crop_sheet, "_tile", lambda *args: tiles.append(args[0].size) or tile(*args))
+    glob = ", ".join([f"{{{NATIVE}, area: [9, 16]}}"] * (2 if crops == 4 else 1))
+    args = [f"views.global_crops=[{glob}]", *settings, "train.batch_size=32"]
+    run("show", shards, "--preset", preset, *args, "--out", tmp_path, "--rows", 3, "--no-progress")
+    assert len(tiles) == 4 * crops
+    assert all(width % 8 == height % 8 == 0 and width * height <= 16 * 64 for width, height in tiles)
+
+
 @pytest.mark.parametrize(("preset", "channels"), [("mae_vit_16bit_grey", 1), ("mae_vit_13band", 13)])
 def test_deep_images_of_any_channels(tmp_path: Path, preset: str, channels: int) -> None:
     """As TIFF and as npy: shown, and found to be duplicates of each other."""

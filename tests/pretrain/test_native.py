@@ -18,9 +18,11 @@ from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.loader import Batch
 from pretrain.config import Config
 from pretrain.config.load import check_batch, parse_config
+from pretrain.encoders.base import Mask
 from pretrain.encoders.native import PackedImages
-from pretrain.encoders.patches import unpatchify
+from pretrain.encoders.patches import patch_statistics, patchify, sincos_positions, unpatchify
 from pretrain.methods.dino.losses import dino_loss
+from pretrain.methods.mae.native import hidden_of
 from pretrain.run import pretrain
 from pretrain.stream.batches import to_device
 from pretrain.stream.datasets import sampler_of
@@ -88,8 +90,39 @@ def test_dino_in_one_pass_is_dino_crop_by_crop(pool: str, shapes: Path, tmp_path
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
 
 
-def test_a_run_resumes_and_exports(shapes: Path, tmp_path: Path) -> None:
-    given = data("dino", shapes, tmp_path / "runs", encoder={"drop_path": 0.2, "token_drop": 0.3})
+def test_mae_in_one_sequence_is_mae_image_by_image(shapes: Path, tmp_path: Path) -> None:
+    config = parse_config(data("mae", shapes, tmp_path))
+    method, batch = build(config).train(), batch_of(config)
+    for block in method.decoder_blocks:
+        torch.nn.init.normal_(block.attn.qkv.bias, std=0.3)
+    loss = method(batch, 0)["loss"]
+    images = method.packed(batch)
+    masks = batch["drop_mask"].split(list(images.lengths))
+    assert [int(hidden.sum()) for hidden in masks] == [-(-3 * len(hidden) // 4) for hidden in masks]
+    expected = []
+    for image, grid, hidden in zip(one_by_one(images), images.grids, masks, strict=True):
+        shown = method.encoder(image[None], Mask(drop=rearrange(hidden, "(h w) -> 1 h w", h=grid[0])))
+        full = method.mask_token.expand(1, len(hidden), -1).clone()
+        full[:, ~hidden] = method.decoder_embed(shown.tokens)
+        full = full + sincos_positions(full.shape[-1], grid)
+        for block in method.decoder_blocks:
+            full = block(full)
+        predicted = method.decoder_pred(method.decoder_norm(full))[0, hidden]
+        target = patchify(image[None], 4)[0, hidden]
+        mean, deviation = patch_statistics(target)
+        expected.append((predicted - (target - mean) / deviation).square().mean())
+    torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-5, atol=1e-6)
+    loss.backward()
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+    other = {**batch, "global_patches": batch["global_patches"].clone()}  # what is hidden, only the target knows
+    other["global_patches"][batch["drop_mask"]] = 0
+    again = method.encoder(method.packed(other), hidden_of(other, torch.device("cpu")).mask)
+    torch.testing.assert_close(again.tokens, method.encoder(images, hidden_of(batch, torch.device("cpu")).mask).tokens)
+
+
+@pytest.mark.parametrize("kind", ["dino", "mae"])
+def test_a_run_resumes_and_exports(kind: str, shapes: Path, tmp_path: Path) -> None:
+    given = data(kind, shapes, tmp_path / "runs", encoder={"drop_path": 0.2, "token_drop": 0.3 * (kind == "dino")})
     given["tracking"] = {**given["tracking"], "pictures_every_steps": 1}
     run = finish(given, tmp_path, "encoder")
     assert (run / "encoder" / "config.json").is_file()

@@ -72,6 +72,13 @@ def _draw(section: MaeConfig, image_size: tuple[int, int], stride: int | None, b
     return both
 
 
+def _draw_native(section: MaeConfig) -> DrawFields:
+    """The hidden patches of a row's crop."""
+    from pretrain.stream.masking import draw_patches, mask_stream
+
+    return lambda *place: {"drop_mask": [draw_patches(mask_stream(*place[:3]), section.mask, place[3][0].tolist())]}
+
+
 SPEC = MethodSpec(
     name="mae",
     title="MAE",
@@ -81,6 +88,8 @@ SPEC = MethodSpec(
     needs=lambda section: Needs(drops_units="`selfsight encoders` shows which go with MAE"),
     check=_check,
     draw=_draw,
+    native=lambda section: section.mask.kind == "random",
+    draw_native=_draw_native,
     alarms="pretrain.methods.mae.alarms:alarms",
     start="pretrain.encoders.base:xavier_initialise",
 )

@@ -13,9 +13,10 @@ from data_pipelines.loader import Batch
 from pretrain.config import Config
 from pretrain.encoders import Encoder, Features, build_encoder
 from pretrain.encoders.base import refine, xavier_initialise
-from pretrain.encoders.patches import patch_statistics, patchify, sincos_positions, unpatchify
+from pretrain.encoders.patches import patch_statistics, patchify, sincos_axis, sincos_positions, unpatchify
 from pretrain.engines.schedules import Timeline
 from pretrain.methods.base import Method, Normalisation, mask_of
+from pretrain.methods.mae import native
 from pretrain.methods.mae.config import MaeConfig
 from pretrain.methods.mask_counts import mask_grid, num_hidden
 
@@ -25,7 +26,12 @@ def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> M
     method, size, channels = config.method, config.views.global_size, config.data.channels
     assert config.encoder is not None
     encoder = build_encoder(config.encoder, size, channels, mask_token=method.mask.secondary > 0)
-    return MaskedAutoencoder(method, encoder, size, channels, normalisation, timeline)
+    made = MaskedAutoencoder(method, encoder, size, channels, normalisation, timeline)
+    if config.views.native:
+        sides = config.views.global_crops[0].max_tokens
+        assert sides is not None
+        made.register_buffer("axis_positions", sincos_axis(method.decoder_dim // 2, sides), persistent=False)
+    return made
 
 
 class MaskedAutoencoder(Method):
@@ -74,6 +80,8 @@ class MaskedAutoencoder(Method):
         return [*super().blocks(), *earlier, last.attn, last.mlp]  # of the last, `decode` calls the parts
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        if "global_patches" in batch:
+            return native.loss(self, batch)
         images = self.normalise(batch["global_crops"][:, 0])
         features, hidden = self._encode(images, batch)
         return {"loss": self.loss(self.decode(features, self._where(hidden)), images, hidden)}
@@ -136,6 +144,8 @@ class MaskedAutoencoder(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        if "global_patches" in batch:
+            return {}
         crops = batch["global_crops"][:, 0]
         images = self.normalise(crops)
         predicted, hidden = self.reconstruct(images, batch)
