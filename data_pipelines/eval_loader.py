@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -23,6 +23,7 @@ from data_pipelines.remote.fetch import cancel_on
 from data_pipelines.transforms.backends import any_channels
 from data_pipelines.transforms.backends.base import to_pillow, write_channels
 from data_pipelines.transforms.frames import Frames
+from data_pipelines.transforms.native_shape import grid_of, trimmed
 
 _AHEAD = 2  # batches being made while one is used
 _log = logging.getLogger(__name__)
@@ -75,6 +76,55 @@ def center_crops(
     load = partial(
         _load, dataset, size=size, resize=resize, channels=channels, bits=bits, frames=Frames(frames, frame_stride)
     )
+    for images, labels, numbers in _loaded(dataset, samples, (first, last), batch_size, threads, load):
+        yield torch.from_numpy(np.stack(images)), labels, numbers
+
+
+def whole_images(
+    dataset: Dataset,
+    tokens: int,
+    patch: int,
+    *,
+    batch_size: int = 256,
+    channels: int = 3,
+    bits: int = 8,
+    samples: Sequence[int] | np.ndarray | None = None,
+) -> Iterator[tuple[list[np.ndarray], Tensor, Tensor]]:
+    """Yield (images, labels, samples) as `center_crops` does, of images at their own shape.
+
+    Each is resized to sides that are multiples of `patch` px, to as many of at most `tokens` patches as its shape
+    allows; of what is left over, half is cut off at either side. Images are (c, h, w).
+    """
+    load = partial(_load_whole, dataset, tokens=tokens, patch=patch, channels=channels, bits=bits)
+    last = dataset.num_samples if samples is None else len(samples)
+    yield from _loaded(dataset, samples, (0, last), batch_size, None, load)
+
+
+def _load_whole(dataset: Dataset, sample: int, tokens: int, patch: int, channels: int, bits: int) -> np.ndarray | None:
+    try:
+        image = decode(dataset.read(sample), channels, bits)
+    except BadSampleError as error:
+        _log.warning("%s; it is left out", error)
+        return None
+    height, width, _ = image.shape
+    grid = grid_of(height, width, tokens)
+    size = (grid[0] * patch, grid[1] * patch)
+    out = np.empty((channels, *size), dtype=image.dtype)
+    any_channels.store(any_channels.resized(image, trimmed((0, 0, width, height), grid), size, "bicubic"), out)
+    return out
+
+
+def _loaded(
+    dataset: Dataset,
+    samples: Sequence[int] | np.ndarray | None,
+    part: tuple[int, int],
+    batch_size: int,
+    threads: int | None,
+    load: Callable[[int], np.ndarray | None],
+) -> Iterator[tuple[list[np.ndarray], Tensor, Tensor]]:
+    """Batches of this part of the samples, less the bad ones, with their labels and numbers."""
+    wanted: Sequence[int] | np.ndarray = range(dataset.num_samples) if samples is None else samples
+    first, last = part
     starts = iter(range(first, last, batch_size))
     pending: deque[list[Future[np.ndarray | None]]] = deque()
     begins: deque[Sequence[int] | np.ndarray] = deque()
@@ -97,7 +147,7 @@ def center_crops(
             if found:
                 numbers = np.array([sample for sample, _ in found])
                 labels = torch.from_numpy(dataset.labels[numbers].astype(np.int64))
-                yield torch.from_numpy(np.stack([image for _, image in found])), labels, torch.from_numpy(numbers)
+                yield [image for _, image in found], labels, torch.from_numpy(numbers)
             prefetcher.advance()
     finally:
         stop.set()

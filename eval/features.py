@@ -38,6 +38,7 @@ def extract(
     progress: bool = True,
     samples: np.ndarray | None = None,
     change: Change | None = None,
+    native: bool = False,
 ) -> FeatureSet:
     """Features of the centre crops of a data set, in memory, in the data set's order.
 
@@ -45,8 +46,9 @@ def extract(
     `last_blocks` those count whose width is that of the output: in a pyramid that is the last stage. Of `samples` (n,),
     by default those that have a class; a data set without is refused with ValueError, and one without an image that can
     be read. `change`: what is done to the crops before they are normalised.
+    `native`: see `Crops`.
     """
-    crops = Crops(size, channels, bits, mean, std)
+    crops = Crops(size, channels, bits, mean, std, native)
     frozen = FrozenEncoder(encoder, crops, device=device, arithmetic=arithmetic, last_blocks=last_blocks)
     samples = labelled(dataset) if samples is None else samples
     rows = _Rows(len(samples))

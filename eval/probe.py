@@ -56,6 +56,7 @@ def run_probe(
     label_kind: LabelKind | None = None,
     image_size: int | None = None,
     windows: bool = False,
+    native: bool = False,
     batch_size: int = 256,
     precision: str = "auto",
     store: str | Path | None = None,
@@ -76,6 +77,8 @@ def run_probe(
         epochs: Of what is trained by steps. seeds: one linear probe each. untrained_seeds: one untrained encoder each.
         image_size: Side of the centre crops in px; default: what the encoder was trained on.
         windows: Crops larger than that are seen through windows of that size, see `eval.sliding`; default: whole.
+        native: Images are seen whole and at their own shape, in at most as many patches as a square of that size has;
+            of encoders that take them.
         also: Names of further probes, such as logistic; see `eval.registry`. only: of those that run, and no others.
         full: Whole grids where a probe has a coarser one, as logistic (12 of 45 strengths).
         group_by: A field of each sample's `.json`; samples of one value belong together, such as images of one patient.
@@ -118,7 +121,9 @@ def run_probe(
         store = store or target
         target, subject = target_of_store(target, image_size)
     else:
-        subject = open_target(target, image_size, windows)
+        subject = open_target(target, image_size, windows, native)
+    if native and store is not None:
+        raise ValueError(f"{store} holds features of squares; leave it out, or native")
     if windows and store is not None:
         raise ValueError(f"{store} holds features of whole crops; leave it out, or the windows")
 
@@ -149,6 +154,8 @@ def run_probe(
         "bits": subject.bits,
         "mean": subject.mean, "std": subject.std, "headline": subject.headline, **common,
     }  # fmt: skip
+    if native:
+        untrained_key["native"] = common["native"] = True
     if source.precision.arithmetic != "fp32":
         untrained_key["arithmetic"] = source.precision.arithmetic
     rows: dict[str, Any] = {

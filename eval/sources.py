@@ -56,7 +56,7 @@ class FeatureSource:
     def crops(self) -> Crops:
         """As the target takes them."""
         target = self.target
-        return Crops(target.image_size, target.channels, target.bits, target.mean, target.std)
+        return Crops(target.image_size, target.channels, target.bits, target.mean, target.std, target.native)
 
     @property
     def arithmetic(self) -> str:
@@ -111,6 +111,7 @@ class FeatureSource:
             encoder, dataset, size=target.image_size, mean=target.mean, std=target.std, channels=target.channels,
             bits=target.bits, device=self.device, batch_size=self.batch_size, last_blocks=self.last_blocks,
             arithmetic=self.precision.arithmetic, progress=self.progress, samples=samples, change=change,
+            native=target.native,
         )  # fmt: skip
 
     def _key(self, encoder: FrozenEncoder, dataset: Dataset, samples: np.ndarray) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Target:
     architecture: JSON values that say which encoder `fresh` builds.
     run: the run folder the encoder came from, where it came from one.
     trained_size: height and width of the images that it was trained on. window: side of the windows in px that slide
-        over larger images, where they do.
+        over larger images, where they do. native: whether images keep their own shape, see `eval.store.encoding.Crops`.
     """
 
     name: str
@@ -47,9 +47,13 @@ class Target:
     results: Path
     trained_size: tuple[int, int]
     window: int | None = None
+    native: bool = False
 
     def how_larger(self) -> str | None:
         """How images of another size than the encoder's are seen, in words; None of its own size."""
+        if self.native:
+            patches = (self.image_size // self.encoder.patch) ** 2
+            return f"images are seen whole and at their own shape, in at most {patches} patches"
         if (self.image_size, self.image_size) == self.trained_size:
             return None
         height, width = self.trained_size
@@ -67,17 +71,24 @@ class Target:
             return self.fresh()
 
 
-def open_target(target: str, image_size: int | None = None, windows: bool = False) -> Target:
+def open_target(target: str, image_size: int | None = None, windows: bool = False, native: bool = False) -> Target:
     """What TARGET names: a run folder (its final encoder, or else its latest checkpoint's), a checkpoint, an encoder
     folder, an exported .safetensors file, or timm:NAME.
 
     `image_size` is the side of the images to probe, by default what the encoder was trained on. `windows`: larger ones
-    are seen through windows of the size that it was trained on, see `Sliding`.
+    are seen through windows of the size that it was trained on, see `Sliding`. `native`: images keep their own shape.
 
     Raises FileNotFoundError where there is no encoder, saying what there is; ValueError for a name timm does not
     know or that has no weights to load, for a size the encoder cannot take, and for windows over images that are not
     larger than they.
     """
+    if native:
+        if windows:
+            raise ValueError("windows slide over squares, and native images keep their shape; leave out one of them")
+        own = open_target(target, image_size)
+        if not own.encoder.native:
+            raise ValueError(f"{own.name} takes no images of their own shape; leave out native")
+        return replace(own, native=True)
     if windows:
         return _with_windows(open_target(target), image_size)
     if target.startswith(TIMM_PREFIX):

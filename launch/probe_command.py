@@ -51,6 +51,9 @@ def probe(
         bool,
         typer.Option("--windows", help="See larger images through sliding windows of the encoder's size, not whole."),
     ] = False,
+    native: Annotated[
+        bool, typer.Option("--native", help="Images keep their own shape, in as many patches as the square has.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
     precision: Annotated[str, typer.Option(help="auto (bf16 where the device has it), fp32 or bf16.")] = "auto",
     store: Annotated[
@@ -105,6 +108,7 @@ def probe(
         untrained_seeds=range(untrained_seeds),
         image_size=image_size,
         windows=windows,
+        native=native,
         batch_size=batch_size,
         precision=precision,
         store=store,
@@ -114,6 +118,8 @@ def probe(
     )
     if windows and (follow or whole_run):
         raise ValueError("--windows is of a single probe; leave it out, or --follow and --all")
+    if native and (follow or whole_run):
+        raise ValueError("--native is of a single probe; leave it out, or --follow and --all")
     if follow:
         if store is not None:
             raise ValueError("--store holds features of one encoder and --follow probes many; leave out one of them")

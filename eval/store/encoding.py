@@ -16,26 +16,36 @@ from torch import Tensor
 from eval.base import Change
 from eval.store.layout import Layout, layout, rows_of
 from eval.store.precision import Arithmetic
+from pretrain.encoders.base import Features
+from pretrain.encoders.native import PackedFeatures, PackedImages, lengths_of, mean_of_each, sequences
+from pretrain.encoders.patches import patchify
 
 if TYPE_CHECKING:
     from data_pipelines.datasets.dataset import Dataset
-    from pretrain.encoders import Encoder, Features
+    from pretrain.encoders import Encoder
+
+#: Of a sequence of images at their own shape.
+MOST_TOKENS = 8192
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Centre crops of `size` px, as `center_crops` makes them, normalised by mean and std of pixels in 0 .. 1."""
+    """Centre crops of `size` px, as `center_crops` makes them, normalised by mean and std of pixels in 0 .. 1.
+
+    native: whole images at their own shape instead, of at most as many patches as such a square has.
+    """
 
     size: int
     channels: int
     bits: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    native: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return plain
+        return plain if self.native else {name: value for name, value in plain.items() if name != "native"}
 
 
 class Batch(NamedTuple):
@@ -81,6 +91,8 @@ class FrozenEncoder:
         noise = torch.randn(1, crops.channels, crops.size, crops.size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():  # in fp32: which of the outputs are the same is not for rounding to say
             self.layout: Layout = layout(self.encoder(noise.to(device), layers=self._earlier))
+        if tokens and crops.native:
+            raise ValueError("images of their own shape have maps of many sizes, so that their tokens can't be kept")
         if tokens and self.layout.grid is None:
             raise ValueError("this encoder's patch tokens form no map of the image, so that none can be kept")
 
@@ -104,6 +116,11 @@ class FrozenEncoder:
         from data_pipelines.eval_loader import center_crops
 
         crops = self.crops
+        if crops.native:
+            if change is not None:
+                raise ValueError("corruptions are of crops of one size, and these images keep their own shape")
+            yield from self._whole(dataset, samples, batch_size)
+            return
         for images, labels, numbers in center_crops(
             dataset, crops.size, batch_size=batch_size, channels=crops.channels, bits=crops.bits, samples=samples
         ):
@@ -116,6 +133,44 @@ class FrozenEncoder:
                 numbers.numpy(),
                 digests,
             )
+
+    def _whole(self, dataset: Dataset, samples: Sequence[int] | np.ndarray, batch_size: int) -> Iterator[Batch]:
+        """`batches` of images at their own shape."""
+        from data_pipelines.eval_loader import whole_images
+
+        crops, patch = self.crops, self.encoder.patch
+        tokens = (crops.size // patch) ** 2
+        for images, labels, numbers in whole_images(
+            dataset, tokens, patch, batch_size=batch_size, channels=crops.channels, bits=crops.bits, samples=samples
+        ):
+            rows = self.of_images([torch.from_numpy(image) for image in images])
+            digests = np.concatenate([digests_of(image[None]) for image in images])
+            yield Batch(rows.numpy(), None, labels.numpy(), numbers.numpy(), digests)
+
+    @torch.no_grad()
+    def of_images(self, images: Sequence[Tensor]) -> Tensor:
+        """(b, dim) rows, float32 on the CPU, of images (c, h, w) of any sides that are multiples of the patch; as many
+        in a sequence as make up to `MOST_TOKENS`."""
+        patch, rows = self.encoder.patch, []
+        grids = [(image.shape[1] // patch, image.shape[2] // patch) for image in images]
+        for group in sequences(lengths_of(grids), MOST_TOKENS):
+            parts = []
+            for number in group:
+                pixels = images[number][None].to(self.device, non_blocking=True).float()
+                pixels = pixels.div_(torch.iinfo(images[number].dtype).max).sub_(self._shift).div_(self._scale)
+                parts.append(patchify(pixels, patch)[0])
+            packed = PackedImages(torch.cat(parts), tuple(grids[number] for number in group))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic == "bf16"):
+                features: PackedFeatures = self.encoder(packed, layers=self._earlier)
+            rows.append(rows_of(summarised(features), self.layout).cpu())
+        return torch.cat(rows)
+
+
+def summarised(features: PackedFeatures) -> Features:
+    """Features whose only patch token is the mean of each image's (b, 1, d)."""
+    mean = rearrange(mean_of_each(features.tokens, features.lengths), "b d -> b 1 d")
+    layers = tuple(summarised(layer) for layer in features.layers)
+    return Features(mean, features.prefix_tokens, None, None, features.pooled, layers)
 
 
 def digests_of(images: np.ndarray) -> np.ndarray:
