@@ -120,7 +120,33 @@ def test_mae_in_one_sequence_is_mae_image_by_image(shapes: Path, tmp_path: Path)
     torch.testing.assert_close(again.tokens, method.encoder(images, hidden_of(batch, torch.device("cpu")).mask).tokens)
 
 
-@pytest.mark.parametrize("kind", ["dino", "mae"])
+@pytest.mark.parametrize("target", ["pixels", "normalised_pixels"])
+def test_mim_in_one_sequence_is_mim_image_by_image(target: str, shapes: Path, tmp_path: Path) -> None:
+    given = data("mim", shapes, tmp_path)
+    given["method"] = {"name": "mim", "target": target, "mask": {"ratio": 0.5, "unit": 4}}
+    config = parse_config(given)
+    method, batch = build(config).train(), batch_of(config)
+    loss = method(batch, 0)["loss"]
+    images = method.packed(batch)
+    masks = batch["token_mask"].split(list(images.lengths))
+    assert len({int(hidden.sum()) for hidden in masks}) > 1
+    errors, count = torch.zeros(()), int(batch["token_mask"].sum())
+    for image, grid, hidden in zip(one_by_one(images), images.grids, masks, strict=True):
+        seen = method.encoder(image[None], Mask(token=rearrange(hidden, "(h w) -> 1 h w", h=grid[0])))
+        predicted = method.head(seen.tokens)[0, hidden]
+        wanted = rearrange(image, "c (h p) (w q) -> (h w) c p q", p=4, q=4)[hidden]
+        if target == "pixels":  # SimMIM's order: channel, row, column
+            errors = errors + (predicted - wanted.flatten(1)).abs().mean(dim=1).sum()
+        else:
+            flat = rearrange(wanted, "n c p q -> n (p q c)")
+            flat = (flat - flat.mean(dim=1, keepdim=True)) / (flat.var(dim=1, keepdim=True) + 1e-6).sqrt()
+            errors = errors + (predicted - flat).square().mean(dim=1).sum()
+    torch.testing.assert_close(loss, errors / count, rtol=1e-5, atol=1e-6)
+    loss.backward()
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("kind", ["dino", "mae", "mim"])
 def test_a_run_resumes_and_exports(kind: str, shapes: Path, tmp_path: Path) -> None:
     given = data(kind, shapes, tmp_path / "runs", encoder={"drop_path": 0.2, "token_drop": 0.3 * (kind == "dino")})
     given["tracking"] = {**given["tracking"], "pictures_every_steps": 1}

@@ -78,6 +78,13 @@ def _draw(section: MimConfig, image_size: tuple[int, int], stride: int | None, b
     return lambda *place: {"token_mask": draw_units(mask_stream(*place), mask, grid)}
 
 
+def _draw_native(section: MimConfig) -> DrawFields:
+    """The hidden patches of a row's crop."""
+    from pretrain.stream.masking import draw_patches, mask_stream
+
+    return lambda *place: {"token_mask": [draw_patches(mask_stream(*place[:3]), section.mask, place[3][0].tolist())]}
+
+
 SPEC = MethodSpec(
     name="mim",
     title="masked image modelling",
@@ -88,6 +95,8 @@ SPEC = MethodSpec(
     needs=lambda section: Needs(replaces_tokens="`selfsight encoders` shows which encoders do"),
     check=_check,
     draw=_draw,
+    native=lambda section: section.target in ("pixels", "normalised_pixels"),
+    draw_native=_draw_native,
     sources="pretrain.tokenizers.card:check_codes",
     alarms="pretrain.methods.mim.alarms:alarms",
     metrics={

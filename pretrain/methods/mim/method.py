@@ -13,6 +13,7 @@ from data_pipelines.loader import Batch
 from pretrain.config import Config
 from pretrain.encoders import Encoder, build_encoder
 from pretrain.encoders.base import trunc_normal_at_std_, zero_hidden_pixels
+from pretrain.encoders.native import PackedMask
 from pretrain.engines.schedules import Timeline
 from pretrain.methods.base import Method, Normalisation, mask_of
 from pretrain.methods.mim.codes import Codes
@@ -79,10 +80,12 @@ class MaskedImageModelling(Method):
         reduce_mask_counts(micro_batches)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        images = self.normalise(batch["global_crops"][:, 0])
         mean_hidden = batch.get("mean_hidden")
         if mean_hidden is None:  # one rank, one micro-batch: the local count is the global one
-            mean_hidden = torch.full((), float(len(hidden_index(batch))), device=images.device)
+            mean_hidden = torch.full((), float(len(hidden_index(batch))), device=batch["token_mask"].device)
+        if "global_patches" in batch:
+            return {"loss": self._packed_loss(batch, mean_hidden)}
+        images = self.normalise(batch["global_crops"][:, 0])
         wanted = self.target.wanted(images, batch)
         main, *further = (
             self.target.loss(self.head, cells, wanted, batch, mean_hidden) for cells in self.cells(images, batch)
@@ -91,6 +94,13 @@ class MaskedImageModelling(Method):
             main["aggregation_loss"] = values["loss"].detach()
             main["loss"] = main["loss"] + values["loss"]
         return main
+
+    def _packed_loss(self, batch: Batch, mean_hidden: Tensor) -> Tensor:
+        """Of images at their own shape."""
+        images, hidden = self.packed(batch), hidden_index(batch)
+        features = self.encoder(images, PackedMask(token=batch["token_mask"]))
+        predicted = self.head(features.tokens.index_select(0, hidden))
+        return self.target.packed_loss(predicted, images.patches.index_select(0, hidden), mean_hidden)
 
     def cells(self, images: Tensor, batch: Batch) -> list[Tensor]:
         """Features (b, h, w, d) of the target's cells: of the last block, then those of the aggregation."""
@@ -120,6 +130,8 @@ class MaskedImageModelling(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        if "global_patches" in batch:
+            return {}
         crops = batch["global_crops"][:, 0]
         images = self.normalise(crops)
         pasted = self.target.pictures(self.predict(images, batch), images, batch)

@@ -33,6 +33,11 @@ class Target(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} does not implement loss")
 
+    def packed_loss(self, predicted: Tensor, patches: Tensor, mean_hidden: Tensor) -> Tensor:
+        """The loss () of predictions (n, num_outputs) for the hidden patches (n, p * p * c), normalised, of images of
+        their own shape; pixels row by row, channels last."""
+        raise TypeError(f"{type(self).__name__} does not implement packed_loss")
+
     def pictures(self, predicted: Tensor, images: Tensor, batch: Batch) -> Tensor | None:
         """Normalised pictures (b, c, H, W) of predictions (b, h, w, num_outputs) pasted into the image, where they can
         be drawn."""
