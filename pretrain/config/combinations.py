@@ -115,7 +115,10 @@ def _check_native(config: Config) -> None:
         raise ValueError(f"method {config.method.name} as it is set takes no crops of their own shape (shape=native)")
     if encoder is None or not family_of(encoder).native(encoder):
         name = "no encoder" if encoder is None else f"encoder {encoder.family}"
-        raise ValueError(f"{name} takes no crops of their own shape (shape=native); set encoder.family=navit")
+        raise ValueError(
+            f"{name} takes no crops of their own shape (shape=native); set encoder.family=navit, or vit with its "
+            "encoder.stem=patch"
+        )
     patch = views.global_crops[0].patch
     if encoder.patch != patch:
         raise ValueError(f"views are cut into patches of {patch} px and the encoder's are {encoder.patch} px")

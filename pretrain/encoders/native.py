@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pretrain.encoders.packed import in_groups, merged
+from pretrain.stream.from_host import from_host
 
 Grids = tuple[tuple[int, int], ...]
 
@@ -99,3 +101,29 @@ def sequences(lengths: Sequence[int], most: int) -> list[range]:
             found.append(range(number, number + 1))
             total = length
     return found
+
+
+class Interleaved:
+    """Sequences in which each image's prefix tokens stand before its patch tokens.
+
+    lengths: of the sequences, of images with so many patch tokens.
+    """
+
+    def __init__(self, patches: Sequence[int], prefix: int, device: torch.device) -> None:
+        counts = np.asarray(patches, dtype=np.int64)
+        self.lengths = tuple((counts + prefix).tolist())
+        begins = (counts + prefix).cumsum() - (counts + prefix)
+        first = (begins[:, None] + np.arange(prefix)).reshape(-1)
+        own = np.arange(counts.sum()) + np.repeat(prefix * np.arange(1, len(counts) + 1), counts)
+        places = np.concatenate([first, own])
+        self._count = len(first)
+        self._order, self._places = from_host(places.argsort(kind="stable"), device), from_host(places, device)
+
+    def joined(self, prefix: Tensor, tokens: Tensor) -> Tensor:
+        """Prefix tokens (n p, d), image by image, and patch tokens (t, d) as sequences (n p + t, d)."""
+        return torch.cat([prefix.to(tokens.dtype), tokens]).index_select(0, self._order)
+
+    def split(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse of `joined`."""
+        back = states.index_select(0, self._places)
+        return back[: self._count], back[self._count :]

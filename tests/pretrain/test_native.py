@@ -72,9 +72,12 @@ def one_by_one(images: PackedImages, patch: int = 4) -> list[torch.Tensor]:
     return [unpatchify(part[None], grid, patch)[0] for part, grid in zip(parts, images.grids, strict=True)]
 
 
-@pytest.mark.parametrize("pool", ["mean", "attention"])
-def test_dino_in_one_pass_is_dino_crop_by_crop(pool: str, shapes: Path, tmp_path: Path) -> None:
-    config = parse_config(data("dino", shapes, tmp_path, encoder={"pool": pool}))
+VIT = {"family": "vit", "registers": 1}
+
+
+@pytest.mark.parametrize("encoder", [{"pool": "mean"}, {"pool": "attention"}, VIT], ids=["mean", "attention", "vit"])
+def test_dino_in_one_pass_is_dino_crop_by_crop(encoder: dict[str, Any], shapes: Path, tmp_path: Path) -> None:
+    config = parse_config(data("dino", shapes, tmp_path, encoder=encoder))
     method, batch = build(config).train(), batch_of(config)
     result = method(batch, 0)
     wide, small = one_by_one(method.packed(batch)), one_by_one(method.packed(batch, "local"))
@@ -90,8 +93,9 @@ def test_dino_in_one_pass_is_dino_crop_by_crop(pool: str, shapes: Path, tmp_path
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
 
 
-def test_mae_in_one_sequence_is_mae_image_by_image(shapes: Path, tmp_path: Path) -> None:
-    config = parse_config(data("mae", shapes, tmp_path))
+@pytest.mark.parametrize("encoder", [{}, VIT | {"pool": "mean"}], ids=["navit", "vit"])
+def test_mae_in_one_sequence_is_mae_image_by_image(encoder: dict[str, Any], shapes: Path, tmp_path: Path) -> None:
+    config = parse_config(data("mae", shapes, tmp_path, encoder=encoder))
     method, batch = build(config).train(), batch_of(config)
     for block in method.decoder_blocks:
         torch.nn.init.normal_(block.attn.qkv.bias, std=0.3)
@@ -105,9 +109,11 @@ def test_mae_in_one_sequence_is_mae_image_by_image(shapes: Path, tmp_path: Path)
         full = method.mask_token.expand(1, len(hidden), -1).clone()
         full[:, ~hidden] = method.decoder_embed(shown.tokens)
         full = full + sincos_positions(full.shape[-1], grid)
+        if shown.prefix_tokens is not None:
+            full = torch.cat([method.decoder_embed(shown.prefix_tokens), full], dim=1)
         for block in method.decoder_blocks:
             full = block(full)
-        predicted = method.decoder_pred(method.decoder_norm(full))[0, hidden]
+        predicted = method.decoder_pred(method.decoder_norm(full))[0, -len(hidden) :][hidden]
         target = patchify(image[None], 4)[0, hidden]
         mean, deviation = patch_statistics(target)
         expected.append((predicted - (target - mean) / deviation).square().mean())
@@ -179,7 +185,7 @@ def test_pictures_show_the_crops(shapes: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"encoder": {"family": "vit"}}, "encoder vit takes no crops of their own shape"),
+        ({"encoder": {"family": "vit", "stem": "conv"}}, "encoder vit takes no crops of their own shape"),
         ({"encoder": {"patch": 8}}, "cut into patches of 4 px and the encoder's are 8"),
         ({"engine": {"compile": True}}, "set engine.compile=false"),
         ({"data": {"backend": "device"}}, "set data.backend=auto"),

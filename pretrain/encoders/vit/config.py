@@ -69,6 +69,7 @@ SPEC = EncoderSpec(
     headline=_headline,
     has_sequence=lambda config: config.class_token,
     timm_recipe=timm_recipe,
+    native=lambda config: config.stem == "patch",
     layouts={name: Layout(f"pretrain.encoders.vit.layouts:read_{name}") for name in ("mae", "dino", "dinov2", "timm")},
     examples=(
         Example(small=_SMALL),

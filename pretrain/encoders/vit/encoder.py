@@ -23,9 +23,11 @@ from pretrain.encoders.base import (
     on_token_grid,
     zero_hidden_pixels,
 )
+from pretrain.encoders.native import PackedImages, PackedMask
 from pretrain.encoders.packed import Groups, Packed, attend_packed, in_groups, packed_paths
 from pretrain.encoders.patches import sincos_positions
 from pretrain.encoders.positions import resize_positions
+from pretrain.encoders.vit import native
 from pretrain.encoders.vit.config import VitConfig
 from pretrain.encoders.vit.windowed import WindowedVit
 
@@ -76,6 +78,7 @@ class VitEncoder(Encoder):
         for block in self.vit.blocks:
             block.__class__ = SkippingBlock  # timm builds its blocks itself; ours differ in `forward`, not in state
         self.overlapping = config.stem == "conv"
+        self.native = not self.overlapping
         for token in self._prefix_tokens():
             nn.init.normal_(token, std=0.02)
         if config.positions == "sincos":
@@ -87,6 +90,8 @@ class VitEncoder(Encoder):
             nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, images: Any, mask: Any = None, layers: tuple[int, ...] = ()) -> Any:
+        if isinstance(images, PackedImages):
+            return native.encode(self, images, mask or PackedMask(), layers)
         if not isinstance(images, Tensor):
             return self._forward_packed(list(zip(images, mask or [None] * len(images), strict=True)))
         tokens, grid, units = self.embed(images, mask)
@@ -121,13 +126,13 @@ class VitEncoder(Encoder):
             assert self.mask_token is not None, "built without mask_token, so no unit can be replaced"
             hidden = rearrange(replaced, "b h w -> b (h w) 1")
             tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
-        prefix_positions, positions = self._positions(grid)
+        prefix_positions, positions = self.positions(grid)
         tokens = tokens + positions
         units = None
         if dropped is not None:
             units = dropped.visible_ids()
             tokens = tokens.gather(1, repeat(units, "b n -> b n d", d=self.dim))
-        tokens = torch.cat([self._prefix(images.shape[0], prefix_positions), tokens], dim=1)
+        tokens = torch.cat([self.prefix(images.shape[0], prefix_positions), tokens], dim=1)
         return tokens, grid, units
 
     def features_of(self, states: Tensor, grid: tuple[int, int], units: Tensor | None) -> Features:
@@ -148,13 +153,14 @@ class VitEncoder(Encoder):
         tokens = (self.vit.cls_token, getattr(self.vit, "dist_token", None), self.vit.reg_token)
         return [token for token in tokens if token is not None]
 
-    def _prefix(self, batch: int, positions: Tensor) -> Tensor:
+    def prefix(self, batch: int, positions: Tensor) -> Tensor:
+        """The prefix tokens (batch, p, d) with these positions (1, p, d)."""
         tokens = self._prefix_tokens()
         if not tokens:
             return positions.expand(batch, -1, -1)
         return (torch.cat(tokens, dim=1) + positions).expand(batch, -1, -1)
 
-    def _positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Positions of the prefix tokens (1, p, d) and of a `grid` of patches (1, n, d)."""
         num_prefix = self.vit.num_prefix_tokens
         prefix, positions = self.vit.pos_embed[:, :num_prefix], self.vit.pos_embed[:, num_prefix:]

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from data_pipelines.loader import Batch
-from pretrain.encoders.native import PackedFeatures, PackedImages, PackedMask
+from pretrain.encoders.native import Interleaved, PackedFeatures, PackedImages, PackedMask, lengths_of
 from pretrain.encoders.packed import Groups, attend_packed, merged
 from pretrain.encoders.patches import patch_statistics
 from pretrain.stream.from_host import from_host
@@ -43,16 +43,24 @@ def hidden_of(batch: Batch, device: torch.device) -> Hidden:
     )
 
 
-def decoded(method: MaskedAutoencoder, features: PackedFeatures, hidden: Hidden, groups: Groups) -> Tensor:
+def decoded(method: MaskedAutoencoder, features: PackedFeatures, hidden: Hidden) -> Tensor:
     """The hidden patches (m, p) that the decoder makes of the visible tokens, each within its whole image."""
-    tokens = method.decoder_embed(features.tokens)
+    tokens, lengths = method.decoder_embed(features.tokens), lengths_of(features.grids)
     full = method.mask_token.to(tokens.dtype).view(1, -1).expand(len(hidden.places), -1)
     assert features.kept is not None
     full = full.index_copy(0, features.kept, tokens)
     places = method.axis_positions[hidden.places]  # (t, 2, d / 2)
     full = full + rearrange(places.flip(1), "t axis d -> t (axis d)")  # the column first, as in the code of MAE
+    packing = None
+    if features.prefix_tokens is not None:  # they take part, as in the code of MAE
+        packing = Interleaved(lengths, features.prefix_tokens.shape[1], full.device)
+        prefix = rearrange(method.decoder_embed(features.prefix_tokens), "n p d -> (n p) d")
+        full, lengths = packing.joined(prefix, full), packing.lengths
+    groups = merged(lengths)
     for block in method.decoder_blocks:
         full = within(block, full, groups)
+    if packing is not None:
+        _, full = packing.split(full)
     return method.decoder_pred(method.decoder_norm(full.index_select(0, hidden.index)))
 
 
@@ -69,7 +77,7 @@ def loss(method: MaskedAutoencoder, batch: Batch) -> dict[str, Any]:
     images: PackedImages = method.packed(batch)
     hidden = hidden_of(batch, images.patches.device)
     features = method.encoder(images, hidden.mask)
-    predicted = decoded(method, features, hidden, merged(images.lengths))
+    predicted = decoded(method, features, hidden)
     target = images.patches.index_select(0, hidden.index)
     if method.norm_pix_loss:
         mean, deviation = patch_statistics(target)
