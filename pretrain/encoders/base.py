@@ -93,6 +93,7 @@ class Encoder(nn.Module):
     packs: whether several batches of images go through it in one pass, see `forward`.
     native: whether it takes images at their own shape, see `native.PackedImages`.
     takes_windows: whether it has a form of `windowed`.
+    norm_in_head: whether timm's model has its final norm in its head, so that timm's map is one before the norm.
     mean, std: of the pixels (in 0 .. 1) that its weights were trained on, where it comes with weights; else None.
     """
 
@@ -108,6 +109,7 @@ class Encoder(nn.Module):
     packs: bool = False
     native: bool = False
     takes_windows: bool = False
+    norm_in_head: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 

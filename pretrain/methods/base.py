@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
-from pretrain.encoders import Encoder, Mask
+from pretrain.encoders import Encoder, Mask, side_losses
 from pretrain.encoders.attention_maps import attention_pictures
 from pretrain.engines.ema import share_running_statistics, update_ema
 from pretrain.engines.schedules import Timeline
@@ -54,6 +54,12 @@ class Method(nn.Module):
         self.encoder = None  # for a method that has none
         self.register_buffer("mean", torch.tensor(normalisation.mean), persistent=False)
         self.register_buffer("std", torch.tensor(normalisation.std), persistent=False)
+
+    def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """`forward`, and in its loss what the encoder adds to it."""
+        with side_losses.collecting() as beside:
+            outputs = super().__call__(batch, step)
+        return beside.with_outputs(outputs)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         raise TypeError(f"{type(self).__name__} does not implement forward")

@@ -100,7 +100,7 @@ class FocalAttention(nn.Module):
         return rearrange(regions, "b (d j) m -> b m j d", d=cells.shape[3])
 
     def _heads(self, cells: Tensor, parts: int) -> Tensor:
-        """(b, windows, j, parts * heads * d) -> (parts, b, windows * heads, j, d), so that no bias is repeated by image."""
+        """(b, windows, j, parts * heads * d) -> (parts, b, windows * heads, j, d): images share a bias."""
         return rearrange(cells, "b m j (part n d) -> part b (m n) j d", part=parts, n=self.heads)
 
     def _bias(self, ringed: bool) -> Tensor:
