@@ -139,6 +139,18 @@ def choose_paths(blocks: Sequence[nn.Module], images: int, asker: int = ENCODER)
     return [_chosen(keeps, rate) for keeps, rate in zip(draws.kept(asker, rates, images).T, rates, strict=True)]
 
 
+def weights_of(rates: Sequence[float], images: int, device: torch.device, asker: int = ENCODER) -> list[Tensor] | None:
+    """What each image's result of each branch is multiplied by, (images,) fp32 a branch, for encoders that compute all.
+
+    rates: of all branches, in the order in which they are numbered. None where all is kept, and outside of `drawn`.
+    """
+    draws = _draws.get()
+    if draws is None or not any(rates):
+        return None
+    kept = draws.kept(asker, rates, images) / (1.0 - np.asarray(rates))
+    return list(from_host(kept.T.astype(np.float32), device).unbind())
+
+
 def _rates(block: nn.Module) -> tuple[float, float]:
     shared = getattr(block, "drop_path", None)
     both = (getattr(block, "drop_path1", shared), getattr(block, "drop_path2", shared))
