@@ -136,6 +136,7 @@ class TrainConfig:
     steps: PositiveInt | PositiveFloat | None = None  # instead of epochs; 1.5e3 is a number, too
     batch_size: PositiveInt = 256  # global: ranks x micro-batch x accumulation
     grad_accum_steps: PositiveInt = 1  # micro-batches of a rank that make one step
+    max_tokens: PositiveInt | None = None  # of shape=native: patches that a micro-batch may have at most; null: any
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

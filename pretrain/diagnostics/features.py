@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pretrain.config import Config
 from pretrain.encoders import Encoder, Features, build_encoder
+from pretrain.encoders.native import PackedFeatures, PackedImages, mean_of_each
 from pretrain.engines.engine import whole_state_dict
 
 MOST_ROWS = 4096  # of which the rank is taken
@@ -46,16 +47,18 @@ def whole_encoder(encoder: Encoder, config: Config, device: torch.device) -> Enc
     return copy.to(device).eval()
 
 
-def headline(features: Features, name: str | None) -> Tensor:
+def headline(features: Features | PackedFeatures, name: str | None) -> Tensor:
     """(b, d) fp32, the feature that the probe's headline reads: `class`, `mean`, or None for the pooled one."""
     if name == "class":
         assert features.prefix_tokens is not None
         return features.prefix_tokens[:, 0].float()
+    if isinstance(features, PackedFeatures):
+        return (features.pooled if name is None else mean_of_each(features.tokens, features.lengths)).float()
     return (features.pooled if name is None else features.tokens.mean(dim=1)).float()
 
 
-def frozen_features(encoder: Encoder, images: Tensor, name: str | None) -> Tensor:
-    """(b, d) fp32 of images (b, c, h, w), normalised; inside of `evaluating`, of a `whole_encoder`."""
+def frozen_features(encoder: Encoder, images: Tensor | PackedImages, name: str | None) -> Tensor:
+    """(b, d) fp32 of images (b, c, h, w) or packed, normalised; inside of `evaluating`, of a `whole_encoder`."""
     return headline(encoder(images), name)
 
 
