@@ -42,6 +42,8 @@ class Target:
     epoch: float | None
     run: Path | None
     results: Path
+    frames: int = 1  # of a stack, see `Frames`
+    frame_stride: int | None = None
 
     def untrained(self, seed: int) -> Encoder:
         """The same encoder with the fresh weights of `seed`; torch's global generator is left as it was."""
@@ -78,6 +80,7 @@ def open_target(target: str, image_size: int | None = None) -> Target:
         architecture={
             "built_for": size,
             "method": card.method,
+            **({"frames_of_data": card.frames} if card.frames > 1 else {}),
             **TypeAdapter(EncoderConfig).dump_python(config, mode="json"),
         },
         image_size=_side(image_size, size, encoder.stride),
@@ -91,6 +94,8 @@ def open_target(target: str, image_size: int | None = None) -> Target:
         epoch=card.epoch,
         run=run,
         results=results,
+        frames=card.frames,
+        frame_stride=card.frame_stride,
     )
 
 

@@ -48,10 +48,20 @@ def family_of(config: EncoderConfig) -> EncoderSpec:
 
 
 def build_encoder(
-    config: EncoderConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False
+    config: EncoderConfig,
+    image_size: tuple[int, int],
+    channels: int = 3,
+    mask_token: bool = False,
+    frames: int = 1,
 ) -> Encoder:
     """A freshly initialised encoder (from torch's global generator) for images of `image_size` (h, w) px.
 
-    `mask_token` adds the learned token that stands in for replaced units.
+    `mask_token` adds the learned token that stands in for replaced units. With `frames` beyond 1 it takes stacks of so
+    many, of `channels` each: a family that has a setting of that name as it does, any other frame by frame.
     """
-    return resolve_name(family_of(config).build)(config, image_size, channels, mask_token)
+    encoder: Encoder = resolve_name(family_of(config).build)(config, image_size, channels, mask_token)
+    if frames > 1 and not hasattr(config, "frames"):
+        from pretrain.encoders.per_frame import per_frame
+
+        return per_frame(encoder, channels)
+    return encoder

@@ -126,6 +126,7 @@ SPEC = MethodSpec(
     crops=lambda section: Crops(num_global=2, local=True),
     needs=_needs,
     check=_check,
+    stacks=True,
     check_batch=_check_batch,
     resolve=resolve,
     draw=_draw,
