@@ -86,6 +86,7 @@ class Dataset:
         self.mean: tuple[float, ...] | None = _tuple(info.get("mean"))  # per channel, of pixels in 0 .. 1
         self.std: tuple[float, ...] | None = _tuple(info.get("std"))
         self.classes: tuple[str, ...] | None = _tuple(info.get("classes"))
+        self.mask_names: dict[int, str] = {int(level): name for level, name in (info.get("mask_names") or {}).items()}
         self.group_key: str | None = (info.get("groups") or {}).get("key")  # the field by which pack kept groups apart
         self.depth = _depth(info)  # bits a channel, and the largest level, as far as dataset.json tells
         self.packed = _packed(info)  # samples by shard's name, as far as dataset.json tells

@@ -5,7 +5,7 @@ Methods never ask which encoder they hold; encoders never ask which method calls
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,6 +93,7 @@ class Encoder(nn.Module):
     packs: whether several batches of images go through it in one pass, see `forward`.
     native: whether it takes images at their own shape, see `native.PackedImages`.
     takes_windows: whether it has a form of `windowed`.
+    norm_in_head: whether timm's model has its final norm in its head, so that timm's map is one before the norm.
     mean, std: of the pixels (in 0 .. 1) that its weights were trained on, where it comes with weights; else None.
     """
 
@@ -108,6 +109,7 @@ class Encoder(nn.Module):
     packs: bool = False
     native: bool = False
     takes_windows: bool = False
+    norm_in_head: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -141,6 +143,14 @@ class Encoder(nn.Module):
     def position_grid(self, key: str) -> tuple[int, int]:
         """Rows and columns of tokens that the inner module's table of positions `key` was made for."""
         raise TypeError(f"{type(self).__name__} has no table of positions {key}")
+
+    @classmethod
+    def channels_of(cls, weights: Mapping[str, Tensor]) -> int:
+        """Channels of the images that the inner module's `weights` read; ValueError where none of them reads pixels."""
+        for key in cls.pixel_weights:
+            if key in weights:
+                return weights[key].shape[1]
+        raise ValueError("the checkpoint has no patch embedding")
 
     def resized(self, key: str, value: Tensor, wanted: Tensor) -> Tensor | None:
         """A tensor `key` of another encoder of the family, in the shape of the inner module's own `wanted`, where the

@@ -54,27 +54,33 @@ class Draws:
 
     def __init__(self, seed: int, step: int, rows: np.ndarray) -> None:
         self.seed, self.step, self.rows = seed, step, rows.astype(np.uint64)
-        self.seen: Counter[int] = Counter()
+        self.seen: Counter[tuple[Purpose, int]] = Counter()
+        self.passes: Counter[Purpose] = Counter()
 
-    def kept(self, asker: int, rates: Sequence[float], images: int) -> np.ndarray:
-        """(images, branches) bool: whether the next images of `asker`, crop by crop of all rows, keep each branch.
+    def keys(self, purpose: Purpose, asker: int, images: int) -> np.ndarray:
+        """(images,) uint64: a stream of `purpose` for each of the next images of `asker`, crop by crop of all rows.
 
         ValueError for images that are not so many crops of each row.
         """
+        count = len(self.rows)
+        if images % count:
+            setting = purpose.name.lower()
+            raise ValueError(
+                f"an encoder with {setting.replace('_', ' ')} got {images} images in a micro-batch of {count} rows; it "
+                f"takes whole crops, (v b) c h w, of all rows (or set encoder.{setting}=0)"
+            )
+        first = self.seen[purpose, asker]
+        crops = np.arange(first, first + images // count, dtype=np.uint64)
+        self.seen[purpose, asker] += len(crops)
+        return stream_keys(self.seed, purpose, self.step, asker, crops[:, None], self.rows[None]).reshape(-1)
+
+    def kept(self, asker: int, rates: Sequence[float], images: int) -> np.ndarray:
+        """(images, branches) bool: whether the next images of `asker`, crop by crop of all rows, keep each branch."""
         return self.uniform(asker, images, len(rates)) >= np.asarray(rates)
 
     def uniform(self, asker: int, images: int, numbers: int) -> np.ndarray:
         """(images, numbers) in [0, 1) that belong to the next images of `asker`, likewise."""
-        count = len(self.rows)
-        if images % count:
-            raise ValueError(
-                f"an encoder with drop path got {images} images in a micro-batch of {count} rows; it takes whole "
-                "crops, (v b) c h w, of all rows (or set encoder.drop_path=0)"
-            )
-        crops = np.arange(self.seen[asker], self.seen[asker] + images // count, dtype=np.uint64)
-        self.seen[asker] += len(crops)
-        keys = stream_keys(self.seed, Purpose.DROP_PATH, self.step, asker, crops[:, None], self.rows[None])
-        return uniform_table(keys.reshape(-1), numbers)
+        return uniform_table(self.keys(Purpose.DROP_PATH, asker, images), numbers)
 
 
 _draws: ContextVar[Draws | None] = ContextVar("drop path's draws", default=None)
@@ -95,6 +101,11 @@ def drawn(seed: int, step: int, rows: Tensor) -> Iterator[None]:
         yield
     finally:
         _draws.reset(token)
+
+
+def current_draws() -> Draws | None:
+    """Those of the micro-batch under way; None outside of `drawn`."""
+    return _draws.get()
 
 
 def noise_of(images: int, numbers: int) -> np.ndarray:
@@ -128,6 +139,18 @@ def choose_paths(blocks: Sequence[nn.Module], images: int, asker: int = ENCODER)
     return [_chosen(keeps, rate) for keeps, rate in zip(draws.kept(asker, rates, images).T, rates, strict=True)]
 
 
+def weights_of(rates: Sequence[float], images: int, device: torch.device, asker: int = ENCODER) -> list[Tensor] | None:
+    """What each image's result of each branch is multiplied by, (images,) fp32 a branch, for encoders that compute all.
+
+    rates: of all branches, in the order in which they are numbered. None where all is kept, and outside of `drawn`.
+    """
+    draws = _draws.get()
+    if draws is None or not any(rates):
+        return None
+    kept = draws.kept(asker, rates, images) / (1.0 - np.asarray(rates))
+    return list(from_host(kept.T.astype(np.float32), device).unbind())
+
+
 def _rates(block: nn.Module) -> tuple[float, float]:
     shared = getattr(block, "drop_path", None)
     both = (getattr(block, "drop_path1", shared), getattr(block, "drop_path2", shared))
@@ -142,6 +165,19 @@ def _chosen(keeps: np.ndarray, rate: float) -> Chosen:
         return Chosen(chosen, np.full(len(chosen), 1.0 / (1.0 - rate)))
     # one image runs for nothing, so that every parameter has a gradient on every rank
     return Chosen(np.zeros(1, np.int64), np.zeros(1))
+
+
+def uniforms_of_the_step(purpose: Purpose, streams: int, count: int) -> np.ndarray | None:
+    """(streams, count) uniform in [0, 1), the same for all rows of a step; None outside of `drawn`.
+
+    A function of (seed, purpose, step, how often it was asked for in the micro-batch before).
+    """
+    draws = _draws.get()
+    if draws is None:
+        return None
+    keys = stream_keys(draws.seed, purpose, draws.step, draws.passes[purpose], np.arange(streams, dtype=np.uint64))
+    draws.passes[purpose] += 1
+    return uniform_table(keys, count)
 
 
 def to_device(branches: Sequence[Chosen], device: torch.device) -> list[Branch]:

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from pretrain.encoders.convolutions import Depthwise
+
 EPS = 1e-6  # of all norms
 
 
@@ -18,16 +20,6 @@ class Pointwise(nn.Conv2d):
 
     def forward(self, cells: Tensor) -> Tensor:
         return F.linear(cells, rearrange(self.weight, "o i 1 1 -> o i"), self.bias)
-
-
-class Depthwise(nn.Conv2d):
-    """A depth-wise convolution that keeps the size, of maps (b, h, w, d)."""
-
-    def __init__(self, dim: int, kernel: int, bias: bool = True) -> None:
-        super().__init__(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=bias)
-
-    def forward(self, cells: Tensor) -> Tensor:
-        return rearrange(super().forward(rearrange(cells, "b h w d -> b d h w")), "b d h w -> b h w d")
 
 
 class GlobalFilter(nn.Module):
