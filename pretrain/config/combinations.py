@@ -107,6 +107,8 @@ def _check_frames(config: Config) -> None:
             f"data.frames is {frames}, and {config.method.name} takes single images; set data.frames=1, where of a "
             "stack the first frame is shown, or take dino, mae or mim"
         )
+    if getattr(config.encoder, "spatial_transformer", None) is not None:
+        raise ValueError(f"data.frames is {frames}, and a spatial transformer straightens images; set it to null")
     if config.views.native:
         raise ValueError(f"data.frames is {frames}, and crops of their own shape are of images; set shape=fixed")
     if config.data.backend == "device":
