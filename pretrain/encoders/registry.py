@@ -57,8 +57,8 @@ def build_encoder(
     """A freshly initialised encoder (from torch's global generator) for images of `image_size` (h, w) px.
 
     `mask_token` adds the learned token that stands in for replaced units. With `spatial_transformer` in its
-    configuration, whatever its family, it sees images through one. With `frames` beyond 1 it takes stacks of so many, of
-    `channels` each: a family that has a setting of that name as it does, any other frame by frame.
+    configuration, whatever its family, it sees images through one. With `frames` beyond 1 it takes stacks of so many,
+    of `channels` each: a family that has a setting of that name as it does, any other frame by frame.
     """
     encoder: Encoder = resolve_name(family_of(config).build)(config, image_size, channels, mask_token)
     if getattr(config, "spatial_transformer", None) is not None:
