@@ -156,6 +156,9 @@ def run_probe(
     }  # fmt: skip
     if native:
         untrained_key["native"] = common["native"] = True
+    if subject.frames > 1:
+        of_stacks = {"frames": subject.frames, "frame_stride": subject.frame_stride}
+        pixel_key, untrained_key = pixel_key | of_stacks, untrained_key | of_stacks
     if source.precision.arithmetic != "fp32":
         untrained_key["arithmetic"] = source.precision.arithmetic
     rows: dict[str, Any] = {

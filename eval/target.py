@@ -47,6 +47,8 @@ class Target:
     results: Path
     trained_size: tuple[int, int]
     window: int | None = None
+    frames: int = 1  # of a stack, see `Frames`
+    frame_stride: int | None = None
     native: bool = False
 
     def how_larger(self) -> str | None:
@@ -110,6 +112,7 @@ def open_target(target: str, image_size: int | None = None, windows: bool = Fals
         architecture={
             "built_for": size,
             "method": card.method,
+            **({"frames_of_data": card.frames} if card.frames > 1 else {}),
             **TypeAdapter(EncoderConfig).dump_python(config, mode="json"),
         },
         image_size=_side(image_size, size, encoder.stride),
@@ -124,6 +127,8 @@ def open_target(target: str, image_size: int | None = None, windows: bool = Fals
         run=run,
         results=results,
         trained_size=size,
+        frames=card.frames,
+        frame_stride=card.frame_stride,
     )
 
 

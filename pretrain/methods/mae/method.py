@@ -25,8 +25,9 @@ def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> M
     """MAE around the configuration's encoder."""
     method, size, channels = config.method, config.views.global_size, config.data.channels
     assert config.encoder is not None
-    encoder = build_encoder(config.encoder, size, channels, mask_token=method.mask.secondary > 0)
-    made = MaskedAutoencoder(method, encoder, size, channels, normalisation, timeline)
+    frames = config.data.frames
+    encoder = build_encoder(config.encoder, size, channels, mask_token=method.mask.secondary > 0, frames=frames)
+    made = MaskedAutoencoder(method, encoder, size, config.data.planes, normalisation, timeline)
     if config.views.native:
         sides = config.views.global_crops[0].max_tokens
         assert sides is not None
