@@ -17,10 +17,12 @@ from torch import Tensor
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.datasets.prefetch import ShardPrefetcher, in_batches, in_order
 from data_pipelines.images.decode import BadSampleError, decode
+from data_pipelines.images.stacks import decode_stack
 from data_pipelines.loader import default_threads
 from data_pipelines.remote.fetch import cancel_on
 from data_pipelines.transforms.backends import any_channels
 from data_pipelines.transforms.backends.base import to_pillow, write_channels
+from data_pipelines.transforms.frames import Frames
 
 _AHEAD = 2  # batches being made while one is used
 _log = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ def center_crops(
     world_size: int = 1,
     channels: int = 3,
     bits: int = 8,
+    frames: int = 1,
+    frame_stride: int | None = None,
     samples: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield (images, labels, samples) in the order of the samples; the tensors are new each time.
@@ -55,6 +59,9 @@ def center_crops(
         world_size: Ranks that share the work.
         channels: Of the images, as `decode` gives them.
         bits: Of a channel, 8 or 16.
+        frames: Of a stack, which has `frames * channels` planes, the channels of a frame side by side; see
+            `transforms.frames.Frames`, of which the frames in the middle are taken. 1: samples are images.
+        frame_stride: See there.
         samples: Only these, in this order; default: all.
 
     Yields:
@@ -65,7 +72,9 @@ def center_crops(
         raise ValueError(f"rank {rank} of {world_size}; ranks count from 0 to world_size - 1")
     wanted: Sequence[int] | np.ndarray = range(dataset.num_samples) if samples is None else samples
     first, last = (len(wanted) * part // world_size for part in (rank, rank + 1))
-    load = partial(_load, dataset, size=size, resize=resize, channels=channels, bits=bits)
+    load = partial(
+        _load, dataset, size=size, resize=resize, channels=channels, bits=bits, frames=Frames(frames, frame_stride)
+    )
     starts = iter(range(first, last, batch_size))
     pending: deque[list[Future[np.ndarray | None]]] = deque()
     begins: deque[Sequence[int] | np.ndarray] = deque()
@@ -96,14 +105,19 @@ def center_crops(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _load(dataset: Dataset, sample: int, size: int, resize: int | None, channels: int, bits: int) -> np.ndarray | None:
-    """One crop, (c, size, size); None for a bad sample."""
+def _load(
+    dataset: Dataset, sample: int, size: int, resize: int | None, channels: int, bits: int, frames: Frames
+) -> np.ndarray | None:
+    """One crop, (c, size, size), of a stack (t * c, size, size); None for a bad sample."""
     try:
-        image = decode(dataset.read(sample), channels, bits)
+        stored = dataset.read(sample)
+        if frames.count == 1:
+            return cropped(decode(stored, channels, bits), size, resize)
+        pictures = decode_stack(stored, frames.chosen, channels, bits=bits)
     except BadSampleError as error:
         _log.warning("%s; it is left out", error)
         return None
-    return cropped(image, size, resize)
+    return np.concatenate([cropped(picture.pixels, size, resize) for picture in pictures])
 
 
 def cropped(image: np.ndarray, size: int, resize: int | None = None) -> np.ndarray:

@@ -10,6 +10,8 @@ import numpy as np
 
 from data_pipelines.transforms.config import Views
 
+#: The fields that are pixels, (..., channels, height, width).
+CROPS = ("global_crops", "local_crops", "target_crops")
 _ALIGNMENT = 64  # bytes
 _PAGE = 4096  # bytes; a buffer begins at one, so that buffers share none
 
@@ -28,7 +30,7 @@ def fields_of(
 
     Args:
         views: The crops.
-        channels: Of every crop.
+        channels: Of every crop, those of all frames of a stack together.
         bits: Of a channel, 8 or 16.
         drawn: What is drawn of a row beside its crops, for names, shapes and types.
         num_colours: Numbers for each crop whose colours are left to the device; 0 where none are.
@@ -39,13 +41,24 @@ def fields_of(
     """
     pixel, whole, number = np.dtype(np.uint16 if bits == 16 else np.uint8), np.dtype(np.int64), np.dtype(np.float32)
     local, target, num_global = views.local_crops, views.target_crop, len(views.global_crops)
+    crops = {} if views.native else {"global_crops": Field((num_global, channels, *views.global_size), pixel)}
     fields = {
-        "global_crops": Field((num_global, channels, *views.global_size), pixel),
+        **crops,
         "labels": Field((), whole),
         "ids": Field((2,), whole),
         "rows": Field((), whole),
     }
-    if local is not None:
+    if views.native:
+        for kind, count, crop in (
+            ("global", num_global, views.global_crops[0]),
+            ("local", local and local.count, local),
+        ):
+            if crop is not None and count:
+                assert crop.max_tokens is not None
+                assert crop.patch is not None
+                fields[f"{kind}_patches"] = Field((count, crop.max_tokens, crop.patch**2 * channels), pixel)
+                fields[f"{kind}_grids"] = Field((count, 2), whole)
+    elif local is not None:
         fields["local_crops"] = Field((local.count, channels, *local.size), pixel)
     if target is not None:
         fields["target_crops"] = Field((channels, *target.size), pixel)

@@ -51,6 +51,10 @@ class Loader:
             the copies that the consumer enqueued on its current stream are done.
         max_bad_share: See `Decoder`.
         channels: Of the crops: 3 are RGB, 1 is grey; with others `views` loses what needs colours (see `fitting`).
+        frames: With several, samples are stacks, and a crop has the `frames * channels` planes of one region in so many
+            frames, the channels of a frame side by side. What is drawn (box, flip, colours) is the same in all of them.
+            Which frames are shown, says `transforms.frames.Frames`.
+        frame_stride: See there.
         bits: Of a channel: 8 give uint8, 16 uint16.
         backend: Makes the crops: see `backends`. With `device`, `device.finish` completes the batches.
         partial_decode: Decode of a JPEG only what its crops touch, where `jpeg.has_regions`; the crops are the same.
@@ -82,6 +86,8 @@ class Loader:
         dct_scaling: bool = True,
         bad_samples: BadSampleLog | None = None,
         masks: bool = False,
+        frames: int = 1,
+        frame_stride: int | None = None,
         shard_prefetch_steps: int = PREFETCH_STEPS,
     ) -> None:
         batch_size = sampler.batch_size
@@ -97,6 +103,15 @@ class Loader:
         self.first_row = rank * self.num_rows
         self.wait_seconds = 0.0
         backend = resolve_backend(backend, channels, bits)
+        if views.native and (backend == "device" or masks or frames > 1):
+            what = "leaves colours to the device" if backend == "device" else "holds masks" if masks else "holds stacks"
+            raise ValueError(
+                f"crops keep their own shape (shape=native), and the batch {what}, which goes with crops of one size; "
+                f"set {'data.backend=native' if backend == 'device' else 'shape=fixed'}"
+            )
+        if frames > 1 and (backend == "device" or masks):
+            what = "masks are cut of images" if masks else "backend 'device' does the colours of images"
+            raise ValueError(f"{what}, and frames is {frames}: stacks go without")
         on_device, maker = backend == "device", on_cpu(backend)
         #: Who makes the crops, in words.
         self.backend = f"{maker}, colours by the device" if on_device else maker
@@ -105,7 +120,9 @@ class Loader:
             key: BadSampleAccount(dataset.num_samples, max_bad_share, bad_samples)
             for key, dataset in sampler.datasets.items()
         }
-        making = Making(views, channels, bits, maker, on_device, partial_decode, dct_scaling, masks)
+        making = Making(
+            views, channels, bits, maker, on_device, partial_decode, dct_scaling, masks, frames, frame_stride
+        )
         #: Makes rows in this process.
         self.maker = RowMaker(sampler, making, self._accounts, draw, self.threads)
         self._pin_memory, self._horizon = pin_memory, shard_prefetch_steps

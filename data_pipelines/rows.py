@@ -8,9 +8,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from data_pipelines.balance import BalancedRows
 from data_pipelines.cores import cores_per_process
 from data_pipelines.datasets import maps
 from data_pipelines.datasets.account import BadSampleAccount
@@ -18,7 +20,7 @@ from data_pipelines.datasets.bad_samples import Decoder
 from data_pipelines.datasets.dataset import NO_LABEL, Dataset
 from data_pipelines.datasets.prefetch import Need
 from data_pipelines.images.maps import BadMapError
-from data_pipelines.layout import Field, fields_of
+from data_pipelines.layout import CROPS, Field, fields_of
 from data_pipelines.remote.fetch import cancel_on
 from data_pipelines.rng import DrawFields
 from data_pipelines.sampler import Row, Sampler
@@ -27,6 +29,7 @@ from data_pipelines.transforms.backends.colours import NUM_COLOURS
 from data_pipelines.transforms.backends.select import CpuBackendName
 from data_pipelines.transforms.backends.select import backend as make_backend
 from data_pipelines.transforms.config import Views
+from data_pipelines.transforms.frames import Frames
 from data_pipelines.transforms.map_crops import cut_mask
 from data_pipelines.transforms.transform import Recipe, SampleCrops
 
@@ -47,6 +50,8 @@ class Making:
     partial_decode: bool
     dct_scaling: bool
     masks: bool = False
+    frames: int = 1  # of a stack, see `Frames`
+    frame_stride: int | None = None
 
 
 class RowMaker:
@@ -69,6 +74,8 @@ class RowMaker:
         threads: int,
     ) -> None:
         self.sampler, self.draw, self.threads, self._making = sampler, draw, threads, making
+        self.order = BalancedRows(sampler, making.views)
+        self.frames = Frames(making.frames, making.frame_stride)
         self.recipe = Recipe(
             fitting(making.views, making.channels)[0],
             make_backend(making.maker),
@@ -87,9 +94,10 @@ class RowMaker:
     def fields(self) -> dict[str, Field]:
         """What a row's place must hold."""
         making = self._making
-        drawn = {} if self.draw is None else self.draw(self.sampler.seed, 0, 0)
+        drawn = {} if self.draw is None else self._drawn()
         num_colours = NUM_COLOURS if making.colour_on_device else 0
-        return fields_of(self.recipe.views, making.channels, making.bits, drawn, num_colours, making.masks)
+        planes = making.channels * making.frames
+        return fields_of(self.recipe.views, planes, making.bits, drawn, num_colours, making.masks)
 
     def begin(
         self,
@@ -111,7 +119,7 @@ class RowMaker:
             stop: Ends what the threads fetch.
             wait: Called by the threads before they read or write.
         """
-        order = _Once(lambda: self.sampler.rows(step, rows))  # by a thread: a large batch takes milliseconds
+        order = _Once(lambda: self.order.rows(step, rows))  # by a thread: a large batch takes milliseconds
         length = max(1, min(_MOST_ROWS, len(rows) // (4 * self.threads)))
         length = math.ceil(length / self.sampler.repeats) * self.sampler.repeats  # a sample is decoded once a piece
 
@@ -131,7 +139,7 @@ class RowMaker:
         datasets = self.sampler.datasets
         for step in itertools.count(start):
             found: dict[int, list[int]] = {}
-            for row in self.sampler.rows(step, rows):
+            for row in self.order.rows(step, rows):
                 found.setdefault(row.dataset, []).append(row.sample)
             yield [
                 Need(datasets[number], shard)
@@ -163,8 +171,11 @@ class RowMaker:
             row, places = group[0][1], {row.repeat: place for place, row in group}
             identities = [row._replace(repeat=repeat).identity(seed) for repeat in range(self.sampler.repeats)]
             crops = SampleCrops(self.recipe, identities)
-            decoded = self.decoders[row.dataset].read(row.sample, crops)
-            crops.make(decoded.picture, arrays, places)
+            showing = (seed, row.dataset, row.epoch, row.sample)
+            wanted = partial(self.frames.drawn, showing) if self.frames.count > 1 else None
+            decoded = self.decoders[row.dataset].read(row.sample, crops, wanted)
+            for number, picture in enumerate((decoded.picture, *decoded.further)):
+                crops.make(picture, self._of_frame(arrays, number), places)
             if self._making.masks:
                 self._cut_masks(row.dataset, decoded.sample, crops, arrays["masks"], places)
             for place in places.values():
@@ -172,8 +183,36 @@ class RowMaker:
                 ids[place] = (row.dataset, decoded.sample)
         if self.draw is not None:
             for place, number in enumerate(arrays["rows"][first : first + len(rows)].tolist(), first):
+                if self._making.views.native:
+                    self._draw_patches(arrays, seed, step, number, place)
+                    continue
                 for name, field in self.draw(seed, step, number).items():
                     arrays[name][place] = field
+
+    def _draw_patches(self, arrays: dict[str, np.ndarray], seed: int, step: int, number: int, place: int) -> None:
+        """What is drawn of each patch of a row's global crops, into the beginning of their places."""
+        assert self.draw is not None
+        for name, parts in self.draw(seed, step, number, arrays["global_grids"][place]).items():
+            for view, part in enumerate(parts):
+                arrays[name][place, view, : len(part)] = part
+
+    def _drawn(self) -> Mapping[str, np.ndarray]:
+        """Fields that are drawn, for their shapes and types."""
+        assert self.draw is not None
+        views = self.recipe.views
+        if not views.native:
+            return self.draw(self.sampler.seed, 0, 0)
+        count, most = len(views.global_crops), views.global_crops[0].max_tokens
+        drawn = self.draw(self.sampler.seed, 0, 0, np.ones((count, 2), np.int64))
+        return {name: np.empty((count, most), parts[0].dtype) for name, parts in drawn.items()}
+
+    def _of_frame(self, arrays: dict[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
+        """The memory with the crops narrowed to the channels of one frame of the stacks."""
+        if self.frames.count == 1:
+            return arrays
+        channels = self._making.channels
+        own = slice(number * channels, (number + 1) * channels)
+        return arrays | {name: arrays[name][..., own, :, :] for name in CROPS if name in arrays}
 
     def _cut_masks(
         self, dataset: int, sample: int, crops: SampleCrops, out: np.ndarray, places: Mapping[int, int]

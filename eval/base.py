@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -100,6 +100,18 @@ def unchanged(change: Change, of_train: bool, samples: Tensor | None = None) -> 
     raise ValueError("this store holds features and no images, so that nothing can be changed in these")
 
 
+class Painted(NamedTuple):
+    """What a probe says of the pixels of some val images, for people to look at.
+
+    rows: (m,) int64, the places of the images among val's. maps: by what they are, (m, h, w) int64 levels of masks,
+    with `IGNORED`. words: a line on each of them.
+    """
+
+    rows: Tensor
+    maps: Mapping[str, Tensor]
+    words: Mapping[str, Sequence[str]]
+
+
 @dataclass(frozen=True)
 class Store:
     """What a probe is given: the frozen features of one row of the table (an encoder, or a baseline), once for all.
@@ -114,6 +126,8 @@ class Store:
     seeds: one repetition each, where a probe draws anything; the first makes what is drawn once.
     device: where to compute; features lie in the CPU's memory.
     progress: is told what runs.
+    mask_names: of the levels of masks, where the data set has any.
+    show: takes what is to be looked at, by the name of the probe; None where nobody looks, as at baselines.
     """
 
     train: FeatureSet
@@ -126,6 +140,8 @@ class Store:
     kind: LabelKind = "class"
     class_names: Sequence[str] = ()
     again: Again = unchanged
+    mask_names: Mapping[int, str] = field(default_factory=dict)
+    show: Callable[[str, Painted], None] | None = None
 
 
 class Column(NamedTuple):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from data_pipelines.datasets.fields import field_names, read_field
 from data_pipelines.shards.index import NO_LABEL
 from eval.base import LabelKind
 
@@ -86,10 +87,10 @@ def labels_of_field(
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"the kind of label is {kind!r}; it is one of {', '.join(KINDS)}")
-    values = [_read(split, field) for split in (train, val)]
+    values = [read_field(split, field) for split in (train, val)]
     there = [value for each in values for value in each if value is not None]
     if not there:
-        seen = sorted({name for split in (train, val) for name in _fields(split)})
+        seen = sorted({name for split in (train, val) for name in field_names(split)})
         raise ValueError(
             f"no sample of train or of {held_out} has the field {field} in its .json; "
             f"the first have {', '.join(seen) or 'no .json'}"
@@ -106,15 +107,6 @@ def labels_of_field(
                 )
     labels = _number(field, values) if taken == "number" else _classes(taken, field, values)
     return labels, _line(labels, kind is None, len(there))
-
-
-def _read(split: Dataset, field: str) -> list[Any]:
-    """The value of every sample; None where there is none."""
-    return [split.read_metadata(sample).get(field) for sample in range(split.num_samples)]
-
-
-def _fields(split: Dataset) -> list[str]:
-    return [name for sample in range(min(20, split.num_samples)) for name in split.read_metadata(sample)]
 
 
 def _is(value: Any, kind: LabelKind) -> bool:
@@ -136,12 +128,12 @@ def _kind_of(values: Sequence[Any]) -> LabelKind:
     return "class"
 
 
-def _number(field: str, values: list[list[Any]]) -> Labels:
+def _number(field: str, values: Sequence[Sequence[Any]]) -> Labels:
     train, val = (np.array([np.nan if v is None else v for v in each], dtype=np.float32) for each in values)
     return Labels("number", train, val, (), field)
 
 
-def _classes(kind: LabelKind, field: str, values: list[list[Any]]) -> Labels:
+def _classes(kind: LabelKind, field: str, values: Sequence[Sequence[Any]]) -> Labels:
     known = [value for each in values for value in each if value is not None]
     flat = {value for many in known for value in many} if kind == "several" else set(known)
     texts = any(isinstance(value, str) for value in flat)

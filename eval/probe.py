@@ -22,9 +22,11 @@ from data_pipelines.remote.urls import redact
 from eval import registry
 from eval.base import LabelKind
 from eval.baselines import cached
+from eval.mask_pictures import write_sheets
 from eval.outcomes import write_outcomes
 from eval.protocol import Protocol, described
 from eval.report import score_of
+from eval.result_tables import tables_of
 from eval.rows import Rows
 from eval.sources import FeatureSource, target_of_store
 from eval.splits import open_splits
@@ -53,6 +55,7 @@ def run_probe(
     label: str | None = None,
     label_kind: LabelKind | None = None,
     image_size: int | None = None,
+    windows: bool = False,
     batch_size: int = 256,
     precision: str = "auto",
     store: str | Path | None = None,
@@ -72,6 +75,7 @@ def run_probe(
         device: cpu, cuda, or auto for a GPU where there is one.
         epochs: Of what is trained by steps. seeds: one linear probe each. untrained_seeds: one untrained encoder each.
         image_size: Side of the centre crops in px; default: what the encoder was trained on.
+        windows: Crops larger than that are seen through windows of that size, see `eval.sliding`; default: whole.
         also: Names of further probes, such as logistic; see `eval.registry`. only: of those that run, and no others.
         full: Whole grids where a probe has a coarser one, as logistic (12 of 45 strengths).
         group_by: A field of each sample's `.json`; samples of one value belong together, such as images of one patient.
@@ -114,7 +118,9 @@ def run_probe(
         store = store or target
         target, subject = target_of_store(target, image_size)
     else:
-        subject = open_target(target, image_size)
+        subject = open_target(target, image_size, windows)
+    if windows and store is not None:
+        raise ValueError(f"{store} holds features of whole crops; leave it out, or the windows")
 
     console = Console(stderr=True, quiet=not progress)
     common: dict[str, Any] = {"train": train.checksum, "val": val.checksum, "protocol": protocol.as_json()}
@@ -158,6 +164,8 @@ def run_probe(
     num_train, num_val = (len(samples) for samples in splits.wanted())
     columns, notes = described(rows["pretrained"], protocol)
     notes = [*splits.notes, *notes]
+    if (larger := subject.how_larger()) is not None:
+        notes.append(larger)
     if group_by is not None:
         notes.append(f"images of one {group_by} are never in train and {splits.held_out}, nor in both parts of train")
     results = {
@@ -165,6 +173,7 @@ def run_probe(
             "name": subject.name, "method": subject.method, "step": subject.step, "epoch": subject.epoch,
             "architecture": subject.architecture, "image_size": subject.image_size, "channels": subject.channels,
             "bits": subject.bits, "mean": subject.mean, "std": subject.std, "arithmetic": source.arithmetic,
+            "window": subject.window,
         },
         "data": {
             "train": {"spec": redact(data), "checksum": train.checksum, "num_labelled": num_train},
@@ -190,12 +199,15 @@ def run_probe(
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start)),
         "seconds": round(time.time() - start, 1),
     }  # fmt: skip
+    if subject.window is not None:
+        common["window"] = subject.window
     path = out or _results_path(subject, {**common, "size": subject.image_size})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_outcomes(path.with_suffix(".npz"), probe.outcomes, probe.ids, probe.groups)
+    pictures = write_sheets(probe.painted, val, probe.ids, subject, path)
     write_json(path, results)
     console.print(f"wrote {path}")
-    _log(subject, results, project, group)
+    _log(subject, results, pictures, project, group)
     return results
 
 
@@ -237,8 +249,11 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _log(target: Target, results: dict[str, Any], project: str | None, group: str | None) -> None:
-    """The headline numbers, into the wandb run of the training, or, where a `project` is given, one of their own."""
+def _log(
+    target: Target, results: dict[str, Any], pictures: Sequence[Path], project: str | None, group: str | None
+) -> None:
+    """The numbers, with tables and pictures, into the wandb run of the training; or, where a `project` is given, the
+    numbers into one of their own."""
     from pretrain.tracking import probes
 
     found = {}
@@ -251,7 +266,7 @@ def _log(target: Target, results: dict[str, Any], project: str | None, group: st
         if column["headline"]:
             found[column["probe"]] = accuracy
     if target.run is not None:
-        probes.log_probe(target.run, target.step, found)
+        probes.log_probe(target.run, target.step, found, tables_of(results), pictures)
     elif project is not None:
         about = {"target": results["target"], "data": results["data"], "protocol": results["protocol"]}
         probes.log_lone_probe(target.results.parent, target.name, found, about, project, group)

@@ -30,7 +30,8 @@ def results_for(
     group_by: str | None = None,
     image_size: int | None = None,
 ) -> list[Path]:
-    """Those files that hold a result on data of these checksums with that label, oldest first; with outcomes beside.
+    """Those files that hold a result of whole crops of data of these checksums with that label, oldest first; with
+    outcomes beside.
 
     `group_by` and `image_size` matter where they are given.
     """
@@ -44,6 +45,8 @@ def results_for(
         if (data["train"]["checksum"], data["val"]["checksum"], data.get("label")) != (train, val, label):
             continue
         if group_by is not None and data.get("group_by") != group_by:
+            continue
+        if result["target"].get("window") is not None:  # of what is seen otherwise
             continue
         if image_size is not None and result["target"]["image_size"] != image_size:
             continue

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from eval.base import Again, Change, FeatureSet, Store
+from eval.base import Again, Change, FeatureSet, Painted, Store
 from eval.dense import maps_for, pixel_tokens
 from eval.features import Keys, centred, pixels
 from eval.outcomes import Outcome
@@ -41,6 +41,7 @@ class Rows:
         self.target, self.splits, self.train, self.val = target, splits, splits.train, splits.val
         self.protocol, self.source, self.console = protocol, source, console
         self.warnings: list[str] = []
+        self.painted: dict[str, Painted] = {}  # of the pretrained row, by probe
         self.outcomes: dict[str, Outcome] = {}  # of the pretrained row
         self.ids = torch.empty(0)
         self.groups: torch.Tensor | None = None
@@ -160,6 +161,7 @@ class Rows:
                 self._described(train, False), self._described(val, True), self.splits.num_classes, headline,
                 self.protocol.seeds, self.source.device, tell, self.splits.labels.kind,
                 tuple(map(self.splits.labels.name, range(self.splits.num_classes))), again,
+                self.train.mask_names, self.painted.__setitem__ if row == "pretrained" else None,
             )  # fmt: skip
             scores, outcomes = score(store, self.protocol)
             if row == "pretrained":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
 
+from eval.sliding import Sliding
 from pretrain.config import EncoderConfig
 from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
 from pretrain.encoders import Encoder
@@ -25,6 +26,8 @@ class Target:
     fresh: builds the same encoder untrained, its weights drawn from torch's current seed.
     architecture: JSON values that say which encoder `fresh` builds.
     run: the run folder the encoder came from, where it came from one.
+    trained_size: height and width of the images that it was trained on. window: side of the windows in px that slide
+        over larger images, where they do.
     """
 
     name: str
@@ -42,6 +45,20 @@ class Target:
     epoch: float | None
     run: Path | None
     results: Path
+    trained_size: tuple[int, int]
+    window: int | None = None
+
+    def how_larger(self) -> str | None:
+        """How images of another size than the encoder's are seen, in words; None of its own size."""
+        if (self.image_size, self.image_size) == self.trained_size:
+            return None
+        height, width = self.trained_size
+        if self.window is None:
+            return f"crops of {self.image_size} px are seen whole, by an encoder trained on {width}x{height} px"
+        return (
+            f"crops of {self.image_size} px are seen through windows of {self.window} px, as the encoder was trained "
+            "on, at steps of half a window; what several say of a patch is averaged, and so are a linear layer's logits"
+        )
 
     def untrained(self, seed: int) -> Encoder:
         """The same encoder with the fresh weights of `seed`; torch's global generator is left as it was."""
@@ -50,15 +67,19 @@ class Target:
             return self.fresh()
 
 
-def open_target(target: str, image_size: int | None = None) -> Target:
+def open_target(target: str, image_size: int | None = None, windows: bool = False) -> Target:
     """What TARGET names: a run folder (its final encoder, or else its latest checkpoint's), a checkpoint, an encoder
     folder, an exported .safetensors file, or timm:NAME.
 
-    `image_size` is the side of the images to probe, by default what the encoder was trained on.
+    `image_size` is the side of the images to probe, by default what the encoder was trained on. `windows`: larger ones
+    are seen through windows of the size that it was trained on, see `Sliding`.
 
     Raises FileNotFoundError where there is no encoder, saying what there is; ValueError for a name timm does not
-    know or that has no weights to load, and for a size the encoder cannot take.
+    know or that has no weights to load, for a size the encoder cannot take, and for windows over images that are not
+    larger than they.
     """
+    if windows:
+        return _with_windows(open_target(target), image_size)
     if target.startswith(TIMM_PREFIX):
         return _open_timm(target.removeprefix(TIMM_PREFIX), image_size)
     from pretrain.encoders.saved import fresh_encoder, load_encoder
@@ -91,6 +112,26 @@ def open_target(target: str, image_size: int | None = None) -> Target:
         epoch=card.epoch,
         run=run,
         results=results,
+        trained_size=size,
+    )
+
+
+def _with_windows(own: Target, image_size: int | None) -> Target:
+    """The target on images of `image_size` px, seen through windows of its own size."""
+    window = own.image_size
+    if image_size is None or image_size <= window:
+        told = "none is given" if image_size is None else f"image_size is {image_size}"
+        raise ValueError(
+            f"windows of {window} px, which the encoder was trained on, slide over larger images, and {told}; give a "
+            f"larger one, such as image_size {2 * window}"
+        )
+    return replace(
+        own,
+        encoder=Sliding(own.encoder, window),
+        fresh=lambda: Sliding(own.fresh(), window),
+        architecture={**own.architecture, "windows": window},
+        image_size=_side(image_size, (window, window), own.encoder.stride),
+        window=window,
     )
 
 
@@ -141,4 +182,5 @@ def _open_timm(name: str, image_size: int | None) -> Target:
         epoch=None,
         run=None,
         results=Path("probes") / f"{name}.json",
+        trained_size=loaded.image_size,
     )

@@ -11,6 +11,7 @@ import typer
 
 from eval.milestones import Overview, overviews, preferred
 from eval.result_files import missing, read_result, results_for
+from eval.result_tables import tables_of
 from launch.follow_command import milestones
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def overview_table(overview: Overview) -> Table:
 
 
 def log_overview(run: Path, overview: Overview) -> None:
-    """The same, and the newest checkpoint's confusion matrices and reliability, as tables of the run in wandb."""
+    """The same, and what the newest checkpoint's results hold beside it, as tables of the run in wandb."""
     from pretrain.tracking.probes import log_tables
 
     rows: list[Sequence[Any]] = [
@@ -98,26 +99,6 @@ def log_overview(run: Path, overview: Overview) -> None:
         for name, values in overview.rows
         for column, value in zip(overview.columns, values, strict=True)
     ]  # fmt: skip
-    tables: dict[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {
-        "probes": (("what", "measure", "number", "standard error", "low", "high"), rows)
-    }
+    columns = ("what", "measure", "number", "standard error", "low", "high")
     newest = overview.results[-1]
-    classes = newest["data"].get("classes") or ()
-
-    def named(place: int) -> str:
-        return str(classes[place] if place < len(classes) else place)
-
-    for probe, result in newest["rows"]["pretrained"].items():
-        measures = result.get("measures") if isinstance(result, dict) else None
-        if not isinstance(measures, dict):
-            continue
-        if counts := measures.get("confusion"):
-            tables[f"{probe}_confusion"] = (("true", "taken for", "images"), [
-                (named(true), named(taken), count)
-                for true, row in enumerate(counts) for taken, count in enumerate(row) if count
-            ])  # fmt: skip
-        if bins := measures.get("reliability"):
-            names = ("confidence", "accuracy", "count")
-            tables[f"{probe}_reliability"] = (names, [[each[name] for name in names] for each in bins])
-    step = newest["target"]["step"]
-    log_tables(run, step, tables)
+    log_tables(run, newest["target"]["step"], {"probes": (columns, rows), **tables_of(newest)})

@@ -49,7 +49,7 @@ def export(
 def import_(
     file: Annotated[Path, typer.Argument(help="A checkpoint: .pth, .pt or .bin of tensors, or .safetensors.")],
     out: Annotated[Path, typer.Argument(help="A new folder; probe it, export it, or start runs with init_from=OUT.")],
-    layout: Annotated[str, typer.Option("--as", help="mae, dino, dinov2, beit, simmim, um_mae, pvt or timm.")],
+    layout: Annotated[str, typer.Option("--as", help="Its layout: mae, dino, pvt, timm ...; a wrong one lists all.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What weights do not tell.")
     ] = None,

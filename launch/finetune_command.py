@@ -22,6 +22,10 @@ FINETUNE_EXAMPLES = (
 )
 OWN_DATA = "finetune_own_data"
 FROM_SCRATCH = "none"
+_NO_ENCODER = (
+    f"{FROM_SCRATCH} begins with no weights, so a preset must say which encoder: `selfsight pretrain --list` shows "
+    "those that begin with finetune_"
+)
 
 
 def finetune(
@@ -81,10 +85,7 @@ def prepare(target: str, preset: str | None, overrides: Sequence[str], data: str
             "which images? --data shards/ names labelled ones, or a folder with a folder of images a class"
         )
     if target == FROM_SCRATCH and preset is None:
-        raise ValueError(
-            f"{FROM_SCRATCH} begins with no weights, so a preset must say which encoder: `selfsight pretrain --list` "
-            "shows those that begin with finetune_"
-        )
+        raise ValueError(_NO_ENCODER)
     settings = {} if target == FROM_SCRATCH else start_of(target, keep_size=preset is not None)
     preset = preset or OWN_DATA
     config = load_config(preset, ["data.train=x"])  # a wrong name is told of before anything is packed
@@ -103,6 +104,19 @@ def prepare(target: str, preset: str | None, overrides: Sequence[str], data: str
         [f"{key}={written(value)}" for key, value in settings.items() if key not in given]
         + [*kept, f"data.train={shards}"],
     )
+
+
+def finetune_folder(target: str, preset: str | None, overrides: Sequence[str]) -> Path:
+    """Where the run of `prepare` with these arguments trains; raises what that refuses before it looks at the data."""
+    from pretrain.config.load import load_config
+    from pretrain.config.overrides import written
+
+    if preset is None and target == FROM_SCRATCH:
+        raise ValueError(_NO_ENCODER)
+    own = [] if target == FROM_SCRATCH else [f"name={written(start_of(target, keep_size=True)['name'])}"]
+    named = [override for override in overrides if override.partition("=")[0].strip() in ("name", "runs")]
+    config = load_config(preset or OWN_DATA, ["data.train=x", *own, *named])
+    return Path(config.runs) / config.name
 
 
 def start_of(target: str, keep_size: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from pretrain.encoders.registry import FAMILIES
 from pretrain.methods.registry import METHODS
 from pretrain.methods.spec import Group, Metric
 
@@ -45,7 +46,8 @@ _SHARED = {
     "knn_seconds": Metric("seconds of the online measures", SPEED),
     "bad_samples": Metric("bad samples met", SPEED),
 }
-KNOWN = {"loss": _SHARED["loss"]} | {n: m for spec in METHODS.values() for n, m in spec.metrics.items()} | _SHARED
+_SPECS = (*METHODS.values(), *FAMILIES.values())
+KNOWN = {"loss": _SHARED["loss"]} | {n: m for spec in _SPECS for n, m in spec.metrics.items()} | _SHARED
 GROUPS = (LOSS, DIAGNOSTICS, SCHEDULES, SPEED)
 #: Parts of names that tell where a metric belongs that has no words of its own here.
 _HINTS: tuple[tuple[Group, tuple[str, ...]], ...] = (

@@ -55,7 +55,14 @@ def pack(
         Path | None,
         typer.Option(help="A folder of masks: a/b.png of the image a/b.jpg; a.mask.png beside a.jpg needs none."),
     ] = None,
+    mask_column: Annotated[
+        str | None, typer.Option(help="Of a table: paths of masks, as those of images; or, beside images, masks.")
+    ] = None,
     depths: Annotated[Path | None, typer.Option(help="Likewise of depths or heights: PNG of 16 bits, or .npy.")] = None,
+    mask_names: Annotated[
+        Path | None,
+        typer.Option(help='Of the levels of masks: a file of lines `0 sky`, or of JSON, {"0": "sky"}.'),
+    ] = None,
     max_short_side: Annotated[
         int | None, typer.Option(help="Re-encode larger images as JPEGs with a short side of so many px.")
     ] = None,
@@ -93,7 +100,7 @@ def pack(
             out,
             kind=kind,
             root=root,
-            columns=Columns(image_column, label_column, group_column),
+            columns=Columns(image_column, label_column, group_column, mask_column),
             labels=labels,
             split_folders=split_folders,
             group_pattern=group_pattern,
@@ -109,6 +116,7 @@ def pack(
             leave_out=leave_out,
             masks=masks,
             depths=depths,
+            mask_names=mask_names,
             workers=workers,
             overwrite=overwrite,
             progress=progress,

@@ -47,6 +47,10 @@ def probe(
     full: Annotated[bool, typer.Option("--full", help="The whole grid of probes that have one, as logistic.")] = False,
     untrained_seeds: Annotated[int, typer.Option(min=1, help="Untrained encoders to compare with.")] = 1,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
+    windows: Annotated[
+        bool,
+        typer.Option("--windows", help="See larger images through sliding windows of the encoder's size, not whole."),
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
     precision: Annotated[str, typer.Option(help="auto (bf16 where the device has it), fp32 or bf16.")] = "auto",
     store: Annotated[
@@ -100,6 +104,7 @@ def probe(
         label_kind=kind,
         untrained_seeds=range(untrained_seeds),
         image_size=image_size,
+        windows=windows,
         batch_size=batch_size,
         precision=precision,
         store=store,
@@ -107,6 +112,8 @@ def probe(
         group=group,
         progress=progress,
     )
+    if windows and (follow or whole_run):
+        raise ValueError("--windows is of a single probe; leave it out, or --follow and --all")
     if follow:
         if store is not None:
             raise ValueError("--store holds features of one encoder and --follow probes many; leave out one of them")

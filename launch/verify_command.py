@@ -22,6 +22,9 @@ def verify(
     channels: Annotated[
         int | None, typer.Option(min=1, help="As data.channels of the runs to come; default: any, as they are stored.")
     ] = None,
+    frames: Annotated[
+        int, typer.Option(min=1, help="As data.frames of the runs to come; with several, samples are stacks.")
+    ] = 1,
     cases: Annotated[bool, typer.Option("--cases", help="Show all that can be wrong, and stop.")] = False,
     progress: Progress = True,
 ) -> None:
@@ -35,7 +38,9 @@ def verify(
         raise typer.BadParameter("name the shards to verify", param_hint="SHARDS")
     from data_pipelines.checks.verify import verify as verify_shards
 
-    found = verify_shards(shards, report=report, workers=workers, quick=quick, channels=channels, progress=progress)
+    found = verify_shards(
+        shards, report=report, workers=workers, quick=quick, channels=channels, frames=frames, progress=progress
+    )
     if not found["ok"]:
         if not progress:  # else it has said so itself
             typer.echo("\n".join(found["problems"]), err=True)

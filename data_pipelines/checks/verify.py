@@ -22,14 +22,15 @@ from data_pipelines.files import write_json
 from data_pipelines.images.issues import Severity, shown, visible
 from data_pipelines.images.maps import problems_of
 from data_pipelines.images.pixels import MAX_FILE_BYTES
-from data_pipelines.images.sample import KINDS
+from data_pipelines.images.sample import KINDS, Sample
 from data_pipelines.images.tally import Tally
 from data_pipelines.images.tolerance import MAX_BAD_SHARE, ShardCount, best_channels, dead_end, losses_told, too_many
-from data_pipelines.images.validate import Verdict, validate
+from data_pipelines.images.validate import Verdict, validate, validate_stack
 from data_pipelines.remote.cache import Cache
 from data_pipelines.remote.fetch import cancel_on
 from data_pipelines.remote.urls import inside, is_url, name_of
 from data_pipelines.shards.index import Index
+from data_pipelines.shards.stack_part import frames_in
 from data_pipelines.shards.tar import BLOCK, suffix_in
 from data_pipelines.wording import samples_in
 
@@ -47,6 +48,7 @@ def verify(
     workers: int | None = None,
     quick: bool = False,
     channels: int | None = None,
+    frames: int = 1,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Decode every sample of every shard, and compare with what the index and `dataset.json` say.
@@ -59,6 +61,8 @@ def verify(
         workers: Threads; default: the cores this process may use.
         quick: Look at tar headers, labels and indexes only: no image, no checksum of the bytes.
         channels: Of the runs to come, as `data.channels`; default: any, each image as it is stored.
+        frames: As `data.frames` of those: with several, a sample that is one image is bad. Of stacks of numbered
+            members every frame is looked at in any case, of files that hold several images only so.
         progress: Show a bar, and at the end what was found.
 
     Returns:
@@ -75,7 +79,7 @@ def verify(
     cache = Cache()
     shards = find_shards(_all_in(out) if whole else out, cache=cache)
     with LocalView(shards, cache, whole=whole) as view:
-        result = _verify(view, workers or len(os.sched_getaffinity(0)), whole, quick, channels, progress)
+        result = _verify(view, workers or len(os.sched_getaffinity(0)), whole, quick, channels, frames, progress)
     folder = shards[0].parent
     if report is not None:
         write_json(report, result)
@@ -87,7 +91,7 @@ def verify(
 
 
 def _verify(
-    view: LocalView, workers: int, whole: bool, quick: bool, channels: int | None, progress: bool
+    view: LocalView, workers: int, whole: bool, quick: bool, channels: int | None, frames: int, progress: bool
 ) -> dict[str, Any]:
     folder = view.paths[0].parent
     listed = Listed.in_folder(folder)
@@ -121,7 +125,9 @@ def _verify(
                     rows = range(first, min(first + _PIECE, len(check.samples)))
                     yield _Piece(check.facts.shard, check.samples, rows)
 
-        for piece, results in _ahead(pool, lambda piece: (piece, _judge(piece, channels)), pieces(), 4 * workers):
+        for piece, results in _ahead(
+            pool, lambda piece: (piece, _judge(piece, channels, frames)), pieces(), 4 * workers
+        ):
             account.add(results)
             if piece.rows.stop == len(piece.samples):
                 view.release(piece.shard)
@@ -299,24 +305,31 @@ def _ahead(
         yield pending.popleft().result()
 
 
-def _judge(piece: _Piece, channels: int | None) -> list[_Judged]:
+def _judge(piece: _Piece, channels: int | None, frames: int) -> list[_Judged]:
     try:
         with piece.shard.open("rb") as file:
-            return [_judge_one(piece, row, file.fileno(), channels) for row in piece.rows]
+            return [_judge_one(piece, row, file.fileno(), channels, frames) for row in piece.rows]
     except OSError as error:  # a file system that fails once is not asked again for the others of the piece
         verdict = Verdict(shown(str(error)), "unreadable")
         entries = [piece.samples.entry(0, row) for row in piece.rows]
         return [_Judged(piece.shard.name, entry.key, entry.image_size, verdict) for entry in entries]
 
 
-def _judge_one(piece: _Piece, row: int, descriptor: int, channels: int | None) -> _Judged:
+def _judge_one(piece: _Piece, row: int, descriptor: int, channels: int | None, frames: int) -> _Judged:
     entry = piece.samples.entry(0, row)
     size = min(entry.image_size, MAX_FILE_BYTES + 1)  # see Dataset.read
-    content = os.pread(descriptor, BLOCK + size, entry.image_offset - BLOCK)  # with its header before it
-    verdict = validate(content[BLOCK:], suffix_in(content[:BLOCK]), channels=channels)
+    before = min(BLOCK, entry.image_offset)  # with its header before it; a stack at the start of a shard has none
+    content = os.pread(descriptor, before + size, entry.image_offset - before)
+    image = content[before:]
+    members = frames_in(image, entry.key)
+    if members or frames > 1:
+        image = members[0] if members else image
+        verdict = validate_stack(Sample(entry.key, piece.shard, image, None, members), channels=channels)
+    else:
+        verdict = validate(image, suffix_in(content[:before]), channels=channels)
     maps = {kind: piece.samples.beside(kind, 0, row) for kind in KINDS if piece.samples.has(kind)}
     stored = {kind: os.pread(descriptor, size, offset) for kind, (offset, size) in maps.items() if size}
-    bad_maps = problems_of(stored, content[BLOCK:]) if stored and verdict.case is None else ()
+    bad_maps = problems_of(stored, image) if stored and verdict.case is None else ()
     return _Judged(piece.shard.name, entry.key, entry.image_size, verdict, bad_maps)
 
 

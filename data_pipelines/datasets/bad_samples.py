@@ -12,17 +12,19 @@ from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.images.decode import BadSampleError, decode_picture
 from data_pipelines.images.issues import shown
 from data_pipelines.images.regions import Choose, Picture, whole
+from data_pipelines.images.stacks import ChooseFrames, decode_stack
 from data_pipelines.images.tolerance import MAX_BAD_SHARE, ShardCount, losses_told, neighbours
 
 __all__ = ["BadSampleAccount", "BadSampleLog", "Decoded", "Decoder", "TooManyBadSamplesError", "check_losses"]
 
 
 class Decoded(NamedTuple):
-    """An image and which sample it is; that is another than asked for when that one was bad."""
+    """An image, or frames of a stack, and which sample it is: another than asked for when that one was bad."""
 
     sample: int
-    picture: Picture
+    picture: Picture  # of a stack the first frame
     label: int | None
+    further: tuple[Picture, ...] = ()  # frames
 
 
 def check_losses(dataset: Dataset, max_bad_share: float) -> None:
@@ -82,10 +84,11 @@ class Decoder:
         """Of those, how many could not be decoded."""
         return self.account.num_bad
 
-    def read(self, sample: int, choose: Choose = whole) -> Decoded:
+    def read(self, sample: int, choose: Choose = whole, frames: ChooseFrames | None = None) -> Decoded:
         """The sample, or the first of its `neighbours` that can be decoded.
 
-        `choose` is told the size of each image that is tried, the one returned last.
+        `choose` is told the size of each image that is tried, the one returned last. `frames` tells which frames of a
+        stack are wanted, see `decode_stack`; None: of one image.
 
         Raises:
             TooManyBadSamplesError: Beyond the permitted share, or no good one among 16 neighbours.
@@ -97,17 +100,20 @@ class Decoder:
             for number in self.neighbours(sample):
                 stored = self.dataset.read(number)
                 try:
-                    picture = decode_picture(stored, self.channels, choose, self.padded, self.bits)
+                    if frames is None:
+                        pictures = [decode_picture(stored, self.channels, choose, self.padded, self.bits)]
+                    else:
+                        pictures = decode_stack(stored, frames, self.channels, choose, self.padded, self.bits)
                 except BadSampleError as error:
                     self.dataset.check_unchanged(number)
                     bad.append((number, error))
                     self.account.count_bad(error)
                     continue
                 self.account.count_good()
-                if picture.notes:
-                    self.account.note(picture.notes, f"sample {shown(stored.key)} of {stored.shard}")
+                if notes := tuple(dict.fromkeys(note for picture in pictures for note in picture.notes)):
+                    self.account.note(notes, f"sample {shown(stored.key)} of {stored.shard}")
                 instead = stored.key
-                return Decoded(number, picture, stored.label)
+                return Decoded(number, pictures[0], stored.label, tuple(pictures[1:]))
         finally:
             for number, reason in bad:
                 self.account.name(number, reason, instead)

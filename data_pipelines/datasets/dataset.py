@@ -32,6 +32,7 @@ from data_pipelines.retry import patiently
 from data_pipelines.shards.index import NO_LABEL, Index
 from data_pipelines.shards.scan import IMAGE_SUFFIXES
 from data_pipelines.shards.shard import ShardChangedError, identify
+from data_pipelines.shards.stack_part import frames_in
 from data_pipelines.shards.tar import BLOCK
 from data_pipelines.wording import counted
 
@@ -85,6 +86,7 @@ class Dataset:
         self.mean: tuple[float, ...] | None = _tuple(info.get("mean"))  # per channel, of pixels in 0 .. 1
         self.std: tuple[float, ...] | None = _tuple(info.get("std"))
         self.classes: tuple[str, ...] | None = _tuple(info.get("classes"))
+        self.mask_names: dict[int, str] = {int(level): name for level, name in (info.get("mask_names") or {}).items()}
         self.group_key: str | None = (info.get("groups") or {}).get("key")  # the field by which pack kept groups apart
         self.depth = _depth(info)  # bits a channel, and the largest level, as far as dataset.json tells
         self.packed = _packed(info)  # samples by shard's name, as far as dataset.json tells
@@ -152,7 +154,9 @@ class Dataset:
         entry = self.index.entry(shard, row)
         size = min(entry.image_size, MAX_FILE_BYTES + 1)  # of what is larger, as much as tells that it is
         image = self._read_piece(shard, entry.image_offset, size)
-        return Sample(entry.key, self.shards[shard], image, None if entry.label == NO_LABEL else entry.label)
+        frames = frames_in(image, entry.key)
+        image = frames[0] if frames else image
+        return Sample(entry.key, self.shards[shard], image, None if entry.label == NO_LABEL else entry.label, frames)
 
     def read_ahead(self, samples: Sequence[int]) -> None:
         """Have the kernel begin to read the images of these samples, for whoever reads them soon.

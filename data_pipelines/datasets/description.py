@@ -43,6 +43,11 @@ def _problem(content: Any) -> str | None:
     classes = content.get("classes")
     if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         return f"classes is {_told(classes)}, not a list of names"
+    names = content.get("mask_names")
+    if names is not None and not (
+        isinstance(names, dict) and all(level.isdecimal() and isinstance(name, str) for level, name in names.items())
+    ):
+        return f"mask_names is {_told(names)}, not names by level"
     groups = content.get("groups")
     if groups is not None and not (isinstance(groups, dict) and isinstance(groups.get("key"), str)):
         return f"groups is {_told(groups)}, without a key"

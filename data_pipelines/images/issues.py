@@ -52,6 +52,9 @@ CASES: dict[str, Case] = {
     "turned": Case(_NOTE, "turned or mirrored by its EXIF orientation", "applied, so that up is up"),
     "tiny": Case(_NOTE, "a side of less than 8 px", "used, enlarged"),
     "other_channels": Case(_ERROR, "channels that cannot be made those of the run", _REPLACED),
+    "other_frames": Case(
+        _ERROR, "one image where a run reads stacks, or a stack whose frames are not of one size", _REPLACED
+    ),
     "mixed_channels": Case(_ERROR, "images of other numbers of channels than most", _REPLACED),
     # samples: what lies under one key
     "repeated_member": Case(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from data_pipelines.images.pixels import Header
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from data_pipelines.images.pixels import Header, UnusableImageError
 from data_pipelines.images.png import is_deep_png, look_at_png, read_png
 from data_pipelines.images.regions import Picture
 
@@ -29,6 +34,32 @@ def read(content: bytes, channels: int | None) -> Picture | None:
 
         return Picture(read_npy(content, channels))
     return read_png(content, channels) if is_deep_png(content) else None
+
+
+class Frames(NamedTuple):
+    """Of a file that holds a stack."""
+
+    numbers: list[int]  # of the frames that were asked for, in order
+    by_number: dict[int, np.ndarray]  # (h, w, c) uint8 or uint16 as stored
+
+
+def read_frames(content: bytes, wanted: Callable[[int], Sequence[int]], channels: int | None) -> Frames | None:
+    """Of a TIFF or an array, the frames whose numbers `wanted` gives when it is told how many there are; None for what
+    is one image, or of other formats. Raises as `read` does."""
+    if content[:4] in _TIFF:
+        from data_pipelines.images.tiff import read_pages
+
+        frames = read_pages(content, wanted, channels)
+    elif content[:6] == _NPY:
+        from data_pipelines.images.npy import read_stack
+
+        frames = read_stack(content, wanted, channels)
+    else:
+        return None
+    sizes = set() if frames is None else {frame.shape[:2] for frame in frames[1].values()}
+    if len(sizes) > 1:
+        raise UnusableImageError("other_frames", f"frames of {len(sizes)} sizes; those of a stack are of one")
+    return None if frames is None else Frames(*frames)
 
 
 def look(content: bytes) -> Header | None:

@@ -8,12 +8,16 @@ from data_pipelines.remote.remote_files import Shard
 
 
 class Sample(NamedTuple):
-    """One sample as stored: `image` is the file's bytes, still encoded."""
+    """One sample as stored: `image` is the file's bytes, still encoded.
+
+    frames: those of a stack of numbered members, in order; `image` is then the first of them.
+    """
 
     key: str
     shard: Shard
     image: bytes
     label: int | None
+    frames: tuple[bytes, ...] = ()
 
 
 #: By kind, what names of its members end with, behind the image's own name.

@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -89,6 +89,29 @@ def read_tiff(content: bytes, channels: int | None) -> Picture:
         return Picture(turned(pixels, _orientation(first)), notes=notes)
 
 
+def read_pages(
+    content: bytes, wanted: Callable[[int], Sequence[int]], channels: int | None
+) -> tuple[list[int], dict[int, np.ndarray]] | None:
+    """The `wanted` ones of all pages that are no smaller copies, as frames of a stack: their numbers, and each (h, w,
+    c) as of `read_tiff`. None where there is one page. Raises as `read_tiff` does."""
+    with _translated():
+        file, num_pages, _ = _guarded(content)
+        with TiffFile(file) as tiff:
+            pages = list(_full_pages(tiff, num_pages))
+            if len(pages) == 1:
+                return None
+            numbers = list(wanted(len(pages)))
+            chosen = {number: pages[number] for number in dict.fromkeys(numbers)}
+            for page in chosen.values():
+                _check_kind(page)
+                check_size(
+                    page.imagelength, page.imagewidth, page.samplesperpixel * len(chosen), page.bitspersample // 8
+                )
+            _check_places(list(chosen.values()), len(content))
+            found = {n: turned(_read_page(page, channels)[0], _orientation(page)) for n, page in chosen.items()}
+            return numbers, found
+
+
 def look_at_tiff(content: bytes) -> Header:
     """What the tags say; raises as `read_tiff` does. `channels` is None where pages are as many as they are wide."""
     try:
@@ -118,7 +141,7 @@ class _UnclearAxesError(UnusableImageError):
 @contextmanager
 def _opened(content: bytes, channels: int | None) -> Iterator[_Image]:
     """The image, its pages checked."""
-    try:
+    with _translated():
         file, num_pages, description = _guarded(content)
         with TiffFile(file) as tiff:
             pages = list(_full_pages(tiff, num_pages))
@@ -129,6 +152,13 @@ def _opened(content: bytes, channels: int | None) -> Iterator[_Image]:
                 image = _grouped(pages, description, channels)
             _check_places(image.pages, len(content))
             yield image
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Whatever the two libraries raise, as a ValueError."""
+    try:
+        yield
     except Exception as error:  # whatever the two libraries stumble over
         if isinstance(error, (ValueError, MemoryError)) and not isinstance(error, TiffFileError):
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ from data_pipelines.images.decode import (
 )
 from data_pipelines.images.pixels import Header, check_file_size
 from data_pipelines.images.sample import Sample
+from data_pipelines.images.stacks import decode_stack
 
 #: The suffixes that name a format; a phone's JPEG with several pictures is an MPO to Pillow.
 _SUFFIXES = {
@@ -31,6 +34,7 @@ _SUFFIXES = {
     "NPY": ("npy",),
 }
 _TINY = 8  # px
+_FRAMES_AT_A_TIME = 16
 
 
 class Verdict(NamedTuple):
@@ -74,6 +78,31 @@ def validate(content: bytes, suffix: str = "", *, channels: int | None = None, h
         bad = error if isinstance(error, BadSampleError) else BadSampleError.of(sample, error)
         return verdict._replace(reason=bad.reason, case=bad.case, notes=())
     return verdict
+
+
+def validate_stack(sample: Sample, *, channels: int | None = None) -> Verdict:
+    """All frames of a stack, each as `validate` judges an image; what is wrong names the frame."""
+    verdicts = [validate(frame, channels=channels) for frame in sample.frames]
+    if not verdicts:
+        verdicts = [validate(sample.image, headers_only=True)]
+        try:
+            for first in itertools.count(0, _FRAMES_AT_A_TIME):
+                if not decode_stack(sample, partial(_some, first), channels, bits=None):
+                    break
+        except BadSampleError as error:
+            return verdicts[0]._replace(reason=error.reason, case=error.case, notes=())
+    for number, verdict in enumerate(verdicts):
+        if verdict.case is not None:
+            return verdict._replace(reason=f"frame {number} of {len(verdicts)}: {verdict.reason}")
+        if (verdict.width, verdict.height) != (verdicts[0].width, verdicts[0].height):
+            size = f"{verdict.width}x{verdict.height} px, and the stack's are {verdicts[0].width}x{verdicts[0].height}"
+            return verdict._replace(reason=f"frame {number} has {size}", case="other_frames", notes=())
+    notes = dict.fromkeys(note for verdict in verdicts for note in verdict.notes if note != "animated" or sample.frames)
+    return verdicts[0]._replace(notes=tuple(notes))
+
+
+def _some(first: int, available: int) -> range:
+    return range(first, min(first + _FRAMES_AT_A_TIME, available))
 
 
 def _notes_of_raster(header: Header, suffix: str) -> tuple[str, ...]:

@@ -97,6 +97,7 @@ def describe(
         if catalogue.groups is None
         else {"key": catalogue.source.listing.group_key, "splits": catalogue.groups},  # in the json of each image
         "maps": maps.as_json(),
+        "mask_names": plan["mask_names"],
         "metadata": plan["metadata"],
         "pack": dict(plan),
     }, skipped

@@ -22,6 +22,7 @@ from data_pipelines.files import atomic_write, check_writable, read_json, write_
 from data_pipelines.images.issues import shown
 from data_pipelines.packing.describe import describe
 from data_pipelines.packing.map_folders import MapFolder
+from data_pipelines.packing.mask_names import read_mask_names
 from data_pipelines.packing.meter import Meter
 from data_pipelines.packing.pack_folder import SKIPPED, WORK, agree, alone_in, read_receipt, receipt_path
 from data_pipelines.packing.reencode import Reencoding
@@ -60,6 +61,7 @@ def pack(
     leave_out: Path | None = None,
     masks: Path | None = None,
     depths: Path | None = None,
+    mask_names: Path | None = None,
     workers: int | None = None,
     metadata: dict[str, Any] | None = None,
     overwrite: bool = False,
@@ -96,6 +98,8 @@ def pack(
         masks: A folder of masks that lie in it as their images do in theirs, see `MapFolder`; those of the images'
             own names (`a.mask.png` of `a.jpg`) need none.
         depths: Likewise of depths.
+        mask_names: A file that says what the levels of masks are called, see `read_mask_names`; default: what the
+            `dataset.json` of the shards that are packed says.
         workers: Threads that prepare images; default: one a core.
         metadata: Further facts for `dataset.json`, such as source and licence.
         overwrite: Remove what an earlier pack wrote into `out`.
@@ -118,6 +122,7 @@ def pack(
     for name, value, allowed in (("bad", bad, BAD), ("check", check, CHECKS)):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; it must be {' or '.join(allowed)}")
+    names = None if mask_names is None else read_mask_names(mask_names)
     out = Path(out)
     workers = workers or cores_per_process()
     check_writable(out)
@@ -158,7 +163,9 @@ def pack(
             "split_folders": None if split_folders else False,
             "group_pattern": group_pattern,
             "group_column": columns.group,
+            "mask_column": columns.mask,
             "dicom_window": None if dicom_window is None else list(dicom_window),
+            "mask_names": names or source.mask_names,
         }
         out.mkdir(parents=True, exist_ok=True)
         with alone_in(out):

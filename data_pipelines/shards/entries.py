@@ -29,6 +29,7 @@ class Entry:
     json: tuple[int, int] = _NOWHERE
     mask: tuple[int, int] = _NOWHERE
     depth: tuple[int, int] = _NOWHERE
+    frames_from: int | None = None  # where the headers of the first of its numbered images begin: what may be a stack
     image_field: str = ""  # what stands between the first dot of the image's name and its suffix
     labels: dict[str, int | None] = field(default_factory=dict)  # by such a field: a.b.c.cls is of a.b.c.jpg
     jsons: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -78,7 +79,7 @@ class Rows:
     def entry(self, row: int) -> Entry:
         block, size, label, *places, rank, has_label = self.numbers[_WIDTH * row : _WIDTH * (row + 1)]
         json, mask, depth = zip(places[::2], places[1::2], strict=True)
-        plain = (self.key(row), (block, size), rank, label, bool(has_label), json, mask, depth)
+        plain = (self.key(row), (block, size), rank, label, bool(has_label), json, mask, depth, None)
         return Entry(*plain, *self.dotted.get(row, ("", {}, {}, {}, {})))
 
     def put(self, row: int, entry: Entry) -> None:

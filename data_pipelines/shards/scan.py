@@ -29,6 +29,8 @@ _MAX_USUAL_NAME = 255  # letters; longer ones are told
 # WebDataset's rules: a key ends at the first dot of the base name; names in double underscores are its own, and what
 # begins with a dot, such as the ._img.jpg of Macs, is no sample
 MEMBER_NAME = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$", re.DOTALL)
+#: Of a member behind its key: the number of a frame of a stack, as in KEY.000.jpg.
+FRAME_NUMBER = re.compile(r"[0-9]{1,9}")
 META_NAME = re.compile(r"__[^/]*__($|/)")
 
 
@@ -38,14 +40,16 @@ def scan_shard(shard: Path) -> tuple[Index, Tally]:
     A sample is a key with an image. Of several images, labels or json under one key the first counts (a plain suffix
     before a compound one such as `left.png`). What `images.maps` names, such as `KEY.mask.png`, lies beside the image;
     it is the image only where nothing else is. An `.npy` array is the image only where nothing else is, for it may as
-    well be features or a mask. Of an archive cut short, everything before the cut.
+    well be features or a mask. Several numbered images, `KEY.000.jpg`, `KEY.001.jpg` and so on, are the frames of a
+    stack: the image is then the part of the tar from the first of them to the last, see `images.stacks`. Of an archive
+    cut short, everything before the cut.
 
     Raises:
         OSError: The file system fails.
     """
     rows, tally, damage = Rows(), Tally(), ""
     entry: Entry | None = None
-    identity = identify(shard)
+    identity, end_of_last = identify(shard), 0
     with os.fdopen(open_shard(shard), "rb") as file:
         try:
             for item in walk(file):
@@ -53,6 +57,9 @@ def scan_shard(shard: Path) -> tuple[Index, Tally]:
                     trailing = "more_after_end" if item.is_tar else "junk_after_end"
                     tally.add(trailing, shard.name, None, f"at byte {item.offset}")
                     continue
+                begin = end_of_last
+                if isinstance(item, Member):
+                    end_of_last = item.offset + -(-item.size // BLOCK) * BLOCK
                 match = MEMBER_NAME.match(item.name)
                 if match is None or META_NAME.search(item.name):
                     if isinstance(item, Member) and item.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
@@ -67,7 +74,7 @@ def scan_shard(shard: Path) -> tuple[Index, Tally]:
                     if entry is not None:
                         rows.append(entry)
                     entry = Entry(match[1])
-                case = _enter(entry, match[2].lower(), item, file.fileno())
+                case = _enter(entry, match[2].lower(), item, file.fileno(), begin)
                 if case is not None:
                     tally.add(case, shard.name, item.name)
         except TarDamageError as error:
@@ -102,13 +109,16 @@ def scan_shard(shard: Path) -> tuple[Index, Tally]:
     return _finished(shard.name, identity, rows, kept & ~without_image, findings), tally
 
 
-def _enter(entry: Entry, suffix: str, member: Member, descriptor: int) -> str | None:
-    """Take a member into its sample; the case if something is wrong with it."""
+def _enter(entry: Entry, suffix: str, member: Member, descriptor: int, begin: int) -> str | None:
+    """Take a member, whose headers begin at byte `begin` or later, into its sample; the case if something is wrong with
+    it."""
     place = (member.offset // BLOCK, member.size)
     name_of_field, _, kind = suffix.rpartition(".")
     if kind in IMAGE_SUFFIXES:
         if (named := map_name(suffix)) is not None:
             _enter_map(entry, named, place)
+        if FRAME_NUMBER.fullmatch(name_of_field) and _is_further_frame(entry, member, image_rank(suffix), begin):
+            return None
         is_second = _is_second_image(entry, place, image_rank(suffix))
         entry.image_field = name_of_field if entry.image == place else entry.image_field
         return "repeated_member" if is_second else None
@@ -155,6 +165,17 @@ def _is_second_image(entry: Entry, place: tuple[int, int], rank: int) -> bool:
         entry.image, entry.image_rank = place, rank
         return False
     return rank == entry.image_rank and rank >= 2
+
+
+def _is_further_frame(entry: Entry, member: Member, rank: int, begin: int) -> bool:
+    """Whether a numbered image goes on with the stack that an earlier one has begun; the image is then all of it."""
+    if entry.image[0] == NO_IMAGE or rank > entry.image_rank:
+        entry.frames_from = begin
+        return False
+    if entry.frames_from is None or rank != entry.image_rank:
+        return False
+    entry.image = (entry.frames_from // BLOCK, member.offset + member.size - entry.frames_from)
+    return True
 
 
 def _merge(rows: Rows, first: int, later: int) -> int:

@@ -78,14 +78,17 @@ def suffix_in(header: bytes) -> str:
     return name.rpartition(b".")[2].decode("ascii", "replace") if len(name) < 100 and b"." in name else ""
 
 
-def walk(file: BinaryIO) -> Iterator[Member | Special | Trailing]:
-    """Yield everything in an open archive but directories; raises as `members` does."""
-    file_size = os.fstat(file.fileno()).st_size
+def walk(file: BinaryIO, part_size: int | None = None) -> Iterator[Member | Special | Trailing]:
+    """Yield everything in an open archive but directories; raises as `members` does.
+
+    `part_size`: `file` holds so many bytes cut out of an archive, some whole members without an end marker.
+    """
+    file_size = os.fstat(file.fileno()).st_size if part_size is None else part_size
     position = 0
     name: str | None = None  # what extension headers say of the member that follows them
     size: int | None = None
     sparse = False
-    while True:
+    while part_size is None or position < part_size:
         file.seek(position)
         header = file.read(BLOCK)
         if position == 0:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from eval.base import Column, Masks, ProbeSpec, Scores, Store, Tokens
+from eval.mask_pictures import examples, told_classes
 from eval.outcomes import Outcome, scored
 from eval.patch_heads import Head, Standard, fit_linear, knn_heads, linear_head
 from eval.patches import (
@@ -34,7 +35,7 @@ from eval.stratified import stratified_split
 
 _Name = TypeVar("_Name", str, float)
 MOST_CLASSES = 1000  # more levels are no classes
-_MOST_NAMED = 5
+_MOST_NAMED, _MOST_CLASSES_NAMED = 5, 12
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,11 @@ def run(store: Store, settings: SegmentationSettings) -> Scores:
         "classes": sorted(levels.levels), "unknown": sorted(levels.levels[num_known:]),
         "chance": _scores(found.pop("most_frequent"), None, None),
     }  # fmt: skip
+    if store.mask_names:
+        result["names"] = {str(each): store.mask_names[each] for each in result["classes"] if each in store.mask_names}
+    if store.show is not None:
+        painted = examples(heads, found["linear"], val_tokens, val_masks, val_images, levels, store.mask_names)
+        store.show("segmentation", painted)
     for name, counts in found.items():
         result[name] = {**told[name], **_scores(counts, rows, groups), "of_class": _of_class(counts, levels)}
     return result
@@ -238,6 +244,9 @@ def notes(result: Scores, settings: SegmentationSettings) -> list[str]:
         f"{result['num_train']:,} train images, strength {linear['strength']:g}; k-NN: k = {knn['k']} of "
         f"{knn['bank']:,} patches"
     ]
+    told = told_classes(linear["of_class"], result.get("names", {}))
+    more = f" (the worst {_MOST_CLASSES_NAMED} of {len(told)})" if len(told) > _MOST_CLASSES_NAMED else ""
+    lines.append(f"segmentation: IoU of the classes, linear: {', '.join(told[:_MOST_CLASSES_NAMED])}{more}")
     if result["without_mask"]:
         lines.append(f"warning: {result['without_mask']:,} images have no mask and are left out of segmentation")
     if linear["at_grid_edge"]:

@@ -6,6 +6,7 @@
     encoder = run.load()                      # or selfsight.load("runs/photos"), "timm:NAME", an export, an import
     features = encoder.embed("photos/")       # features.values (n, d), features.keys, features.labels
     print(selfsight.probe("runs/photos", "photos/", val_share=0.1))
+    labelled = selfsight.finetune("runs/photos", "photos/", val_share=0.1)  # the encoder trained on with labels
     maps = selfsight.backbone("runs/photos")  # images to feature maps of strides 4 to 32, for detectors
 
 Images are whatever `selfsight pack` takes: a folder, a CSV of paths, DICOM files, tables. Importing this imports
@@ -25,15 +26,16 @@ if TYPE_CHECKING:
     from .features import Embedding
     from .model import Model, load
     from .probing import ProbeResults, probe
-    from .run import Run, pretrain
+    from .run import Run, finetune, pretrain
 
-__all__ = ["Embedding", "Model", "ProbeResults", "Run", "backbone", "load", "pretrain", "probe"]
+__all__ = ["Embedding", "Model", "ProbeResults", "Run", "backbone", "finetune", "load", "pretrain", "probe"]
 _HOME = {
     "Embedding": "features",
     "Model": "model",
     "ProbeResults": "probing",
     "Run": "run",
     "backbone": "backbones",
+    "finetune": "run",
     "load": "model",
     "pretrain": "run",
     "probe": "probing",

@@ -64,6 +64,7 @@ def probe(
     label_kind: LabelKind | None = None,
     full: bool = False,
     image_size: int | None = None,
+    windows: bool = False,
     batch_size: int = 256,
     device: str = "auto",
     out: str | Path | None = None,
@@ -90,6 +91,7 @@ def probe(
         label_kind: `class`, `several` (lists), `number` or `grade`; default: what the label looks like.
         full: The whole grid of probes that have a coarser one, as `logistic`.
         image_size: Side in px of the images; default: what the encoder was trained on.
+        windows: See images that are larger than that through sliding windows of that size, not whole.
         batch_size: Images at a time.
         device: `cpu`, `cuda`, one GPU of several as `cuda:1`, or `auto`: a GPU where there is one.
         out: The JSON file; default: in `eval/` of the run.
@@ -139,6 +141,7 @@ def probe(
             full=full,
             group_by=group_by,
             image_size=image_size,
+            windows=windows,
             batch_size=batch_size,
             project=project,
             group=group,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,8 +72,54 @@ def pretrain(
     # before it starts: a preset's file may be another when it ends
     folder = run_folder(named, settings, None if data is None else str(data))
     arguments = ["pretrain", *([named] if named is not None else []), *settings]
+    return _train([*arguments, *_of_data(data, val_share, group_pattern, group_column)], folder, quiet)
+
+
+def finetune(
+    target: str | Path,
+    data: str | Path,
+    preset: str | Path | None = None,
+    *,
+    val_share: float = 0.0,
+    group_pattern: str | None = None,
+    group_column: str | None = None,
+    quiet: bool = False,
+    **overrides: Any,
+) -> Run:
+    """Train an encoder on with labels, as `selfsight finetune` does; the same call again continues the run.
+
+    Args:
+        target: A run, a checkpoint, an encoder folder or `timm:NAME`; or `none`, to begin with no weights.
+        data: Labelled images (packed into the cache), or shards with a train and a val split.
+        preset: Of method finetune: its name or the path of a .yaml file; None: the one for data of one's own.
+        val_share, group_pattern, group_column, quiet, overrides: As of `pretrain`.
+
+    Returns:
+        The run; what it has measured of the images held back is in its `eval/finetune-STEP.json`.
+
+    Raises:
+        FileNotFoundError: There is no encoder; the message says what there is.
+        ValueError: It was refused; with the message.
+        RuntimeError: It ended early; with the exit code and the last lines.
+    """
+    from launch.finetune_command import finetune_folder
+
+    named, settings = None if preset is None else str(preset), _flat(overrides)
+    folder = finetune_folder(str(target), named, settings)
+    arguments = ["finetune", str(target), *([named] if named is not None else []), *settings]
+    return _train([*arguments, *_of_data(data, val_share, group_pattern, group_column)], folder, quiet)
+
+
+def _of_data(
+    data: str | Path | None, val_share: float, group_pattern: str | None, group_column: str | None
+) -> list[str]:
+    """The options that name images, of those that are given."""
     options = {"data": data, "val-share": val_share, "group-pattern": group_pattern, "group-column": group_column}
-    arguments += [f"--{name}={value}" for name, value in options.items() if value not in (None, 0.0)]
+    return [f"--{name}={value}" for name, value in options.items() if value not in (None, 0.0)]
+
+
+def _train(arguments: Sequence[str], folder: Path, quiet: bool) -> Run:
+    """The run in `folder` that the command makes of these arguments, in a process of its own."""
     environ = {**safe_environment(os.environ), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         python_module("launch", *arguments),

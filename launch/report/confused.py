@@ -6,17 +6,26 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from eval.report import Results
-from launch.report.markup import Html, element, joined
+from eval.result_tables import CLASS_COLUMNS, classes_of_pixels
+from launch.report.markup import Html, element, joined, table
 from launch.report.read import NO_RESULTS
 
+_MOST_CLASSES = 200  # in a table
 _MOST_NAMED = 30  # classes whose names fit beside the matrix
 _SIDE = 320  # px of the matrix, at least
 _LETTERS = 14
 
 
 def confused(told: Results, results: dict[str, Any]) -> Html | None:
-    """The confusion matrix and the reliability diagram of every probe of the pretrained row that has them."""
+    """The confusion matrix and the reliability diagram of every probe of the pretrained row that has them, and what is
+    said of each class of pixels."""
     found = []
+    for probe, result in results["rows"]["pretrained"].items():
+        try:
+            if isinstance(result, dict) and (rows := list(classes_of_pixels(result))):
+                found.append(joined([element("h4", f"{probe}: classes"), _of_classes(rows)]))
+        except NO_RESULTS:
+            continue
     for probe, measures in _measures(results):
         drawn: list[Html] = []
         for draw in (matrix, _reliability):
@@ -29,6 +38,12 @@ def confused(told: Results, results: dict[str, Any]) -> Html | None:
     if not found:
         return None
     return element("details", element("summary", "What it confuses, and how sure it may be"), *found, open=True)
+
+
+def _of_classes(rows: Sequence[Sequence[Any]]) -> Html:
+    """A row a class, shares in %."""
+    shown = [(name, *("-" if share is None else f"{100 * share:.1f}" for share in shares)) for name, *shares in rows]
+    return table(CLASS_COLUMNS, shown[:_MOST_CLASSES], caption="shares in %")
 
 
 def _measures(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -16,6 +16,8 @@ from pretrain.tracking.pictures import enlargement
 _CAPTIONS = {
     "crops": "what the loader gave in that step",
     "reconstructions": "image, what the network was given, what it made of it",
+    "segmentation": "val images with the worst and with the middle IoU of a linear layer on frozen patches, under the "
+    "colours of the classes: of the true mask, of the linear layer, of the nearest patches of train",
     "neighbours": "each image on the left, then those that the encoder finds most like it",
 }
 
@@ -72,7 +74,7 @@ def _figure(frame: Frame, label: str, columns: Sequence[tuple[str, int]]) -> Htm
 
 def _layout(run: Run, name: str) -> tuple[int | None, list[tuple[str, int]]]:
     """Of a sheet as training draws it, the height of a row, and its columns' headings and widths in px."""
-    if name == "neighbours":  # drawn by `selfsight neighbours`, not while it trains
+    if name in ("neighbours", "segmentation"):  # drawn by `selfsight neighbours` and probes, not while it trains
         return None, []
     crops, local = run.setting("views", "global_crops"), run.setting("views", "local_crops")
     try:

@@ -20,8 +20,10 @@ def probes(run: Run, problems: list[str]) -> Html | None:
     checkpoints = by_checkpoint(_readable(run, problems))
     if not checkpoints:
         return None
-    *earlier, last = [_article(each, each is checkpoints[-1]) for each in checkpoints]
-    parts = [*_overviews(checkpoints), last]
+    newest = step_of(checkpoints[-1])  # perhaps by several labels, or sizes of the images
+    shown = [_article(each, with_details=True) for each in checkpoints if step_of(each) == newest]
+    earlier = [_article(each, with_details=False) for each in checkpoints if step_of(each) != newest]
+    parts = [*_overviews(checkpoints), *shown]
     if earlier:
         summary = element("summary", f"{len(earlier)} earlier probe{'s' * (len(earlier) != 1)}")
         parts.append(element("details", summary, *reversed(earlier)))

@@ -12,12 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from data_pipelines.remote.urls import redact
 from pretrain.config import Config
+from pretrain.config.combinations import check_tokens
 from pretrain.config.errors import ConfigError
 from pretrain.config.explain import explain
 from pretrain.config.keys import check_keys
 from pretrain.config.overrides import apply_overrides
 from pretrain.config.yaml_file import read_yaml
-from pretrain.encoders.registry import expand_encoder
+from pretrain.encoders.registry import expand_encoder, family_of
 from pretrain.methods.registry import LEFT_OUT, METHODS, spec_of
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -90,7 +91,10 @@ def check_batch(config: Config, world_size: int) -> None:
             f"accumulation steps = {share}; the nearest batch sizes are {near}"
         )
     try:
+        check_tokens(config, batch // share)
         spec_of(config.method).check_batch(config, batch // share)
+        if config.encoder is not None:
+            family_of(config.encoder).check_batch(config, batch // share)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

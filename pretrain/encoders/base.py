@@ -5,7 +5,7 @@ Methods never ask which encoder they hold; encoders never ask which method calls
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,10 +86,14 @@ class Encoder(nn.Module):
     dim: width of the output tokens. stride: pixels per output token. patch: pixels per input token.
     depth: number of blocks. has_class_token: whether `Features.prefix_tokens` starts with a class token.
     pixel_weights: keys of `inner`'s state that read pixels, whose channels and patch another image may change.
+    line_tables: keys of `inner`'s state (1, n, d) with a row for each place along a line, such as time, which another
+        length takes by its nearest neighbours.
     has_square_grid: whether its positions' grid is told by their number, not by the size of image and patch.
     decayed: ends of names of its tokens and tables that weight decay reaches all the same, as in its authors' code.
     packs: whether several batches of images go through it in one pass, see `forward`.
+    native: whether it takes images at their own shape, see `native.PackedImages`.
     takes_windows: whether it has a form of `windowed`.
+    norm_in_head: whether timm's model has its final norm in its head, so that timm's map is one before the norm.
     mean, std: of the pixels (in 0 .. 1) that its weights were trained on, where it comes with weights; else None.
     """
 
@@ -99,10 +103,13 @@ class Encoder(nn.Module):
     depth: int
     has_class_token: bool
     pixel_weights: tuple[str, ...] = ("patch_embed.proj.weight",)
+    line_tables: tuple[str, ...] = ()
     has_square_grid: bool = False
     decayed: tuple[str, ...] = ()
     packs: bool = False
+    native: bool = False
     takes_windows: bool = False
+    norm_in_head: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -112,7 +119,8 @@ class Encoder(nn.Module):
         `layers` asks for the outputs of these blocks too (0 is the first, -1 the last).
 
         An encoder that `packs` also takes a tuple of batches, of any sizes, and one of masks (each may be None), and
-        gives the Features of each: those of a pass for each, in one (`packed.py`).
+        gives the Features of each: those of a pass for each, in one (`packed.py`). One that is `native` takes
+        `PackedImages` with a `PackedMask` and gives `PackedFeatures` (`native.py`).
         """
         raise TypeError(f"{type(self).__name__} does not implement forward")
 
@@ -135,6 +143,19 @@ class Encoder(nn.Module):
     def position_grid(self, key: str) -> tuple[int, int]:
         """Rows and columns of tokens that the inner module's table of positions `key` was made for."""
         raise TypeError(f"{type(self).__name__} has no table of positions {key}")
+
+    @classmethod
+    def channels_of(cls, weights: Mapping[str, Tensor]) -> int:
+        """Channels of the images that the inner module's `weights` read; ValueError where none of them reads pixels."""
+        for key in cls.pixel_weights:
+            if key in weights:
+                return weights[key].shape[1]
+        raise ValueError("the checkpoint has no patch embedding")
+
+    def resized(self, key: str, value: Tensor, wanted: Tensor) -> Tensor | None:
+        """A tensor `key` of another encoder of the family, in the shape of the inner module's own `wanted`, where the
+        family knows better than `transfer.fit` what that means; else None."""
+        return None
 
     def final_norm(self, states: Tensor) -> Tensor:
         """The norm after the last block, on `Features.states` or what was made of them."""

@@ -54,29 +54,39 @@ class Draws:
 
     def __init__(self, seed: int, step: int, rows: np.ndarray) -> None:
         self.seed, self.step, self.rows = seed, step, rows.astype(np.uint64)
-        self.seen: Counter[int] = Counter()
+        self.seen: Counter[tuple[Purpose, int]] = Counter()
+        self.passes: Counter[Purpose] = Counter()
 
-    def kept(self, asker: int, rates: Sequence[float], images: int) -> np.ndarray:
-        """(images, branches) bool: whether the next images of `asker`, crop by crop of all rows, keep each branch.
+    def keys(self, purpose: Purpose, asker: int, images: int) -> np.ndarray:
+        """(images,) uint64: a stream of `purpose` for each of the next images of `asker`, crop by crop of all rows.
 
         ValueError for images that are not so many crops of each row.
         """
         count = len(self.rows)
         if images % count:
+            setting = purpose.name.lower()
             raise ValueError(
-                f"an encoder with drop path got {images} images in a micro-batch of {count} rows; it takes whole "
-                "crops, (v b) c h w, of all rows (or set encoder.drop_path=0)"
+                f"an encoder with {setting.replace('_', ' ')} got {images} images in a micro-batch of {count} rows; it "
+                f"takes whole crops, (v b) c h w, of all rows (or set encoder.{setting}=0)"
             )
-        crops = np.arange(self.seen[asker], self.seen[asker] + images // count, dtype=np.uint64)
-        self.seen[asker] += len(crops)
-        keys = stream_keys(self.seed, Purpose.DROP_PATH, self.step, asker, crops[:, None], self.rows[None])
-        return uniform_table(keys.reshape(-1), len(rates)) >= np.asarray(rates)
+        first = self.seen[purpose, asker]
+        crops = np.arange(first, first + images // count, dtype=np.uint64)
+        self.seen[purpose, asker] += len(crops)
+        return stream_keys(self.seed, purpose, self.step, asker, crops[:, None], self.rows[None]).reshape(-1)
+
+    def kept(self, asker: int, rates: Sequence[float], images: int) -> np.ndarray:
+        """(images, branches) bool: whether the next images of `asker`, crop by crop of all rows, keep each branch."""
+        return self.uniform(asker, images, len(rates)) >= np.asarray(rates)
+
+    def uniform(self, asker: int, images: int, numbers: int) -> np.ndarray:
+        """(images, numbers) in [0, 1) that belong to the next images of `asker`, likewise."""
+        return uniform_table(self.keys(Purpose.DROP_PATH, asker, images), numbers)
 
 
 _draws: ContextVar[Draws | None] = ContextVar("drop path's draws", default=None)
 
-#: Who asks for paths: an encoder, or blocks that go on from its states.
-ENCODER, FURTHER = 0, 1
+#: Who asks for numbers: an encoder for its paths, blocks that go on from its states, an encoder for tokens it drops.
+ENCODER, FURTHER, TOKENS = 0, 1, 2
 
 
 @contextmanager
@@ -91,6 +101,18 @@ def drawn(seed: int, step: int, rows: Tensor) -> Iterator[None]:
         yield
     finally:
         _draws.reset(token)
+
+
+def current_draws() -> Draws | None:
+    """Those of the micro-batch under way; None outside of `drawn`."""
+    return _draws.get()
+
+
+def noise_of(images: int, numbers: int) -> np.ndarray:
+    """(images, numbers) in [0, 1) by which the tokens of images are dropped, which are all crops of a view, then of the
+    next: they belong to (seed, step, row, crop) within `drawn`, and are torch's outside of it."""
+    draws = _draws.get()
+    return torch.rand(images, numbers).numpy() if draws is None else draws.uniform(TOKENS, images, numbers)
 
 
 def paths_of(
@@ -117,6 +139,18 @@ def choose_paths(blocks: Sequence[nn.Module], images: int, asker: int = ENCODER)
     return [_chosen(keeps, rate) for keeps, rate in zip(draws.kept(asker, rates, images).T, rates, strict=True)]
 
 
+def weights_of(rates: Sequence[float], images: int, device: torch.device, asker: int = ENCODER) -> list[Tensor] | None:
+    """What each image's result of each branch is multiplied by, (images,) fp32 a branch, for encoders that compute all.
+
+    rates: of all branches, in the order in which they are numbered. None where all is kept, and outside of `drawn`.
+    """
+    draws = _draws.get()
+    if draws is None or not any(rates):
+        return None
+    kept = draws.kept(asker, rates, images) / (1.0 - np.asarray(rates))
+    return list(from_host(kept.T.astype(np.float32), device).unbind())
+
+
 def _rates(block: nn.Module) -> tuple[float, float]:
     shared = getattr(block, "drop_path", None)
     both = (getattr(block, "drop_path1", shared), getattr(block, "drop_path2", shared))
@@ -133,6 +167,19 @@ def _chosen(keeps: np.ndarray, rate: float) -> Chosen:
     return Chosen(np.zeros(1, np.int64), np.zeros(1))
 
 
+def uniforms_of_the_step(purpose: Purpose, streams: int, count: int) -> np.ndarray | None:
+    """(streams, count) uniform in [0, 1), the same for all rows of a step; None outside of `drawn`.
+
+    A function of (seed, purpose, step, how often it was asked for in the micro-batch before).
+    """
+    draws = _draws.get()
+    if draws is None:
+        return None
+    keys = stream_keys(draws.seed, purpose, draws.step, draws.passes[purpose], np.arange(streams, dtype=np.uint64))
+    draws.passes[purpose] += 1
+    return uniform_table(keys, count)
+
+
 def to_device(branches: Sequence[Chosen], device: torch.device) -> list[Branch]:
     """Branches drawn on the host; all their numbers go to the device in two copies."""
     rows = [np.zeros(0, np.int64) if branch.rows is None else branch.rows for branch in branches]
@@ -140,6 +187,17 @@ def to_device(branches: Sequence[Chosen], device: torch.device) -> list[Branch]:
     all_rows = from_host(np.concatenate(rows), device).split([len(part) for part in rows])
     all_weights = from_host(np.concatenate(weights).astype(np.float32), device).split([len(part) for part in weights])
     return [Branch(part if len(part) else None, w) for part, w in zip(all_rows, all_weights, strict=True)]
+
+
+def unskipped(path: Branch | None, images: int) -> Branch | None:
+    """The same path with all `images` going through it, and weights (images,) of zero for those that drop it.
+
+    For branches that normalise over the batch: statistics of the kept rows alone would be others.
+    """
+    if path is None or path.rows is None:
+        return path
+    weights = torch.zeros(images, device=path.weights.device)
+    return Branch(None, weights.index_add(0, path.rows, path.weights))
 
 
 def add_branch(

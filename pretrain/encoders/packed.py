@@ -6,7 +6,7 @@ The seam on which images of several sizes go through an encoder in one pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,15 +42,20 @@ class Packed:
     @property
     def groups(self) -> Groups:
         """Neighbours of one length together."""
-        found: list[tuple[int, int]] = []
-        for length in self.lengths:
-            count = found.pop()[0] if found and found[-1][1] == length else 0
-            found.append((count + 1, length))
-        return tuple(found)
+        return merged(self.lengths)
 
     def unpacked(self) -> list[Tensor]:
         """A batch (count, length, d) for each group."""
         return in_groups(self.tokens, self.groups)
+
+
+def merged(lengths: Iterable[int]) -> Groups:
+    """Neighbours of one length together."""
+    found: list[tuple[int, int]] = []
+    for length in lengths:
+        count = found.pop()[0] if found and found[-1][1] == length else 0
+        found.append((count + 1, length))
+    return tuple(found)
 
 
 def in_groups(tokens: Tensor, groups: Groups) -> list[Tensor]:
@@ -90,6 +95,24 @@ def _join(parts: Sequence[drop_path.Chosen], groups: Groups) -> tuple[drop_path.
         start += count * length
     every = all(part.rows is None for part in parts)
     return drop_path.Chosen(None if every else np.concatenate(rows), np.concatenate(weights)), tuple(left)
+
+
+def sequence_paths(blocks: Sequence[nn.Module], lengths: Sequence[int], device: torch.device) -> list[PackedPaths]:
+    """What each of the blocks drops of sequences of any lengths, which are all rows of a crop, then of the next."""
+    groups, chosen = merged(lengths), drop_path.choose_paths(blocks, len(lengths))
+    if chosen is None:
+        return [((None, groups), (None, groups))] * len(blocks)
+    counts = np.asarray(lengths)
+    tokens, left = [], []
+    for part in chosen:
+        rows = np.arange(len(counts)) if part.rows is None else part.rows
+        stays = np.zeros(len(counts), bool)
+        stays[rows] = True
+        kept = None if part.rows is None else np.flatnonzero(np.repeat(stays, counts))
+        tokens.append(drop_path.Chosen(kept, np.repeat(part.weights, counts[rows])))
+        left.append(merged(counts[rows].tolist()))
+    pairs = list(zip(drop_path.to_device(tokens, device), left, strict=True))
+    return list(zip(pairs[::2], pairs[1::2], strict=True))
 
 
 def attend_packed(qkv: Tensor, heads: int, groups: Groups) -> Tensor:

@@ -33,3 +33,19 @@ def resize_relative_table(table: Tensor, old: tuple[int, int], new: tuple[int, i
     spatial = rearrange(offsets, "(h w) heads -> 1 heads h w", h=2 * old[0] - 1)
     resized = F.interpolate(spatial.float(), size=(2 * new[0] - 1, 2 * new[1] - 1), mode="bicubic")
     return torch.cat([rearrange(resized, "1 heads h w -> (h w) heads").to(table.dtype), extra])
+
+
+def nearest_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Positions (1, h * w, d) of an `old` grid at a `new` one: each place has those of its nearest neighbour."""
+    if new == old:
+        return positions
+    spatial = rearrange(positions, "1 (h w) d -> 1 d h w", h=old[0])
+    return rearrange(F.interpolate(spatial, size=new, mode="nearest"), "1 d h w -> 1 (h w) d")
+
+
+def nearest_on_line(table: Tensor, length: int) -> Tensor:
+    """A table (1, n, d) of places along a line at another number of them: each has its nearest neighbour's row."""
+    if table.shape[1] == length:
+        return table
+    line = rearrange(table, "1 n d -> 1 d n")
+    return rearrange(F.interpolate(line, size=length, mode="nearest"), "1 d n -> 1 n d")

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pkgutil import resolve_name
-from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_type_hints
+
+from pretrain.methods.spec import Metric
+
+if TYPE_CHECKING:
+    from pretrain.config import Config
 
 
 class Layout(NamedTuple):
@@ -42,8 +47,11 @@ class EncoderSpec:
     timm_recipe: from (config, image size, channels) to the arguments of `timm.create_model` whose model takes the
         weights; None where timm has no such model.
     layouts: of official checkpoints, by name. examples: rows of the table of encoders.
+    native: whether it takes images at their own shape, as it is set.
     survey: "module" whose `survey` and `why_not_size` tell what shows only once an encoder is built (see timm/).
     label: what an encoder is called in messages.
+    check_batch: raises ValueError for a micro-batch of so many rows, of a configuration with such an encoder.
+    metrics: of those that it tells beside the method's (`side_losses.py`), what is shown of them.
     """
 
     name: str
@@ -57,8 +65,11 @@ class EncoderSpec:
     timm_recipe: Callable[[Any, tuple[int, int], int], dict[str, Any] | None] = lambda *settings: None
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     examples: tuple[Example, ...] = (Example(),)
+    native: Callable[[Any], bool] = lambda config: False
     survey: str | None = None
     label: Callable[[Any], str] = lambda config: config.family
+    check_batch: Callable[[Config, int], None] = lambda config, rows: None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = get_args(get_type_hints(self.config).get("family")) if is_dataclass(self.config) else ()

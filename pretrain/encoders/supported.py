@@ -60,6 +60,8 @@ def why_not(
         found = family.survey_of(encoder, image_size, channels)
     except ValueError as error:
         return str(error), None
+    if needs.drops_units and found.undroppable is not None:
+        return found.undroppable, needs.drops_units
     if needs.replaces_tokens and found.unmaskable is not None:
         return found.unmaskable, needs.replaces_tokens
     if needs.token_map and found.grid is None:
@@ -116,7 +118,7 @@ def cell(encoder: EncoderConfig, method: str) -> str:
     needs = needs_of(method)
     reason = why_not(encoder, needs)
     if reason is not None:
-        return reason[0]
+        return reason[0].partition(": ")[0]
     if why_not(encoder, needs, local_size=LOCAL_CROP) is not None:
         return "yes, crops of one size"
     return "yes"

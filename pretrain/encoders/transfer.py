@@ -11,7 +11,7 @@ from timm.layers import resample_patch_embed, resize_rel_pos_bias_table
 from torch import Tensor
 
 from pretrain.encoders.base import Encoder
-from pretrain.encoders.positions import resize_positions, resize_relative_table
+from pretrain.encoders.positions import nearest_on_line, resize_positions, resize_relative_table
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 
@@ -81,8 +81,12 @@ def _resized(
 ) -> Tensor | None:
     """The source's tensor `key` in the shape of the encoder's own; None where there is no meaning to that."""
     value, wanted = source[key], own[key]
+    if (changed := encoder.resized(key, value, wanted)) is not None:
+        return changed
     if key.startswith("pos_embed") and value.ndim == wanted.ndim == 3 and value.shape[-1] == wanted.shape[-1]:
         return _positions(key, source, own, encoder, old_grid)
+    if key in encoder.line_tables and value.ndim == 3 and value.shape[-1] == wanted.shape[-1]:
+        return nearest_on_line(value, wanted.shape[1])
     if key.endswith("relative_position_bias_table") and value.shape[1] == wanted.shape[1]:
         extra = 3 if encoder.has_class_token else 0
         old, new = (_window(len(table) - extra) for table in (value, wanted))

@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 
 def read_tensors(file: Path) -> Any:
-    """A checkpoint's contents, tensors and plain values only: no code of the file is run."""
+    """A checkpoint's contents, tensors and plain values only: no code of the file is run.
+
+    Beside NAME.master may lie NAME.rank0, NAME.rank1, ..., with the tensors that each rank had for itself (as the
+    authors' of Swin-MoE save their experts): those of all ranks are put one behind the other along the first axis.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
+    whole = _read(file)
+    if file.suffix == ".master":
+        inner = whole.get("model", whole)
+        inner |= _of_ranks(file)
+    return whole
+
+
+def _of_ranks(master: Path) -> dict[str, Tensor]:
+    found = {
+        int(number[1]): path
+        for path in master.parent.iterdir()
+        if path.stem == master.stem and (number := re.fullmatch(r"\.rank(\d+)", path.suffix))
+    }
+    missing = sorted(set(range(len(found))) - set(found))
+    if missing:
+        raise ValueError(f"beside {master} there are the pieces of {len(found)} ranks, and none of rank {missing[0]}")
+    pieces = []
+    for _, path in sorted(found.items()):
+        piece = _read(path)
+        piece = piece.get("model", piece)
+        pieces.append({key: value for key, value in piece.items() if isinstance(value, Tensor)})
+        if pieces[-1].keys() != pieces[0].keys():
+            raise ValueError(f"{path} holds other tensors than rank 0's piece")
+    return {key: torch.cat([piece[key] for piece in pieces]) for key in (pieces[0] if pieces else {})}
+
+
+def _read(file: Path) -> Any:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)

@@ -150,6 +150,8 @@ def check_export(path: Path, kind: Format, encoder: Encoder, card: EncoderCard, 
         expected = dict(zip(model.names, model(images), strict=True))
         with _told(kind):
             found = _features_of(path, kind, recipe, images)
+        if kind in ("timm", "hf") and encoder.norm_in_head:
+            found["tokens"] = encoder.final_norm(found["tokens"])
     difference = 0.0
     for name, feature in found.items():
         if feature.shape != expected[name].shape:

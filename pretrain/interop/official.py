@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
@@ -69,7 +70,7 @@ def import_checkpoint(
             f"--image-size is {size[0]}; the encoder's stride is {stride} px, so it must be a multiple of that, such "
             f"as {below} or {below + stride}"
         )
-    channels = _channels(imported)
+    channels = resolve_name(family_of(imported.encoder).build).channels_of(imported.weights)
     imported.normalisation = _normalisation(imported, channels, mean, std)
     encoder = build_encoder(imported.encoder, size, channels, mask_token=imported.mask_token is not None)
     names = encoder.inner().state_dict()
@@ -98,7 +99,7 @@ def import_checkpoint(
         mean=imported.normalisation[0],
         std=imported.normalisation[1],
         method=imported.method_name,
-        headline="class" if encoder.has_class_token and _trains_class_token(imported.method_name) else "mean",
+        headline=_headline(imported, encoder.has_class_token),
         step=0,
         epoch=0.0,
         run=out.name,
@@ -121,7 +122,7 @@ def import_checkpoint(
 def _check_numbers(weights: State, file: Path) -> None:
     """Raise ValueError, by key, for weights that are no floating-point numbers, or not finite."""
     for key, value in weights.items():
-        if not value.is_floating_point():
+        if not value.is_floating_point() and not key.endswith("num_batches_tracked"):  # a batch norm's count
             raise ValueError(
                 f"{key} holds {value.dtype}, which is no floating-point number: quantised weights, perhaps"
             )
@@ -133,13 +134,6 @@ def _check_numbers(weights: State, file: Path) -> None:
             f"{file} holds weights that are NaN, infinite, or too large for float32: {listed}{more}. No encoder "
             "computes with them: import a checkpoint from before its training diverged"
         )
-
-
-def _channels(imported: Imported) -> int:
-    for key in resolve_name(family_of(imported.encoder).build).pixel_weights:
-        if key in imported.weights:
-            return imported.weights[key].shape[1]
-    raise ValueError("the checkpoint has no patch embedding")
 
 
 def _normalisation(
@@ -189,6 +183,14 @@ def describe(imported: Imported, out: Path) -> str:
         more = f" and {len(keys) - 4} more (in import.json)" if len(keys) > 4 else ""
         lines.append(f"left out, {why}: {', '.join(keys[:4])}{more}")
     return "\n".join(lines)
+
+
+def _headline(imported: Imported, has_class_token: bool) -> Literal["class", "mean"] | None:
+    """The feature that its training trained: the class token, the mean of the patch tokens, or (None) a pooled one of
+    its family's own."""
+    if not _trains_class_token(imported.method_name):
+        return "mean"
+    return "class" if has_class_token else family_of(imported.encoder).headline(imported.encoder)
 
 
 def _trains_class_token(method: str) -> bool:

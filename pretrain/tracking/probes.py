@@ -13,7 +13,7 @@ from typing import Any
 from pretrain.config.load import ConfigError, load_config
 from pretrain.tracking.console import say
 from pretrain.tracking.wandb_identity import Identity, identity_of, stored_identity, wandb_mode
-from pretrain.tracking.wandb_run import PROBES, WandbRun
+from pretrain.tracking.wandb_run import PROBES, WandbRun, picture_key
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,27 @@ class Accuracy:
     error: float
 
 
-def log_probe(run: Path, step: int | None, scores: Mapping[str, Accuracy]) -> None:
-    """Add the scores of a checkpoint of `step` to a training's wandb run, if it has one, with error bars.
+#: Names of columns, and rows of plain values.
+Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
+
+
+def log_probe(
+    run: Path,
+    step: int | None,
+    scores: Mapping[str, Accuracy],
+    tables: Mapping[str, Table] | None = None,
+    pictures: Sequence[Path] = (),
+) -> None:
+    """Add the scores of a checkpoint of `step` to a training's wandb run, if it has one, with error bars; and what
+    belongs to them: tables as of `log_tables`, and pictures of the run, saved as NAME-STEP.png.
 
     The row has `probe/NAME` with `_low`, `_high` and `_error`, at `probe/step`. It is kept in `probes.jsonl`, too, from
     which wandb gets it later if it is lost on the way. Configuration and summary stay the training's.
     """
-    _add(run, probe_row(step, scores))
+    _add(run, [probe_row(step, scores), *([_table_row(step, tables)] if tables else [])], pictures)
 
 
-def _add(run: Path, row: dict[str, Any]) -> None:
+def _add(run: Path, rows: Sequence[dict[str, Any]], pictures: Sequence[Path] = ()) -> None:
     stored = stored_identity(run)
     if "id" not in stored or "mode" not in stored:
         return
@@ -47,27 +58,28 @@ def _add(run: Path, row: dict[str, Any]) -> None:
         say("the training has not ended: `selfsight dashboard RUN --sync` sends its probe when it has")
     try:
         with (run / PROBES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.writelines(json.dumps(row) + "\n" for row in rows)
     except OSError as error:
         say(f"{run / PROBES} can't be written ({error.strerror}); if wandb loses the probe, it is in eval/ only")
     tracked = WandbRun(identity, catch_up=False)
-    tracked.row(row)
+    for row in (*rows, *({"step": int(path.stem[-8:]), picture_key(path): path} for path in pictures)):
+        tracked.row(row)
     tracked.finish()
-
-
-#: Names of columns, and rows of plain values.
-Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
 
 
 def log_tables(run: Path, step: int | None, tables: Mapping[str, Table]) -> None:
     """Add tables to a training's wandb run, if it has one, as `tables/NAME`; kept in `probes.jsonl` as probes are, and
     sent from there if they are lost."""
+    _add(run, [_table_row(step, tables)])
+
+
+def _table_row(step: int | None, tables: Mapping[str, Table]) -> dict[str, Any]:
     content = {
         f"tables/{name}": {"columns": list(columns), "data": list(map(list, rows))}
         for name, (columns, rows) in tables.items()
     }
     digest = zlib.crc32(json.dumps(content, sort_keys=True).encode())  # which tables of a step these are
-    _add(run, {"probe/step": step or 0, "probe/tables": float(digest), **content})
+    return {"probe/step": step or 0, "probe/tables": float(digest), **content}
 
 
 def log_lone_probe(

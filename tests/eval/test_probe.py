@@ -60,7 +60,8 @@ def test_probe_from_shards_to_tables(run, data, monkeypatch):
     save(run / "encoder")
     logged = {}
     monkeypatch.setattr(
-        "pretrain.tracking.probes.log_probe", lambda folder, step, scores: logged.update({folder: (step, scores)})
+        "pretrain.tracking.probes.log_probe",
+        lambda folder, step, scores, *more: logged.update({folder: (step, scores)}),
     )
     results = quick(run, data, untrained_seeds=(0, 1), also=("logistic",))
     (written,) = (run / "eval").glob("probe-40-*.json")

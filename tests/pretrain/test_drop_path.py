@@ -30,6 +30,9 @@ def encoder_of(family: str, rate: float = 0.5) -> Encoder:
     encoder = build_encoder(config, (64, 64), mask_token=True).train()
     for parameter in encoder.parameters():  # layer scale and tables start where nothing would show
         nn.init.normal_(parameter, std=0.05)
+    for part in encoder.modules():
+        if isinstance(part, nn.BatchNorm2d):  # which knows by itself who shares a micro-batch; here it stands still
+            part.eval()
     return encoder
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fake_gpu import CUDA, OnHost, WaitError, trace_on_fake_gpu
+from test_supported import UNITS
 from torch import Tensor, nn
 
 from data_pipelines.rng import Stream
@@ -81,13 +82,14 @@ def test_no_encoder_waits(row: str) -> None:
     replaces = cell(EXAMPLES[row], "mim") == "yes"
     torch.manual_seed(0)
     encoder = build_encoder(config, (side, side), mask_token=replaces).train()
-    images, grid = torch.zeros(2, 3, side, side), (side // 32, side // 32)
+    unit = UNITS.get(side, 16)
+    images, grid = torch.zeros(2, 3, side, side), (side // 2 // unit, side // 2 // unit)
     layers = (-1,) if encoder.blocks() else ()
     shown: list[tuple[Tensor, Mask | None]] = [(images, None)]
     if replaces:
         shown.append((images, Mask(token=masks("any", grid))))
-    if spec.drop_layout != "none":
-        dropped = masks(spec.drop_layout, (side // 16, side // 16))
+    if cell(EXAMPLES[row], "mae") == "yes":
+        dropped = masks(spec.drop_layout, (side // unit, side // unit))
         shown.append((images, Mask(drop=dropped, num_visible=int((~dropped[0]).sum()))))
     if spec.name != "timm":  # whose models do the same at every size
         shown.append((images[..., :32, :32], None))

@@ -11,28 +11,42 @@ from torch import Tensor, nn
 
 from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Mask, refine
-from pretrain.encoders.timm.config import TimmConfig
+from pretrain.encoders.timm.config import SPEC, TimmConfig
+from pretrain.encoders.timm.embeddings import at_centres, map_of, replaced
 from pretrain.encoders.timm.encoder import TimmEncoder
-from pretrain.encoders.timm.survey import map_of, survey
+from pretrain.encoders.timm.survey import survey
 from pretrain.engines.ema import running_statistics
 from pretrain.engines.schedules import Timeline
 from pretrain.methods.base import Normalisation
 from pretrain.methods.dino.config import DinoConfig
 from pretrain.methods.dino.method import Dino
 
-MASKABLE: dict[str, dict[str, Any]] = {
-    "vit_tiny_patch16_224": {"depth": 2, "embed_dim": 32, "num_heads": 2},  # (b, h, w, d)
-    "cait_xxs24_224": {"depth": 1, "depth_token_only": 1, "embed_dim": 32, "num_heads": 2},  # (b, n, d)
-    "hiera_tiny_224": {"stages": [1, 1, 1, 1], "embed_dim": 16},  # overlapping patches
-    "convnext_tiny": {"depths": [1, 1, 1, 1], "dims": [8, 16, 16, 32]},  # (b, d, h, w)
-    "coatnet_0_rw_224": {"embed_dim": [16, 32, 32, 32], "depths": [1, 1, 1, 1], "stem_width": 16},  # batch norm
-    "mvitv2_tiny": {},  # (tokens, size)
-}
+#: Small forms of the rows of the table: vit has (b, h, w, d), cait (b, n, d), convnext (b, d, h, w), coatnet batch
+#: norm, hiera overlapping patches, crossvit two branches; mvit gives (tokens, size).
+SMALL: dict[str, dict[str, Any]] = {example.settings["model"]: example.small["args"] for example in SPEC.examples}
+SMALL["vit_tiny_patch16_224"] = {"depth": 2, "embed_dim": 32, "num_heads": 2}
+SIDES = {"crossvit_9_240": 120, "levit_128s": 128}
+MASKABLE = [name for name in SMALL if name not in ("focalnet_tiny_srf", "mobilevitv2_050", "resnet50")] + [
+    "mvitv2_tiny"
+]
+SQUARE = ("hiera_tiny_224", "mvitv2_tiny", "levit_128s")  # timm's own form of a wide image is another map
+
+
+def side_of(name: str) -> int:
+    return SIDES.get(name, 64)
+
+
+def unit_map(name: str, size: tuple[int, int], seed: int = 0) -> Tensor:
+    """Which mask units are hidden, half of them: (b, gh, gw) of units of 16 px, 24 of CrossViT, 32 of a Mixer/32."""
+    unit = {"crossvit_9_240": 24, "mixer_s32_224": 32}.get(name, 16)
+    drawn = torch.rand(2, size[0] // unit * (size[1] // unit), generator=torch.Generator().manual_seed(seed))
+    order = drawn.argsort(dim=1).argsort(dim=1)
+    return (order < order.shape[1] // 2).unflatten(1, (size[0] // unit, size[1] // unit))
 
 
 def make(name: str, size: tuple[int, int] = (64, 64), mask_token: bool = True, **fields: Any) -> TimmEncoder:
     torch.manual_seed(0)
-    args = fields.pop("args", MASKABLE.get(name, {}))
+    args = fields.pop("args", SMALL.get(name, {}))
     encoder = build_encoder(TimmConfig(model=name, args=args, **fields), size, 3, mask_token)
     assert isinstance(encoder, TimmEncoder)
     return encoder.eval()
@@ -44,52 +58,84 @@ def images(size: tuple[int, int] = (64, 64), seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("name", MASKABLE)
 def test_hidden_pixels_change_nothing(name: str) -> None:
-    size = (64, 64) if name in ("hiera_tiny_224", "mvitv2_tiny") else (64, 96)
+    """In evaluation and in training, where batch normalisation sees all images: hidden pixels are zero for it too."""
+    side = side_of(name)
+    size = (side, side) if name in SQUARE else (side, 2 * side)
     encoder = make(name, size)
-    replaced = torch.rand(2, size[0] // 16, size[1] // 16, generator=torch.Generator().manual_seed(0)) < 0.5
-    pixels = refine(replaced, size)[:, None]
-    first = encoder(images(size), Mask(token=replaced))
-    second = encoder(torch.where(pixels, images(size, 1), images(size)), Mask(token=replaced))
-    assert torch.equal(first.tokens, second.tokens)
-    assert torch.equal(first.pooled, second.pooled)
-    shown = encoder(torch.where(pixels, images(size), images(size, 1)), Mask(token=replaced))
+    hidden = unit_map(name, size)
+    pixels = refine(hidden, size)[:, None]
+    other = torch.where(pixels, images(size, 1), images(size))
+    for training in (False, True):
+        first, second = (encoder.train(training)(given, Mask(token=hidden)) for given in (images(size), other))
+        assert torch.equal(first.tokens, second.tokens)
+        assert torch.equal(first.pooled, second.pooled)
+    shown = encoder(torch.where(pixels, images(size), images(size, 1)), Mask(token=hidden))
     assert not torch.allclose(first.tokens, shown.tokens)
     assert encoder.mask_token is not None
-    encoder.mask_token.data += 1.0
-    assert not torch.allclose(first.tokens, encoder(images(size), Mask(token=replaced)).tokens)
-    encoder.train()(images(size), Mask(token=replaced)).tokens.square().sum().backward()
+    parts = encoder.mask_token.split([own.width for own in encoder.survey.embeddings])
+    encoder.train()(images(size), Mask(token=hidden)).tokens.square().sum().backward()
     assert encoder.mask_token.grad is not None
-    assert encoder.mask_token.grad.abs().sum() > 0
+    for gradient in encoder.mask_token.grad.split([len(part) for part in parts]):
+        assert gradient.abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", MASKABLE)
 def test_an_unmasked_image_is_timms(name: str) -> None:
-    encoder = make(name)
-    features = encoder(images())
-    assert features.grid == (64 // encoder.stride, 64 // encoder.stride)
+    size = (side_of(name),) * 2
+    encoder = make(name, size)
+    features = encoder(images(size))
+    assert features.grid == (size[0] // encoder.stride, size[1] // encoder.stride)
     assert features.tokens.shape == (2, features.grid[0] * features.grid[1], encoder.dim)
-    torch.testing.assert_close(features.pooled, encoder.model(images()), rtol=0, atol=0)
+    theirs = timm.create_model(name, num_classes=0, **encoder.survey.arguments).eval()
+    theirs.load_state_dict(encoder.model.state_dict())
+    tolerance = 1e-5 if name.startswith("convit") else 0.0  # whose attention is ours
+    torch.testing.assert_close(features.pooled, theirs(images(size)), rtol=tolerance, atol=tolerance)
 
 
-def test_the_mask_token_stands_where_the_units_are() -> None:
-    """With one unit hidden in the raster's third place, the third embedded token is the mask token."""
-    for name in MASKABLE:
-        encoder = make(name)
-        replaced = torch.zeros(2, 4, 4, dtype=torch.bool)
-        replaced[:, 0, 2] = True
-        seen: list[Any] = []
-        after = encoder.model.get_submodule(encoder.survey.embedding or "")
-        with encoder._replacing(replaced, (64, 64)):
-            handle = after.register_forward_hook(lambda _, __, output: seen.append(output))  # noqa: B023
-            encoder.model.forward_features(images())
-            handle.remove()
-        given = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
-        side = 64 // encoder.patch
-        if encoder.survey.embedded_as == "channels rows columns":
-            given = given.permute(0, 2, 3, 1)
-        cells = given.reshape(2, side, side, -1)
-        is_token = (cells == encoder.mask_token).all(dim=-1)
-        assert torch.equal(is_token, refine(replaced, (side, side))), name
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "cait_xxs24_224", "coatnet_0_rw_224", "mvitv2_tiny"])
+def test_the_mask_token_stands_where_the_units_are(name: str) -> None:
+    """With one unit hidden in the raster's third place, the embedded tokens there are the mask token."""
+    encoder = make(name)
+    hidden = torch.zeros(2, 4, 4, dtype=torch.bool)
+    hidden[:, 0, 2] = True
+    seen: list[Any] = []
+    own = encoder.survey.embeddings[0]
+    with replaced(encoder.model, encoder.survey.embeddings, hidden, encoder.mask_token, (64, 64)):
+        after = encoder.model.get_submodule(own.name)
+        handle = after.register_forward_hook(lambda _, __, output: seen.append(output))
+        encoder.model.forward_features(images())
+        handle.remove()
+    given = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    side = 64 // encoder.patch
+    if own.order == "channels rows columns":
+        given = given.permute(0, 2, 3, 1)
+    cells = given.reshape(2, side, side, -1)
+    is_token = (cells == encoder.mask_token).all(dim=-1)
+    assert torch.equal(is_token, refine(hidden, (side, side)))
+
+
+def test_both_branches_of_crossvit_are_masked_alike() -> None:
+    """Tokens of 12 px of 120 and of 16 px of the same at 112: those whose centre lies in a hidden unit."""
+    encoder = make("crossvit_9_240", (120, 120))
+    assert [own.grid for own in encoder.survey.embeddings] == [(10, 10), (7, 7)]
+    hidden = unit_map("crossvit_9_240", (120, 120))
+    for rows in (10, 7):
+        found = at_centres(hidden, (rows, rows))
+        for row in range(rows):
+            for column in range(rows):
+                unit = [int((place + 0.5) / rows * 120) // 24 for place in (row, column)]
+                assert torch.equal(found[:, row, column], hidden[:, unit[0], unit[1]])
+    features = encoder(images((120, 120)))
+    model = encoder.model
+    branches = [norm(part) for norm, part in zip(model.norm, model.forward_features(images((120, 120))), strict=True)]
+    assert features.prefix_tokens is not None
+    torch.testing.assert_close(features.prefix_tokens[:, 0], features.pooled)
+    assert features.tokens.shape == (2, 100, sum(part.shape[-1] for part in branches))
+
+
+def test_a_small_map_read_at_centres_is_the_refined_one() -> None:
+    hidden = torch.rand(3, 2, 4) < 0.5
+    assert torch.equal(at_centres(hidden, (6, 8)), refine(hidden, (6, 8)))
 
 
 def test_sizes_and_shapes_are_found_without_weights() -> None:
@@ -101,7 +147,7 @@ def test_sizes_and_shapes_are_found_without_weights() -> None:
     swin = survey(TimmConfig(model="swin_tiny_patch4_window7_224"), (64, 128), 1)
     assert (swin.grid, swin.stride, swin.patch, swin.channels) == ((2, 4), 32, 4, 1)
     crossvit = survey(TimmConfig(model="crossvit_9_240"))
-    assert (crossvit.grid, crossvit.layout, crossvit.dim) == (None, "none", 384)
+    assert (crossvit.grid, crossvit.layout, crossvit.dim) == ((20, 20), "branches", 384)
     mobile = survey(TimmConfig(model="mobilenetv3_small_100"))
     assert (mobile.layout, mobile.dim) == ("none", 1024)
 
@@ -112,8 +158,8 @@ def test_maps_of_tokens() -> None:
     assert map_of(0, (48, 64)) is None
 
 
-def test_units_are_never_dropped() -> None:
-    with pytest.raises(ValueError, match="replaced, not dropped"):
+def test_what_can_be_neither_dropped_nor_replaced() -> None:
+    with pytest.raises(ValueError, match=r"takes whole images only \(its convolutions need the whole map\)"):
         make("convnext_tiny")(images(), Mask(drop=torch.ones(2, 2, 2, dtype=torch.bool)))
     with pytest.raises(ValueError, match="no single patch embedding"):
         make("resnet18")
@@ -153,9 +199,7 @@ def test_probing_by_name_needs_no_config() -> None:
 
 
 def test_drop_path_and_channels() -> None:
-    encoder = build_encoder(
-        TimmConfig(model="convnext_tiny", args=MASKABLE["convnext_tiny"], drop_path=0.5), (64, 64), 1
-    )
+    encoder = build_encoder(TimmConfig(model="convnext_tiny", args=SMALL["convnext_tiny"], drop_path=0.5), (64, 64), 1)
     assert any(getattr(part, "drop_prob", 0) == 0.5 for part in encoder.modules())
     assert encoder(torch.zeros(1, 1, 64, 64)).pooled.shape == (1, 32)
 

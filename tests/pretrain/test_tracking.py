@@ -351,11 +351,15 @@ def test_tables_of_probes_join_the_run_and_come_with_the_next_life_if_they_are_l
     config = offline(tmp_path)
     folder = tmp_path / config.name
     live(config, 0, 1)
+    tables_of_step = {"probes": (("what", "measure", "number"), [("step 1", "linear", 0.6), ("a", "b", None)])}
+    picture = folder / "pictures" / "segmentation-00000001.png"
+    rows: list[dict[str, Any]] = []
     with monkeypatch.context() as lost:
-        lost.setattr(WandbRun, "row", lambda *_: None)
-        log_tables(
-            folder, 1, {"probes": (("what", "measure", "number"), [("step 1", "linear", 0.6), ("a", "b", None)])}
-        )
+        lost.setattr(WandbRun, "row", lambda _, row: rows.append(row))
+        log_tables(folder, 1, tables_of_step)
+        log_probe(folder, 1, SCORES, tables_of_step, [picture])
+    assert rows[0] == rows[2]
+    assert rows[3] == {"step": 1, "pictures/segmentation": picture}
     live(config, 1, 2)
     live(config, 2, 3)
     tables = [path for path in folder.rglob("*.table.json") if "tables" in path.parts]

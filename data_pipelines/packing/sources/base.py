@@ -29,6 +29,7 @@ class Columns(NamedTuple):
     image: str | None = None
     label: str | None = None
     group: str | None = None  # of what must not be divided between splits, such as a patient
+    mask: str | None = None  # of masks: their paths, or in a table with images their bytes
 
 
 ANY_COLUMNS = Columns()
@@ -46,6 +47,7 @@ class Source(Protocol):
     listing: Listing
     memberships: list[Membership]  # by the numbers in `listing.membership_numbers`
     classes: tuple[str, ...] | None  # names of the labels that are numbers, where the source knows them
+    mask_names: dict[str, str] | None  # of the levels of masks, where the source knows them
     skipped: list[Skipped]  # what of the source is not in the listing
     notes: list[str]  # what else was passed over, in words
     shards: dict[str, int]  # what a list may call the tars, and their numbers; empty where the source has no tars
@@ -82,6 +84,7 @@ class ListedSource(ABC):
         self.root, self.listing = root, listing
         self.shards: dict[str, int] = {}
         self.classes: tuple[str, ...] | None = None
+        self.mask_names: dict[str, str] | None = None
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
 

@@ -76,8 +76,10 @@ def open_source(
         files = [file.absolute() for file in files]
     if columns != ANY_COLUMNS and kind in ("folder", "tars"):
         raise ValueError(
-            f"--group-column, --image-column and --label-column are for tables, and {path} is of kind {kind}"
+            "--group-column, --image-column, --mask-column and --label-column are for tables, "
+            f"and {path} is of kind {kind}"
             + ("; name its groups by --group-pattern" if columns.group is not None else "")
+            + ("; name a folder of masks by --masks" if columns.mask is not None else "")
         )
     if group_pattern is not None and (kind in ("parquet", "arrow") or columns.group is not None):
         raise ValueError("--group-pattern finds groups in paths of files; a table names them by --group-column alone")

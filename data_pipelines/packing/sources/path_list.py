@@ -35,7 +35,8 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 class PathListSource(ListedSource):
     """The images that a table names, in its order.
 
-    A row names a file by its path, below `root` or absolute, and may name its label, its split and its group; all
+    A row names a file by its path, below `root` or absolute, and may name its label, its split, its group and its mask,
+    a file likewise; all
     columns but path, label and split become its json, of a CSV as text. Of several rows with one path the first counts.
     Files that are not there are in `skipped`. Columns are found whatever the case of their names and the blanks around
     them, and blanks around values are left out.
@@ -46,7 +47,7 @@ class PathListSource(ListedSource):
         table: The .csv, .tsv or .parquet.
         root: Where relative paths begin.
         spool_folder: See `Listing`.
-        columns: Of the path, the label and the group.
+        columns: Of the path, the label, the group and the mask's path.
         labels: Whether to take labels at all.
         group_pattern: See `Listing`.
 
@@ -91,6 +92,9 @@ class PathListSource(ListedSource):
         if columns.group is not None:
             group_column = find_column(names, columns.group, (), table, "groups", "--group-column")
             self.listing.group_key = group_column
+        self._mask_column = None
+        if columns.mask is not None:
+            self._mask_column = find_column(names, columns.mask, (), table, "paths of masks", "--mask-column")
         missing = num_unlabelled = 0
         for row in rows:
             path = stripped(row.pop(path_column))
@@ -119,6 +123,8 @@ class PathListSource(ListedSource):
                 entry = entry._replace(json_offset=place, json_size=len(metadata))
                 self.listing.add(entry, membership(split, known, group))
             self.listing.note(metadata)
+            if self._mask_column is not None:
+                self.listing.note(str(_size_of(root, stripped(row.get(self._mask_column)))).encode())
         if label_column is not None and num_unlabelled:
             self.notes.append(unlabelled_note(num_unlabelled, label_column))
         self.notes += self._dicom.notes()
@@ -138,7 +144,13 @@ class PathListSource(ListedSource):
         image = self._dicom.content(self.root, entry)
         if image is not None:
             return Content(image, metadata)
-        return Content(read_exactly(self.root / entry.path, entry.size), metadata)
+        return Content(read_exactly(self.root / entry.path, entry.size), metadata, self._masks(metadata))
+
+    def _masks(self, metadata: bytes | None) -> tuple[tuple[str, bytes], ...]:
+        """The mask that a row names, if it is there: its path stays in the json."""
+        path = stripped(json.loads(metadata or b"{}").get(self._mask_column))
+        size = None if self._mask_column is None else _size_of(self.root, path)
+        return () if size is None else (("mask.png", read_exactly(self.root / path, size)),)
 
     def _files_of(self, entry: ListingEntry) -> list[Path]:
         return [self.root / path_of(entry)]

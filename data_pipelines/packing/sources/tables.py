@@ -45,12 +45,13 @@ class Layout(NamedTuple):
     label: str | None
     split: str | None
     group: str | None
+    mask: str | None
     metadata: tuple[str, ...]
     left_out: tuple[str, ...]  # columns of bytes
 
     def names(self) -> set[str]:
         """All columns that are read."""
-        return {self.image, *self.metadata} | ({self.label} if self.label is not None else set())
+        return {self.image, *self.metadata} | {name for name in (self.label, self.mask) if name is not None}
 
 
 class TableSource:
@@ -58,8 +59,8 @@ class TableSource:
 
     The image is a column of bytes, or a struct with `bytes` and perhaps `path`, from which the key is made. The label
     is text or a number, see `label_of_cell`, whose name Hugging Face's `ClassLabel` tells. Other columns but those of
-    bytes become the json. Splits are told by a column `split` of text, see `split_of_cell`, else by the files' names or
-    folders, see `splits_of_files`.
+    bytes become the json, and one of bytes may hold masks. Splits are told by a column `split` of text, see
+    `split_of_cell`, else by the files' names or folders, see `splits_of_files`.
 
     Rows lie in row groups, which are read as a whole or, if they are large, from their beginning. So the row groups are
     shuffled, and the rows within windows of 64 MB of them.
@@ -91,6 +92,7 @@ class TableSource:
         self.shards: dict[str, int] = {}
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
+        self.mask_names: dict[str, str] | None = None
         with open_table(self._files[0]) as table:
             self._layout = find_layout(table.schema, self._files[0], columns, labels)
             label = self._layout.label
@@ -255,10 +257,17 @@ class TableSource:
         return found
 
     def _content(self, batch: pa.RecordBatch, row: int) -> Content:
-        image = batch.column(self._layout.image)[row].as_py()
-        content = image.get("bytes") if isinstance(image, dict) else image
+        content = _bytes_of(batch, self._layout.image, row)
+        mask = None if self._layout.mask is None else _bytes_of(batch, self._layout.mask, row)
         metadata = {name: plain(batch.column(name)[row].as_py()) for name in self._layout.metadata}
-        return Content(content or b"", json.dumps(metadata).encode() if metadata else None)
+        maps = (("mask.png", mask),) if mask else ()
+        return Content(content or b"", json.dumps(metadata).encode() if metadata else None, maps)
+
+
+def _bytes_of(batch: pa.RecordBatch, column: str, row: int) -> bytes | None:
+    value = batch.column(column)[row].as_py()
+    found: bytes | None = value.get("bytes") if isinstance(value, dict) else value
+    return found
 
 
 class _OpenTables:
@@ -290,7 +299,14 @@ class _OpenTables:
 
 def find_layout(schema: pa.Schema, file: Path, columns: Columns, labels: bool) -> Layout:
     """Which column is what; see `TableSource`."""
-    candidates = [name for name in schema.names if _holds_images(schema.field(name).type)]
+    mask = None
+    if columns.mask is not None:
+        mask = find_column(schema.names, columns.mask, (), file, "masks", "--mask-column")
+        if not _holds_images(schema.field(mask).type):
+            raise ValueError(
+                f"{file}: column {mask!r} is of type {schema.field(mask).type}; masks are bytes, as images"
+            )
+    candidates = [name for name in schema.names if name != mask and _holds_images(schema.field(name).type)]
     image = find_column(candidates or schema.names, columns.image, _only(candidates), file, "images", "--image-column")
     kind = schema.field(image).type
     if image not in candidates:
@@ -304,7 +320,7 @@ def find_layout(schema: pa.Schema, file: Path, columns: Columns, labels: bool) -
     group = None
     if columns.group is not None:
         group = find_column(schema.names, columns.group, (), file, "groups", "--group-column")
-    others = [name for name in schema.names if name not in (image, label)]
+    others = [name for name in schema.names if name not in (image, label, mask)]
     left_out = tuple(name for name in others if _holds_images(schema.field(name).type))
     return Layout(
         image=image,
@@ -313,6 +329,7 @@ def find_layout(schema: pa.Schema, file: Path, columns: Columns, labels: bool) -
         label=label,
         split=split,
         group=group,
+        mask=mask,
         metadata=tuple(name for name in others if name not in left_out),
         left_out=left_out,
     )

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from data_pipelines.datasets.description import DESCRIPTION
 from data_pipelines.files import read_json
 from data_pipelines.images.issues import shown
 from data_pipelines.images.sample import KINDS, map_name
@@ -32,9 +33,9 @@ class TarSource(ListedSource):
     Shards of WebDataset: a sample is the image, `.cls` and `.json` under one key; keys are kept where they are letters,
     digits, `_` and `-`, and no other tar has them. A key ends at the first dot of a name, as in WebDataset; but where
     what follows numbers the images (scan.0000.jpg, scan.0001.jpg), or is different for nearly each of them, it is part
-    of the name, and each of them is a sample: in all tars or in none, and said in `notes`. The names of the classes are
-    taken from a `dataset.json` beside the tars. Of a tar cut short, everything before the cut. Other members are left
-    out, counted in `notes`.
+    of the name, and each of them is a sample: in all tars or in none, and said in `notes`. The names of the classes,
+    and of masks' levels, are taken from a `dataset.json` beside the tars. Of a tar cut short, everything before the
+    cut. Other members are left out, counted in `notes`.
 
     Archives of class folders: tars whose images all lie in folders, without `.cls`, and without `.json` of their names;
     the first tar with an image decides. What the folders mean, says `memberships_of_folders`.
@@ -219,7 +220,9 @@ class TarSource(ListedSource):
         if num_bad_labels:
             self.notes.append(f"{num_bad_labels:,} .cls members are no number of 0 or more; their images have no label")
         if labels:
-            self.classes = self._stored_classes()
+            classes = self._stored("classes", "numbers", "--no-labels")
+            self.classes = None if classes is None else tuple(classes)
+        self.mask_names = self._stored("mask_names", "levels of masks", "--mask-names for all of them")
         stored = self.listing.memberships
         told = {one.split for one in stored}
         if any(splits) or ("train" in told and told & {"val", "test"}):
@@ -237,21 +240,23 @@ class TarSource(ListedSource):
             told = ", ".join(f"{count:,} .{suffix}" for suffix, count in others.most_common(10))
             self.notes.append(f"members other than one image, its maps, .cls and .json a key are left out: {told}")
 
-    def _stored_classes(self) -> tuple[str, ...] | None:
-        """What the `dataset.json` beside the tars call the classes, if all of them do."""
-        found: dict[tuple[str, ...] | None, Path] = {}
+    def _stored(self, fact: str, what: str, advice: str) -> Any:
+        """What the `dataset.json` beside the tars call `what`, under `fact`, if all of them do."""
+        found: list[tuple[Any, Path]] = []
         for folder in sorted({tar.parent for tar in self._tars}):
-            stored = read_json(folder / "dataset.json")
-            names = stored.get("classes") if isinstance(stored, dict) else None
-            is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-            found.setdefault(tuple(names) if is_list and names else None, folder)
-        named = [folder for names, folder in found.items() if names is not None]
+            stored = read_json(folder / DESCRIPTION)
+            names = stored.get(fact) if isinstance(stored, dict) else None
+            values = names.values() if isinstance(names, dict) else names if isinstance(names, list) else ()
+            given = names if values and all(isinstance(name, str) for name in values) else None
+            if given not in [names for names, _ in found]:
+                found.append((given, folder))
+        named = [folder for names, folder in found if names is not None]
         if len(named) > 1:
             raise ValueError(
-                f"the same numbers are other classes in {named[0]} and {named[1]}, as their dataset.json say; pack "
-                "them one by one, or without labels (--no-labels)"
+                f"the same {what} are other classes in {named[0]} and {named[1]}, as their dataset.json say; pack them "
+                f"one by one, or give {advice}"
             )
-        return next(iter(found)) if len(found) == 1 else None
+        return found[0][0] if len(found) == 1 else None
 
 
 class _Chosen(NamedTuple):

@@ -49,7 +49,9 @@ SPEC = EncoderSpec(
     layouts={
         "beit": Layout("pretrain.encoders.beit.layouts:read_beit"),
         "simmim": Layout("pretrain.encoders.beit.layouts:read_simmim"),
-        "timm": Layout("pretrain.encoders.beit.layouts:read_timm", marks=r"^blocks\.\d+\.attn\.q_bias$"),
+        "timm": Layout(
+            "pretrain.encoders.beit.layouts:read_timm", marks=r"^(rel_pos_bias|blocks\.\d+\.attn)\.relative_pos"
+        ),
     },
     examples=(Example(small={"dim": 32, "depth": 2, "heads": 2, "patch": 16}),),
 )

@@ -50,17 +50,24 @@ def timm_recipe(config: TimmConfig, image_size: tuple[int, int], channels: int) 
     return import_module(_SURVEY).timm_arguments(config, image_size, channels)
 
 
-_SMALL: dict[str, dict[str, Any]] = {
-    "cait_xxs24_224": {"depth": 1, "depth_token_only": 1, "embed_dim": 32, "num_heads": 2},
-    "coatnet_0_rw_224": {"embed_dim": [16, 32, 32, 32], "depths": [1, 1, 1, 1], "stem_width": 16},
-    "convit_tiny": {"depth": 2, "local_up_to_layer": 1, "embed_dim": 8},
-    "convnext_tiny": {"depths": [1, 1, 1, 1], "dims": [8, 16, 16, 32]},
-    "crossvit_9_240": {"embed_dim": [16, 32], "depth": [[1, 1, 0]]},
-    "focalnet_tiny_srf": {"mlp_ratio": 0.1},
-    "hiera_tiny_224": {"stages": [1, 1, 1, 1], "embed_dim": 16},
-    "mixer_s32_224": {"mlp_ratio": [0.1, 0.1]},
-    "mobilevit_xxs": {},
-    "resnet50": {"layers": [1, 1, 1, 1], "base_width": 16},
+#: Rows of the table, in small: arguments, and px of the images.
+_SMALL: dict[str, tuple[dict[str, Any], int]] = {
+    "cait_xxs24_224": ({"depth": 1, "depth_token_only": 1, "embed_dim": 32, "num_heads": 2}, 64),
+    "coatnet_0_rw_224": ({"embed_dim": [16, 32, 32, 32], "depths": [1, 1, 1, 1], "stem_width": 16}, 64),
+    "convit_tiny": ({"depth": 2, "local_up_to_layer": 1, "embed_dim": 8}, 64),
+    "convnext_tiny": ({"depths": [1, 1, 1, 1], "dims": [8, 16, 16, 32]}, 64),
+    "crossvit_9_240": ({"embed_dim": [16, 32], "depth": [[1, 1, 0]]}, 120),
+    "eva02_tiny_patch14_224": ({"patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2}, 64),
+    "focalnet_tiny_srf": ({"mlp_ratio": 0.1}, 64),
+    "hiera_tiny_224": ({"stages": [1, 1, 1, 1], "embed_dim": 16}, 64),
+    "levit_128s": ({"embed_dim": [16, 32, 32], "depth": [1, 1, 1], "key_dim": 8, "num_heads": [2, 2, 2]}, 112),
+    "maxvit_pico_rw_256": ({"embed_dim": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "stem_width": 16}, 64),
+    "mixer_s32_224": ({"mlp_ratio": [0.1, 0.1]}, 64),
+    "mobilevit_xxs": ({}, 64),
+    "mobilevitv2_050": ({}, 64),
+    "naflexvit_base_patch16_gap": ({"embed_dim": 32, "depth": 2, "num_heads": 2}, 64),
+    "repvgg_a0": ({}, 64),
+    "resnet50": ({"layers": [1, 1, 1, 1], "base_width": 16}, 64),
 }
 
 SPEC = EncoderSpec(
@@ -69,13 +76,10 @@ SPEC = EncoderSpec(
     description="any other timm model, as it is (timm:NAME)",
     config=TimmConfig,
     build="pretrain.encoders.timm.encoder:TimmEncoder",
-    drop_layout="none",
+    drop_layout="any",  # of the models that can; of the rest, survey.py says why not
     headline=lambda config: None,
     timm_recipe=timm_recipe,
-    examples=tuple(
-        Example({"model": name}, {"args": args}, side=120 if name.startswith("crossvit") else 64)
-        for name, args in _SMALL.items()
-    ),
+    examples=tuple(Example({"model": name}, {"args": args}, side) for name, (args, side) in _SMALL.items()),
     survey=_SURVEY,
     label=lambda config: f"timm:{config.model}",
 )

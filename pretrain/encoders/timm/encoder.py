@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,10 +10,14 @@ from einops import rearrange
 from timm.data import resolve_model_data_config
 from timm.models import group_parameters
 from torch import Tensor, nn
+from torch.nn import functional
 
-from pretrain.encoders.base import Encoder, Features, Mask, refine, zero_hidden_pixels
+from pretrain.encoders.base import Encoder, Features, Mask, on_token_grid, zero_hidden_pixels
+from pretrain.encoders.timm import drawn_paths
 from pretrain.encoders.timm.config import TimmConfig
-from pretrain.encoders.timm.survey import check_name, create, map_of, outputs_of, survey
+from pretrain.encoders.timm.dropping import left_out
+from pretrain.encoders.timm.embeddings import map_of, replaced
+from pretrain.encoders.timm.survey import calls_of, check_name, create, survey
 
 #: First parts of the names of what follows the last block.
 AFTER_BLOCKS = ("norm", "fc_norm", "head", "final_conv", "conv_head")
@@ -24,8 +27,9 @@ class TimmEncoder(Encoder):
     """A timm model without its classifier (`self.model`). Its pooled feature is what timm gives to the classifier.
 
     Where timm's map of features has another width than its pooled feature, or there is no single map, the pooled
-    feature is the only token. Replaced units' pixels are zeroed and their embedded tokens substituted, in models that
-    embed the image once; none can leave units out. Batch normalisation, in models that have it, sees a micro-batch.
+    feature is the only token; CrossViT's branches are one map. Hidden units' pixels are zeroed, and their embedded
+    tokens substituted, in models that embed the image once or once a branch, or left out, where the blocks take any
+    subset of the patches (`dropping.py`). Batch normalisation, in models that have it, sees a micro-batch.
 
     Args:
         config: or just the model's name.
@@ -65,70 +69,70 @@ class TimmEncoder(Encoder):
         self.has_class_token = self.survey.num_prefix > 0
         self._layers = layers_of(self.model)
         self.depth = max(self._layers.values(), default=1) - 1
+        drawn_paths.take_over(self.model, self.blocks())
         self.mask_token = None
         if mask_token:
             if self.survey.unmaskable:
                 raise ValueError(f"timm:{config.model} can't be trained by replacing tokens: {self.survey.unmaskable}")
-            self.mask_token = nn.Parameter(torch.zeros(self.survey.width))
+            self.mask_token = nn.Parameter(torch.zeros(sum(own.width for own in self.survey.embeddings)))
             nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, images: Tensor, mask: Mask | None = None, layers: tuple[int, ...] = ()) -> Features:
-        hidden = None
+        size = (images.shape[2], images.shape[3])
+        hidden = units = None
+        count = (size[0] // self.patch) * (size[1] // self.patch)
         if mask is not None:
-            if mask.drop is not None:
-                raise ValueError("a timm model takes whole images: units can be replaced, not dropped")
+            images = zero_hidden_pixels(images, mask.drop, mask.token)
             hidden = mask.token
-        if hidden is not None:
-            assert self.mask_token is not None, "built without mask_token, so no unit can be replaced"
-            images = zero_hidden_pixels(images, hidden)
+            if mask.drop is not None:
+                if self.survey.undroppable:
+                    raise ValueError(f"a timm model of this kind {self.survey.undroppable}: units can't be dropped")
+                dropped, _ = on_token_grid(mask, (size[0] // self.patch, size[1] // self.patch))
+                units = dropped.visible_ids()
+        assert hidden is None or self.mask_token is not None, "built without mask_token, so no unit can be replaced"
         blocks = self.blocks()
         if layers and not blocks:
             raise ValueError(
                 "this timm model has no blocks that all give what the last one gives, so no earlier layers"
             )
         wanted = {index: blocks[index] for index in layers}
-        with self._replacing(hidden, (images.shape[2], images.shape[3])), outputs_of(wanted) as outputs:
-            features = self._features(self.model.forward_features(images), images)
-        earlier = tuple(self._features(self.final_norm(outputs[index][0]), images) for index in layers)
+        if self.survey.drop_calls:
+            drawn_paths.draw(self.model, self.survey.drop_calls, images)
+        with (
+            replaced(self.model, self.survey.embeddings, hidden, self.mask_token, size),
+            left_out(self.model, units, count),
+            calls_of(wanted) as calls,
+        ):
+            features = self._features(self.model.forward_features(images), size, units)
+        earlier = tuple(self._features(self.final_norm(calls[index][0][1]), size, units) for index in layers)
         return features._replace(layers=earlier)
 
-    def _features(self, given: Any, images: Tensor) -> Features:
+    def _features(self, given: Any, size: tuple[int, int], units: Tensor | None) -> Features:
         pooled = self.model.forward_head(given, pre_logits=True)
         if self.survey.layout == "none":
             return Features(rearrange(pooled, "b d -> b 1 d"), None, None, None, pooled)
+        if self.survey.layout == "branches":
+            return self._of_branches(given, pooled)
         if self.survey.layout == "sequence":
             count = self.survey.num_prefix
             prefix, tokens = given[:, :count] if count else None, given[:, count:]
-            grid = map_of(tokens.shape[1], (images.shape[2], images.shape[3]))
-            return Features(tokens, prefix, grid, None, pooled)
+            if units is not None:
+                return Features(tokens, prefix, None, rearrange(units, "b n -> b n 1"), pooled)
+            return Features(tokens, prefix, map_of(tokens.shape[1], size), None, pooled)
         cells = given if self.survey.layout == "rows columns channels" else rearrange(given, "b d h w -> b h w d")
         return Features(rearrange(cells, "b h w d -> b (h w) d"), None, tuple(cells.shape[1:3]), None, pooled)
 
-    @contextmanager
-    def _replacing(self, hidden: Tensor | None, size: tuple[int, int]) -> Iterator[None]:
-        """While it lasts, the embedding's tokens at `hidden` units (b, gh, gw) of images of `size` px are the mask
-        token."""
-        if hidden is None:
-            yield
-            return
-        grid = (size[0] // self.patch, size[1] // self.patch)
-        at = refine(hidden, grid)
-        pattern = {"sequence": "b (h w) 1", "rows columns channels": "b h w 1", "channels rows columns": "b 1 h w"}
-        where = rearrange(at, f"b h w -> {pattern[self.survey.embedded_as]}")
-        token = self.mask_token
-        if self.survey.embedded_as == "channels rows columns":
-            token = rearrange(token, "c -> c 1 1")
-
-        def substitute(module: nn.Module, inputs: Any, output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (substitute(module, inputs, output[0]), *output[1:])
-            return torch.where(where, token.to(output.dtype), output)
-
-        handle = self.model.get_submodule(self.survey.embedding).register_forward_hook(substitute)
-        try:
-            yield
-        finally:
-            handle.remove()
+    def _of_branches(self, given: Sequence[Tensor], pooled: Tensor) -> Features:
+        """The tokens of all branches beside each other, on the map of the first, to which the others are resized."""
+        grid = self.survey.embeddings[0].grid
+        maps = []
+        for part, own in zip(given, self.survey.embeddings, strict=True):
+            cells = rearrange(part[:, 1:], "b (h w) d -> b d h w", h=own.grid[0])
+            if own.grid != grid:
+                cells = functional.interpolate(cells, size=grid, mode="bilinear", align_corners=False)
+            maps.append(rearrange(cells, "b d h w -> b (h w) d"))
+        prefix = torch.cat([part[:, :1] for part in given], dim=-1)
+        return Features(torch.cat(maps, dim=-1), prefix, grid, None, pooled)
 
     def inner(self) -> nn.Module:
         return self.model

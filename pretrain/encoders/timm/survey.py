@@ -8,7 +8,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -16,14 +16,21 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from timm.data import resolve_model_data_config
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from pretrain.encoders.timm.config import TimmConfig
+from pretrain.encoders.timm.convit import place
+from pretrain.encoders.timm.dropping import why_not_dropped
+from pretrain.encoders.timm.embeddings import Embedded, candidates, embeddings_of, map_of
 
 #: Asked of every model, and left out for those that have no such argument: they make it take images of other sizes.
 WISHES = {"dynamic_img_size": True, "strict_img_size": False}
-#: Modules that timm calls by these names turn the image into the first tokens.
-EMBEDDINGS = ("patch_embed", "stem")
+#: Px of which sides of images are multiples in one model or another, tried where a size does not do.
+STEPS = (14, 16, 32, 120, 224)
+
+#: By model, which of what is asked of every model it has no argument for: each is found by building it once in vain.
+_NOT_TAKEN: dict[str, set[str]] = defaultdict(set)
 
 
 @dataclass(frozen=True)
@@ -33,25 +40,26 @@ class Survey:
     arguments: those of `timm.create_model` that make it, but for num_classes and drop path.
     dim: width of the pooled feature. layout: where the tokens are in what `forward_features` gives.
     grid: rows and columns of the map that the tokens form, None where they form none.
-    embedding: name of the module whose output is one map of tokens; its `patch` in px, `width` and `embedded_as`.
-    unmaskable: why tokens can't be replaced by a mask token, None where they can.
+    embeddings: the modules whose output is one map of tokens, one, or one for each branch; `patch`: px of the first's.
+    unmaskable: why tokens can't be replaced by a mask token, None where they can; undroppable: be left out.
     uniform: whether `model.blocks` all give what the last one gives. grouped: whether timm knows its layers.
+    drop_calls: how often each DropPath is called in a pass, in the order of `model.modules()`.
     """
 
     arguments: dict[str, Any]
     image_size: tuple[int, int]
     channels: int
     dim: int
-    layout: str  # of "rows columns channels", "channels rows columns", "sequence" and "none"
+    layout: str  # of "rows columns channels", "channels rows columns", "sequence", "branches" and "none"
     num_prefix: int
     grid: tuple[int, int] | None
-    embedding: str | None
-    embedded_as: str
+    embeddings: tuple[Embedded, ...]
     patch: int
-    width: int
     unmaskable: str | None
+    undroppable: str | None
     uniform: bool
     grouped: bool
+    drop_calls: tuple[int, ...]
 
     @property
     def stride(self) -> int:
@@ -77,14 +85,19 @@ def create(
     optional: dict[str, Any] = dict(WISHES)
     if image_size is not None:
         optional["img_size"] = tuple(image_size)
+    not_taken = _NOT_TAKEN[config.model]
+    optional = {name: value for name, value in optional.items() if name not in not_taken}
     given = dict(config.args)
     if channels is not None:
         given["in_chans"] = channels
-    drop_path = {"drop_path_rate": config.drop_path} if config.drop_path else {}
+    drop_path = {"drop_path_rate": config.drop_path}  # zero as well: some models have another default
+    if "drop_path_rate" in not_taken and not config.drop_path:
+        drop_path = {}
     while True:
         arguments = {**optional, **given}
         try:
             model = timm.create_model(config.model, pretrained=pretrained, num_classes=0, **arguments, **drop_path)
+            place(model)
             return model, arguments
         except TypeError as error:
             fixed = re.search(r"multiple values for keyword argument '(\w+)'", str(error))
@@ -95,12 +108,14 @@ def create(
             for name in unknown:
                 if name in config.args:
                     raise ValueError(f"timm:{config.model} takes no argument {name!r} (encoder.args)") from None
-                if name in drop_path:
+                if name in drop_path and config.drop_path:
                     raise ValueError(f"timm:{config.model} takes no drop path; set encoder.drop_path=0") from None
-            if not set(unknown) & set(optional):
+            if not set(unknown) & {*optional, *drop_path}:
                 raise
             for name in unknown:
                 optional.pop(name, None)
+                drop_path.pop(name, None)
+                not_taken.add(name)
 
 
 def survey(config: TimmConfig, image_size: tuple[int, int] | None = None, channels: int | None = None) -> Survey:
@@ -146,7 +161,9 @@ def _survey(key: _Key) -> Survey:
         if isinstance(error, ValueError) and str(error).startswith("timm:"):
             raise
         size = "its own size" if key.image_size is None else f"{key.image_size[0]}x{key.image_size[1]} px"
-        raise ValueError(f"timm:{key.model} does not run on images of {size}: {_in_words(error)}") from error
+        raise ValueError(
+            f"timm:{key.model} does not run on images of {size}: {_in_words(error)}{_sizes_that_do(key)}"
+        ) from error
 
 
 @lru_cache(maxsize=64)
@@ -156,6 +173,27 @@ def _why_not_size(key: _Key, size: tuple[int, int]) -> str | None:
     except Exception as error:  # hundreds of models refuse in as many ways
         return _in_words(error)
     return None
+
+
+def _sizes_that_do(key: _Key, most: int = 2, tries: int = 8) -> str:
+    """The nearest sizes that a model runs on, as the end of a message; empty where none of a few does."""
+    if key.image_size is None:
+        return ""
+    height, width = key.image_size
+    near = {
+        (max(height // step + up, 1) * step, max(width // step + up, 1) * step) for step in STEPS for up in (0, 1)
+    } - {key.image_size}
+    found: list[tuple[int, int]] = []
+    for size in sorted(near, key=lambda size: (abs(size[0] - height) + abs(size[1] - width), size))[:tries]:
+        with suppress(Exception):  # hundreds of models refuse in as many ways
+            _run(key._replace(image_size=size), _look_at, None)
+            found.append(size)
+        if len(found) == most:
+            break
+    if not found:
+        return ""
+    told = " or ".join(f"views.global_crops.size=[{rows}, {columns}]" for rows, columns in found)
+    return f". It runs on others: set {told}, for example"
 
 
 def _in_words(error: Exception) -> str:
@@ -190,25 +228,27 @@ def _run(key: _Key, what: Callable[[nn.Module, Tensor], Any], size: tuple[int, i
 
 def _look_at(model: nn.Module, images: Tensor) -> Survey:
     size = (images.shape[2], images.shape[3])
-    modules = {name: part for name in EMBEDDINGS if isinstance(part := getattr(model, name, None), nn.Module)}
     blocks = getattr(model, "blocks", None)
     numbered = dict(enumerate(blocks)) if isinstance(blocks, (nn.ModuleList, nn.Sequential)) else {}
-    with outputs_of(modules) as embedded, outputs_of(numbered) as outputs:
+    drops = dict(enumerate(part for part in model.modules() if isinstance(part, DropPath)))
+    with (
+        calls_of(candidates(model)) as embedded,
+        calls_of(numbered) as through_blocks,
+        calls_of(drops) as dropped,
+    ):
         given = model.forward_features(images)
     pooled = model.forward_head(given, pre_logits=True)
     if not isinstance(pooled, Tensor) or pooled.ndim != 2:
         raise ValueError("its pooled feature is not one vector an image; leave encoder.args.global_pool as timm has it")
-    layout, num_prefix, grid = _layout(model, given, pooled.shape[1], size)
-    name, embedded_as, patch, width = _embedding(embedded, size)
-    shapes = {tuple(o.shape) if isinstance(o, Tensor) else None for calls in outputs.values() for o in calls}
-    if name is None:
-        unmaskable = "no single patch embedding"
-    elif layout == "none":
-        unmaskable = "its features form no map as wide as the pooled one"
-    elif grid is None or size[0] % grid[0] or size[0] // grid[0] * grid[1] != size[1]:
-        unmaskable = f"its features form no map that divides {size[0]}x{size[1]} px"
-    else:
-        unmaskable = None
+    embeddings = embeddings_of(embedded, size)
+    layout, num_prefix, grid = _layout(model, given, pooled.shape[1], size, embeddings)
+    shapes = {
+        tuple(output.shape) if isinstance(output, Tensor) else None
+        for calls in through_blocks.values()
+        for _, output in calls
+    }
+    patch = size[0] // embeddings[0].grid[0] if embeddings else 1
+    unmaskable = _why_not_replaced(layout, grid, size, patch if embeddings else None)
     return Survey(
         arguments={},
         image_size=size,
@@ -217,18 +257,43 @@ def _look_at(model: nn.Module, images: Tensor) -> Survey:
         layout=layout,
         num_prefix=num_prefix,
         grid=grid,
-        embedding=name,
-        embedded_as=embedded_as,
+        embeddings=embeddings,
         patch=patch,
-        width=width,
         unmaskable=unmaskable,
+        undroppable=why_not_dropped(model) or unmaskable,
         uniform=isinstance(given, Tensor) and shapes == {tuple(given.shape)},
         grouped=hasattr(model, "group_matcher"),
+        drop_calls=tuple(len(dropped[index]) for index in drops),
     )
 
 
-def _layout(model: nn.Module, given: Any, dim: int, size: tuple[int, int]) -> tuple[str, int, tuple[int, int] | None]:
+def _why_not_replaced(
+    layout: str, grid: tuple[int, int] | None, size: tuple[int, int], patch: int | None
+) -> str | None:
+    """Why the tokens that a model begins with, of `patch` px, can't be replaced by a mask token."""
+    if patch is None:
+        return "no single patch embedding"
+    if layout == "none":
+        return "its features form no map as wide as the pooled one"
+    if grid is None or size[0] % grid[0] or size[0] // grid[0] * grid[1] != size[1]:
+        return f"its features form no map that divides {size[0]}x{size[1]} px"
+    if size[0] // grid[0] % patch:
+        halvings = math.ceil(math.log2(size[0] / patch / grid[0]))
+        return (
+            f"its tokens hold no whole patches of {patch} px: take views.global_crops whose sides are multiples of "
+            f"{patch * 2**halvings} px"
+        )
+    return None
+
+
+def _layout(
+    model: nn.Module, given: Any, dim: int, size: tuple[int, int], embeddings: tuple[Embedded, ...]
+) -> tuple[str, int, tuple[int, int] | None]:
     """Where the tokens are in what `forward_features` gave, how many prefix tokens come first, and the map."""
+    if isinstance(given, (list, tuple)) and embeddings:
+        shapes = [(1, 1 + own.grid[0] * own.grid[1], own.width) for own in embeddings]
+        if [tuple(part.shape) for part in given] == shapes and sum(own.width for own in embeddings) == dim:
+            return "branches", 1, embeddings[0].grid
     if isinstance(given, Tensor) and given.ndim == 4:
         order = "rows columns channels" if getattr(model, "output_fmt", "NCHW") == "NHWC" else "channels rows columns"
         if given.shape[1] != dim and given.shape[3] == dim:
@@ -247,52 +312,20 @@ def _layout(model: nn.Module, given: Any, dim: int, size: tuple[int, int]) -> tu
     return "none", 0, None
 
 
-def _embedding(embedded: dict[str, list[Any]], size: tuple[int, int]) -> tuple[str | None, str, int, int]:
-    """Name, layout, px per token and width of the first module that was called once and gave one map of tokens."""
-    for name, outputs in embedded.items():
-        output = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
-        if not isinstance(output, Tensor) or len(outputs) != 1:
-            continue
-        found: list[tuple[str, tuple[int, int] | None, int]] = []
-        if output.ndim == 3:
-            found = [("sequence", map_of(output.shape[1], size), output.shape[2])]
-        elif output.ndim == 4:
-            _, first, second, third = output.shape
-            found = [
-                ("channels rows columns", (second, third), first),
-                ("rows columns channels", (first, second), third),
-            ]
-        for layout, grid, width in found:
-            if grid is None or size[0] % grid[0] or size[1] % grid[1] or size[0] // grid[0] != size[1] // grid[1]:
-                continue
-            return name, layout, size[0] // grid[0], width
-    return None, "", 1, 1
-
-
-def map_of(count: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Rows and columns of `count` square tokens that tile an image of `size` (h, w) px; None if none do."""
-    if count < 1:
-        return None
-    side = math.isqrt(size[0] * size[1] // count)
-    if side < 1 or side * side * count != size[0] * size[1] or size[0] % side or size[1] % side:
-        return None
-    return size[0] // side, size[1] // side
-
-
 @contextmanager
-def outputs_of(modules: dict[Any, nn.Module]) -> Iterator[dict[Any, list[Any]]]:
-    """Collects, while it lasts, what each of the modules gives at every call, by its key."""
-    outputs: dict[Any, list[Any]] = defaultdict(list)
+def calls_of(modules: dict[Any, nn.Module]) -> Iterator[dict[Any, list[tuple[Any, Any]]]]:
+    """Collects, while it lasts, the inputs and the output of each of the modules at every call, by its key."""
+    calls: dict[Any, list[tuple[Any, Any]]] = defaultdict(list)
 
     def keeper(key: Any) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            outputs[key].append(output)
+            calls[key].append((inputs, output))
 
         return keep
 
     handles = [module.register_forward_hook(keeper(key)) for key, module in modules.items()]
     try:
-        yield outputs
+        yield calls
     finally:
         for handle in handles:
             handle.remove()

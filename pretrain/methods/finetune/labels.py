@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.datasets.dataset import NO_LABEL, Dataset
+from data_pipelines.datasets.fields import read_field
 from data_pipelines.datasets.held_out import held_out_of, open_held_out
 from data_pipelines.images.issues import shown
 from data_pipelines.remote.urls import redact
@@ -151,23 +152,11 @@ def _raw(dataset: Dataset, field: str | None, name: str) -> _Raw:
         if len(missing):
             raise ValueError(_unlabelled(dataset, name, missing, "no .cls"))
         return _Raw(dataset.labels, dataset.classes)
-    values = _field_of(dataset, field)
+    values = read_field(dataset, field)
     missing = np.flatnonzero([value is None for value in values])
     if len(missing):
         raise ValueError(_unlabelled(dataset, name, missing, f"no {field!r} in their .json"))
     return _Raw(values, None)
-
-
-#: By the data's places and checksum, and the field: checks before a run and the run itself read each file once.
-_fields: dict[tuple[str, ...], list[Any]] = {}
-
-
-def _field_of(dataset: Dataset, field: str) -> list[Any]:
-    """A field of every sample's .json; None where it has none."""
-    key = (*map(str, dataset.shards), dataset.checksum, field)
-    if key not in _fields:
-        _fields[key] = [dataset.read_metadata(sample).get(field) for sample in range(dataset.num_samples)]
-    return _fields[key]
 
 
 def _unlabelled(dataset: Dataset, name: str, missing: np.ndarray, what: str) -> str:

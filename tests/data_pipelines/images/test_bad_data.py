@@ -501,6 +501,7 @@ def test_every_case_is_made_here_or_in_the_tests_of_verify() -> None:
         "no_map",
         "other_bytes",
         "other_counts",
+        "other_frames",
         "repeated_key",
         "same_shard",
         "stale_index",

@@ -179,7 +179,7 @@ def test_other_arrays_are_refused_in_words() -> None:
         (DEEP.astype(np.int16), "'<i2'"),
         (DEEP.astype(bool), "'|b1'"),
         (DEEP[0, 0], "an npy of 13; images are"),
-        (DEEP[None], "1x20x24x13"),
+        (DEEP[None, None], "1x1x20x24x13"),
         (DEEP[:0], "nothing in it"),
         (np.zeros((2, 2), dtype=[("a", "u1")]), "records or objects"),
     ):

@@ -11,7 +11,9 @@ from making import encode, npy, picture
 from data_pipelines.datasets import maps
 from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.images.maps import resized_nearest
+from data_pipelines.packing.mask_names import read_mask_names
 from data_pipelines.packing.reencode import Reencoding
+from data_pipelines.packing.sources.base import Columns
 from data_pipelines.packing.write import pack
 
 
@@ -112,3 +114,57 @@ def test_other_masks_are_another_source(tmp_path: Path) -> None:
         pack(tmp_path / "photos", tmp_path / "out", masks=folder, progress=False)
     with pytest.raises(FileExistsError, match="the images are others"):
         pack(tmp_path / "photos", tmp_path / "out", progress=False)
+
+
+def test_a_list_names_the_mask_of_each_image(tmp_path: Path) -> None:
+    folder, of_masks = images(tmp_path), masks(tmp_path)
+    rows = [f"{number % 2}/img.{number}.jpg,{of_masks}/{number % 2}/img.{number}.png" for number in range(5)]
+    (folder / "list.csv").write_text("path,Drawn\n" + "\n".join([*rows, "1/img.5.jpg,gone.png"]) + "\n")
+    told = pack(folder / "list.csv", tmp_path / "out", columns=Columns(mask="drawn"), progress=False)["maps"]["mask"]
+    assert (told["samples"], told["missing"]) == (5, ["1/img.5.jpg"])
+    for number, mask in found(tmp_path / "out").items():
+        np.testing.assert_array_equal(mask, None if number == 5 else mask_of(number))
+    (of_masks / "0/img.0.png").write_bytes(encode(mask_of(0) // 2))
+    with pytest.raises(FileExistsError, match="the images are others"):
+        pack(folder / "list.csv", tmp_path / "out", columns=Columns(mask="drawn"), progress=False)
+
+
+def test_a_table_holds_masks_beside_its_images(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pictures = [{"bytes": encode(picture(number), "JPEG"), "path": f"img.{number}.jpg"} for number in range(4)]
+    drawn = [encode(mask_of(number)) for number in range(3)]
+    pq.write_table(pa.table({"photo": pictures, "classes": [*drawn, None]}), tmp_path / "t.parquet")
+    result = pack(tmp_path / "t.parquet", tmp_path / "out", columns=Columns(mask="classes"), progress=False)
+    assert result["maps"]["mask"]["samples"] == 3
+    assert not any("left out" in note for note in result["notes"])
+    for number, mask in found(tmp_path / "out").items():
+        np.testing.assert_array_equal(mask, None if number == 3 else mask_of(number))
+    with pytest.raises(ValueError, match=r"--mask-column .* are for tables.*--masks"):
+        pack(images(tmp_path), tmp_path / "other", columns=Columns(mask="classes"), progress=False)
+
+
+def test_names_of_levels_go_from_a_file_into_the_description_and_from_shards_to_shards(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("# what there is\n2, red kite\n0 sky\n\n")
+    named = tmp_path / "names.txt"
+    result = pack(images(tmp_path), tmp_path / "out", masks=masks(tmp_path), mask_names=named, progress=False)
+    assert result["mask_names"] == {"0": "sky", "2": "red kite"}
+    assert open_dataset(tmp_path / "out").mask_names == {0: "sky", 2: "red kite"}
+    again = pack(tmp_path / "out", tmp_path / "again", labels=False, progress=False)
+    assert again["mask_names"] == result["mask_names"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"0": "sky", "0": "sea"}', "level 0 both sky and sea"),
+        ('{"0": 7}', "calls the level 0 7"),
+        ("-1 sky", "line 1 of .* is -1 sky"),
+        ("0 sky\n65535 nothing", "the level 65535; levels are whole numbers of 0 .. 65534"),
+        ("# none", "names no level"),
+        ("{", "is no JSON"),
+    ],
+)
+def test_names_of_levels_that_cannot_be_are_refused(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "names").write_text(text)
+    with pytest.raises(ValueError, match=told):
+        read_mask_names(tmp_path / "names")

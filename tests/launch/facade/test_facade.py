@@ -61,7 +61,8 @@ def test_importing_it_imports_nothing_heavy() -> None:
 
 
 def test_it_names_what_it_has() -> None:
-    assert dir(selfsight) == ["Embedding", "Model", "ProbeResults", "Run", "backbone", "load", "pretrain", "probe"]
+    functions = ["backbone", "finetune", "load", "pretrain", "probe"]
+    assert dir(selfsight) == ["Embedding", "Model", "ProbeResults", "Run", *functions]
     with pytest.raises(AttributeError, match=r"selfsight has no 'encode'; it has Embedding, .*, probe"):
         _ = selfsight.encode
 
@@ -276,6 +277,46 @@ def test_a_refused_training_raises_with_the_message(photos: Path, tmp_path: Path
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="there is no preset 'mae_own'; did you mean"):
         selfsight.pretrain("mae_own", data=photos, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "preset", "overrides", "folder"),
+    [
+        ("ENCODER", None, {}, "runs/runs0-finetune"),
+        ("ENCODER", "finetune_vit_cifar_cpu", {"name": "mine", "runs": Path("there")}, "there/mine"),
+        ("none", "finetune_vit_cifar_cpu", {}, "runs/finetune_vit_cifar_cpu"),
+    ],
+)
+def test_fine_tuning_runs_the_command_and_names_the_folder_that_it_trains_in(
+    encoder: Path, photos: Path, monkeypatch: Any, target: str, preset: Any, overrides: dict[str, Any], folder: str
+) -> None:
+    from data_pipelines.packing.grouping import Grouping
+    from launch.finetune_command import prepare
+    from pretrain.config.load import load_config
+
+    started: list[str] = []
+
+    def command(module: str, *arguments: str) -> list[str]:
+        started.extend(arguments)
+        return [sys.executable, "-c", ""]
+
+    monkeypatch.setattr("selfsight.run.python_module", command)
+    monkeypatch.setattr("launch.own_data.shards_of", lambda data, *_, **__: data)
+    target = str(encoder) if target == "ENCODER" else target
+    train = {"batch_size": 8}
+    run = selfsight.finetune(target, photos, preset, val_share=0.1, quiet=True, train=train, **overrides)
+    assert started[:2] == ["finetune", target]
+    assert {"train.batch_size=8", f"--data={photos}", "--val-share=0.1"} <= set(started)
+    given = [argument for argument in started[2:] if "=" in argument and not argument.startswith("--")]
+    config = load_config(*prepare(target, preset, given, str(photos), Grouping(0.1)))
+    assert run.folder == Path(folder) == Path(config.runs) / config.name
+
+
+def test_fine_tuning_from_nothing_or_nowhere_is_refused(photos: Path) -> None:
+    with pytest.raises(ValueError, match="which encoder"):
+        selfsight.finetune("none", photos)
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        selfsight.finetune("nowhere", photos)
 
 
 @pytest.mark.parametrize("name", ["eval", "pretrain", "launch", "data_pipelines"])

@@ -515,3 +515,24 @@ def test_all_checkpoints_stand_in_one_table_with_what_is_confused_and_how_sure_i
     measured["rows"]["pretrained"]["linear"]["measures"] = {"confusion": [["x"]], "reliability": [{}]}
     path.write_text(json.dumps(measured))
     assert "All checkpoints" in page_of(folder)  # of another version: left out
+
+
+def test_every_result_of_the_newest_step_is_shown_whole_with_its_classes_of_pixels(make_run: Any) -> None:
+    folder = make_run()
+    probe = json.loads((folder / "eval" / "probe-200.json").read_text())
+    probe["data"] |= {"label": None, "label_kind": None}
+    score = {"iou": {"value": 0.4, "standard_error": 0.1, "interval": [0.2, 0.6]}}
+    heads = {"linear": {**score, "of_class": {"0": 0.875, "7": None}}, "knn": {**score, "of_class": {"0": 0.5, "7": 0}}}
+    probe["rows"] = {
+        "chance": {}, "untrained": [], "pixels": {},
+        "pretrained": {"segmentation": {**heads, "names": {"0": EVIL}}},
+    }  # fmt: skip
+    probe["columns"] = [
+        {"probe": "segmentation", "name": "s", "title": "linear seg. mIoU", "paths": [["linear", "iou"]],
+         "headline": True, "key": "value", "chance": None},
+    ]  # fmt: skip
+    (folder / "eval" / "probe-200-pixels.json").write_text(json.dumps(probe))
+    seen = Seen(page_of(folder))
+    assert "segmentation: classes" in seen.text
+    assert {"87.5", "50.0", "-", "0.0"} <= set(seen.text.split("\n"))
+    assert not seen.text.count("earlier probe") or "1 earlier probe\n" in seen.text  # those of another step alone
