@@ -181,6 +181,11 @@ class Encoder(nn.Module):
         raise ValueError(f"the blocks of {type(self).__name__} attend as they were built to, not within other windows")
 
 
+def depth_of(encoder: Encoder, parameter_name: str) -> int:
+    """`Encoder.layer_of`, and 0 for a spatial transformer in front of it, of which the family knows nothing."""
+    return 0 if "spatial_transformer" in parameter_name.split(".") else encoder.layer_of(parameter_name)
+
+
 def several_passes(encoder: Encoder, passes: Sequence[tuple[Tensor, Mask | None]]) -> Sequence[Features]:
     """An encoder's Features of several batches of images with their masks: in one pass, where it packs."""
     if encoder.packs and len(passes) > 1:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from data_pipelines.transforms.config import section
+from pretrain.encoders.shapes import EncoderSettings
 from pretrain.encoders.spec import EncoderSpec, Example
 
 # blocks of each stage
@@ -14,7 +15,7 @@ RESNET_DEPTHS = {26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3)}
 
 
 @section
-class LocalAttentionConfig:
+class LocalAttentionConfig(EncoderSettings):
     """A ResNet whose 3x3 convolutions are attention to a neighbourhood (Ramachandran et al. 2019)."""
 
     family: Literal["local_attention"] = "local_attention"

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from data_pipelines.transforms.config import section
+from pretrain.encoders.shapes import EncoderSettings
 from pretrain.encoders.spec import EncoderSpec, Example, Layout
 
 # dim, depth, heads, hidden width of the MLPs over dim
@@ -21,7 +22,7 @@ T2T_SIZES = {
 
 
 @section
-class T2tConfig:
+class T2tConfig(EncoderSettings):
     """T2T-ViT (Yuan et al. 2021); `size` names dim, depth, heads and mlp_ratio.
 
     Windows of pixels become tokens in three steps, of which neighbours overlap, with attention between the steps.
