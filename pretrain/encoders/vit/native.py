@@ -60,5 +60,7 @@ def _embedded(encoder: VitEncoder, images: PackedImages, mask: PackedMask) -> tu
         tokens = torch.where(rearrange(mask.token, "t -> t 1"), token, tokens)
     positions = {grid: encoder.positions(grid) for grid in dict.fromkeys(images.grids)}
     tokens = tokens + torch.cat([positions[grid][1][0] for grid in images.grids])
-    prefix = encoder.prefix(1, positions[images.grids[0]][0])[0]
+    prefix = tokens[:0]
+    if encoder.vit.num_prefix_tokens:
+        prefix = encoder.prefix(1, positions[images.grids[0]][0])[0]
     return tokens, prefix
