@@ -1,8 +1,8 @@
 """Step time and memory of every registered family of encoders at about equal parameters, as a table in markdown.
 
 Rows are those of `selfsight encoders`. A family is taken at that of its sizes whose parameters are nearest to --params,
-a timm row at the name of its kind that is. A step is forward, backward and AdamW of the encoder alone, on noise. Each row
-takes turns with a ViT of about as many parameters: the medians of both, and their ratio. The peak memory of a step,
+a timm row at the name of its kind that is. A step is forward, backward and AdamW of the encoder alone, on noise. Each
+row takes turns with a ViT of about as many parameters: the medians of both, and their ratio. The peak memory of a step,
 beyond weights, gradients and the optimizer's state, is measured in a process of its own.
 
     python tests/bench/families.py [--params 22e6] [--batch 8] [--size 224] [--turns 5] [--rows cait repvgg]
@@ -65,7 +65,7 @@ def millions(encoder: Encoder) -> float:
 
 
 def nearest(family: str, settings: dict[str, Any], params: float, size: int) -> dict[str, Any]:
-    """The variant of a row whose parameters are nearest to `params`, by ratio; sizes ascend, so a large one is the last."""
+    """The variant of a row whose parameters are nearest to `params`, by ratio; sizes ascend, so a large one ends it."""
     best, closest = settings, float("inf")
     for variant in variants(family, settings):
         try:
