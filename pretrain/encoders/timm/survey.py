@@ -175,14 +175,19 @@ def _why_not_size(key: _Key, size: tuple[int, int]) -> str | None:
     return None
 
 
-def _sizes_that_do(key: _Key, most: int = 2, tries: int = 8) -> str:
+def _sizes_that_do(key: _Key, most: int = 2, tries: int = 5) -> str:
     """The nearest sizes that a model runs on, as the end of a message; empty where none of a few does."""
     if key.image_size is None:
         return ""
     height, width = key.image_size
+    own = (timm.get_pretrained_cfg(key.model).input_size or (3, 224, 224))[1:]
     near = {
-        (max(height // step + up, 1) * step, max(width // step + up, 1) * step) for step in STEPS for up in (0, 1)
-    } - {key.image_size}
+        (max(height // step + up, 1) * step, max(width // step + up, 1) * step)
+        for step in STEPS
+        for up in (0, 1)
+        if own[0] % step == 0
+    }
+    near = (near | {tuple(own)}) - {key.image_size}
     found: list[tuple[int, int]] = []
     for size in sorted(near, key=lambda size: (abs(size[0] - height) + abs(size[1] - width), size))[:tries]:
         with suppress(Exception):  # hundreds of models refuse in as many ways
