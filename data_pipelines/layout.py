@@ -41,13 +41,24 @@ def fields_of(
     """
     pixel, whole, number = np.dtype(np.uint16 if bits == 16 else np.uint8), np.dtype(np.int64), np.dtype(np.float32)
     local, target, num_global = views.local_crops, views.target_crop, len(views.global_crops)
+    crops = {} if views.native else {"global_crops": Field((num_global, channels, *views.global_size), pixel)}
     fields = {
-        "global_crops": Field((num_global, channels, *views.global_size), pixel),
+        **crops,
         "labels": Field((), whole),
         "ids": Field((2,), whole),
         "rows": Field((), whole),
     }
-    if local is not None:
+    if views.native:
+        for kind, count, crop in (
+            ("global", num_global, views.global_crops[0]),
+            ("local", local and local.count, local),
+        ):
+            if crop is not None and count:
+                assert crop.max_tokens is not None
+                assert crop.patch is not None
+                fields[f"{kind}_patches"] = Field((count, crop.max_tokens, crop.patch**2 * channels), pixel)
+                fields[f"{kind}_grids"] = Field((count, 2), whole)
+    elif local is not None:
         fields["local_crops"] = Field((local.count, channels, *local.size), pixel)
     if target is not None:
         fields["target_crops"] = Field((channels, *target.size), pixel)

@@ -103,6 +103,12 @@ class Loader:
         self.first_row = rank * self.num_rows
         self.wait_seconds = 0.0
         backend = resolve_backend(backend, channels, bits)
+        if views.native and (backend == "device" or masks or frames > 1):
+            what = "leaves colours to the device" if backend == "device" else "holds masks" if masks else "holds stacks"
+            raise ValueError(
+                f"crops keep their own shape (shape=native), and the batch {what}, which goes with crops of one size; "
+                f"set {'data.backend=native' if backend == 'device' else 'shape=fixed'}"
+            )
         if frames > 1 and (backend == "device" or masks):
             what = "masks are cut of images" if masks else "backend 'device' does the colours of images"
             raise ValueError(f"{what}, and frames is {frames}: stacks go without")

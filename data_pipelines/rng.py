@@ -33,8 +33,8 @@ class NamedDraw:
         self.maker, self.given = maker, given
         self._draw: DrawFields = resolve_name(maker)(given)
 
-    def __call__(self, seed: int, step: int, row: int) -> Mapping[str, np.ndarray]:
-        return self._draw(seed, step, row)
+    def __call__(self, *place: Any) -> Mapping[str, Any]:
+        return self._draw(*place)
 
 
 class Purpose(IntEnum):
@@ -55,6 +55,7 @@ class Purpose(IntEnum):
     FRAMES = 13
     GATE_NOISE = 14
     COORDINATES = 15
+    AREAS = 16
 
 
 _GAMMA, _MIX1, _MIX2, _64_BITS = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, (1 << 64) - 1

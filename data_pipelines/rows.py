@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from data_pipelines.balance import BalancedRows
 from data_pipelines.cores import cores_per_process
 from data_pipelines.datasets import maps
 from data_pipelines.datasets.account import BadSampleAccount
@@ -73,6 +74,7 @@ class RowMaker:
         threads: int,
     ) -> None:
         self.sampler, self.draw, self.threads, self._making = sampler, draw, threads, making
+        self.order = BalancedRows(sampler, making.views)
         self.frames = Frames(making.frames, making.frame_stride)
         self.recipe = Recipe(
             fitting(making.views, making.channels)[0],
@@ -92,7 +94,7 @@ class RowMaker:
     def fields(self) -> dict[str, Field]:
         """What a row's place must hold."""
         making = self._making
-        drawn = {} if self.draw is None else self.draw(self.sampler.seed, 0, 0)
+        drawn = {} if self.draw is None else self._drawn()
         num_colours = NUM_COLOURS if making.colour_on_device else 0
         planes = making.channels * making.frames
         return fields_of(self.recipe.views, planes, making.bits, drawn, num_colours, making.masks)
@@ -117,7 +119,7 @@ class RowMaker:
             stop: Ends what the threads fetch.
             wait: Called by the threads before they read or write.
         """
-        order = _Once(lambda: self.sampler.rows(step, rows))  # by a thread: a large batch takes milliseconds
+        order = _Once(lambda: self.order.rows(step, rows))  # by a thread: a large batch takes milliseconds
         length = max(1, min(_MOST_ROWS, len(rows) // (4 * self.threads)))
         length = math.ceil(length / self.sampler.repeats) * self.sampler.repeats  # a sample is decoded once a piece
 
@@ -137,7 +139,7 @@ class RowMaker:
         datasets = self.sampler.datasets
         for step in itertools.count(start):
             found: dict[int, list[int]] = {}
-            for row in self.sampler.rows(step, rows):
+            for row in self.order.rows(step, rows):
                 found.setdefault(row.dataset, []).append(row.sample)
             yield [
                 Need(datasets[number], shard)
@@ -181,8 +183,28 @@ class RowMaker:
                 ids[place] = (row.dataset, decoded.sample)
         if self.draw is not None:
             for place, number in enumerate(arrays["rows"][first : first + len(rows)].tolist(), first):
+                if self._making.views.native:
+                    self._draw_patches(arrays, seed, step, number, place)
+                    continue
                 for name, field in self.draw(seed, step, number).items():
                     arrays[name][place] = field
+
+    def _draw_patches(self, arrays: dict[str, np.ndarray], seed: int, step: int, number: int, place: int) -> None:
+        """What is drawn of each patch of a row's global crops, into the beginning of their places."""
+        assert self.draw is not None
+        for name, parts in self.draw(seed, step, number, arrays["global_grids"][place]).items():
+            for view, part in enumerate(parts):
+                arrays[name][place, view, : len(part)] = part
+
+    def _drawn(self) -> Mapping[str, np.ndarray]:
+        """Fields that are drawn, for their shapes and types."""
+        assert self.draw is not None
+        views = self.recipe.views
+        if not views.native:
+            return self.draw(self.sampler.seed, 0, 0)
+        count, most = len(views.global_crops), views.global_crops[0].max_tokens
+        drawn = self.draw(self.sampler.seed, 0, 0, np.ones((count, 2), np.int64))
+        return {name: np.empty((count, most), parts[0].dtype) for name, parts in drawn.items()}
 
     def _of_frame(self, arrays: dict[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
         """The memory with the crops narrowed to the channels of one frame of the stacks."""

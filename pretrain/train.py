@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +299,7 @@ class Trainer:
 
     def _announce(self) -> None:
         config, module = self.config, self.export().module
-        size = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in module.parameters())
+        size = sum(math.prod(live_state.whole_shape(p)) for p in module.parameters())
         on = "" if config.encoder is None else f" on {config.encoder.family}"
         self.say(
             f"{config.name}: {config.method.name}{on} ({size / 1e6:.1f} M parameters), "

@@ -5,10 +5,13 @@ The dataclasses are the `views:` section of a preset. They name what is drawn; a
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
 #: Every section of a preset is one of these: frozen, keyword-only, no unknown keys.
 section = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -36,9 +39,13 @@ def _check_range(name: str, low: float, high: float) -> None:
 class Crop:
     """A random resized crop and the colour operations that follow it."""
 
-    size: Size  # px; one number is a square
+    size: Size  # px; one number is a square; under shape=native it follows from max_tokens
+    shape: Literal["fixed", "native"] = "fixed"  # fixed: each crop is resized to size; native: it keeps its own shape
+    patch: PositiveInt | None = None  # native: px; the sides of a crop are multiples of it
+    max_tokens: PositiveInt | None = None  # native: the most patches that a crop has
+    area: tuple[PositiveInt, PositiveInt] | None = None  # native: patches, drawn; default: max_tokens / 4 and on
     scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, drawn log-uniformly
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, drawn log-uniformly; native: over the image's, 1 .. 1
     interpolation: Interpolation = "bicubic"  # when resizing
     flip: Share = 0.5  # probability of a mirrored crop
     jitter: tuple[Share, Share, Share, Annotated[float, Field(ge=0, le=0.5)]] = (0, 0, 0, 0)
@@ -48,6 +55,41 @@ class Crop:
     blur: Share = 0.0  # probability of blur
     blur_radius: tuple[float, float] = (0.1, 2.0)  # px, the Gaussian's standard deviation
     solarise: Share = 0.0  # probability of inverting what is bright
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_native_shape(cls, given: Any) -> Any:
+        """Under shape=native: the square of max_tokens as size, for which encoders are built, and the image's ratio."""
+        settings = given.kwargs if isinstance(given, ArgsKwargs) else given
+        if not isinstance(settings, Mapping) or settings.get("shape") != "native":
+            return given
+        tokens, patch = settings.get("max_tokens"), settings.get("patch")
+        filled = {"ratio": (1.0, 1.0), **settings}
+        if isinstance(tokens, int) and isinstance(patch, int) and tokens > 0:
+            filled.setdefault("size", (1 + math.isqrt(tokens - 1)) * patch)
+            filled["area"] = settings.get("area") or (max(1, tokens // 4), tokens)
+        filled.setdefault("size", 1)  # for `_check_native` to say what is missing
+        return ArgsKwargs((), filled) if isinstance(given, ArgsKwargs) else filled
+
+    @model_validator(mode="after")
+    def _check_native(self) -> Crop:
+        own = {"patch": self.patch, "max_tokens": self.max_tokens, "area": self.area}
+        if self.shape == "fixed":
+            named = [name for name, value in own.items() if value is not None]
+            if named:
+                raise ValueError(f"{named[0]} is about crops of their own shape; set shape=native, or leave it out")
+            return self
+        if self.patch is None or self.max_tokens is None or self.area is None:
+            raise ValueError("shape=native needs patch (px) and max_tokens, such as patch=16 max_tokens=256")
+        if not self.area[0] <= self.area[1] <= self.max_tokens:
+            raise ValueError(f"area is {self.area[0]} .. {self.area[1]} patches; it must rise, to at most max_tokens")
+        side = (1 + math.isqrt(self.max_tokens - 1)) * self.patch
+        if self.size != (side, side):
+            raise ValueError(
+                f"size is {self.size[0]}x{self.size[1]} px; of crops of their own shape it follows from max_tokens "
+                f"({side} px): leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Crop:
@@ -87,7 +129,27 @@ class Views:
         sizes = {crop.size for crop in self.global_crops}
         if len(sizes) > 1:
             raise ValueError(f"global crops have the sizes {sorted(sizes)}; they are stacked, so all must be equal")
+        kinds = {(crop.shape, crop.patch) for crop in (*self.global_crops, *filter(None, [self.local_crops]))}
+        if len(kinds) > 1 or len({crop.max_tokens for crop in self.global_crops}) > 1:
+            raise ValueError(
+                "crops of their own shape (shape=native) and others, of several patches, or global crops of several "
+                "max_tokens don't go together; give all of them shape=native and one patch"
+            )
+        if self.native and self.target_crop is not None:
+            raise ValueError("a target_crop is of one size; it goes with no crops of their own shape (shape=native)")
         return self
+
+    @property
+    def native(self) -> bool:
+        """Whether crops keep their own shape."""
+        return self.global_crops[0].shape == "native"
+
+    @property
+    def most_tokens(self) -> int:
+        """Of a row, all of its crops of their own shape together; 0 where they are of fixed size."""
+        local = self.local_crops
+        tokens = [crop.max_tokens or 0 for crop in self.global_crops]
+        return sum(tokens) + (0 if local is None else local.count * (local.max_tokens or 0))
 
     @property
     def global_size(self) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from math import exp, log, sqrt
 from typing import NamedTuple, Protocol
 
 from data_pipelines.rng import Stream
+from data_pipelines.transforms import native_shape
 from data_pipelines.transforms.config import Crop, Views
 
 #: The four operations of colour jitter, in the order of `Crop.jitter`.
@@ -47,6 +48,24 @@ def draw(views: Views, identity: tuple[int, ...], image_size: tuple[int, int]) -
             own stream of random numbers, so a recipe with more views draws the same for those they share.
         image_size: Height and width in pixels.
     """
+    if views.native:
+        return draw_shaped(views, identity, image_size)[0]
+    return _drawn(views, identity, image_size)
+
+
+def draw_shaped(
+    views: Views, identity: tuple[int, ...], image_size: tuple[int, int]
+) -> tuple[tuple[CropParams, ...], tuple[tuple[int, int], ...]]:
+    """What `draw` gives of crops that keep their own shape, and the rows and columns of patches of each."""
+    drawn = _drawn(views, identity, image_size)
+    tokens = native_shape.tokens_of(views, *native_shape.words(identity)).tolist()
+    sides = [(bottom - top, right - left) for left, top, right, bottom in (params.box for params in drawn)]
+    grids = tuple(native_shape.grid_of(*side, count) for side, count in zip(sides, tokens, strict=True))
+    pairs = zip(drawn, grids, strict=True)
+    return tuple(params._replace(box=native_shape.trimmed(params.box, grid)) for params, grid in pairs), grids
+
+
+def _drawn(views: Views, identity: tuple[int, ...], image_size: tuple[int, int]) -> tuple[CropParams, ...]:
     crops: list[Crop] = list(views.global_crops)
     if views.local_crops is not None:
         crops += [views.local_crops] * views.local_crops.count
@@ -56,7 +75,11 @@ def draw(views: Views, identity: tuple[int, ...], image_size: tuple[int, int]) -
 def draw_crop(crop: Crop, rng: Uniform, image_size: tuple[int, int]) -> CropParams:
     """Parameters of one crop of an image of (height, width) px; DINO's order of operations (Caron et al. 2021)."""
     random = rng.random  # loaders run this with the interpreter's lock held, so it is written to be quick
-    box = random_resized_box(rng, image_size, crop.scale, crop.ratio)
+    ratio = crop.ratio
+    if crop.shape == "native":
+        own = image_size[1] / image_size[0]
+        ratio = (ratio[0] * own, ratio[1] * own)
+    box = random_resized_box(rng, image_size, crop.scale, ratio)
     flip = random() < crop.flip
     jitter: tuple[tuple[str, float], ...] = ()
     if crop.jitter != _NO_JITTER and random() < crop.jitter_prob:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from einops import rearrange
 
 from data_pipelines.images.regions import Picture, Region, needed
 from data_pipelines.transforms.backends.base import Backend, CropJob
 from data_pipelines.transforms.backends.colours import write_colours
 from data_pipelines.transforms.config import Views
-from data_pipelines.transforms.params import CropParams, draw
+from data_pipelines.transforms.params import CropParams, draw, draw_shaped
+
+#: A crop of its own shape, and its rows and columns of patches.
+Shaped = tuple[CropParams, tuple[int, int]]
 
 
 class Recipe:
@@ -72,6 +76,35 @@ class Recipe:
             jobs.append(CropJob(params[0], views.target_crop.interpolation, arrays["target_crops"][place]))
         return jobs
 
+    def shaped_region(self, size: tuple[int, int], drawn: Sequence[tuple[Shaped, ...]]) -> Region:
+        """`region` of crops of their own shape."""
+        crops = [(params.box, self._side(grid)) for row in drawn for params, grid in row]
+        return needed(size, crops, self.partial_decode, self.dct_scaling)
+
+    def make_shaped(
+        self, picture: Picture, drawn: tuple[Shaped, ...], arrays: dict[str, np.ndarray], place: int
+    ) -> None:
+        """The crops of one row as patches, into the beginning of their places; and their rows and columns."""
+        local, jobs = self.views.local_crops, []
+        for number, (crop, grid) in enumerate(drawn):
+            params = crop._replace(box=picture.within(crop.box)) if picture.is_part else crop
+            view = self.views.global_crops[number] if number < self.num_global else local
+            assert view is not None
+            out = np.empty((picture.pixels.shape[2], *self._side(grid)), picture.pixels.dtype)
+            jobs.append(CropJob(params, view.interpolation, out))
+        self.backend(picture.pixels, jobs)
+        for number, ((_, grid), job) in enumerate(zip(drawn, jobs, strict=True)):
+            kind, view = ("global", number) if number < self.num_global else ("local", number - self.num_global)
+            patches = rearrange(job.out, "c (h p) (w q) -> (h w) (p q c)", h=grid[0], w=grid[1])
+            arrays[f"{kind}_patches"][place, view, : len(patches)] = patches
+            arrays[f"{kind}_grids"][place, view] = grid
+
+    def _side(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in px of so many rows and columns of patches."""
+        patch = self.views.global_crops[0].patch
+        assert patch is not None
+        return grid[0] * patch, grid[1] * patch
+
     def _within(self, picture: Picture, params: CropParams) -> CropParams:
         box = picture.within(params.box)
         return CropParams(box, params.flip) if self.colour_on_device else params._replace(box=box)
@@ -90,16 +123,27 @@ class SampleCrops:
         self._recipe, self._identities = recipe, identities
         #: Of each repeat, and the size (height, width) of the image, as soon as that is known.
         self.drawn: list[tuple[CropParams, ...]] = []
+        self._shaped: list[tuple[Shaped, ...]] = []  # the same, where they keep their own shape
         self.size: tuple[int, int] | None = None
 
     def __call__(self, size: tuple[int, int]) -> Region:
         """Draw for an image of (height, width) `size`, and say what of it is needed."""
         self.size = size
+        if self._recipe.views.native:
+            self._shaped = [
+                tuple(zip(*draw_shaped(self._recipe.views, identity, size), strict=True))
+                for identity in self._identities
+            ]
+            return self._recipe.shaped_region(size, self._shaped)
         self.drawn = [draw(self._recipe.views, identity, size) for identity in self._identities]
         return self._recipe.region(size, self.drawn)
 
     def make(self, picture: Picture, arrays: dict[str, np.ndarray], places: dict[int, int]) -> None:
         """Write the rows' crops into the buffer: `places` has the place of each repeat that is made here."""
+        if self._recipe.views.native:
+            for repeat, place in places.items():
+                self._recipe.make_shaped(picture, self._shaped[repeat], arrays, place)
+            return
         jobs = [
             job
             for repeat, place in places.items()

@@ -49,6 +49,7 @@ class Part:
     start: int = 0
     replicated: bool = False
     steps: float | None = None  # of the moments, that the optimizer has taken
+    twin: bool = False  # an earlier rank holds the same, and writes it
 
     @property
     def key(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pretrain.encoders.registry import family_of
 from pretrain.methods.registry import spec_of
 from pretrain.methods.spec import Tokens
 
@@ -17,10 +18,28 @@ def check_combinations(config: Config) -> None:
     _check_schedule(config)
     _check_encoder(config)
     _check_views(config)
+    _check_native(config)
     _check_sizes(config)
+    _check_experts(config)
     encoder = config.encoder
     known = hasattr(encoder, "stride")  # a timm model's tokens are known when it is built: encoders/supported.py
     spec_of(config.method).check(config, Tokens(encoder.stride, encoder.patch) if known else None)
+
+
+def _check_experts(config: Config) -> None:
+    if not config.engine.expert_parallel:
+        return
+    if getattr(config.encoder, "experts", None) is None:
+        family = "no encoder" if config.encoder is None else f"encoder {config.encoder.family}"
+        raise ValueError(
+            f"engine.expert_parallel divides experts over ranks, and {family} has none; set it to false, or take "
+            "encoder.family=swin_moe"
+        )
+    if config.engine.zero_stage:
+        raise ValueError(
+            f"engine.expert_parallel is with engine.zero_stage=0, and it is {config.engine.zero_stage}: ZeRO divides "
+            "states and parameters by itself, of experts too; set one of them"
+        )
 
 
 def _check_channels(config: Config) -> None:
@@ -83,6 +102,39 @@ def _check_views(config: Config) -> None:
         raise ValueError(f"method {name} as it is set needs views.target_crop: {crops.target}")
     if views.target_crop is not None and crops.target is None:
         raise ValueError(f"method {name} as it is set reads no views.target_crop; remove it")
+
+
+def _check_native(config: Config) -> None:
+    """What crops of their own shape go with."""
+    views, encoder = config.views, config.encoder
+    if not views.native:
+        if config.train.max_tokens is not None:
+            raise ValueError("train.max_tokens bounds crops of their own shape; set it to null, or shape=native")
+        return
+    if not spec_of(config.method).native(config.method):
+        raise ValueError(f"method {config.method.name} as it is set takes no crops of their own shape (shape=native)")
+    if encoder is None or not family_of(encoder).native(encoder):
+        name = "no encoder" if encoder is None else f"encoder {encoder.family}"
+        raise ValueError(f"{name} takes no crops of their own shape (shape=native); set encoder.family=navit")
+    patch = views.global_crops[0].patch
+    if encoder.patch != patch:
+        raise ValueError(f"views are cut into patches of {patch} px and the encoder's are {encoder.patch} px")
+    if config.data.backend == "device":
+        raise ValueError("data.backend=device makes crops of one size; for shape=native set data.backend=auto")
+    if config.engine.compile:
+        raise ValueError(
+            "engine.compile compiles for lengths, and with shape=native every step has others; set engine.compile=false"
+        )
+
+
+def check_tokens(config: Config, rows: int) -> None:
+    """Raise ValueError where a micro-batch of so many rows may have more patches than `train.max_tokens`."""
+    bound, most = config.train.max_tokens, rows * config.views.most_tokens
+    if bound is not None and most > bound:
+        raise ValueError(
+            f"a micro-batch of {rows} rows may have {most:,} patches, {config.views.most_tokens} a row, and "
+            f"train.max_tokens is {bound:,}; take more train.grad_accum_steps, or smaller max_tokens of the views"
+        )
 
 
 def _check_sizes(config: Config) -> None:

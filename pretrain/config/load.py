@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from data_pipelines.remote.urls import redact
 from pretrain.config import Config
+from pretrain.config.combinations import check_tokens
 from pretrain.config.errors import ConfigError
 from pretrain.config.explain import explain
 from pretrain.config.keys import check_keys
@@ -90,6 +91,7 @@ def check_batch(config: Config, world_size: int) -> None:
             f"accumulation steps = {share}; the nearest batch sizes are {near}"
         )
     try:
+        check_tokens(config, batch // share)
         spec_of(config.method).check_batch(config, batch // share)
         if config.encoder is not None:
             family_of(config.encoder).check_batch(config, batch // share)

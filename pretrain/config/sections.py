@@ -136,6 +136,7 @@ class TrainConfig:
     steps: PositiveInt | PositiveFloat | None = None  # instead of epochs; 1.5e3 is a number, too
     batch_size: PositiveInt = 256  # global: ranks x micro-batch x accumulation
     grad_accum_steps: PositiveInt = 1  # micro-batches of a rank that make one step
+    max_tokens: PositiveInt | None = None  # of shape=native: patches that a micro-batch may have at most; null: any
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -163,6 +164,7 @@ class EngineConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed's; from 1 on, ranks share optimizer states, gradients, parameters
+    expert_parallel: bool = False  # ranks divide the experts of an encoder that has them; under ZeRO 0
     precision: Annotated[Literal["fp32", "bf16"], BeforeValidator(_refuse_fp16)] = "fp32"
     """Of the arithmetic; parameters, teacher and average stay fp32."""
     activation_checkpointing: bool = False  # computes the blocks twice, to save memory

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pretrain.config import Config
 from pretrain.encoders import Encoder, Features, build_encoder
+from pretrain.encoders.native import PackedFeatures, PackedImages, mean_of_each
 from pretrain.engines.engine import whole_state_dict
 
 MOST_ROWS = 4096  # of which the rank is taken
@@ -29,12 +30,13 @@ def evaluating(engine: nn.Module, precision: str, device: torch.device) -> Itera
 
 
 def whole_encoder(encoder: Encoder, config: Config, device: torch.device) -> Encoder:
-    """An encoder that can be asked without the other ranks: itself, or under ZeRO 3 a whole copy. Collective.
+    """An encoder that can be asked without the other ranks: itself, or a whole copy under ZeRO 3 and where ranks divide
+    its experts. Collective.
 
     DeepSpeed fetches weights ahead in the order in which training used them: forward passes of a part of the model
     between two steps upset it, and ranks have hung.
     """
-    if config.engine.zero_stage < 3:
+    if config.engine.zero_stage < 3 and not config.engine.expert_parallel:
         return encoder
     assert config.encoder is not None
     state = whole_state_dict(encoder)
@@ -45,16 +47,18 @@ def whole_encoder(encoder: Encoder, config: Config, device: torch.device) -> Enc
     return copy.to(device).eval()
 
 
-def headline(features: Features, name: str | None) -> Tensor:
+def headline(features: Features | PackedFeatures, name: str | None) -> Tensor:
     """(b, d) fp32, the feature that the probe's headline reads: `class`, `mean`, or None for the pooled one."""
     if name == "class":
         assert features.prefix_tokens is not None
         return features.prefix_tokens[:, 0].float()
+    if isinstance(features, PackedFeatures):
+        return (features.pooled if name is None else mean_of_each(features.tokens, features.lengths)).float()
     return (features.pooled if name is None else features.tokens.mean(dim=1)).float()
 
 
-def frozen_features(encoder: Encoder, images: Tensor, name: str | None) -> Tensor:
-    """(b, d) fp32 of images (b, c, h, w), normalised; inside of `evaluating`, of a `whole_encoder`."""
+def frozen_features(encoder: Encoder, images: Tensor | PackedImages, name: str | None) -> Tensor:
+    """(b, d) fp32 of images (b, c, h, w) or packed, normalised; inside of `evaluating`, of a `whole_encoder`."""
     return headline(encoder(images), name)
 
 

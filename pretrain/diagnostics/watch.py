@@ -29,10 +29,12 @@ from pretrain.diagnostics.learning import Slow, learning_rules
 from pretrain.diagnostics.spikes import gradient_spikes, loss_spikes
 from pretrain.diagnostics.weights import weight_statistics
 from pretrain.encoders import Encoder
+from pretrain.encoders.native import PackedImages
 from pretrain.encoders.saved import headline_feature
 from pretrain.engines.collectives import GatheredScalars, all_gather_objects
 from pretrain.engines.schedules import Cosine, Steps, Timeline
 from pretrain.methods.base import Method
+from pretrain.stream.native_batch import first_of
 from pretrain.survival.history import read_history, standing_alarms, try_record
 
 
@@ -139,8 +141,11 @@ class Diagnostics:
         """The frozen encoder's features (n, d) of the first global crops of all ranks, not more than `MOST_ROWS`."""
         most = max(1, MOST_ROWS // len(self.slowest.hosts) // len(micro_batches))
         name = headline_feature(self.config)
-        rows = [
-            frozen_features(encoder, self.method.normalise(batch["global_crops"][:most, 0]), name)
-            for batch in micro_batches
-        ]
+        rows = [frozen_features(encoder, self._first(batch, most), name) for batch in micro_batches]
         return rows_of_all_ranks(torch.cat(rows))
+
+    def _first(self, batch: Batch, most: int) -> Tensor | PackedImages:
+        """The first global crops of the first rows."""
+        if "global_patches" in batch:
+            return first_of(self.method.packed(batch), min(most, len(batch["rows"])))
+        return self.method.normalise(batch["global_crops"][:most, 0])

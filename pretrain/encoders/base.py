@@ -5,7 +5,7 @@ Methods never ask which encoder they hold; encoders never ask which method calls
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -144,6 +144,14 @@ class Encoder(nn.Module):
         """Rows and columns of tokens that the inner module's table of positions `key` was made for."""
         raise TypeError(f"{type(self).__name__} has no table of positions {key}")
 
+    @classmethod
+    def channels_of(cls, weights: Mapping[str, Tensor]) -> int:
+        """Channels of the images that the inner module's `weights` read; ValueError where none of them reads pixels."""
+        for key in cls.pixel_weights:
+            if key in weights:
+                return weights[key].shape[1]
+        raise ValueError("the checkpoint has no patch embedding")
+
     def resized(self, key: str, value: Tensor, wanted: Tensor) -> Tensor | None:
         """A tensor `key` of another encoder of the family, in the shape of the inner module's own `wanted`, where the
         family knows better than `transfer.fit` what that means; else None."""
@@ -176,6 +184,11 @@ class Encoder(nn.Module):
         ValueError where its blocks have no such form.
         """
         raise ValueError(f"the blocks of {type(self).__name__} attend as they were built to, not within other windows")
+
+
+def depth_of(encoder: Encoder, parameter_name: str) -> int:
+    """`Encoder.layer_of`, and 0 for a spatial transformer in front of it, of which the family knows nothing."""
+    return 0 if "spatial_transformer" in parameter_name.split(".") else encoder.layer_of(parameter_name)
 
 
 def several_passes(encoder: Encoder, passes: Sequence[tuple[Tensor, Mask | None]]) -> Sequence[Features]:

@@ -71,7 +71,8 @@ class CheckpointState:
         self.tensors: State = self._unwrapped(checkpoint)
 
     def _unwrapped(self, checkpoint: Mapping[str, Any]) -> State:
-        for name in ("model", "model_state", "state_dict", self.which, "model_ema", "module"):
+        averaged = ("state_dict_ema",) if self.which == "teacher" else ()
+        for name in ("model", "model_state", *averaged, "state_dict", self.which, "model_ema", "module"):
             inner = checkpoint.get(name)
             if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
                 for key in checkpoint:

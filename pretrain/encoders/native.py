@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,14 +77,6 @@ def joined(parts: Sequence[PackedImages]) -> PackedImages:
     return PackedImages(
         torch.cat([part.patches for part in parts]), tuple(grid for part in parts for grid in part.grids)
     )
-
-
-def rows_and_columns(grids: Sequence[tuple[int, int]]) -> np.ndarray:
-    """(t, 2) int64: row and column of each patch in its image."""
-    sides = np.asarray(grids, dtype=np.int64).reshape(-1, 2)
-    lengths = sides.prod(axis=1)
-    number = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
-    return np.stack(np.divmod(number, np.repeat(sides[:, 1], lengths)), axis=1)
 
 
 def mean_of_each(tokens: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -52,6 +52,10 @@ def build_encoder(
 ) -> Encoder:
     """A freshly initialised encoder (from torch's global generator) for images of `image_size` (h, w) px.
 
-    `mask_token` adds the learned token that stands in for replaced units.
+    `mask_token` adds the learned token that stands in for replaced units. With `spatial_transformer` in its
+    configuration, whatever its family, it sees images through one.
     """
-    return resolve_name(family_of(config).build)(config, image_size, channels, mask_token)
+    encoder = resolve_name(family_of(config).build)(config, image_size, channels, mask_token)
+    if getattr(config, "spatial_transformer", None) is not None:
+        resolve_name("pretrain.encoders.spatial_transformer:put_in_front")(encoder, config, channels)
+    return encoder

@@ -48,6 +48,8 @@ def headline_feature(config: Config) -> Literal["class", "mean"] | None:
 
 def timm_recipe(card: EncoderCard) -> dict[str, Any] | None:
     """Arguments of `timm.create_model` whose model takes the saved weights; None where timm has no such model."""
+    if getattr(card.encoder, "spatial_transformer", None) is not None:
+        return None
     return family_of(card.encoder).timm_recipe(card.encoder, card.image_size, card.channels)
 
 

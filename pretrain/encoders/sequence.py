@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -116,6 +117,33 @@ class FurtherBlocks(nn.Module):
         for block, path in zip(self.blocks, paths, strict=True):
             states = block(states, path)
         return states
+
+
+def initialise_linear(module: nn.Module) -> None:
+    """Linear layers as timm's and most authors' code starts them; convolutions and norms keep PyTorch's start."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class Attention(nn.Module):
+    """Attention of `heads` heads among all tokens."""
+
+    def __init__(self, dim: int, heads: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(b, n, d) to (b, n, d)."""
+        query, key, value = rearrange(self.qkv(states), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        return self.proj(rearrange(self.mixed(query, key, value), "b h n d -> b n (h d)"))
+
+    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What the heads make of queries, keys and values (b, h, n, d): (b, h, n, d)."""
+        return F.scaled_dot_product_attention(query, key, value)
 
 
 class ResidualBlock(nn.Module):

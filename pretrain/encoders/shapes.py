@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from data_pipelines.transforms.config import section
 
@@ -26,7 +26,23 @@ SWIN_SIZES = {
 
 
 @section
-class VitShape:
+class SpatialTransformerConfig:
+    """An affine map of each image, read off it by a small network (Jaderberg et al. 2015), at first the identity."""
+
+    hidden: PositiveInt = 16  # width of the network
+    rate: PositiveFloat = 0.1  # what its last layer is multiplied by, so that with Adam the map learns so much slower
+    limit: PositiveFloat | None = 0.5  # how far each of the six numbers may be from the identity's; null: anything
+
+
+@section
+class EncoderSettings:
+    """What every encoder of ours can be told."""
+
+    spatial_transformer: SpatialTransformerConfig | None = None  # in front of it; null: it sees images as they are
+
+
+@section
+class VitShape(EncoderSettings):
     """What every vision transformer is told: `size` names dim, depth and heads, each of which may be set by itself."""
 
     family: str = ""
@@ -57,7 +73,7 @@ class VitShape:
 
 
 @section
-class SwinShape:
+class SwinShape(EncoderSettings):
     """What every Swin is told: `size` names dim, depths and heads, each of which may be set by itself."""
 
     family: str = ""

@@ -47,6 +47,7 @@ class EncoderSpec:
     timm_recipe: from (config, image size, channels) to the arguments of `timm.create_model` whose model takes the
         weights; None where timm has no such model.
     layouts: of official checkpoints, by name. examples: rows of the table of encoders.
+    native: whether it takes images at their own shape, as it is set.
     survey: "module" whose `survey` and `why_not_size` tell what shows only once an encoder is built (see timm/).
     label: what an encoder is called in messages.
     check_batch: raises ValueError for a micro-batch of so many rows, of a configuration with such an encoder.
@@ -64,6 +65,7 @@ class EncoderSpec:
     timm_recipe: Callable[[Any, tuple[int, int], int], dict[str, Any] | None] = lambda *settings: None
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     examples: tuple[Example, ...] = (Example(),)
+    native: Callable[[Any], bool] = lambda config: False
     survey: str | None = None
     label: Callable[[Any], str] = lambda config: config.family
     check_batch: Callable[[Config, int], None] = lambda config, rows: None

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from pretrain.encoders.divided import division_of
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -95,7 +97,7 @@ class AdamW(torch.optim.Optimizer):
             [(stretch, stretch.of(stretch.master.grad)) for stretch in part if stretch.master.grad is not None]
             for part in self._stretches
         ]
-        self.norm = self._global_norm([gradient for part in held for _, gradient in part])
+        self.norm = self._global_norm([found for part in held for found in part])
         norm = self.norm.to(self._taken.device)
         bad = torch.where(norm.isfinite(), 0.0, 1.0)
         scale = ((norm + 1e-6) / self.clip).clamp_min(1.0) if self.clip else None
@@ -126,11 +128,19 @@ class AdamW(torch.optim.Optimizer):
             found_inf=bad,
         )
 
-    def _global_norm(self, gradients: list[Tensor]) -> Tensor:
+    def _global_norm(self, held: list[tuple[Stretch, Tensor]]) -> Tensor:
+        apart = [(stretch, gradient) for stretch, gradient in held if division_of(stretch.parameter) is not None]
+        gradients = [gradient for stretch, gradient in held if division_of(stretch.parameter) is None]
         device = gradients[0].device if gradients else self._comm_device or torch.device("cpu")
         norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=device)
         if self._divided and dist.is_initialized() and dist.get_world_size() > 1:
             squares = norm.to(self._comm_device or device, torch.float64).square()  # in fp32 they end at 1e38
             dist.all_reduce(squares)
             norm = squares.sqrt().float()
+        if apart:  # of which each rank of a group holds other rows
+            division = division_of(apart[0][0].parameter)
+            assert division is not None
+            squares = nn.utils.get_total_norm([gradient for _, gradient in apart]).double().square()
+            dist.all_reduce(squares, group=division.ranks.group)
+            norm = (norm.double().square() + squares).sqrt().float()
         return norm

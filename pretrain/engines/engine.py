@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from pretrain.config import Config
 from pretrain.config.load import ConfigError
+from pretrain.encoders.divided import whole
 from pretrain.engines.adamw import AdamW
 from pretrain.engines.blocks import prepare_blocks
+from pretrain.engines.expert_parallel import divide_experts
 from pretrain.engines.gpus import gpu_of
 from pretrain.engines.optim import build_optimizer
 from pretrain.engines.precision import allow_fast_products
@@ -138,6 +140,8 @@ def build_engine(config: Config, method: Method, device: torch.device, world_siz
             config=deepspeed_config(config, world_size, sum(p.numel() for p in method.parameters())),
             dist_init_required=False,
         )
+    if config.engine.expert_parallel:
+        divide_experts(method)  # not before: DeepSpeed brings the first rank's weights to all
     take_over(engine, optimizer)
     return engine
 
@@ -159,12 +163,13 @@ def _local_rank(device: torch.device) -> Iterator[None]:
 
 
 def whole_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state dict on the CPU, of parameters that ZeRO 3 partitions. Collective: all ranks call it."""
+    """A module's state dict on the CPU, of parameters that ZeRO 3 partitions, or of which ranks have parts. Collective:
+    all ranks call it."""
     import deepspeed
 
     kept = module.state_dict().keys()
     state = {name: value.detach().cpu() for name, value in module.named_buffers() if name in kept}
     for name, parameter in module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):
-            state[name] = parameter.detach().cpu().clone()
+            state[name] = whole(parameter).detach().cpu().clone()
     return state

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.checkpoints.pieces import MOMENTS, VALUE, Part, Pieces
+from pretrain.encoders.divided import division_of
 
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
@@ -71,7 +72,7 @@ def restore(engine: Any, pieces: Pieces, counted: dict[str, int]) -> None:
 
 
 def _check_names(module: nn.Module, pieces: Pieces) -> None:
-    shapes = {name: _shape(parameter) for name, parameter in module.named_parameters()}
+    shapes = {name: whole_shape(parameter) for name, parameter in module.named_parameters()}
     shapes |= {name: tuple(buffer.shape) for name, buffer in _buffers(module)}
     wrong = sorted(
         name for name in shapes.keys() | pieces.shapes.keys()
@@ -88,16 +89,21 @@ def _parts(engine: Any) -> Iterator[Part]:
     states = (engine.optimizer.optimizer if stage else engine.optimizer).state
     for name, shape, master, start, offset, numel in fragments(engine):
         where = {"name": name, "shape": shape, "offset": offset, "numel": numel, "start": start}
-        yield Part(VALUE, tensor=master, replicated=stage == 0, **where)
+        where |= {"replicated": stage == 0 and division_of(master) is None, "twin": _is_twin(master)}
+        yield Part(VALUE, tensor=master, **where)
         state = states.get(master)
         if state:
             for moment in MOMENTS:
-                yield Part(moment, tensor=state[moment], replicated=stage == 0, steps=float(state["step"]), **where)
+                yield Part(moment, tensor=state[moment], steps=float(state["step"]), **where)
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
             continue
+        division = division_of(parameter)
         if stage == 3:
             yield from _local_part(name, parameter)
+        elif division is not None:
+            numel, twin = parameter.numel(), _is_twin(parameter)
+            yield Part(VALUE, name, division.shape, division.offset, numel, parameter, twin=twin)
         else:
             shape = tuple(parameter.shape)
             yield Part(VALUE, name, shape, 0, parameter.numel(), parameter, replicated=True)
@@ -122,7 +128,8 @@ def fragments(engine: Any) -> Iterator[tuple[str, tuple[int, ...], Tensor, int, 
     trained = {id(p): (name, p) for name, p in engine.module.named_parameters() if p.requires_grad}
     if stage == 0:
         for name, p in trained.values():
-            yield name, tuple(p.shape), p, 0, 0, p.numel()
+            division = division_of(p)
+            yield name, whole_shape(p), p, 0, 0 if division is None else division.offset, p.numel()
     elif stage == 3:
         for name, p in trained.values():
             group, start, length = zero.grad_position[zero.get_param_id(p)]
@@ -149,7 +156,7 @@ def _local_part(name: str, parameter: nn.Parameter) -> Iterator[Part]:
     offset = held.numel() * dist.get_rank()
     numel = min(held.numel(), _numel(parameter) - offset)
     if numel > 0:
-        yield Part(VALUE, name, _shape(parameter), offset, numel, held)
+        yield Part(VALUE, name, whole_shape(parameter), offset, numel, held)
 
 
 def _shared(parts: Iterator[Part], rank: int, world_size: int) -> Iterator[Part]:
@@ -158,7 +165,7 @@ def _shared(parts: Iterator[Part], rank: int, world_size: int) -> Iterator[Part]
     for part in parts:
         if part.replicated:
             everywhere.append(part)
-        elif part.numel:
+        elif part.numel and not part.twin:
             yield part
     total = sum(part.numel for part in everywhere)
     first, last = total * rank // world_size, total * (rank + 1) // world_size
@@ -178,9 +185,17 @@ def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, buffer) for name, buffer in module.named_buffers() if name in kept]
 
 
-def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """The shape of a parameter of which this rank may hold a part."""
+    division = division_of(parameter)
+    return tuple(getattr(parameter, "ds_shape", parameter.shape)) if division is None else division.shape
+
+
+def _is_twin(parameter: Tensor) -> bool:
+    """Whether an earlier rank holds the same part of a parameter of which ranks hold parts."""
+    division = division_of(parameter)
+    return division is not None and not division.ranks.is_first
 
 
 def _numel(parameter: nn.Parameter) -> int:
-    return math.prod(_shape(parameter))
+    return math.prod(whole_shape(parameter))

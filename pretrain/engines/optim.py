@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from pretrain.config import OptimConfig
+from pretrain.encoders.base import depth_of
 from pretrain.engines.adamw import AdamW
 from pretrain.engines.schedules import Schedule
 from pretrain.methods.base import Method
@@ -34,7 +35,7 @@ def parameter_groups(method: Method, layer_decay: float, patch_embed_lr_scale: f
         if not parameter.requires_grad:
             continue
         own = encoder is not None and name.startswith("encoder.")
-        layer = encoder.layer_of(name) if own else top
+        layer = depth_of(encoder, name) if own else top
         exempt = method.no_decay(name) or (own and encoder.no_decay(name))
         token = name.endswith(TOKENS) and not (own and name.endswith(encoder.decayed))
         decay = not (parameter.ndim <= 1 or name.endswith(".bias") or token or exempt)

@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from pretrain.encoders.divided import division_of
 from pretrain.engines.adamw import AdamW, Stretch
+from pretrain.engines.expert_parallel import finish_experts
 from pretrain.engines.live_state import fragments
 from pretrain.engines.reduction import GradientReduction
 
@@ -41,7 +43,9 @@ def take_over(engine: Any, optimizer: AdamW) -> None:
 
 
 def _reduce_whole(engine: Any) -> None:
-    trained = [p for p in engine.module.parameters() if p.requires_grad]
+    learned = [p for p in engine.module.parameters() if p.requires_grad]
+    trained = [p for p in learned if division_of(p) is None]
+    divided = [p for p in learned if division_of(p) is not None]
     if dist.get_world_size() == 1:
         engine.buffered_allreduce_fallback = lambda *_, **__: _fill(trained)
         return
@@ -50,7 +54,12 @@ def _reduce_whole(engine: Any) -> None:
         places.append((parameter, end))
         end += parameter.numel()
     reduction = GradientReduction(places, end, engine.is_gradient_accumulation_boundary, dist.get_world_size())
-    engine.buffered_allreduce_fallback = lambda *_, **__: reduction.finish()
+
+    def reduce_gradients(*_: Any, **__: Any) -> None:
+        finish_experts(divided)
+        reduction.finish()
+
+    engine.buffered_allreduce_fallback = reduce_gradients
 
 
 def _fill(trained: list[nn.Parameter]) -> None:

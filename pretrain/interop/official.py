@@ -70,7 +70,7 @@ def import_checkpoint(
             f"--image-size is {size[0]}; the encoder's stride is {stride} px, so it must be a multiple of that, such "
             f"as {below} or {below + stride}"
         )
-    channels = _channels(imported)
+    channels = resolve_name(family_of(imported.encoder).build).channels_of(imported.weights)
     imported.normalisation = _normalisation(imported, channels, mean, std)
     encoder = build_encoder(imported.encoder, size, channels, mask_token=imported.mask_token is not None)
     names = encoder.inner().state_dict()
@@ -134,13 +134,6 @@ def _check_numbers(weights: State, file: Path) -> None:
             f"{file} holds weights that are NaN, infinite, or too large for float32: {listed}{more}. No encoder "
             "computes with them: import a checkpoint from before its training diverged"
         )
-
-
-def _channels(imported: Imported) -> int:
-    for key in resolve_name(family_of(imported.encoder).build).pixel_weights:
-        if key in imported.weights:
-            return imported.weights[key].shape[1]
-    raise ValueError("the checkpoint has no patch embedding")
 
 
 def _normalisation(

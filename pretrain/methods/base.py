@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from data_pipelines.loader import Batch
 from pretrain.encoders import Encoder, Mask, side_losses
 from pretrain.encoders.attention_maps import attention_pictures
+from pretrain.encoders.native import PackedImages
 from pretrain.engines.ema import share_running_statistics, update_ema
 from pretrain.engines.schedules import Timeline
 from pretrain.stream import pixels
+from pretrain.stream.native_batch import packed_images
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class Method(nn.Module):
 
         Called in evaluation mode, of a method whose parameters are whole.
         """
-        if self.encoder is None:
+        if self.encoder is None or "global_patches" in batch:
             return {}
         crops = batch["global_crops"][:, 0]
         return attention_pictures(self.encoder, self.normalise(crops), crops, self.show)
@@ -163,6 +165,10 @@ class Method(nn.Module):
     def normalise(self, crops: Tensor) -> Tensor:
         """(..., c, h, w) uint8 or uint16 pixels to floats of mean 0 and deviation 1 over the data set."""
         return pixels.normalised(crops, self.mean, self.std)
+
+    def packed(self, batch: Batch, kind: str = "global") -> PackedImages:
+        """The `kind` crops of a batch whose crops keep their own shape, normalised."""
+        return packed_images(batch, self.mean, self.std, kind)
 
     def to_pictures(self, images: Tensor, like: Tensor) -> Tensor:
         """The inverse of `normalise` as uint8: the pixels of 8-bit grey and RGB, else something visible of them."""

@@ -72,6 +72,7 @@ class MethodSpec:
         check_batch: Raises ValueError for a micro-batch of so many rows.
         resolve: The section with every `auto` replaced for so many images, and a line for each; last, the section that
             the run began with, if it has begun.
+        native: Whether it takes crops of their own shape (`shape: native`), as it is set.
         masks: Whether its batches hold the masks beside the images.
         draw: What its batches hold beside crops, ids, rows and labels: from (section, image size, stride of the
             encoder, global batch size) to what draws these fields for a row, or None.
@@ -98,6 +99,7 @@ class MethodSpec:
     check: Callable[[Config, Tokens | None], None] = lambda config, tokens: None
     check_batch: Callable[[Config, int], None] = lambda config, rows: None
     resolve: Callable[[Any, int, Any], tuple[Any, list[str]]] = lambda section, images, begun: (section, [])
+    native: Callable[[Any], bool] = lambda section: False
     masks: Callable[[Any], bool] = lambda section: False
     draw: Callable[[Any, tuple[int, int], int | None, int], DrawFields | None] = lambda *given: None
     sources: str | None = None

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from data_pipelines.loader import Batch, Loader
+from data_pipelines.packed_batch import LENGTHS
 from data_pipelines.rng import Purpose, stream_key
 from data_pipelines.transforms.backends.device import finish
 from pretrain.stream.hidden import note_hidden
 
 #: What only the host reads stays there.
-ON_THE_HOST = ("ids", "rows")
+ON_THE_HOST = ("ids", "rows", *LENGTHS)
 
 
 class Step(NamedTuple):

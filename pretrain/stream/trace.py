@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.balance import BalancedRows
 from data_pipelines.datasets.bad_samples import Decoder
 from data_pipelines.images.regions import Region, whole
 from data_pipelines.sampler import Row, Sampler
@@ -60,7 +61,7 @@ class Trace:
         names = {part.dataset: part.name for part in sampler.segment(step).parts}
         data = self.config.data
         decoders = {key: Decoder(d, data.channels, 1.0, bits=data.bits) for key, d in sampler.datasets.items()}
-        for number, row in zip(numbers, sampler.rows(step, numbers), strict=True):
+        for number, row in zip(numbers, BalancedRows(sampler, self.config.views).rows(step, numbers), strict=True):
             key, shard = sampler.datasets[row.dataset].key(row.sample)
             told = {
                 "row": number,

@@ -47,6 +47,7 @@ FREE_SECTIONS = ("checkpoint.", "tracking.", "diagnostics.", "data.cache.")
 FREE_ENGINE_KEYS = (
     "engine.threads",
     "engine.zero_stage",
+    "engine.expert_parallel",
     "engine.activation_checkpointing",
     "engine.compile",
     "engine.hang_seconds",

@@ -17,6 +17,7 @@ from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.registry import build_method
 from pretrain.stream.batches import crop_sheet, to_device
 from pretrain.stream.loading import loader_of
+from pretrain.stream.native_batch import canvases
 
 NUM_IMAGES = 8
 
@@ -34,11 +35,11 @@ class Drawing:
     def pictures(self, engine: Any, method: Method, sampler: Sampler, batch: Batch) -> dict[str, Tensor]:
         """Named pictures (n, c, h, w) uint8: the crops of the present `batch`, and the method's of the images that
         are always shown. Called by all ranks, for the first one's sake; leaves the method as it was."""
-        present = first_rows(batch)
+        present = first_rows(self._dense(batch))
         if self._shown is None:
             self._shown = self._make(sampler, present)
         crops = {"crops (global, then local)": crop_sheet(present, method.show)}
-        if self.config.engine.zero_stage == 3:
+        if self.config.engine.zero_stage == 3 or self.config.engine.expert_parallel:
             return crops | self._of_a_copy(method)
         engine.eval()
         try:
@@ -58,6 +59,13 @@ class Drawing:
         self._copy.load_state_dict(weights)
         assert self._shown is not None
         return self._copy.pictures(map_batch(self._shown, Tensor.cpu))
+
+    def _dense(self, batch: Batch) -> Batch:
+        """A batch with its crops on canvases of one size, where they keep their own shape."""
+        patch = self.config.views.global_crops[0].patch
+        if patch is None:
+            return batch
+        return {"rows": batch["rows"], **canvases(batch, self.config.data.channels, patch)}
 
     def _make(self, sampler: Sampler, present: Batch) -> Batch:
         """By a loader of its own: what it finds bad was counted when it was learned from."""

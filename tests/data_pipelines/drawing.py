@@ -75,3 +75,9 @@ class WarningOfNothing(Warning):
         if step:
             logging.getLogger("drawing").warning("%d things", "none")
         return {}
+
+
+def draw_patches(seed: int, step: int, row: int, grids: np.ndarray) -> dict[str, list[np.ndarray]]:
+    """Of crops of their own shape: a number for each patch."""
+    rng = np.random.default_rng((seed, step, row))
+    return {"drawn": [rng.random(int(rows * columns)) for rows, columns in grids]}

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from data_pipelines.transforms.config import section
+from pretrain.encoders.shapes import EncoderSettings
 from pretrain.encoders.spec import EncoderSpec, Example, Layout
 
 # dims of the four stages, depths
@@ -19,7 +20,7 @@ CONVNEXT_SIZES = {
 
 
 @section
-class ConvnextConfig:
+class ConvnextConfig(EncoderSettings):
     """ConvNeXt (Liu et al. 2022), as it is and as DINOv3 distils it; `size` names dims and depths, each of which may be
     set by itself.
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from data_pipelines.transforms.config import section
+from pretrain.encoders.shapes import EncoderSettings
 from pretrain.encoders.spec import EncoderSpec, Example, Layout
 
 # dim, depth, heads, blocks with re-attention, whether what they attend with is scaled once more
@@ -17,7 +18,7 @@ DEEPVIT_SIZES = {
 
 
 @section
-class DeepVitConfig:
+class DeepVitConfig(EncoderSettings):
     """DeepViT (Zhou et al. 2021); `size` names dim, depth, heads, reattention and reattention_scaled.
 
     In the last `reattention` blocks the heads' attention maps are mixed with each other after the softmax, and brought

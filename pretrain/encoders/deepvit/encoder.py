@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import Mlp
 from torch import Tensor, nn
 
 from pretrain.encoders.base import drop_path_rates
 from pretrain.encoders.deepvit.config import DeepVitConfig
-from pretrain.encoders.sequence import ResidualBlock, SequenceEncoder
+from pretrain.encoders.sequence import Attention, ResidualBlock, SequenceEncoder, initialise_linear
 
 _EPS = 1e-6
 _STEM_WIDTH = 64
@@ -42,7 +41,7 @@ class DeepVitEncoder(SequenceEncoder):
     def fresh_blocks(self, count: int, after: int) -> list[nn.Module]:
         blocks = deep_blocks(self.config, after, count)
         for block in blocks:
-            block.apply(initialise)
+            block.apply(initialise_linear)
         return blocks
 
 
@@ -57,7 +56,7 @@ class DeepVit(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, dim))
         self.blocks = nn.ModuleList(deep_blocks(config, 0, depth))
         self.norm = nn.LayerNorm(dim, eps=_EPS)
-        self.apply(initialise)
+        self.apply(initialise_linear)
         for token in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(token, std=0.02)
 
@@ -70,36 +69,9 @@ def deep_blocks(config: DeepVitConfig, first: int, count: int) -> list[ResidualB
     for offset, rate in enumerate(drop_path_rates(config.drop_path, depth, first, count)):
         mixes = min(first + offset, depth - 1) >= depth - num_mixed
         attention = ReAttention(dim, heads, scaled) if mixes else Attention(dim, heads)
-        mlp = Mlp(dim, int(dim * config.mlp_ratio))
+        mlp = Mlp(dim, round(dim * config.mlp_ratio))
         blocks.append(ResidualBlock(dim, attention, mlp, rate, _EPS, config.branch_scale, whole_batches=mixes))
     return blocks
-
-
-def initialise(module: nn.Module) -> None:
-    """Linear layers as the authors' code starts them; convolutions and norms start as PyTorch has them."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-class Attention(nn.Module):
-    """Plain attention."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(b, n, d) to (b, n, d)."""
-        query, key, value = rearrange(self.qkv(states), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        return self.proj(rearrange(self.mixed(query, key, value), "b h n d -> b n (h d)"))
-
-    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of the heads (b, h, n, d)."""
-        return F.scaled_dot_product_attention(query, key, value)
 
 
 class ReAttention(Attention):

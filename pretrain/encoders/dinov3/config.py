@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from data_pipelines.transforms.config import section
 from pretrain.encoders.position_settings import RotaryPositions, check_rotary
+from pretrain.encoders.shapes import EncoderSettings
 from pretrain.encoders.spec import EncoderSpec, Example, Layout
 
 
@@ -35,7 +36,7 @@ SIZES = {
 
 
 @section
-class Dinov3Config:
+class Dinov3Config(EncoderSettings):
     """DINOv3's vision transformer (Simeoni et al. 2025): rotary positions, registers, no bias of keys, layer scale."""
 
     family: Literal["dinov3"] = "dinov3"

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from data_pipelines.transforms.config import section
+from pretrain.encoders.shapes import EncoderSettings
 from pretrain.encoders.spec import EncoderSpec, Example, Layout
 
 # width of the first stage, depths of the four stages
@@ -19,7 +20,7 @@ HORNET_SIZES = {
 
 
 @section
-class HorNetConfig:
+class HorNetConfig(EncoderSettings):
     """HorNet (Rao et al. 2022): recursive gated convolutions; `size` names dim and depths, each may be set by itself.
 
     `filter` is what a gated convolution looks around with: `local`, 7x7 depth-wise in all stages (HorNet), or

@@ -58,6 +58,7 @@ SPEC = EncoderSpec(
     build="pretrain.encoders.navit.encoder:NavitEncoder",
     drop_layout="any",
     headline=lambda config: None if config.pool == "attention" else "mean",
+    native=lambda config: True,
     layouts={"navit": Layout("pretrain.encoders.navit.layouts:read_navit")},
     examples=(Example(small={"dim": 32, "depth": 2, "heads": 2, "patch": 16}),),
 )

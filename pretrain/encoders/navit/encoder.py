@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from data_pipelines.packed_batch import rows_and_columns
 from pretrain.encoders import drop_path
 from pretrain.encoders.base import Encoder, Features, Mask, drop_path_rates, on_token_grid
 from pretrain.encoders.native import (
@@ -20,7 +21,6 @@ from pretrain.encoders.native import (
     PackedMask,
     lengths_of,
     mean_of_each,
-    rows_and_columns,
 )
 from pretrain.encoders.navit.blocks import AttentionPool, NavitBlock, norm
 from pretrain.encoders.navit.config import NavitConfig

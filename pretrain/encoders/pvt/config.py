@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from data_pipelines.transforms.config import section
+from pretrain.encoders.shapes import EncoderSettings
 from pretrain.encoders.spec import EncoderSpec, Example, Layout
 
 # dims of the four stages, depths; heads, MLP ratios and spatial reductions are the same for all sizes
@@ -19,7 +20,7 @@ PVT_SIZES = {
 
 
 @section
-class PvtConfig:
+class PvtConfig(EncoderSettings):
     """The pyramid vision transformer, version 1 (Wang et al. 2021); `size` names dims and depths.
 
     `reduction` is how keys and values are brought to a coarser map: `conv`, the official model (kernel = stride), or

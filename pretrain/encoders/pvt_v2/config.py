@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from data_pipelines.transforms.config import section
-from pretrain.encoders.shapes import check_four_stages
+from pretrain.encoders.shapes import EncoderSettings, check_four_stages
 from pretrain.encoders.spec import EncoderSpec, Example
 
 # dims of the four stages, depths, heads
@@ -22,7 +22,7 @@ PVT_V2_SIZES = {
 
 
 @section
-class PvtV2Config:
+class PvtV2Config(EncoderSettings):
     """PVT version 2 (Wang et al. 2022); `size` names dims, depths and heads, each of which may be set by itself.
 
     Patches overlap, and positions come from depth-wise convolutions. `linear` pools keys and values to a map of 7x7.

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from data_pipelines.transforms.config import section
+from pretrain.encoders.shapes import EncoderSettings
 from pretrain.encoders.spec import EncoderSpec, Example, Layout
 
 # depths, convolutions more in the stem; dims, heads, MLP ratios and spatial reductions are the same for all sizes
@@ -14,7 +15,7 @@ SHUNTED_SIZES = {"tiny": ((1, 2, 4, 1), 0), "small": ((2, 4, 12, 1), 1), "base":
 
 
 @section
-class ShuntedConfig:
+class ShuntedConfig(EncoderSettings):
     """The Shunted Transformer (Ren et al. 2022); `size` names depths and the stem.
 
     Half of the heads attend to keys reduced by `sr`, half to keys reduced by half as much; where `sr` is 1, all attend

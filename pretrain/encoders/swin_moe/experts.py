@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from pretrain.encoders.divided import Ranks, exchanged, exchanged_back, keep_part, whole
 from pretrain.encoders.swin_moe.config import SwinMoeConfig
 from pretrain.encoders.swin_moe.gate import CosineGate, LinearGate, normals
 from pretrain.encoders.swin_moe.routing import balance_loss, capacity_of, choose, gathered, limited, returned, unlimited
@@ -37,11 +38,12 @@ class ExpertLinear(nn.Module):
         nn.init.trunc_normal_(self.weight, std=std)
 
     def forward(self, tokens: Tensor, expert_of_block: Tensor | None) -> Tensor:
-        """Blocks of tokens (blocks, n, in), each of one expert, to (blocks, n, out); None: block e is of expert e."""
+        """Blocks of tokens (blocks, n, in), each of one expert, to (blocks, n, out); None: block e is of expert e, of
+        those that this rank holds."""
         weight, bias = self.weight, self.bias
         if expert_of_block is not None:
-            weight = weight.index_select(0, expert_of_block)
-            bias = None if bias is None else bias.index_select(0, expert_of_block)
+            weight = whole(weight).index_select(0, expert_of_block)
+            bias = None if bias is None else whole(bias).index_select(0, expert_of_block)
         weight = rearrange(weight, "e o i -> e i o")
         if bias is None:
             return torch.bmm(tokens, weight)
@@ -49,18 +51,32 @@ class ExpertLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """fc1, GELU, fc2 of every expert."""
+    """fc1, GELU, fc2 of every expert.
+
+    Where ranks divide them, tokens at an expert's places go to whom it belongs; where places are not counted by expert,
+    the experts come to the tokens.
+    """
 
     def __init__(self, dim: int, config: SwinMoeConfig) -> None:
         super().__init__()
+        self.num_experts = config.experts
+        self.ranks: Ranks | None = None
         hidden = int(dim * config.mlp_ratio)
         self.fc1 = ExpertLinear(config.experts, dim, hidden, True, config.expert_std)
         self.fc2 = ExpertLinear(config.experts, hidden, dim, config.fc2_bias, config.expert_std)
         self.dropout = nn.Dropout(config.expert_dropout)
 
+    def divide(self, ranks: Ranks) -> None:
+        """Keep this rank's part of the experts."""
+        self.ranks = ranks
+        for parameter in self.parameters():
+            keep_part(parameter, ranks)
+
     def forward(self, tokens: Tensor, expert_of_block: Tensor | None = None) -> Tensor:
-        """As `ExpertLinear`."""
-        return self.fc2(self.dropout(F.gelu(self.fc1(tokens, expert_of_block))), expert_of_block)
+        """As `ExpertLinear`, of all experts."""
+        ranks = self.ranks if expert_of_block is None else None
+        hidden = self.dropout(F.gelu(self.fc1(exchanged(tokens, ranks), expert_of_block)))
+        return exchanged_back(self.fc2(hidden, expert_of_block), ranks)
 
 
 class MoeMlp(nn.Module):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from data_pipelines.transforms.config import section
+from pretrain.encoders.shapes import EncoderSettings
 from pretrain.encoders.spec import EncoderSpec, Example
 
 _SURVEY = "pretrain.encoders.timm.survey"  # it builds models, so it imports torch
@@ -28,7 +29,7 @@ TIMM_RESERVED = {
 
 
 @section
-class TimmConfig:
+class TimmConfig(EncoderSettings):
     """Any other timm model, as it is; written `encoder: timm:NAME` for short."""
 
     family: Literal["timm"] = "timm"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from data_pipelines.transforms.config import section
-from pretrain.encoders.shapes import check_four_stages
+from pretrain.encoders.shapes import EncoderSettings, check_four_stages
 from pretrain.encoders.spec import EncoderSpec, Example
 
 # dims of the four stages, depths, heads
@@ -19,7 +19,7 @@ TWINS_SIZES = {
 
 
 @section
-class TwinsConfig:
+class TwinsConfig(EncoderSettings):
     """Twins-SVT (Chu et al. 2021); `size` names dims, depths and heads, each of which may be set by itself.
 
     Attention within windows and to a sub-sampled map in turn; positions come from depth-wise convolutions.

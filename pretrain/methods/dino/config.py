@@ -125,6 +125,7 @@ SPEC = MethodSpec(
     headline="class",
     crops=lambda section: Crops(num_global=2, local=True),
     needs=_needs,
+    native=lambda section: section.ibot is None,
     check=_check,
     check_batch=_check_batch,
     resolve=resolve,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,6 +17,7 @@ from pretrain.config import Config
 from pretrain.encoders import Encoder, Features, Mask, build_encoder
 from pretrain.encoders.attention_maps import attention_pictures
 from pretrain.encoders.base import several_passes
+from pretrain.encoders.native import PackedImages, joined
 from pretrain.engines.schedules import Cosine, Staircase, Timeline
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.dino.config import DinoConfig
@@ -93,9 +96,9 @@ class Dino(Method):
         return [*super().blocks(), *self.teacher["encoder"].blocks(), *(head.mlp for head in heads)]
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        crops = batch["global_crops"]
-        size, num_global = crops.shape[:2]
-        images = rearrange(self.normalise(crops), "b v c h w -> (v b) c h w")
+        images, local = self._crops(batch)
+        size = len(batch["rows"] if isinstance(images, PackedImages) else batch["global_crops"])
+        num_global = (len(images.grids) if isinstance(images, PackedImages) else len(images)) // size
         with torch.no_grad():
             teacher_features = self.teacher["encoder"](images)
             outputs = {"center": self.teacher["head"](teacher_features.pooled).float()}
@@ -108,18 +111,14 @@ class Dino(Method):
                 name = "patch_head" if "patch_head" in self.teacher else "head"
                 outputs["patch_center"] = self.teacher[name](_rows(teacher_features.tokens, hidden)).float()
         targets = self._targets(outputs, step)
-        passes: tuple[tuple[Tensor, Mask | None], ...] = ((images, mask),)
-        if "local_crops" in batch:
-            small = rearrange(self.normalise(batch["local_crops"]), "b u c h w -> (u b) c h w")
-            passes = (*passes, (small, None))
-        seen = several_passes(self.encoder, passes)
+        seen = self._seen(images, local, mask)
         features = seen[0]
         student = rearrange(self.head(torch.cat([each.pooled for each in seen])).float(), "(v b) k -> v b k", b=size)
 
         probabilities = rearrange(targets["center"], "(v b) k -> v b k", v=num_global)
         result = {"loss": dino_loss(student / self.config.student_temperature, probabilities)}
         if self.config.koleo_weight:
-            views = rearrange(features.pooled, "(v b) d -> v b d", v=num_global)
+            views = rearrange(features.pooled[: num_global * size], "(v b) d -> v b d", v=num_global)
             result["koleo"] = torch.stack([koleo_loss(view) for view in views]).sum()
         if hidden is not None:
             result["ibot"] = self._ibot(features, hidden, targets["patch_center"])
@@ -134,6 +133,26 @@ class Dino(Method):
             deviation = directions.std(dim=0, unbiased=False).mean() * directions.shape[-1] ** 0.5
         # feature_std, 1: the first global crops' directions spread evenly; 0: collapsed
         return {**result, "teacher_entropy": entropy, "feature_std": deviation}
+
+    def _crops(self, batch: Batch) -> tuple[Tensor | PackedImages, Tensor | PackedImages | None]:
+        """The global crops of a batch, normalised, view by view; and the local ones, where there are any."""
+        if "global_patches" in batch:
+            return self.packed(batch), self.packed(batch, "local") if "local_patches" in batch else None
+        images = rearrange(self.normalise(batch["global_crops"]), "b v c h w -> (v b) c h w")
+        if "local_crops" not in batch:
+            return images, None
+        return images, rearrange(self.normalise(batch["local_crops"]), "b u c h w -> (u b) c h w")
+
+    def _seen(
+        self, images: Tensor | PackedImages, local: Tensor | PackedImages | None, mask: Mask | None
+    ) -> Sequence[Any]:
+        """The student's features of all crops, in one pass or in one for each kind."""
+        if isinstance(images, PackedImages):
+            return [self.encoder(images if local is None else joined([images, local]))]
+        passes: tuple[tuple[Tensor, Mask | None], ...] = ((images, mask),)
+        if isinstance(local, Tensor):
+            passes = (*passes, (local, None))
+        return several_passes(self.encoder, passes)
 
     def _ibot(self, features: Features, hidden: Tensor, targets: Tensor) -> Tensor:
         """The loss at the hidden patch tokens (n,), all global views together, from the teacher's `targets` (n, k)."""
@@ -196,6 +215,8 @@ class Dino(Method):
         return {"momentum": self.momentum(step), "teacher_temperature": self.teacher_temperature(step)}
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        if "global_patches" in batch:
+            return {}
         crops = batch["global_crops"][:, 0]
         return attention_pictures(self.teacher["encoder"], self.normalise(crops), crops, self.show, of="teacher")
 

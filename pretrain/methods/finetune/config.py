@@ -119,6 +119,8 @@ def _check(config: Config, tokens: Tokens | None) -> None:
         raise ValueError(f"views.global_crops are {height}x{width} px, and fine-tuning measures on squares")
     if config.engine.zero_stage == 3:
         raise ValueError("fine-tuning measures the whole model while it trains: set engine.zero_stage to 2 at most")
+    if config.engine.expert_parallel:
+        raise ValueError("fine-tuning measures the whole model while it trains: set engine.expert_parallel=false")
 
 
 def _has_sequence(config: Config) -> bool:

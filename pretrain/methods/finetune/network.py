@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pretrain.encoders import Encoder
+from pretrain.encoders.base import depth_of
 from pretrain.methods.finetune.config import FinetuneConfig
 
 
@@ -65,7 +66,7 @@ def freeze(encoder: Encoder, train_blocks: int | None) -> None:
         return
     first = encoder.depth + 2 if train_blocks == 0 else encoder.depth + 1 - train_blocks
     for name, parameter in encoder.named_parameters():
-        if encoder.layer_of(f"encoder.{name}") < first:
+        if depth_of(encoder, f"encoder.{name}") < first:
             parameter.requires_grad_(False)
 
 
