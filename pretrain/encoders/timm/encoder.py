@@ -17,8 +17,8 @@ from pretrain.encoders.base import Encoder, Features, Mask, on_token_grid, zero_
 from pretrain.encoders.timm import drawn_paths
 from pretrain.encoders.timm.config import TimmConfig
 from pretrain.encoders.timm.dropping import left_out
-from pretrain.encoders.timm.embeddings import map_of, replaced
-from pretrain.encoders.timm.survey import calls_of, check_name, create, survey
+from pretrain.encoders.timm.embeddings import calls_of, map_of, replaced
+from pretrain.encoders.timm.survey import check_name, create, survey
 
 #: First parts of the names of what follows the last block.
 AFTER_BLOCKS = ("norm", "fc_norm", "head", "final_conv", "conv_head")
