@@ -74,6 +74,7 @@ class Made(NamedTuple):
     maps: dict[str, np.ndarray]  # by kind, (h, w)
     facts: dict[str, Any]  # for its .json
     entry: dict[str, Any]  # what it is made of
+    frames: tuple[Image.Image, ...] = ()  # of a clip, of which `image` is the first
 
 
 def write_images(
@@ -117,11 +118,17 @@ def write_images(
 
 
 def _write(path: Path, one: Made) -> int:
-    """Write an image, and beside it what is known of it; the image's bytes."""
+    """Write an image, or a folder of frames, and beside it what is known of it; the bytes of the (first) image."""
+    path.with_suffix(".json").write_text(json.dumps(one.facts), encoding="utf-8")
+    if one.frames:
+        folder = path.with_suffix("")
+        folder.mkdir()
+        for number, frame in enumerate(one.frames):
+            frame.save(folder / f"{number}.jpg", quality=90)
+        return (folder / "0.jpg").stat().st_size
     one.image.save(path, quality=90)
     for kind, values in one.maps.items():
         Image.fromarray(values).save(path.with_suffix(f".{kind}.png"))
-    path.with_suffix(".json").write_text(json.dumps(one.facts), encoding="utf-8")
     return path.stat().st_size
 
 

@@ -72,7 +72,10 @@ def embed(
     chosen = choose_precision(precision, device)
     if not rank:
         say(f"computed in {chosen.arithmetic} and kept as {chosen.features}: {chosen.why}")
-    crops = Crops(subject.image_size, subject.channels, subject.bits, subject.mean, subject.std)
+    crops = Crops(
+        subject.image_size, subject.channels, subject.bits, subject.mean, subject.std, subject.frames,
+        subject.frame_stride,
+    )  # fmt: skip
     encoder = FrozenEncoder(
         subject.encoder, crops, device=device, arithmetic=chosen.arithmetic, last_blocks=last_blocks, tokens=tokens
     )

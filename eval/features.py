@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ def extract(
     std: tuple[float, ...],
     channels: int = 3,
     bits: int = 8,
+    frames: int = 1,
+    frame_stride: int | None = None,
     device: torch.device | str = "cpu",
     batch_size: int = 256,
     last_blocks: int = 4,
@@ -46,7 +48,7 @@ def extract(
     by default those that have a class; a data set without is refused with ValueError, and one without an image that can
     be read. `change`: what is done to the crops before they are normalised.
     """
-    crops = Crops(size, channels, bits, mean, std)
+    crops = Crops(size, channels, bits, mean, std, frames, frame_stride)
     frozen = FrozenEncoder(encoder, crops, device=device, arithmetic=arithmetic, last_blocks=last_blocks)
     samples = labelled(dataset) if samples is None else samples
     rows = _Rows(len(samples))
@@ -63,6 +65,8 @@ def pixels(
     *,
     channels: int = 3,
     bits: int = 8,
+    frames: int = 1,
+    frame_stride: int | None = None,
     batch_size: int = 256,
     progress: bool = True,
     samples: np.ndarray | None = None,
@@ -74,24 +78,22 @@ def pixels(
     of `extract`.
     """
     samples = labelled(dataset) if samples is None else samples
-    rows = _Rows(len(samples))
+    rows, kind = _Rows(len(samples)), {"channels": channels, "bits": bits}
+    kind |= {"frames": frames, "frame_stride": frame_stride} if frames > 1 else {}
     with counting("pixels", len(samples), progress) as advance:
-        for batch in _pixel_batches(dataset, samples, size, (channels, bits), batch_size, change):
+        for batch in _pixel_batches(dataset, samples, size, kind, batch_size, change):
             rows.add(batch)
             advance(len(batch.rows))
-    return rows.features(dataset, channels, "pixels", {"pixels": (0, channels * size**2)})
+    return rows.features(dataset, channels, "pixels", {"pixels": (0, frames * channels * size**2)})
 
 
 def _pixel_batches(
-    dataset: Dataset, samples: np.ndarray, size: int, kind: tuple[int, int], batch_size: int, change: Change | None
+    dataset: Dataset, samples: np.ndarray, size: int, kind: dict[str, Any], batch_size: int, change: Change | None
 ) -> Iterator[Batch]:
-    """`kind`: channels and bits."""
+    """`kind`: channels, bits and frames, as `center_crops` takes them."""
     from data_pipelines.eval_loader import center_crops
 
-    channels, bits = kind
-    for images, labels, ids in center_crops(
-        dataset, size, batch_size=batch_size, channels=channels, bits=bits, samples=samples
-    ):
+    for images, labels, ids in center_crops(dataset, size, batch_size=batch_size, samples=samples, **kind):
         digests = digests_of(images.numpy())
         images = images if change is None else change(images, ids)
         flat = rearrange(images, "b c h w -> b (c h w)").float().div_(torch.iinfo(images.dtype).max)

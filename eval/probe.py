@@ -149,6 +149,9 @@ def run_probe(
         "bits": subject.bits,
         "mean": subject.mean, "std": subject.std, "headline": subject.headline, **common,
     }  # fmt: skip
+    if subject.frames > 1:
+        of_stacks = {"frames": subject.frames, "frame_stride": subject.frame_stride}
+        pixel_key, untrained_key = pixel_key | of_stacks, untrained_key | of_stacks
     if source.precision.arithmetic != "fp32":
         untrained_key["arithmetic"] = source.precision.arithmetic
     rows: dict[str, Any] = {

@@ -79,6 +79,8 @@ class Rows:
                 size,
                 channels=self.target.channels,
                 bits=self.target.bits,
+                frames=self.target.frames,
+                frame_stride=self.target.frame_stride,
                 batch_size=self.source.batch_size,
                 progress=not self.console.quiet,
                 samples=self._wanted(of_val, samples),

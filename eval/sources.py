@@ -56,7 +56,8 @@ class FeatureSource:
     def crops(self) -> Crops:
         """As the target takes them."""
         target = self.target
-        return Crops(target.image_size, target.channels, target.bits, target.mean, target.std)
+        frames = {"frames": target.frames, "frame_stride": target.frame_stride}
+        return Crops(target.image_size, target.channels, target.bits, target.mean, target.std, **frames)
 
     @property
     def arithmetic(self) -> str:
@@ -109,7 +110,8 @@ class FeatureSource:
         target = self.target
         return extract(
             encoder, dataset, size=target.image_size, mean=target.mean, std=target.std, channels=target.channels,
-            bits=target.bits, device=self.device, batch_size=self.batch_size, last_blocks=self.last_blocks,
+            bits=target.bits, frames=target.frames, frame_stride=target.frame_stride,
+            device=self.device, batch_size=self.batch_size, last_blocks=self.last_blocks,
             arithmetic=self.precision.arithmetic, progress=self.progress, samples=samples, change=change,
         )  # fmt: skip
 

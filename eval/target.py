@@ -47,6 +47,8 @@ class Target:
     results: Path
     trained_size: tuple[int, int]
     window: int | None = None
+    frames: int = 1  # of a stack, see `Frames`
+    frame_stride: int | None = None
 
     def how_larger(self) -> str | None:
         """How images of another size than the encoder's are seen, in words; None of its own size."""
@@ -99,6 +101,7 @@ def open_target(target: str, image_size: int | None = None, windows: bool = Fals
         architecture={
             "built_for": size,
             "method": card.method,
+            **({"frames_of_data": card.frames} if card.frames > 1 else {}),
             **TypeAdapter(EncoderConfig).dump_python(config, mode="json"),
         },
         image_size=_side(image_size, size, encoder.stride),
@@ -113,6 +116,8 @@ def open_target(target: str, image_size: int | None = None, windows: bool = Fals
         run=run,
         results=results,
         trained_size=size,
+        frames=card.frames,
+        frame_stride=card.frame_stride,
     )
 
 

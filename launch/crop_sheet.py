@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -13,11 +14,13 @@ from torch import Tensor
 from data_pipelines.checks.contact_sheet import Display, Tile, fitted, grid
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.images.decode import decode
+from data_pipelines.images.stacks import decode_stack
 from data_pipelines.loader import Loader
 from data_pipelines.rng import Purpose
 from data_pipelines.sampler import Sampler
 from data_pipelines.transforms.backends.any_channels import fitting
 from data_pipelines.transforms.backends.device import finish
+from data_pipelines.transforms.frames import Frames
 from data_pipelines.transforms.params import CropParams, draw
 from pretrain.config import Config
 from pretrain.methods.registry import draw_fields_for
@@ -54,6 +57,8 @@ def crop_sheet(
         max_bad_share=1.0,
         channels=config.data.channels,
         bits=config.data.bits,
+        frames=config.data.frames,
+        frame_stride=config.data.frame_stride,
         backend=config.data.backend,
     ) as loader:
         (batch,) = next(loader.steps(step))
@@ -77,26 +82,39 @@ def _row(
     views, _ = fitting(config.views, config.data.channels)
     asked = sampler.rows(step, range(row, row + 1))[0]
     number, sample = arrays["ids"][row].tolist()
-    image = decode(sampler.datasets[number].read(sample), config.data.channels, bits=config.data.bits)
+    data, stored = config.data, sampler.datasets[number].read(sample)
+    if data.frames == 1:
+        images = [decode(stored, data.channels, bits=data.bits)]
+    else:
+        showing = (sampler.seed, asked.dataset, asked.epoch, asked.sample)
+        wanted = partial(Frames(data.frames, data.frame_stride).drawn, showing)
+        images = [picture.pixels for picture in decode_stack(stored, wanted, data.channels, bits=data.bits)]
+    image = images[0]
     display = Display(image, bands)
     identity = (sampler.seed, Purpose.CROPS, asked.dataset, asked.epoch, asked.sample)
     drawn = draw(views, (*identity, asked.repeat) if asked.repeat else identity, image.shape[:2])
     num_global = len(views.global_crops)
     colours = [_GLOBAL[view % len(_GLOBAL)] for view in range(num_global)] + [_LOCAL] * (len(drawn) - num_global)
     key, _ = sampler.datasets[number].key(sample)
-    tiles = [Tile(_with_boxes(display.rgb(image), drawn, colours), (key, f"{image.shape[1]}x{image.shape[0]}"))]
+    boxed = _side_by_side([_with_boxes(display.rgb(frame), drawn, colours) for frame in images])
+    tiles = [Tile(boxed, (key, f"{image.shape[1]}x{image.shape[0]}" + _times(images)))]
+
+    def rgb(crop: np.ndarray) -> Image.Image:
+        return display.rgb(rearrange(crop, "(t c) h w -> h (t w) c", t=len(images)))
+
     for view in range(num_global):
-        crop = display.rgb(rearrange(arrays["global_crops"][row, view], "c h w -> h w c"))
+        crop = rgb(arrays["global_crops"][row, view])
         for name, cover in (("drop_mask", _DROPPED), ("token_mask", _REPLACED)):
             if name in arrays:
                 mask = arrays[name][row]
-                crop = _covered(crop, mask if mask.ndim == 2 else mask[view], *cover)
-        tiles.append(_tile(crop, f"global {view + 1}", drawn[view], colours[view]))
+                mask = mask if mask.ndim == 2 else mask[view]
+                crop = _covered(crop, np.tile(mask, (1, len(images))), *cover)
+        tiles.append(_tile(crop, f"global {view + 1}", drawn[view], colours[view], len(images)))
     for view in range(num_global, len(drawn)):
-        crop = display.rgb(rearrange(arrays["local_crops"][row, view - num_global], "c h w -> h w c"))
-        tiles.append(_tile(crop, f"local {view - num_global + 1}", drawn[view], colours[view]))
+        crop = rgb(arrays["local_crops"][row, view - num_global])
+        tiles.append(_tile(crop, f"local {view - num_global + 1}", drawn[view], colours[view], len(images)))
     if "target_crops" in arrays:
-        crop = display.rgb(rearrange(arrays["target_crops"][row], "c h w -> h w c"))
+        crop = rgb(arrays["target_crops"][row])
         tiles.append(_tile(crop, "target", drawn[0], _TARGET))
     return tiles
 
@@ -111,11 +129,32 @@ def _with_boxes(image: Image.Image, drawn: Sequence[CropParams], colours: Sequen
     return shown
 
 
-def _tile(crop: Image.Image, name: str, params: CropParams, colour: str) -> Tile:
-    shown = fitted(crop, _SIDE)
+def _side_by_side(frames: Sequence[Image.Image]) -> Image.Image:
+    """The frames of a stack as a strip; a single image as it is."""
+    if len(frames) == 1:
+        return frames[0]
+    shown = [fitted(frame, _SIDE) for frame in frames]
+    strip = Image.new("RGB", (sum(frame.width for frame in shown), shown[0].height))
+    for number, frame in enumerate(shown):
+        strip.paste(frame, (number * shown[0].width, 0))
+    return strip
+
+
+def _times(frames: Sequence[object]) -> str:
+    return f" x {len(frames)}" if len(frames) > 1 else ""
+
+
+def _tile(crop: Image.Image, name: str, params: CropParams, colour: str, frames: int = 1) -> Tile:
+    shown = fitted(crop, _SIDE * frames)
     framed = Image.new("RGB", (shown.width + 2 * _FRAME, shown.height + 2 * _FRAME), colour)
     framed.paste(shown, (_FRAME, _FRAME))
-    return Tile(framed, (f"{name} {crop.width}x{crop.height}", *(line for line in told(params) if line)))
+    return Tile(
+        framed,
+        (
+            f"{name} {crop.width // frames}x{crop.height}{_times(range(frames))}",
+            *(line for line in told(params) if line),
+        ),
+    )
 
 
 def told(params: CropParams) -> tuple[str, str]:

@@ -136,7 +136,8 @@ def _features(
 
     return extract(
         subject.encoder, dataset, size=subject.image_size, mean=subject.mean, std=subject.std,
-        channels=subject.channels, bits=subject.bits, device=device, batch_size=batch_size, last_blocks=1,
+        channels=subject.channels, bits=subject.bits, frames=subject.frames, frame_stride=subject.frame_stride,
+        device=device, batch_size=batch_size, last_blocks=1,
         progress=progress, samples=samples,
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ PACK_EXAMPLES = (
     "Examples:\n\n[bold]selfsight pack photos/ shards/ --val-share 0.05[/]\n\n"
     "[bold]selfsight pack 'old/train-{000000..000099}.tar' shards/ --max-short-side 320[/]\n\n"
     "[bold]selfsight pack ADE/images shards/ --masks ADE/annotations[/]\n\n"
+    "[bold]selfsight pack clips/ shards/ --from stacks[/]\n\n"
     "[bold]selfsight pack scans.csv shards/ --root /archive --bad refuse[/]\n\n"
     "[bold]selfsight pack patients.csv shards/ --group-column patient --val-share 0.2[/]"
 )
@@ -27,7 +28,11 @@ def pack(
     ],
     out: Annotated[Path, typer.Argument(help="The folder that gets the shards and dataset.json.")],
     kind: Annotated[
-        str | None, typer.Option("--from", help="folder, tars, parquet, arrow or list; default: what is there.")
+        str | None,
+        typer.Option(
+            "--from",
+            help="folder, stacks (a folder of frames for each), tars, parquet, arrow or list; default: what is there.",
+        ),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Where a list's relative paths begin; default: its folder.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Of a table; default: by type and usual names.")] = None,

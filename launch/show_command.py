@@ -37,6 +37,7 @@ def show(
     chosen = (0, 1, 2) if bands is None else _bands(bands)
     check_writable(out)
     notes: list[str] = []
+    frames = 1
     sheets: dict[str, Callable[[BinaryIO], None]] = {}
     with open_dataset(shards, split) as dataset:
         if preset is not None:
@@ -61,9 +62,10 @@ def show(
                 )
             if bands is None and config.data.channels > 3:
                 chosen = config.tracking.picture_channels
+            frames = config.data.frames
             crops = crop_sheet(config, [dataset], rows, step, chosen)
             sheets["crops.png"] = lambda file: crops.save(file, "PNG")
-        samples = samples_sheet(dataset, count, seed, chosen)
+        samples = samples_sheet(dataset, count, seed, chosen, frames)
         sheets["samples.png"] = lambda file: samples.save(file, "PNG")
         statistics = measure(dataset, seed, threads, progress)
     figure = statistics_figure(statistics)

@@ -17,6 +17,9 @@ from data_pipelines.cores import cores_per_process
 from data_pipelines.datasets.dataset import NO_LABEL, Dataset
 from data_pipelines.images.decode import DAMAGE, BadSampleError, decode, look
 from data_pipelines.images.issues import shown
+from data_pipelines.images.sample import Sample
+from data_pipelines.images.stacks import decode_stack
+from data_pipelines.transforms.frames import Frames
 from data_pipelines.wording import samples_in
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ MAX_HEADERS = 50_000  # images whose headers are read; of more, so many are draw
 _PIECE = 256  # headers a thread reads at a time
 _ACROSS = 8  # samples in a row of the sheet
 _SIDE = 160  # px of a sample's longer side
+_FRAMES = 4  # of a stack, where nothing else is said
 _FEW_SIZES = 200  # are drawn one by one
 
 
@@ -45,14 +49,20 @@ def balanced(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.nda
     return chosen[np.lexsort((chosen, labels[chosen]))]
 
 
-def samples_sheet(dataset: Dataset, count: int, seed: int, bands: tuple[int, ...] = (0, 1, 2)) -> Image.Image:
+def samples_sheet(
+    dataset: Dataset, count: int, seed: int, bands: tuple[int, ...] = (0, 1, 2), frames: int = 1
+) -> Image.Image:
     """`count` images with their keys, classes and sizes; in a data set with labels, as many of each class. Masks lie
-    over their images in colours, a colour a class; depths stand beside them, what is far bright."""
+    over their images in colours, a colour a class; depths stand beside them, what is far bright. A stack is shown as a
+    strip of `frames`, or of four where that is 1 and its members tell that it is one."""
     tiles = []
     for number in balanced(dataset.labels, count, np.random.default_rng(seed)).tolist():
         key, _ = dataset.key(number)
         stored = dataset.read(number)
         try:
+            if stored.frames or frames > 1:
+                tiles.append(_strip(dataset, number, stored, bands, frames if frames > 1 else _FRAMES))
+                continue
             image = decode(stored, channels=None, bits=None)
         except BadSampleError as error:
             tiles.append(Tile(Image.new("RGB", (_SIDE, _SIDE), "lightgrey"), (key, error.reason)))
@@ -61,8 +71,18 @@ def samples_sheet(dataset: Dataset, count: int, seed: int, bands: tuple[int, ...
         picture, told = with_maps(dataset, number, Display(image, bands).rgb(image))
         caption = key, f"{class_name(dataset, number)} {size}".strip(), *told
         tiles.append(Tile(fitted(picture, _SIDE), caption))
-    rows = [tiles[first : first + _ACROSS] for first in range(0, len(tiles), _ACROSS)]
+    across = max(1, _ACROSS * _SIDE // max(_SIDE, *(tile.image.width for tile in tiles)))
+    rows = [tiles[first : first + across] for first in range(0, len(tiles), across)]
     return grid(rows, f"{len(tiles)} of {dataset.num_samples:,} samples")
+
+
+def _strip(dataset: Dataset, number: int, stored: Sample, bands: tuple[int, ...], frames: int) -> Tile:
+    pictures = decode_stack(stored, Frames(frames).chosen, channels=None, bits=None)
+    shown = np.concatenate([picture.pixels for picture in pictures], axis=1)
+    height, width, _ = pictures[0].pixels.shape
+    of = f" x {len(stored.frames)}" if stored.frames else ""
+    caption = stored.key, f"{class_name(dataset, number)} {width}x{height}{of}".strip()
+    return Tile(fitted(Display(shown, bands).rgb(shown), _SIDE * min(frames, _FRAMES)), caption)
 
 
 def class_name(dataset: Dataset, sample: int) -> str:

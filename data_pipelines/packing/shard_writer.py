@@ -65,6 +65,7 @@ class _Image:
     json: bytes | None
     num_read: int
     beside: Beside = NOTHING_BESIDE
+    frames: tuple[Prepared, ...] = ()  # of a stack, of which `prepared` is the first
 
 
 def write_shard(shop: Workshop, shard: Path, numbers: np.ndarray) -> dict[str, Any]:
@@ -107,7 +108,12 @@ def write_shard(shop: Workshop, shard: Path, numbers: np.ndarray) -> dict[str, A
                 continue
             map_count.add(path, image.beside)
             key, label = listing.key(image.number), int(labels[image.number])
-            put(_member(f"{key}.{image.prepared.suffix}", image.prepared.content))
+            if image.frames:
+                digits = max(3, len(str(len(image.frames) - 1)))
+                for place, frame in enumerate(image.frames):
+                    put(_member(f"{key}.{place:0{digits}}.{frame.suffix}", frame.content))
+            else:
+                put(_member(f"{key}.{image.prepared.suffix}", image.prepared.content))
             if label != NO_LABEL:
                 put(_member(f"{key}.cls", str(label).encode()))
                 counts["labels"][str(label)] += 1
@@ -120,7 +126,7 @@ def write_shard(shop: Workshop, shard: Path, numbers: np.ndarray) -> dict[str, A
             counts["outcomes"][image.prepared.outcome] += 1
             num_samples += 1
             num_read += image.num_read
-            num_kept += len(image.prepared.content)
+            num_kept += sum(len(frame.content) for frame in image.frames or (image.prepared,))
         if shop.stop.is_set():
             raise InterruptedError(f"{shard} is left unfinished; another one failed, or the pack was interrupted")
         put(bytes(2 * BLOCKSIZE))
@@ -165,9 +171,27 @@ def _prepare(shop: Workshop, number: int, read: Callable[[], Content]) -> _Image
         prepared = prepare(content.image, shop.reencoding, shop.decode_all)
     except DAMAGE as error:
         return _Image(number, None, reason_of(error), None, len(content.image))
+    if content.frames:
+        return _prepare_stack(shop, number, content)
     path = shop.catalogue.source.listing.entry(number).path
     beside = maps_of(path, content.image, prepared, content.maps, shop.map_folders)
     return _Image(number, prepared, "", _with_group(shop, number, content.json), len(content.image), beside)
+
+
+def _prepare_stack(shop: Workshop, number: int, content: Content) -> _Image:
+    """Every frame as an image is; one that cannot be used, or is of another size, leaves the stack out."""
+    num_read, json = sum(map(len, content.frames)), _with_group(shop, number, content.json)
+    made: list[Prepared] = []
+    for place, frame in enumerate(content.frames):
+        try:
+            made.append(prepare(frame, shop.reencoding, shop.decode_all))
+        except DAMAGE as error:
+            reason = f"frame {place} of {len(content.frames)}: {reason_of(error)}"
+            return _Image(number, None, reason, None, num_read)
+        if (made[-1].width, made[-1].height) != (made[0].width, made[0].height):
+            size = f"{made[-1].width}x{made[-1].height} px, and the first {made[0].width}x{made[0].height}"
+            return _Image(number, None, f"frame {place} of {len(content.frames)} has {size}", None, num_read)
+    return _Image(number, made[0], "", json, num_read, frames=tuple(made))
 
 
 def _with_group(shop: Workshop, number: int, stored: bytes | None) -> bytes | None:

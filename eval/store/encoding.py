@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
+from einops import repeat
 from torch import Tensor
 
 from eval.base import Change
@@ -24,17 +24,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Crops:
-    """Centre crops of `size` px, as `center_crops` makes them, normalised by mean and std of pixels in 0 .. 1."""
+    """Centre crops of `size` px, as `center_crops` makes them, normalised by mean and std of pixels in 0 .. 1; of
+    stacks those of several `frames`, see `Frames`."""
 
     size: int
     channels: int
     bits: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    frames: int = 1
+    frame_stride: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Plain JSON values; those of images say nothing of frames."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if self.frames == 1:
+            del plain["frames"], plain["frame_stride"]
         return plain
 
 
@@ -75,10 +80,12 @@ class FrozenEncoder:
         self.encoder, self.crops, self.device = encoder.eval().to(device), crops, torch.device(device)
         self.arithmetic, self.with_tokens = arithmetic, tokens
         self._shift, self._scale = (
-            rearrange(torch.tensor(values, device=device), "c -> 1 c 1 1") for values in (crops.mean, crops.std)
+            repeat(torch.tensor(values, device=device), "c -> 1 (t c) 1 1", t=crops.frames)
+            for values in (crops.mean, crops.std)
         )
         self._earlier = tuple(range(-min(last_blocks, len(encoder.blocks())), -1))
-        noise = torch.randn(1, crops.channels, crops.size, crops.size, generator=torch.Generator().manual_seed(0))
+        planes = crops.channels * crops.frames
+        noise = torch.randn(1, planes, crops.size, crops.size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():  # in fp32: which of the outputs are the same is not for rounding to say
             self.layout: Layout = layout(self.encoder(noise.to(device), layers=self._earlier))
         if tokens and self.layout.grid is None:
@@ -105,8 +112,9 @@ class FrozenEncoder:
 
         crops = self.crops
         for images, labels, numbers in center_crops(
-            dataset, crops.size, batch_size=batch_size, channels=crops.channels, bits=crops.bits, samples=samples
-        ):
+            dataset, crops.size, batch_size=batch_size, channels=crops.channels, bits=crops.bits, samples=samples,
+            frames=crops.frames, frame_stride=crops.frame_stride,
+        ):  # fmt: skip
             digests = digests_of(images.numpy())
             rows, tokens = self(images if change is None else change(images, numbers))
             yield Batch(

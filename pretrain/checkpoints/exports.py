@@ -55,6 +55,8 @@ def export_of(method: Method, config: Config, normalisation: Normalisation, step
         std=normalisation.std,
         method=config.method.name,
         headline=headline_feature(config),
+        frames=config.data.frames,
+        frame_stride=config.data.frame_stride,
         **shared,
     )
     beside = method.beside_encoder()

@@ -17,6 +17,7 @@ def check_combinations(config: Config) -> None:
     _check_channels(config)
     _check_schedule(config)
     _check_encoder(config)
+    _check_frames(config)
     _check_views(config)
     _check_native(config)
     _check_sizes(config)
@@ -90,6 +91,30 @@ def _check_encoder(config: Config) -> None:
                 raise ValueError(f"{key} is about an encoder's blocks, and {name} has none: set {key}={without}")
     elif encoder is None:
         raise ValueError(f"{name} needs an encoder; set encoder.family=vit, for example")
+
+
+def _check_frames(config: Config) -> None:
+    frames, of_encoder = config.data.frames, getattr(config.encoder, "frames", None)
+    if of_encoder is not None and of_encoder != frames:
+        raise ValueError(
+            f"data.frames is {frames} and encoder.frames is {of_encoder}: {config.encoder.family} sees stacks of the "
+            f"frames that it is built for; set data.frames={of_encoder}, or encoder.frames={frames}"
+        )
+    if frames == 1:
+        return
+    if not spec_of(config.method).stacks:
+        raise ValueError(
+            f"data.frames is {frames}, and {config.method.name} takes single images; set data.frames=1, where of a "
+            "stack the first frame is shown, or take dino, mae or mim"
+        )
+    if getattr(config.encoder, "spatial_transformer", None) is not None:
+        raise ValueError(f"data.frames is {frames}, and a spatial transformer straightens images; set it to null")
+    if config.views.native:
+        raise ValueError(f"data.frames is {frames}, and crops of their own shape are of images; set shape=fixed")
+    if config.data.backend == "device":
+        raise ValueError(
+            f"data.frames is {frames}, and data.backend=device does the colours of images; set data.backend=auto"
+        )
 
 
 def _check_views(config: Config) -> None:

@@ -58,6 +58,9 @@ class DataConfig:
     cache: CacheConfig = Field(default_factory=CacheConfig)
     channels: PositiveInt = 3  # of the crops: 3 is RGB, 1 grey; other files are made so where they can be
     bits: Literal[8, 16] = 8  # of a channel
+    frames: Annotated[int, Field(ge=1, le=4096)] = 1  # with several, samples are stacks, of which so many are shown
+    frame_stride: PositiveInt | None = None
+    """From one frame shown to the next, from a first one that is drawn; null: one from each of `frames` equal parts."""
     mean: tuple[float, ...] | None = None  # per channel, of pixels in 0 .. 1; default: dataset.json's, else ImageNet's
     std: tuple[PositiveFloat, ...] | None = None  # likewise
     lanes: PositiveInt | None = None  # streams a batch draws from; default: the batch's largest divisor up to 512
@@ -74,8 +77,15 @@ class DataConfig:
     dct_scaling: bool = True  # a large JPEG at 1/2, 1/4 or 1/8 where its crops have px to spare
     max_bad_share: Share = 0.01  # unreadable samples are replaced and counted; beyond this share the run stops
 
+    @property
+    def planes(self) -> int:
+        """Channels of the crops: of a stack those of all its frames, side by side."""
+        return self.channels * self.frames
+
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
+        if self.frame_stride is not None and self.frames == 1:
+            raise ValueError(f"frame_stride is {self.frame_stride} and frames is 1: set frames along, or remove it")
         if not self.train:
             raise ValueError("train names no data; give a folder of shards, or a list of several")
         if not isinstance(self.train, str):

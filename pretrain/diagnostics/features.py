@@ -42,7 +42,8 @@ def whole_encoder(encoder: Encoder, config: Config, device: torch.device) -> Enc
     state = whole_state_dict(encoder)
     with torch.random.fork_rng(devices=[]):
         size, channels = config.views.global_size, config.data.channels
-        copy = build_encoder(config.encoder, size, channels, mask_token="mask_token" in state)
+        mask_token, frames = "mask_token" in state, config.data.frames
+        copy = build_encoder(config.encoder, size, channels, mask_token=mask_token, frames=frames)
     copy.load_state_dict(state)
     return copy.to(device).eval()
 

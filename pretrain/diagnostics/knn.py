@@ -243,7 +243,7 @@ class OnlineKnn:
             features[where], read[where] = values, 1.0
         if features is None:  # more ranks than chunks, or nothing could be read: only its width is wanted
             kind = torch.uint16 if data.bits == 16 else torch.uint8
-            blank = torch.zeros(1, data.channels, size, size, dtype=kind, device=self.device)
+            blank = torch.zeros(1, data.planes, size, size, dtype=kind, device=self.device)
             width = frozen_features(encoder, self.normalise(blank), self.headline).shape[1]
             features = torch.zeros(len(samples), width, device=self.device)
         if world_size > 1:  # each row is some rank's, and zero on the others
@@ -258,6 +258,6 @@ class OnlineKnn:
         samples = [int(sample) for chunk in chunks for sample in chunk]
         for images, _, numbers in center_crops(
             self._data.dataset, size, batch_size=CHUNK, channels=data.channels, bits=data.bits, samples=samples,
-            threads=data.threads,
+            frames=data.frames, frame_stride=data.frame_stride, threads=data.threads,
         ):  # fmt: skip
             yield images, numbers

@@ -48,14 +48,21 @@ def family_of(config: EncoderConfig) -> EncoderSpec:
 
 
 def build_encoder(
-    config: EncoderConfig, image_size: tuple[int, int], channels: int = 3, mask_token: bool = False
+    config: EncoderConfig,
+    image_size: tuple[int, int],
+    channels: int = 3,
+    mask_token: bool = False,
+    frames: int = 1,
 ) -> Encoder:
     """A freshly initialised encoder (from torch's global generator) for images of `image_size` (h, w) px.
 
     `mask_token` adds the learned token that stands in for replaced units. With `spatial_transformer` in its
-    configuration, whatever its family, it sees images through one.
+    configuration, whatever its family, it sees images through one. With `frames` beyond 1 it takes stacks of so many,
+    of `channels` each: a family that has a setting of that name as it does, any other frame by frame.
     """
-    encoder = resolve_name(family_of(config).build)(config, image_size, channels, mask_token)
+    encoder: Encoder = resolve_name(family_of(config).build)(config, image_size, channels, mask_token)
     if getattr(config, "spatial_transformer", None) is not None:
         resolve_name("pretrain.encoders.spatial_transformer:put_in_front")(encoder, config, channels)
+    if frames > 1 and not hasattr(config, "frames"):
+        return resolve_name("pretrain.encoders.per_frame:per_frame")(encoder, channels)  # type: ignore[no-any-return]
     return encoder

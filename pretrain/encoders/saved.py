@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import Field, PositiveInt, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -36,7 +36,14 @@ class EncoderCard:
     step: int
     epoch: float
     run: str
+    frames: Annotated[int, Field(ge=1)] = 1  # of a stack, of `channels` each; see `Frames`
+    frame_stride: PositiveInt | None = None
     bits: Literal[8, 16] = 8  # of a channel of the images, whose full range is 0 .. 1 to mean and std
+
+    @property
+    def planes(self) -> int:
+        """Channels of the images that it is built for: of all frames, where its family is one of stacks."""
+        return self.channels * int(getattr(self.encoder, "frames", 1))
 
 
 def headline_feature(config: Config) -> Literal["class", "mean"] | None:
@@ -70,7 +77,7 @@ def save_encoder(folder: Path, weights: dict[str, Tensor], card: EncoderCard) ->
 
 def fresh_encoder(card: EncoderCard) -> Encoder:
     """The encoder of `card` as its run started with it, weights from torch's current seed, in evaluation mode."""
-    encoder = build_encoder(card.encoder, card.image_size, card.channels)
+    encoder = build_encoder(card.encoder, card.image_size, card.channels, frames=card.frames)
     if card.method in METHODS:
         METHODS[card.method].call("start", encoder)
     return encoder.eval()
@@ -132,7 +139,7 @@ def parse_card(text: str, file: Path) -> EncoderCard:
 def load_encoder(place: Path) -> tuple[Encoder, EncoderCard]:
     """The encoder saved at `place` (see `read_card`), on the CPU in evaluation mode, and its card."""
     card = read_card(place)
-    encoder = build_encoder(card.encoder, card.image_size, card.channels)
+    encoder = build_encoder(card.encoder, card.image_size, card.channels, frames=card.frames)
     file = place / "model.safetensors" if place.is_dir() else place
     try:
         encoder.inner().load_state_dict(load_file(file), strict=True)

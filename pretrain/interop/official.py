@@ -96,6 +96,7 @@ def import_checkpoint(
         encoder=imported.encoder,
         image_size=size,
         channels=channels,
+        frames=getattr(imported.encoder, "frames", 1),
         mean=imported.normalisation[0],
         std=imported.normalisation[1],
         method=imported.method_name,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
+from einops import repeat
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -33,10 +33,11 @@ class WholeImages(nn.Module):
     def __init__(self, encoder: Encoder, card: EncoderCard) -> None:
         super().__init__()
         self.encoder = encoder
-        self.register_buffer("mean", rearrange(torch.tensor(card.mean), "c -> c 1 1"))
-        self.register_buffer("std", rearrange(torch.tensor(card.std), "c -> c 1 1"))
+        frames = card.planes // card.channels
+        self.register_buffer("mean", repeat(torch.tensor(card.mean), "c -> (t c) 1 1", t=frames))
+        self.register_buffer("std", repeat(torch.tensor(card.std), "c -> (t c) 1 1", t=frames))
         with torch.no_grad():
-            shown = encoder(torch.zeros(1, card.channels, *card.image_size))
+            shown = encoder(torch.zeros(1, card.planes, *card.image_size))
         has_class = encoder.has_class_token and shown.prefix_tokens is not None
         self.names = ("pooled", "tokens", "class") if has_class else ("pooled", "tokens")
 
@@ -73,7 +74,7 @@ def write_graph(path: Path, model: nn.Module, names: tuple[str, ...], card: Enco
     """
     model.eval()
     # of two images: torch would take a batch of one for a constant
-    example = torch.zeros(2, card.channels, *card.image_size)
+    example = torch.zeros(2, card.planes, *card.image_size)
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

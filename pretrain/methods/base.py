@@ -163,7 +163,8 @@ class Method(nn.Module):
         return attention_pictures(self.encoder, self.normalise(crops), crops, self.show)
 
     def normalise(self, crops: Tensor) -> Tensor:
-        """(..., c, h, w) uint8 or uint16 pixels to floats of mean 0 and deviation 1 over the data set."""
+        """(..., c, h, w) uint8 or uint16 pixels, of stacks (..., t * c, h, w), to floats of mean 0 and deviation 1 over
+        the data set."""
         return pixels.normalised(crops, self.mean, self.std)
 
     def packed(self, batch: Batch, kind: str = "global") -> PackedImages:
@@ -171,12 +172,15 @@ class Method(nn.Module):
         return packed_images(batch, self.mean, self.std, kind)
 
     def to_pictures(self, images: Tensor, like: Tensor) -> Tensor:
-        """The inverse of `normalise` as uint8: the pixels of 8-bit grey and RGB, else something visible of them."""
-        return pixels.pictures(images, like, self.mean, self.std)
+        """The inverse of `normalise` as uint8: the pixels of 8-bit grey and RGB, else something visible of them. Frames
+        of a stack stand beside each other."""
+        channels = len(self.mean)
+        return pixels.pictures(pixels.strip(images, channels), pixels.strip(like, channels), self.mean, self.std)
 
     def show(self, crops: Tensor) -> Tensor:
         """Crops (..., c, h, w) as `to_pictures` shows images made from them."""
-        return crops if pixels.is_plain(crops) else self.to_pictures(self.normalise(crops), crops)
+        shown = pixels.strip(crops, len(self.mean))
+        return shown if pixels.is_plain(shown) else self.to_pictures(self.normalise(crops), crops)
 
 
 def mask_of(batch: Batch, num_visible: int | None = None) -> Mask:

@@ -69,6 +69,7 @@ class MethodSpec:
         needs: What it asks of an encoder.
         check: Raises ValueError for a configuration that can't run. The encoder's tokens are None while they are not
             known, before a timm model is looked at.
+        stacks: Whether it learns from stacks of frames, (b, v, t * c, h, w), as well as from images.
         check_batch: Raises ValueError for a micro-batch of so many rows.
         resolve: The section with every `auto` replaced for so many images, and a line for each; last, the section that
             the run began with, if it has begun.
@@ -97,6 +98,7 @@ class MethodSpec:
     stride: Callable[[Any], int] | None = None
     needs: Callable[[Any], Needs] = lambda section: Needs()
     check: Callable[[Config, Tokens | None], None] = lambda config, tokens: None
+    stacks: bool = False
     check_batch: Callable[[Config, int], None] = lambda config, rows: None
     resolve: Callable[[Any, int, Any], tuple[Any, list[str]]] = lambda section, images, begun: (section, [])
     native: Callable[[Any], bool] = lambda section: False

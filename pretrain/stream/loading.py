@@ -34,6 +34,8 @@ def loader_of(config: Config, sampler: Sampler, **options: Any) -> Loader:
         "shard_prefetch_steps": data.cache.prefetch_steps,
         "channels": data.channels,
         "bits": data.bits,
+        "frames": data.frames,
+        "frame_stride": data.frame_stride,
         "backend": data.backend,
         "partial_decode": data.partial_decode,
         "dct_scaling": data.dct_scaling,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
 
 
@@ -18,9 +18,11 @@ def unit_range(crops: Tensor) -> Tensor:
 
 
 def normalised(crops: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(..., c, h, w) uint8 or uint16 less the `mean` (c,), by the `std` (c,), both of pixels in 0 .. 1."""
-    full = full_range(crops)
-    return (crops.float() - rearrange(mean * full, "c -> c 1 1")) / rearrange(std * full, "c -> c 1 1")
+    """(..., c, h, w) uint8 or uint16 less the `mean` (c,), by the `std` (c,), both of pixels in 0 .. 1; of stacks (...,
+    t * c, h, w) every frame."""
+    full, frames = full_range(crops), crops.shape[-3] // len(mean)
+    shift, scale = (repeat(values * full, "c -> (t c) 1 1", t=frames) for values in (mean, std))
+    return (crops.float() - shift) / scale
 
 
 def pictures(images: Tensor, like: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -35,6 +37,13 @@ def pictures(images: Tensor, like: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     else:
         unit = images.float() / 4 + 0.5
     return (unit * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def strip(images: Tensor, channels: int) -> Tensor:
+    """The frames of stacks (..., t * c, h, w) beside each other, (..., c, h, t * w); images as they are."""
+    if images.shape[-3] == channels:
+        return images
+    return rearrange(images, "... (t c) h w -> ... c h (t w)", c=channels)
 
 
 def is_plain(crops: Tensor) -> bool:

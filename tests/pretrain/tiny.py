@@ -113,7 +113,7 @@ def build(config: Config, seed: int = 0) -> Method:
 def random_batch(config: Config, size: int = 4, seed: int = 0) -> Batch:
     """A micro-batch of noise with the masks that the configuration draws."""
     generator = torch.Generator().manual_seed(seed)
-    views, channels = config.views, config.data.channels
+    views, channels = config.views, config.data.planes
 
     def crops(count: int, side: tuple[int, int]) -> torch.Tensor:
         shape = (size, count, channels, *side)

@@ -21,6 +21,7 @@ class Content(NamedTuple):
     image: bytes
     json: bytes | None
     maps: tuple[tuple[str, bytes], ...] = ()  # what each is called behind the key, such as mask.png, and its bytes
+    frames: tuple[bytes, ...] = ()  # of a stack, all of them in order; `image` is the first
 
 
 class Columns(NamedTuple):

@@ -11,10 +11,11 @@ from data_pipelines.datasets.locations import local_shards
 from data_pipelines.packing.sources.base import ANY_COLUMNS, Columns, Source
 from data_pipelines.packing.sources.folder import FolderSource
 from data_pipelines.packing.sources.path_list import PathListSource
+from data_pipelines.packing.sources.stack_folders import StackFolders
 from data_pipelines.packing.sources.tars import TarSource
 from data_pipelines.shards.scan import IMAGE_SUFFIXES
 
-KINDS = ("folder", "tars", "parquet", "arrow", "list")
+KINDS = ("folder", "stacks", "tars", "parquet", "arrow", "list")
 _KIND_OF_SUFFIX = {".tar": "tars", ".parquet": "parquet", ".arrow": "arrow", ".csv": "list", ".tsv": "list"}
 _SUFFIX_OF_KIND = {"tars": ".tar", "parquet": ".parquet", "arrow": ".arrow"}
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", ".rar")
@@ -57,7 +58,7 @@ def open_source(
         kind = kind or _kind_of_folder(path)
         if kind == "list":
             raise ValueError(f"{path} is a folder; name the list itself, a .csv, .tsv or .parquet file")
-        files = _files_below(path, _SUFFIX_OF_KIND[kind]) if kind != "folder" else []
+        files = _files_below(path, _SUFFIX_OF_KIND[kind]) if kind not in ("folder", "stacks") else []
         base = path
     else:
         if path.name.lower().endswith(_PACKED):
@@ -67,14 +68,14 @@ def open_source(
         files = local_shards(path)
         found = {file.suffix for file in files}
         kind = kind or (_kind_of_file(files[0]) if len(found) == 1 else None)
-        if kind is None or kind == "folder":
+        if kind is None or kind in ("folder", "stacks"):
             raise ValueError(
                 f"{path} is no source of images ({', '.join(sorted(found))}); name a folder, or files that end in "
                 f"{', '.join(_KIND_OF_SUFFIX)}"
             )
         base = Path(os.path.commonpath([file.absolute().parent for file in files]))
         files = [file.absolute() for file in files]
-    if columns != ANY_COLUMNS and kind in ("folder", "tars"):
+    if columns != ANY_COLUMNS and kind in ("folder", "stacks", "tars"):
         raise ValueError(
             "--group-column, --image-column, --mask-column and --label-column are for tables, "
             f"and {path} is of kind {kind}"
@@ -86,6 +87,8 @@ def open_source(
     pattern = _compiled(group_pattern)
     if root is not None and kind != "list":
         raise ValueError(f"--root is for lists of paths, and {path} is of kind {kind}")
+    if kind == "stacks":
+        return StackFolders(path, spool_folder, labels, split_folders, pattern)
     if kind == "folder":
         source = FolderSource(path, spool_folder, labels, split_folders, pattern, dicom_window)
         lists = sorted(file.name for file in path.iterdir() if _KIND_OF_SUFFIX.get(file.suffix) == "list")

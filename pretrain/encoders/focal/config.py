@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from data_pipelines.transforms.config import section
-from pretrain.encoders.shapes import SWIN_SIZES
+from pretrain.encoders.shapes import SWIN_SIZES, EncoderSettings
 from pretrain.encoders.spec import EncoderSpec, Example, Layout
 
 
 @section
-class FocalConfig:
+class FocalConfig(EncoderSettings):
     """The Focal Transformer (Yang et al. 2021), not FocalNet; `size` names dim, depths and heads, as of Swin.
 
     The tokens of a window attend to each other, to the `expand` tokens around it, and to the windows around it, each

@@ -127,6 +127,7 @@ SPEC = MethodSpec(
     needs=_needs,
     native=lambda section: section.ibot is None,
     check=_check,
+    stacks=True,
     check_batch=_check_batch,
     resolve=resolve,
     draw=_draw,

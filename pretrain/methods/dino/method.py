@@ -29,9 +29,10 @@ from pretrain.stream.hidden import finer_index, hidden_index
 def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> Dino:
     """DINO around a student and a teacher of the configuration's encoder."""
     method, size, channels = config.method, config.views.global_size, config.data.channels
+    frames = config.data.frames
     assert config.encoder is not None
-    encoder = build_encoder(config.encoder, size, channels, mask_token=method.ibot is not None)
-    teacher = build_encoder(dataclasses.replace(config.encoder, drop_path=0.0), size, channels)
+    encoder = build_encoder(config.encoder, size, channels, mask_token=method.ibot is not None, frames=frames)
+    teacher = build_encoder(dataclasses.replace(config.encoder, drop_path=0.0), size, channels, frames=frames)
     return Dino(method, encoder, teacher, normalisation, timeline)
 
 

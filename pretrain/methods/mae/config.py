@@ -80,6 +80,7 @@ SPEC = MethodSpec(
     example={"mask": {"unit": 4}, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
     needs=lambda section: Needs(drops_units="`selfsight encoders` shows which go with MAE"),
     check=_check,
+    stacks=True,
     draw=_draw,
     alarms="pretrain.methods.mae.alarms:alarms",
     start="pretrain.encoders.base:xavier_initialise",

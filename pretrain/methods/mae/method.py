@@ -24,8 +24,9 @@ def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> M
     """MAE around the configuration's encoder."""
     method, size, channels = config.method, config.views.global_size, config.data.channels
     assert config.encoder is not None
-    encoder = build_encoder(config.encoder, size, channels, mask_token=method.mask.secondary > 0)
-    return MaskedAutoencoder(method, encoder, size, channels, normalisation, timeline)
+    frames = config.data.frames
+    encoder = build_encoder(config.encoder, size, channels, mask_token=method.mask.secondary > 0, frames=frames)
+    return MaskedAutoencoder(method, encoder, size, config.data.planes, normalisation, timeline)
 
 
 class MaskedAutoencoder(Method):

@@ -56,6 +56,11 @@ class MimConfig:
 def _check(config: Config, tokens: Tokens | None) -> None:
     method, encoder = config.method, config.encoder
     check_mask(method.mask, config.views.global_size, tokens)
+    if config.data.frames > 1 and method.target == "codes":
+        raise ValueError(
+            f"data.frames is {config.data.frames}, and method.target=codes predicts what a tokenizer says of one "
+            "image; take pixels, normalised_pixels or hog"
+        )
     if method.aggregation is None:
         return
     assert encoder is not None
@@ -87,6 +92,7 @@ SPEC = MethodSpec(
     crops=lambda section: Crops(target="the tokenizer sees it" if section.target == "codes" else None),
     needs=lambda section: Needs(replaces_tokens="`selfsight encoders` shows which encoders do"),
     check=_check,
+    stacks=True,
     draw=_draw,
     sources="pretrain.tokenizers.card:check_codes",
     alarms="pretrain.methods.mim.alarms:alarms",

@@ -27,8 +27,11 @@ from pretrain.stream.hidden import hidden_index
 def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> MaskedImageModelling:
     """Masked image modelling around the configuration's encoder."""
     assert config.encoder is not None
-    encoder = build_encoder(config.encoder, config.views.global_size, config.data.channels, mask_token=True)
-    target = build_target(config.method, encoder.stride, config.data.channels)
+    data = config.data
+    encoder = build_encoder(
+        config.encoder, config.views.global_size, data.channels, mask_token=True, frames=data.frames
+    )
+    target = build_target(config.method, encoder.stride, data.planes)
     return MaskedImageModelling(config.method, encoder, target, normalisation, timeline)
 
 
