@@ -12,6 +12,7 @@ from data_pipelines.datasets.bad_samples import Decoder
 from data_pipelines.images.regions import Region, whole
 from data_pipelines.sampler import Row, Sampler
 from data_pipelines.transforms.backends.any_channels import fitting
+from data_pipelines.transforms.frames import Frames
 from data_pipelines.transforms.params import draw
 from pretrain.checkpoints.folder import CheckpointFolder, damage, read_state
 from pretrain.config import Config
@@ -50,7 +51,8 @@ class Trace:
             rank: Only the rows of this rank of `world_size`.
             world_size: Ranks that share the batch.
             crops: Also decode each sample for its size, and tell the parameters of its crops (boxes in px of the
-                image), a digest of its mask, and which sample took its place if it is bad.
+                image), the frames of a stack that are shown, a digest of its mask, and which sample took its place if
+                it is bad.
         """
         check_batch(self.config, world_size)
         if rank is not None and not 0 <= rank < world_size:
@@ -90,9 +92,18 @@ class Trace:
             sizes.append(size)
             return whole(size)
 
-        shown = decoder.read(row.sample, note).sample
+        data, frames = self.config.data, list[int]()
+
+        def wanted(available: int) -> list[int]:
+            showing = (seed, row.dataset, row.epoch, row.sample)
+            frames[:] = Frames(data.frames, data.frame_stride).drawn(showing, available)
+            return frames
+
+        shown = decoder.read(row.sample, note, wanted if data.frames > 1 else None).sample
+        told = {"frames": frames} if data.frames > 1 else {}
         params = draw(fitting(self.config.views, self.config.data.channels)[0], row.identity(seed), sizes[-1])
-        return {"shown_sample": shown, "image_size": list(sizes[-1]), "crops": [crop._asdict() for crop in params]}
+        crops = [crop._asdict() for crop in params]
+        return {"shown_sample": shown, "image_size": list(sizes[-1]), **told, "crops": crops}
 
     def _mask(self, seed: int, step: int, row: int) -> dict[str, Any]:
         if self._draw is None:

@@ -21,6 +21,7 @@ from launch.cli import main
 from launch.crop_sheet import crop_sheet
 from pretrain.config.load import load_config
 from pretrain.run import pretrain
+from pretrain.stream.trace import Trace
 
 FRAMES = 5
 
@@ -103,6 +104,8 @@ def test_a_run_learns_from_stacks_and_is_probed(family: str, shards: Path, tmp_p
     run = pretrain(config)
     card: dict[str, Any] = json.loads((run / "encoder" / "config.json").read_text())
     assert (card["frames"], card["channels"], len(card["mean"])) == (4, 3, 3)
+    rows = list(Trace(str(run), []).rows(1, crops=True))
+    assert [len(set(row["frames"])) for row in rows] == [4] * 4
     target = open_target(str(run))
     assert target.frames == 4
     places = ["--data", str(shards), "--out", str(tmp_path / "store")]

@@ -99,6 +99,7 @@ class MoeMlp(nn.Module):
             self.gate = LinearGate(dim, config.experts)
         self.experts = Experts(dim, config)
 
+    @torch.compiler.disable  # a graph of routes takes minutes to trace; attention is compiled without it
     def forward(self, tokens: Tensor, group: int, keys: Tensor | None) -> Routed:
         """Tokens (b, h, w, d) of images in groups of `group`, with the keys (b,) of their noise; None is none."""
         config, (_, height, width, _) = self.config, tokens.shape
