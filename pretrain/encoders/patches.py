@@ -23,6 +23,15 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
+def sincos_1d_positions(dim: int, grid: tuple[int, int]) -> Tensor:
+    """(h * w, dim) fixed positions in fp32 of the raster number of each patch: half sine, half cosine, with frequencies
+    10000^(-i / (dim / 2)) (Vaswani et al. 2017, section 3.5)."""
+    assert dim % 2 == 0, f"sin-cos positions need an even dim, not {dim}"
+    frequencies = 1.0 / 10000 ** (np.arange(dim // 2, dtype=np.float64) / (dim / 2))
+    angles = np.outer(np.arange(grid[0] * grid[1]), frequencies)
+    return torch.from_numpy(np.concatenate([np.sin(angles), np.cos(angles)], axis=1)).float()
+
+
 def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
     """(h * w, dim) fixed positions in fp32: the first half of the channels encodes the column, the second the row.
 

@@ -35,6 +35,14 @@ def resize_relative_table(table: Tensor, old: tuple[int, int], new: tuple[int, i
     return torch.cat([rearrange(resized, "1 heads h w -> (h w) heads").to(table.dtype), extra])
 
 
+def resize_line(table: Tensor, length: int) -> Tensor:
+    """A table (n, d) of distances along a line, linearly interpolated to `length` of them."""
+    if len(table) == length:
+        return table
+    line = F.interpolate(rearrange(table, "n d -> 1 d n").float(), size=length, mode="linear")
+    return rearrange(line, "1 d n -> n d").to(table.dtype)
+
+
 def nearest_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Positions (1, h * w, d) of an `old` grid at a `new` one: each place has those of its nearest neighbour."""
     if new == old:

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
 from data_pipelines.rng import Purpose
 from pretrain.encoders import drop_path
-from pretrain.encoders.packed import Groups
+from pretrain.encoders.packed import Groups, attend_packed
 from pretrain.encoders.position_settings import RotaryPositions
 from pretrain.encoders.tables import built_once
 from pretrain.stream.from_host import from_host
@@ -124,6 +125,18 @@ def packed_turns(parts: Sequence[Sequence[Tensor]], groups: Groups) -> list[Tens
         return joined[key]
 
     return [joining(turns) for turns in zip(*parts, strict=True)]
+
+
+def attend_turned(qkv: Tensor, heads: int, turn: Tensor, groups: Groups | None = None) -> Tensor:
+    """Attention of queries, keys and values side by side, (b, n, 3 d) with turns (2, 1 or b, n, k), or packed (t, 3 d)
+    with turns (2, t, k) and their `groups`."""
+    query, key, value = rearrange(qkv, "... (three h e) -> three ... h e", three=3, h=heads)
+    query, key = turned(query, turn), turned(key, turn)
+    if groups is not None:
+        packed = rearrange(torch.stack([query, key, value]), "three t h e -> t (three h e)")
+        return attend_packed(packed, heads, groups)
+    query, key, value = (rearrange(part, "b n h e -> b h n e") for part in (query, key, value))
+    return rearrange(F.scaled_dot_product_attention(query, key, value), "b h n e -> b n (h e)")
 
 
 def rows_of(turn: Tensor, rows: Tensor | None) -> Tensor:

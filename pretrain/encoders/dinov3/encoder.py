@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretrain.encoders import drop_path, rotary
 from pretrain.encoders.base import Encoder, Features, Mask, on_token_grid
 from pretrain.encoders.dinov3.config import Dinov3Config, timm_architecture
-from pretrain.encoders.packed import Groups, Packed, attend_packed, in_groups, packed_paths
+from pretrain.encoders.packed import Groups, Packed, in_groups, packed_paths
 
 Embedded = tuple[Tensor, tuple[int, int], Tensor | None]
 
@@ -172,14 +172,7 @@ class RotaryAttention(EvaAttention):
 
     def forward(self, x: Tensor, turn: Tensor, groups: Groups | None = None) -> Tensor:
         """x (b, n, d) and turns (2, 1 or b, n, k); or packed tokens (t, d) with turns (2, t, k) and their `groups`."""
-        query, key, value = rearrange(self.project(x), "... (three h e) -> three ... h e", three=3, h=self.num_heads)
-        query, key = rotary.turned(query, turn), rotary.turned(key, turn)
-        if groups is not None:
-            packed = rearrange(torch.stack([query, key, value]), "three t h e -> t (three h e)")
-            return self.proj(attend_packed(packed, self.num_heads, groups))
-        query, key, value = (rearrange(part, "b n h e -> b h n e") for part in (query, key, value))
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(rearrange(attended, "b h n e -> b n (h e)"))
+        return self.proj(rotary.attend_turned(self.project(x), self.num_heads, turn, groups))
 
 
 class RotaryBlock(EvaBlock):

@@ -34,6 +34,9 @@ class LocalAttentionEncoder(ResidualPyramid):
         self.net = LocalAttentionNet(config, channels)
         self.make_mask_token(config.dim, mask_token)
 
+    def no_decay(self, parameter_name: str) -> bool:
+        return parameter_name.endswith((".rows", ".columns"))  # tables of places
+
 
 class LocalAttentionNet(nn.Module):
     """The modules: stem, stages.N.M."""

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import NonNegativeInt, PositiveFloat, model_validator
 
 from data_pipelines.transforms.config import section
+from pretrain.encoders.position_settings import RotaryPositions, check_rotary
 from pretrain.encoders.shapes import VitShape
 from pretrain.encoders.spec import EncoderSpec, Example, Layout
 
@@ -17,21 +18,34 @@ class VitConfig(VitShape):
 
     family: Literal["vit"] = "vit"
     decisive = ("dim", "depth", "heads", "stem", "positions")
-    positions: Literal["learned", "sincos"] = "learned"  # learned, or fixed sines and cosines
+    positions: Literal[
+        "learned", "sincos", "sincos_1d", "relative_bias", "relative_shift", "rotary", "conditional", "none"
+    ] = "learned"
+    """Learned; fixed sines and cosines of row and column, or of the raster number; BEiT's bias; the bottleneck
+    transformers' distances; DINOv3's angles; CPVT's convolution after the first block; none."""
+    rotary: RotaryPositions = RotaryPositions()  # of positions=rotary
     class_token: bool = True  # beside the patch tokens
     distillation_token: bool = False  # DeiT's second prefix token, beside the class token
     registers: NonNegativeInt = 0  # further tokens that are not read out
     pool: Literal["class", "mean"] = "class"  # what stands for the image: class token, or mean of the patch tokens
-    stem: Literal["patch", "conv"] = "patch"  # patch: one convolution (ViT); conv: several, each halving
+    stem: Literal["patch", "norm", "mlp", "conv", "overlap"] = "patch"
+    """patch: one linear layer (ViT); norm: with a norm before and after it (NaViT); mlp: two; conv: several
+    convolutions, each halving; overlap: one that reads beyond the patch."""
     layer_scale: PositiveFloat | None = None  # start of a factor on each branch; null: there is none
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.positions == "sincos" and self.shape[0] % 4:
             raise ValueError(f"dim is {self.shape[0]}; sin-cos positions need a multiple of 4")
+        if self.positions == "sincos_1d" and self.shape[0] % 2:
+            raise ValueError(f"dim is {self.shape[0]}; sin-cos positions need an even one")
+        if self.positions == "rotary":
+            check_rotary(self.shape[0], self.shape[2])
+        elif self.rotary != RotaryPositions():
+            raise ValueError(f"rotary belongs to positions=rotary, and positions is {self.positions}; leave it out")
         if self.pool == "class" and not self.class_token:
             raise ValueError("pool is 'class' but class_token is false; set pool=mean or class_token=true")
-        if self.distillation_token and (self.registers or not self.class_token or self.stem == "conv"):
+        if self.distillation_token and (self.registers or not self.class_token or self.stem != "patch"):
             raise ValueError("distillation_token is DeiT's: with a class token, without registers, stem=patch")
         if self.stem == "conv" and (self.patch & (self.patch - 1) or self.patch < 2):
             raise ValueError(f"patch is {self.patch}; a convolutional stem halves the image, so patch is a power of 2")
@@ -39,13 +53,17 @@ class VitConfig(VitShape):
 
 
 def timm_recipe(config: VitConfig, image_size: tuple[int, int], channels: int) -> dict[str, Any] | None:
-    """Arguments of `timm.create_model`; None for the convolutional stem."""
-    if config.stem == "conv":
+    """Arguments of `timm.create_model`; None for stems and positions that timm's has not."""
+    if config.stem != "patch" or config.positions not in ("learned", "sincos", "sincos_1d", "none"):
+        return None
+    if config.positions == "none" and config.distillation_token:
         return None
     dim, depth, heads = config.shape
     own = {"img_size": list(image_size), "in_chans": channels, "num_classes": 0, "embed_dim": dim, "depth": depth}
     own |= {"num_heads": heads, "patch_size": config.patch, "fc_norm": False, "class_token": config.class_token}
     own |= {"reg_tokens": config.registers, "init_values": config.layer_scale}
+    if config.positions == "none":
+        own["pos_embed"] = "none"
     if config.distillation_token:  # it knows no other pooling, so with pool=mean its pooled feature is not ours
         return {"model_name": "deit_base_distilled_patch16_224", **own, "global_pool": "token"}
     return {"model_name": "vit_base_patch16_224", **own, "global_pool": "token" if config.pool == "class" else "avg"}
@@ -72,6 +90,7 @@ SPEC = EncoderSpec(
     layouts={name: Layout(f"pretrain.encoders.vit.layouts:read_{name}") for name in ("mae", "dino", "dinov2", "timm")},
     examples=(
         Example(small=_SMALL),
+        Example({"positions": "relative_shift"}, _SMALL),
         Example({"distillation_token": True}, _SMALL),
     ),
 )

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from einops import rearrange, repeat
-from timm.layers import PatchEmbed
 from timm.models import named_apply
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer, init_weights_vit_timm
@@ -24,9 +23,13 @@ from pretrain.encoders.base import (
     zero_hidden_pixels,
 )
 from pretrain.encoders.packed import Groups, Packed, attend_packed, in_groups, packed_paths
-from pretrain.encoders.patches import sincos_positions
-from pretrain.encoders.positions import resize_positions
+from pretrain.encoders.patches import sincos_1d_positions, sincos_positions
+from pretrain.encoders.places import ConditionalPositions, Place, Spot, attend_at
+from pretrain.encoders.positions import resize_line, resize_positions
+from pretrain.encoders.relative import RelativeBias, RelativeShift
+from pretrain.encoders.rotary import packed_turns, turns_of
 from pretrain.encoders.vit.config import VitConfig
+from pretrain.encoders.vit.stems import OVERLAPPING, STEMS
 from pretrain.encoders.vit.windowed import WindowedVit
 
 
@@ -70,18 +73,25 @@ class VitEncoder(Encoder):
             reg_tokens=config.registers,
             dynamic_img_size=True,
             drop_path_rate=config.drop_path,
-            embed_layer=ConvStem if config.stem == "conv" else PatchEmbed,
+            embed_layer=STEMS[config.stem],
             norm_layer=_norm,
         )
         for block in self.vit.blocks:
             block.__class__ = SkippingBlock  # timm builds its blocks itself; ours differ in `forward`, not in state
-        self.overlapping = config.stem == "conv"
+        self.overlapping = config.stem in OVERLAPPING
         for token in self._prefix_tokens():
             nn.init.normal_(token, std=0.02)
-        if config.positions == "sincos":
+        if config.positions in FIXED:
             self.vit.pos_embed.requires_grad_(False)
             self.vit.pos_embed.zero_()
-            self.vit.pos_embed[:, self.vit.num_prefix_tokens :] = sincos_positions(self.dim, self.grid)
+            self.vit.pos_embed[:, self.vit.num_prefix_tokens :] = FIXED[config.positions](self.dim, self.grid)
+        elif config.positions != "learned":
+            self.vit.pos_embed = None
+        self.takes_windows = self.vit.pos_embed is not None
+        if config.positions == "conditional":
+            self.vit.conditional = ConditionalPositions(self.dim)
+        for block in self.vit.blocks:
+            teach_positions(block, config, self.grid)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.dim)) if mask_token else None
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
@@ -93,8 +103,11 @@ class VitEncoder(Encoder):
         wanted = {index % self.depth for index in layers}
         kept = {}
         paths = drop_path.paths_of(self.vit.blocks, images.shape[0], images.device)
-        for index, (block, path) in enumerate(zip(self.vit.blocks, paths, strict=True)):
-            tokens = block(tokens, path)
+        places = self._places([(grid, units)], None, images.device)
+        for index, (block, path, place) in enumerate(zip(self.vit.blocks, paths, places, strict=True)):
+            tokens = block(tokens, path, None, place)
+            if index == 0 and self.config.positions == "conditional":
+                tokens = self.vit.conditional(tokens, place)
             if index in wanted:
                 kept[index] = tokens
         earlier = tuple(self.features_of(kept[index % self.depth], grid, units) for index in layers)
@@ -105,8 +118,11 @@ class VitEncoder(Encoder):
         packed = Packed.of([tokens for tokens, _, _ in embedded])
         tokens, groups = packed.tokens, tuple((part.shape[0], part.shape[1]) for part, _, _ in embedded)
         paths = packed_paths(self.vit.blocks, groups, tokens.device)
-        for block, path in zip(self.vit.blocks, paths, strict=True):
-            tokens = block(tokens, path, groups)
+        places = self._places([(grid, units) for _, grid, units in embedded], groups, tokens.device)
+        for index, (block, path, place) in enumerate(zip(self.vit.blocks, paths, places, strict=True)):
+            tokens = block(tokens, path, groups, place)
+            if index == 0 and self.config.positions == "conditional":
+                tokens = self.vit.conditional(tokens, place)
         states = in_groups(tokens, groups)
         return tuple(self.features_of(part, *rest) for part, (_, *rest) in zip(states, embedded, strict=True))
 
@@ -121,13 +137,16 @@ class VitEncoder(Encoder):
             assert self.mask_token is not None, "built without mask_token, so no unit can be replaced"
             hidden = rearrange(replaced, "b h w -> b (h w) 1")
             tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
-        prefix_positions, positions = self._positions(grid)
-        tokens = tokens + positions
+        prefix_positions = None
+        if self.vit.pos_embed is not None:
+            prefix_positions, positions = self._positions(grid)
+            tokens = tokens + positions
         units = None
         if dropped is not None:
             units = dropped.visible_ids()
             tokens = tokens.gather(1, repeat(units, "b n -> b n d", d=self.dim))
-        tokens = torch.cat([self._prefix(images.shape[0], prefix_positions), tokens], dim=1)
+        if self.vit.num_prefix_tokens:
+            tokens = torch.cat([self._prefix(images.shape[0], prefix_positions), tokens], dim=1)
         return tokens, grid, units
 
     def features_of(self, states: Tensor, grid: tuple[int, int], units: Tensor | None) -> Features:
@@ -148,11 +167,15 @@ class VitEncoder(Encoder):
         tokens = (self.vit.cls_token, getattr(self.vit, "dist_token", None), self.vit.reg_token)
         return [token for token in tokens if token is not None]
 
-    def _prefix(self, batch: int, positions: Tensor) -> Tensor:
-        tokens = self._prefix_tokens()
-        if not tokens:
-            return positions.expand(batch, -1, -1)
-        return (torch.cat(tokens, dim=1) + positions).expand(batch, -1, -1)
+    def _prefix(self, batch: int, positions: Tensor | None) -> Tensor:
+        tokens = torch.cat(self._prefix_tokens(), dim=1)
+        return (tokens if positions is None else tokens + positions).expand(batch, -1, -1)
+
+    def _places(
+        self, spots: Sequence[tuple[tuple[int, int], Tensor | None]], groups: Groups | None, device: torch.device
+    ) -> Sequence[Place | None]:
+        """For each block where the tokens lie, of positions that are not added to them before the first."""
+        return places_of(self.config, self.vit.num_prefix_tokens, self.depth, spots, groups, device, self.training)
 
     def _positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Positions of the prefix tokens (1, p, d) and of a `grid` of patches (1, n, d)."""
@@ -170,9 +193,13 @@ class VitEncoder(Encoder):
         return self.vit.norm(states)
 
     def further_blocks(self, count: int, after: int) -> nn.Module:
-        return FurtherBlocks(self.config, count, after)
+        return FurtherBlocks(self.config, count, after, self.grid, self.vit.num_prefix_tokens)
 
     def windowed(self, windows: Windows) -> nn.Module:
+        if not self.takes_windows:
+            raise ValueError(
+                f"a ViT of positions={self.config.positions} has no form of windows; learned and sin-cos ones have"
+            )
         return WindowedVit(self, windows)
 
     def blocks(self) -> list[nn.Module]:
@@ -182,18 +209,33 @@ class VitEncoder(Encoder):
         parts = parameter_name.split(".")
         if "blocks" in parts:
             return int(parts[parts.index("blocks") + 1]) + 1
-        return self.depth + 1 if "norm" in parts else 0
+        return self.depth + 1 if "norm" in parts and "patch_embed" not in parts else 0
+
+    def no_decay(self, parameter_name: str) -> bool:
+        return parameter_name.endswith(("relative_rows", "relative_columns"))
+
+    def resized(self, key: str, value: Tensor, wanted: Tensor) -> Tensor | None:
+        line = key.endswith(("relative_rows", "relative_columns")) and value.shape[1] == wanted.shape[1]
+        return resize_line(value, len(wanted)) if line and value.shape != wanted.shape else None
 
 
 class SkippingBlock(Block):
     """timm's block, which computes the paths that are kept and no others."""
 
-    def forward(self, x: Tensor, paths: Any = None, groups: Groups | None = None) -> Tensor:
-        """x (b, n, d) and `drop_path.Paths`; or packed tokens (t, d), their `groups` and `packed_paths`."""
+    relative: nn.Module | None
+
+    def forward(self, x: Tensor, paths: Any = None, groups: Groups | None = None, place: Place | None = None) -> Tensor:
+        """x (b, n, d) and `drop_path.Paths`; or packed tokens (t, d), their `groups` and `packed_paths`.
+
+        place: where the tokens lie, for positions that attention reads.
+        """
         (attention, left), (mlp, _) = ((path, None) for path in paths or (None, None)) if groups is None else paths
 
-        def attend(part: Tensor, _: Tensor | None) -> Tensor:
+        def attend(part: Tensor, rows: Tensor | None) -> Tensor:
             normed = self.norm1(part)
+            if place is not None and (place.turn is not None or self.relative is not None):
+                qkv = self.attn.qkv(normed)
+                return self.ls1(self.attn.proj(attend_at(place, qkv, self.attn.num_heads, self.relative, rows, left)))
             if left is None:
                 return self.ls1(self.attn(normed))
             return self.ls1(self.attn.proj(attend_packed(self.attn.qkv(normed), self.attn.num_heads, left)))
@@ -205,9 +247,10 @@ class SkippingBlock(Block):
 class FurtherBlocks(nn.Module):
     """Fresh blocks like those after the first `after` of a `VitEncoder`, initialised as timm does it."""
 
-    def __init__(self, config: VitConfig, count: int, after: int) -> None:
+    def __init__(self, config: VitConfig, count: int, after: int, grid: tuple[int, int], num_prefix: int) -> None:
         super().__init__()
         dim, depth, heads = config.shape
+        self.config, self.num_prefix = config, num_prefix
         self.blocks = nn.ModuleList(
             SkippingBlock(
                 dim,
@@ -220,48 +263,53 @@ class FurtherBlocks(nn.Module):
             for rate in drop_path_rates(config.drop_path, depth, after, count)
         )
         named_apply(init_weights_vit_timm, self.blocks)
+        for block in self.blocks:
+            teach_positions(block, config, grid)
 
     def forward(self, states: Tensor, grid: tuple[int, int]) -> Tensor:
         """States (b, p + n, d) on a map of `grid` patches to states."""
         paths = drop_path.paths_of(self.blocks, states.shape[0], states.device, drop_path.FURTHER)
-        for block, path in zip(self.blocks, paths, strict=True):
-            states = block(states, path)
+        spots, count = [(grid, None)], len(self.blocks)
+        places = places_of(self.config, self.num_prefix, count, spots, None, states.device, self.training)
+        for block, path, place in zip(self.blocks, paths, places, strict=True):
+            states = block(states, path, None, place)
         return states
 
 
-class ConvStem(nn.Module):
-    """Stride-2 3x3 convolutions instead of one large patch projection (Early Convolutions, Xiao et al. 2021).
+#: Positions that are a fixed table.
+FIXED = {"sincos": sincos_positions, "sincos_1d": sincos_1d_positions}
 
-    The paper normalises over the batch; here it is over each image, so that the result does not depend on which
-    images share a rank. Over the channels of each pixel it would give flat regions the weight of strokes.
-    """
 
-    def __init__(
-        self,
-        img_size: tuple[int, int],
-        patch_size: int,
-        in_chans: int,
-        embed_dim: int,
-        bias: bool = True,
-        **_: Any,
-    ) -> None:
-        super().__init__()
-        self.patch_size = (patch_size, patch_size)
-        self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
-        layers: list[nn.Module] = []
-        num_halvings = patch_size.bit_length() - 1
-        width = in_chans
-        for halving in range(num_halvings):
-            out = max(8, embed_dim // 2 ** (num_halvings - halving))
-            layers += [nn.Conv2d(width, out, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, out), nn.ReLU()]
-            width = out
-        self.convs = nn.Sequential(*layers)
-        self.proj = nn.Conv2d(width, embed_dim, 1, bias=bias)
+def teach_positions(block: SkippingBlock, config: VitConfig, grid: tuple[int, int]) -> None:
+    """Give a block the positions between tokens that its settings ask for."""
+    dim, _, heads = config.shape
+    if config.positions == "relative_bias":
+        block.relative = RelativeBias(heads, grid, prefix=config.class_token)
+    elif config.positions == "relative_shift":
+        block.relative = RelativeShift(dim // heads, grid)
+    else:
+        block.relative = None
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(b, c, h, w) -> (b, h / patch, w / patch, d)."""
-        return rearrange(self.proj(self.convs(images)), "b d h w -> b h w d")
+
+def places_of(
+    config: VitConfig,
+    num_prefix: int,
+    blocks: int,
+    spots: Sequence[tuple[tuple[int, int], Tensor | None]],
+    groups: Groups | None,
+    device: torch.device,
+    training: bool,
+) -> Sequence[Place | None]:
+    """For each of the `blocks` where the tokens of a pass lie: on the `spots`' grids, and on which units of them."""
+    if config.positions in ("learned", "none", *FIXED):
+        return [None] * blocks
+    place = Place(num_prefix, tuple(Spot(*spot) for spot in spots), groups)
+    if config.positions != "rotary":
+        return [place] * blocks
+    dim, _, heads = config.shape
+    each = [turns_of(config.rotary, *spot, dim // heads, num_prefix, blocks, device, training) for spot in spots]
+    turns = each[0] if groups is None else packed_turns(each, groups)
+    return [place._replace(turn=turn) for turn in turns]
 
 
 def _norm(dim: int, **kwargs: Any) -> nn.LayerNorm:

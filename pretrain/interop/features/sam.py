@@ -118,7 +118,7 @@ def sam_vision_config(
             f"{card.encoder.family} can't be SAM's image encoder, which is a plain ViT; take an encoder of family vit"
         )
     if "patch_embed.proj.weight" not in encoder.inner().state_dict() or card.encoder.stem != "patch":
-        raise ValueError("SAM embeds patches by one convolution, and this encoder has stem=conv")
+        raise ValueError(f"SAM embeds patches by one convolution, and this encoder has stem={card.encoder.stem}")
     if image_size % encoder.patch:
         raise ValueError(f"image_size is {image_size}; it must be a multiple of the patch of {encoder.patch} px")
     if width % 2:
