@@ -35,70 +35,63 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True)
 class Classifiers:
-    """h linear classifiers of each of k kinds, side by side: weight (k, classes * h, d), bias (k, classes * h, 1).
+    """h linear classifiers of one input, side by side, as they act on the features less `centre` (d,) and a one behind
+    them: weight (classes * h, d + 1), its last column the bias.
 
-    Classes come before rates: softmax over a slow axis is 13 times faster on a CPU than over a short fastest one.
-    scaling: of the kinds that are standardised (d,) mean and inverse deviation.
+    Classes come before heads: softmax over a slow axis is 13 times faster on a CPU than over a short fastest one.
     """
 
-    kinds: tuple[Kind, ...]
+    input: str
+    centre: Tensor
     weight: Tensor
-    bias: Tensor
-    scaling: dict[Kind, tuple[Tensor, Tensor]]
     num_classes: int
 
-    def prepare(self, features: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        """(k, b, d) the given rows as the classifiers see them; every input is gathered once.
+    @property
+    def num_heads(self) -> int:
+        return len(self.weight) // self.num_classes
 
-        To gather the whole row once for inputs of all widths would spare a fiftieth of a step
-        (tests/bench/linear_heads.py), and give all widths the same order of batches, other than theirs so far.
-        """
-        prepared = self.weight.new_empty(len(self.kinds), len(rows), self.weight.shape[2])
-        gathered: dict[str, Tensor] = {}
-        for place, kind in enumerate(self.kinds):
-            if kind.input not in gathered:  # index_select is 9 times faster than features[rows]
-                values = features[kind.input]
-                gathered[kind.input] = values.index_select(0, rows.to(values.device)).to(prepared)
-            if kind in self.scaling:
-                centre, inverse_scale = self.scaling[kind]
-                torch.sub(gathered[kind.input], centre, out=prepared[place]).mul_(inverse_scale)
-            else:
-                prepared[place] = gathered[kind.input]
-        return prepared
+    def read(self, features: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        """(b, d + 1) the given rows less the centre, and a one."""
+        values = features[self.input]
+        gathered = values.index_select(0, rows.to(values.device)).to(self.centre)  # 9 times faster than values[rows]
+        found = gathered.new_ones(len(rows), gathered.shape[1] + 1)
+        torch.sub(gathered, self.centre, out=found[:, :-1])
+        return found
 
-    def logits(self, prepared: Tensor) -> Tensor:
-        """(k, classes, h, b) from prepared features (k, b, d)."""
-        flat = torch.baddbmm(self.bias, self.weight, prepared.mT)
-        return rearrange(flat, "k (c h) b -> k c h b", c=self.num_classes)
+    def logits(self, read: Tensor) -> Tensor:
+        """(classes, h, b) of what was read (b, d + 1)."""
+        return rearrange(self.weight @ read.T, "(c h) b -> c h b", c=self.num_classes)
 
     @torch.no_grad()
     def predict(self, features: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        """(m, classes) on the CPU, of the given rows by the first classifier of the first kind."""
-        parts = rows.split(max(1, 2**24 // (self.bias.shape[0] * self.bias.shape[1])))
-        return torch.cat([self.logits(self.prepare(features, part))[0, :, 0].T.cpu() for part in parts])
+        """(m, classes) on the CPU, of the given rows by the first classifier."""
+        return torch.cat([self.logits(self.read(features, part))[:, 0].T.cpu() for part in self._parts(rows)])
 
     @torch.no_grad()
     def score(
         self, features: Mapping[str, Tensor], labels: Tensor, rows: Tensor
-    ) -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
-        """Top-1 share, top-5 share and mean loss on `rows`, [kind][rate] each; of a diverged one 0, 0 and inf."""
-        num_heads, device = self.bias.shape[1] // self.num_classes, self.weight.device
-        totals = torch.zeros(3, len(self.kinds), num_heads, dtype=torch.float64, device=device)
-        classes = rearrange(torch.arange(self.num_classes, device=device), "c -> 1 c 1 1")
-        for part in rows.split(max(1, 2**24 // (self.bias.shape[0] * self.bias.shape[1]))):
-            logits = self.logits(self.prepare(features, part))
-            target = repeat(labels[part].to(device), "b -> k 1 h b", k=len(self.kinds), h=num_heads)
-            own = logits.gather(1, target)
+    ) -> tuple[list[float], list[float], list[float]]:
+        """Top-1 share, top-5 share and mean loss on `rows`, of each classifier; of a diverged one 0, 0 and inf."""
+        device = self.weight.device
+        totals = torch.zeros(3, self.num_heads, dtype=torch.float64, device=device)
+        classes = rearrange(torch.arange(self.num_classes, device=device), "c -> c 1 1")
+        for part in self._parts(rows):
+            logits = self.logits(self.read(features, part))
+            target = repeat(labels[part].to(device), "b -> 1 h b", h=self.num_heads)
+            own = logits.gather(0, target)
             # of equal logits the lower class wins, as in k-NN
-            rank = ((logits > own) | ((logits == own) & (classes < target))).sum(dim=1)
-            loss = logits.logsumexp(dim=1) - own[:, 0]
-            totals += torch.stack([(rank < 1).double(), (rank < 5).double(), loss.double()]).sum(dim=3)
+            rank = ((logits > own) | ((logits == own) & (classes < target))).sum(dim=0)
+            loss = logits.logsumexp(dim=0) - own[0]
+            totals += torch.stack([(rank < 1).double(), (rank < 5).double(), loss.double()]).sum(dim=2)
         totals /= len(rows)
         diverged = ~totals[2].isfinite()
         totals[:2].masked_fill_(diverged, 0)
         totals[2].masked_fill_(diverged, math.inf)
         top1, top5, loss = totals.tolist()
         return top1, top5, loss
+
+    def _parts(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split(max(1, 2**24 // len(self.weight)))
 
 
 def batch_size_of(wanted: int, num_rows: int) -> int:
@@ -117,24 +110,32 @@ def fit(
     seed: int,
     device: torch.device | str,
 ) -> Classifiers:
-    """One classifier of each kind and learning rate on the given rows, all in one pair of matrix products a step.
+    """One classifier of each kind and learning rate on the given rows, in that order, all in one pair of matrix
+    products a step. The kinds are of one input.
 
-    The kinds are as wide as one another and have as many rates. The classifiers share initial weights and batches, so
-    they differ by kind and rate alone. The gradient of the softmax cross-entropy is written out: a step costs one
-    product (classes * h, d) x (d, b) a kind forward and one back.
+    The classifiers share initial weights and batches, so they differ by kind and rate alone. What a head sees is
+    (x - centre + offset) * scale: of a standardised one the offset is 0 and the scale the inverse deviation, of another
+    the offset is the centre and the scale 1. Both lie in the weights, so the batch is read once for all. The gradient
+    of the softmax cross-entropy is written out: a step costs one product (classes * h, d) x (d, b) forward and one
+    back; its one-hot part is the same for all heads.
     """
+    (name,) = {kind.input for kind in rates_of}
     generator = torch.Generator().manual_seed(seed)
-    kinds, rates = tuple(rates_of), torch.tensor(list(rates_of.values()), device=device)
-    (num_kinds, num_rates), dim = rates.shape, features[kinds[0].input].shape[1]
-    batch_size = batch_size_of(recipe.batch_size, len(rows))
+    batch_size, dim = batch_size_of(recipe.batch_size, len(rows)), features[name].shape[1]
     first = (torch.randn(num_classes, dim, generator=generator) * 0.01).to(device)
-    scaling = {kind: _statistics(features[kind.input], rows, device) for kind in kinds if kind.standardised}
-    weight = repeat(first, "c d -> k (c h) d", k=num_kinds, h=num_rates).contiguous()
-    bias = weight.new_zeros(num_kinds, num_classes * num_rates, 1)
-    heads = Classifiers(kinds, weight, bias, scaling, num_classes)
-    rate_of_row = repeat(rates * batch_size / 256, "k h -> k (c h) 1", c=num_classes)
-    weight_momentum, bias_momentum = torch.zeros_like(weight), torch.zeros_like(bias)
-    minus_one = torch.full((num_kinds, 1, num_rates, batch_size), -1.0, device=device)
+    centre, inverse_deviation = _statistics(features[name], rows, device)
+    flags = [kind.standardised for kind, rates in rates_of.items() for _ in rates]
+    rates = torch.tensor([rate for rates in rates_of.values() for rate in rates], device=device)
+    standardised = rearrange(torch.tensor(flags, device=device), "h -> h 1")
+    scale = repeat(torch.where(standardised, inverse_deviation, 1.0), "h d -> (c h) d", c=num_classes)
+    offset = repeat(torch.where(standardised, 0.0, centre), "h d -> (c h) d", c=num_classes)
+    rate_of_row = repeat(rates * batch_size / 256, "h -> (c h) 1", c=num_classes)
+
+    own = torch.cat([repeat(first, "c d -> (c h) d", h=len(flags)), first.new_zeros(len(scale), 1)], dim=1)
+    heads = Classifiers(name, centre, torch.empty_like(own), num_classes)
+    _act(own, scale, offset, out=heads.weight)
+    momentum = torch.zeros_like(own)
+    one_hot = own.new_zeros(num_classes, dim + 1)
 
     steps_per_epoch = len(rows) // batch_size
     num_steps = recipe.epochs * steps_per_epoch
@@ -143,28 +144,35 @@ def fit(
             order = rows[torch.randperm(len(rows), generator=generator)]
         begin = step % steps_per_epoch * batch_size
         batch = order[begin : begin + batch_size]
-        prepared = heads.prepare(features, batch)
+        read = heads.read(features, batch)
         # (softmax - one-hot) / b is the gradient of the mean cross-entropy
-        gradient = heads.logits(prepared).softmax(dim=1)
-        own = repeat(labels[batch].to(device), "b -> k 1 h b", k=num_kinds, h=num_rates)
-        gradient.scatter_add_(1, own, minus_one)
-        gradient = rearrange(gradient, "k c h b -> k (c h) b").div_(batch_size)
-        weight_momentum.baddbmm_(gradient, prepared, beta=recipe.momentum)
-        bias_momentum.mul_(recipe.momentum).add_(gradient.sum(dim=2, keepdim=True))
-        rate = rate_of_row * (0.5 * (1 + math.cos(math.pi * step / num_steps)))
-        weight.addcmul_(weight_momentum, rate, value=-1)
-        bias.addcmul_(bias_momentum, rate, value=-1)
+        share = rearrange(heads.logits(read).softmax(dim=0), "c h b -> (c h) b")
+        one_hot.zero_().index_add_(0, labels[batch].to(device), read)
+        gradient = rearrange(share @ read, "(c h) d -> c h d", c=num_classes) - one_hot[:, None]
+        gradient = rearrange(gradient, "c h d -> (c h) d").div_(batch_size)
+        gradient[:, :-1].addcmul_(offset, gradient[:, -1:]).mul_(scale)
+        momentum.mul_(recipe.momentum).add_(gradient)
+        own.addcmul_(momentum, rate_of_row * (0.5 * (1 + math.cos(math.pi * step / num_steps))), value=-1)
+        _act(own, scale, offset, out=heads.weight)
     return heads
 
 
-def _statistics(features: Tensor, rows: Tensor, device: torch.device | str, chunk: int = 8192) -> tuple[Tensor, Tensor]:
+def _act(own: Tensor, scale: Tensor, offset: Tensor, out: Tensor) -> None:
+    """Weights (n, d + 1) of features less their centre, from weights of what a head sees."""
+    torch.mul(own[:, :-1], scale, out=out[:, :-1])
+    torch.add(own[:, -1], torch.linalg.vecdot(out[:, :-1], offset), out=out[:, -1])
+
+
+def _statistics(features: Tensor, rows: Tensor, device: torch.device | str, chunk: int = 1024) -> tuple[Tensor, Tensor]:
     """(d,) mean and inverse standard deviation over the given rows; a constant feature is left at zero."""
-    total = torch.zeros(2, features.shape[1], dtype=torch.float64, device=features.device)
-    shift = features[0].double()  # near the mean: variances by squares lose nothing
+    count, mean, squares = 0, *torch.zeros(2, features.shape[1], dtype=torch.float64, device=features.device)
     for part in rows.to(features.device).split(chunk):
-        values = features.index_select(0, part).double() - shift
-        total += torch.stack([values.sum(0), values.square().sum(0)])
-    mean, square = total / len(rows)
-    variance = (square - mean.square()).clamp_min(0)
+        values = features.index_select(0, part).float()
+        part_mean = values.mean(dim=0)
+        part_squares = values.sub_(part_mean).square_().sum(dim=0)
+        # Chan, Golub & LeVeque 1979: of two parts the squares about the mean of both
+        away, total = part_mean.double() - mean, count + len(part)
+        squares += part_squares + away.square() * (count * len(part) / total)
+        mean, count = mean + away * (len(part) / total), total
     # BatchNorm's way; 1e-6 as in MAE's probe
-    return (mean + shift).float().to(device), (variance + 1e-6).rsqrt().float().to(device)
+    return mean.float().to(device), (squares / count + 1e-6).rsqrt().float().to(device)

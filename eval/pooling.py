@@ -9,7 +9,7 @@ the same.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from einops import einsum, rearrange, reduce
 from torch import Tensor, nn
 
 NUM_HEADS_DIM = 64  # dimensions of a head, where nothing else is asked for
+_LEAST_READ = 24  # values that a query reads of its own
 
 
 class Pooling(nn.Module):
@@ -196,7 +197,7 @@ class EfficientProbing(BatchNormed):
     def __init__(self, dim: int, num_classes: int, *, num: int = 1, queries: int | None = None, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         super().__init__(dim, num_classes, num, generator)
-        queries = queries or math.gcd(dim, 32)
+        queries = queries or queries_of(dim)
         _check_heads(dim, queries)
         self.queries = drawn(generator, num, queries, dim)
         self.v_weight = drawn(generator, num, dim, dim)
@@ -226,9 +227,22 @@ FORMS: dict[str, type[Pooling]] = {
 }
 
 
+def build(form: str, dim: int, num_classes: int, seeds: Sequence[int]) -> Pooling:
+    """Classifiers of one form side by side, the first weights of each drawn from its seed."""
+    apart = {seed: FORMS[form](dim, num_classes, seed=seed).state_dict() for seed in set(seeds)}
+    heads = FORMS[form](dim, num_classes, num=len(seeds))
+    heads.load_state_dict({name: torch.cat([apart[seed][name] for seed in seeds]) for name in heads.state_dict()})
+    return heads
+
+
 def heads_of(dim: int) -> int:
     """Of 64 dimensions each, or of the width that divides `dim` and is nearest to that."""
     return min((heads for heads in range(1, dim + 1) if dim % heads == 0), key=lambda h: abs(dim / h - NUM_HEADS_DIM))
+
+
+def queries_of(dim: int) -> int:
+    """As many as each read 24 values of their own, as the paper's 32 of a ViT-B do; at least up to 4, at most 32."""
+    return max(count for count in range(1, 33) if dim % count == 0 and (count <= 4 or dim // count >= _LEAST_READ))
 
 
 def _answer(

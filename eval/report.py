@@ -11,6 +11,8 @@ from eval.base import Scores, Unit
 from eval.earlier import as_today
 from eval.scores import Z95, deviation_of, mean_of
 
+_MOST_COLUMNS = 3
+
 
 class Measured(NamedTuple):
     """A number with its standard error and its 95 % interval; None of them for chance.
@@ -59,21 +61,30 @@ def probe_table(results: dict[str, Any]) -> Table:
     """Rows chance, raw pixels, untrained and pretrained; accuracy in % with its standard error over val."""
     told = read_results(results)
     table = Table(title=told.title, caption="\n".join(told.notes), caption_justify="left")
-    table.add_column("")
-    for column in told.columns:
-        table.add_column(column, justify="right")
-    for name, values in told.rows:
-        table.add_row(name, *map(_cell, values), style="bold" if name == "pretrained" else None)
+    header, rows = _laid_out(told)
+    for place, column in enumerate(header):
+        table.add_column(column, justify="right" if place else "left", style="bold" if column == "pretrained" else None)
+    for name, *cells in rows:
+        table.add_row(name, *cells, style="bold" if name == "pretrained" else None)
     return table
 
 
 def markdown_table(results: dict[str, Any]) -> str:
     """The same, as a Markdown table with its notes below."""
     told = read_results(results)
-    lines = [["", *told.columns], ["---", *["---:"] * len(told.columns)]]
-    lines += [[name, *map(_cell, values)] for name, values in told.rows]
+    header, rows = _laid_out(told)
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"**{told.title}**\n\n{table}\n\n" + "\n".join(f"- {note}" for note in told.notes) + "\n"
+
+
+def _laid_out(told: Results) -> tuple[list[str], list[list[str]]]:
+    """Header and lines: a column for each measure, or a line where there are more than a terminal has room for."""
+    header, lines = ["", *told.columns], [[name, *map(_cell, values)] for name, values in told.rows]
+    if len(told.columns) <= _MOST_COLUMNS:
+        return header, lines
+    turned = [list(line) for line in zip(header, *lines, strict=True)]
+    return turned[0], turned[1:]
 
 
 def read_results(results: dict[str, Any]) -> Results:

@@ -17,6 +17,7 @@ from pretrain.config.load import PRESETS
 from pretrain.survival.stopping import EXIT_STOPPED
 
 PRESET = "demo"
+PROBES = ("--also", "attentive", "--also", "few_shot", "--also", "segmentation")  # beside k-NN and linear
 
 
 def run_demo(out: Path) -> None:
@@ -33,7 +34,7 @@ def run_demo(out: Path) -> None:
         ["verify", str(shards)],
         ["pretrain", PRESET, "--data", str(shards), f"runs={run.parent}", "tracking.wandb=offline"],
         # whole images: the crops it learned from are pieces of them at the same resolution
-        ["probe", str(run), "--data", str(shards), "--image-size", str(SIDE)],
+        ["probe", str(run), "--data", str(shards), "--image-size", str(SIDE), *PROBES],
     ]
     out.mkdir(parents=True, exist_ok=True)
     journal = _Journal(out / "steps.json", recipe=_recipe())

@@ -8,17 +8,18 @@ them: MAE's ViT-B goes from 67.7 (linear) to 75.6 on ImageNet. The forms are tho
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
+from einops import reduce, repeat
 from torch import Tensor
 
 from eval.base import Column, ProbeSpec, Scores, Store, Tokens
 from eval.outcomes import with_right
-from eval.pooling import FORMS, Pooling
+from eval.pooling import FORMS, Pooling, build
 from eval.scores import deviation_of
 from eval.stratified import stratified_split
 
@@ -32,9 +33,11 @@ class AttentiveSettings:
     """How the classifiers are trained: AdamW, rates warmed up over a tenth of the steps, then cosine to zero."""
 
     forms: tuple[str, ...] = ("cross", "efficient")
-    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # trained side by side
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)  # trained side by side; of several ..
+    bounds: tuple[float, float] = (3e-5, 0.1)  # .. more are tried up to here while the best lies at the edge
     passes: int = 10  # over the images; more, where that makes ..
     least_steps: int = 600  # .. fewer steps than these: from its small first weights a query learns slowly
+    choosing: int = 3  # the training that chooses the rate is so many times shorter
     batch_size: int = 256  # smaller where train has fewer than 16 such batches
     weight_decay: float = 0.05  # of matrices
     held_out: float = 0.1  # share of train that chooses the rate
@@ -43,7 +46,7 @@ class AttentiveSettings:
         for form in self.forms:
             if form not in FORMS or form == BASELINE:
                 raise ValueError(f"forms has {form!r}; there are {', '.join(set(FORMS) - {BASELINE})}")
-        if not self.forms or not self.rates or self.passes < 1 or self.batch_size < 2:
+        if not self.forms or not self.rates or min(self.passes, self.choosing) < 1 or self.batch_size < 2:
             raise ValueError(f"an attentive probe needs a form, a rate, a pass and batches of two; got {self}")
 
 
@@ -70,17 +73,18 @@ def train(
     labels: Tensor,
     rows: Tensor,
     num_classes: int,
-    rates: tuple[float, ...],
+    rates: Sequence[float],
     settings: AttentiveSettings,
-    seed: int,
+    seeds: Sequence[int],
     device: str,
 ) -> Trained:
-    """Classifiers of one form on the images `rows` (n,) of `tokens`, one for each rate, side by side.
+    """Classifiers of one form on the images `rows` (n,) of `tokens`, side by side: one for each rate and its seed.
 
-    They share first weights and batches, so they differ by their rate alone. `labels` are of all images.
+    They share their batches, whose order is of the first seed, so what is read of the tokens is read once; they differ
+    by rates, and by first weights where the seeds do. `labels` are of all images.
     """
-    heads = FORMS[form](tokens.dim, num_classes, num=len(rates), seed=seed).to(device)
-    generator = torch.Generator().manual_seed(seed)
+    heads = build(form, tokens.dim, num_classes, seeds).to(device)
+    generator = torch.Generator().manual_seed(seeds[0])
     size = min(settings.batch_size, max(16, len(rows) // 16), len(rows))
     per_pass = len(rows) // size
     steps = max(settings.passes, -(-settings.least_steps // per_pass)) * per_pass
@@ -150,20 +154,54 @@ def choose(
     form: str, tokens: Tokens, labels: Tensor, groups: Tensor | None, num_classes: int, settings: AttentiveSettings,
     seed: int, device: str,
 ) -> Chosen:  # fmt: skip
-    """The rate that is best on a held-out part of train; of equals the one of the smallest loss."""
+    """The rate that is best on a held-out part of train after a shorter training; of equals the one of the smallest
+    loss. While the best lies at the edge of those tried, two more beyond it are tried."""
     kept, rest = stratified_split(labels, settings.held_out, seed, groups)
-    heads, _ = train(form, tokens, labels, kept, num_classes, settings.rates, settings, seed, device)
-    right, loss = score(heads, tokens, labels, rest, device)
-    shares, losses = right.float().mean(dim=1).tolist(), loss.tolist()
-    best = max(range(len(losses)), key=lambda place: (shares[place], -losses[place]))
-    if not math.isfinite(losses[best]):
+    shorter = replace(
+        settings, passes=-(-settings.passes // settings.choosing), least_steps=settings.least_steps // settings.choosing
+    )
+    tried: dict[float, tuple[float, float]] = {}  # rate -> share that is right, - loss
+    wanted = [*settings.rates]
+    while wanted:
+        heads, _ = train(form, tokens, labels, kept, num_classes, wanted, shorter, [seed] * len(wanted), device)
+        right, loss = score(heads, tokens, labels, rest, device)
+        tried |= zip(wanted, zip(right.float().mean(dim=1).tolist(), (-loss).tolist(), strict=True), strict=True)
+        best = max(tried, key=tried.__getitem__)
+        wanted = _beyond(best, tried, settings.bounds) if len(settings.rates) > 1 else []
+    share, minus_loss = tried[best]
+    if not math.isfinite(minus_loss):
         raise ValueError(
-            f"all {len(losses)} attentive probes of the form {form} diverged, at rates {min(settings.rates):g} .. "
-            f"{max(settings.rates):g}; look for tokens that are not finite, or give smaller rates"
+            f"all {len(tried)} attentive probes of the form {form} diverged, at rates {min(tried):g} .. "
+            f"{max(tried):g}; look for tokens that are not finite, or give smaller rates"
         )
-    rate = settings.rates[best]
-    edge = len(settings.rates) > 1 and rate in (min(settings.rates), max(settings.rates))
-    return Chosen(rate, shares[best], losses[best], edge)
+    edge = len(settings.rates) > 1 and share < 1 and best in (min(tried), max(tried))
+    return Chosen(best, share, -minus_loss, edge)
+
+
+def _beyond(best: float, tried: Mapping[float, tuple[float, float]], bounds: tuple[float, float]) -> list[float]:
+    """Two rates beyond the edge at which the best lies, within the bounds; none where all of them diverged, or where it
+    makes no mistake."""
+    share, minus_loss = tried[best]
+    if not math.isfinite(minus_loss) or share == 1 or best not in (min(tried), max(tried)):
+        return []
+    factors = (3, 10) if best == max(tried) else (1 / 3, 1 / 10)
+    return [rate for factor in factors if bounds[0] <= (rate := float(f"{best * factor:.1g}")) <= bounds[1]]
+
+
+class _Means:
+    """The mean of each image's tokens as its only one: read once, where nothing else is looked at."""
+
+    def __init__(self, tokens: Tokens, at_once: int) -> None:
+        self.dim, self.grid = tokens.dim, (1, 1)
+        self.values = torch.cat([
+            reduce(tokens[rows], "b t d -> b 1 d", "mean") for rows in torch.arange(len(tokens)).split(at_once)
+        ])  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self.values[rows]
 
 
 def run(store: Store, settings: AttentiveSettings) -> Scores:
@@ -177,19 +215,17 @@ def run(store: Store, settings: AttentiveSettings) -> Scores:
     found: Scores = {}
     for form in (*settings.forms, BASELINE):
         store.progress(f"attentive: {form}, rates {min(settings.rates):g} to {max(settings.rates):g}")
+        if form == BASELINE:
+            tokens, val_tokens = _Means(tokens, settings.batch_size), _Means(val_tokens, settings.batch_size)
         chosen = choose(
             form, tokens, labels, store.train.groups, classes, settings, store.seeds[0], store.device
         )  # fmt: skip
-        right, on_train = [], []
-        for seed in store.seeds:
-            store.progress(f"attentive: {form}, the chosen rate {chosen.rate:g}, seed {seed}")
-            heads, share = train(
-                form, tokens, labels, torch.arange(len(labels)), classes, (chosen.rate,), settings, seed, store.device
-            )
-            right.append(score(heads, val_tokens, val.labels, torch.arange(len(val.labels)), store.device)[0][0].cpu())
-            on_train += share
-        of_seed = [float(each.float().mean()) for each in right]
-        share_right = torch.stack(right).float().mean(dim=0)
+        store.progress(f"attentive: {form}, the chosen rate {chosen.rate:g}")
+        rates, every = [chosen.rate] * len(store.seeds), torch.arange(len(labels))
+        heads, on_train = train(form, tokens, labels, every, classes, rates, settings, store.seeds, store.device)
+        right, _ = score(heads, val_tokens, val.labels, torch.arange(len(val.labels)), store.device)
+        of_seed = right.float().mean(dim=1).tolist()
+        share_right = right.float().mean(dim=0).cpu()
         found[form] = {
             **with_right({"top1": float(share_right.mean())}, share_right, val.groups),
             "rate": chosen.rate,
@@ -225,7 +261,8 @@ def notes(result: Scores, settings: AttentiveSettings) -> list[str]:
     )
     lines = [
         f"attentive: {told}; AdamW, {settings.passes} passes or more over frozen tokens of centre crops, rates of "
-        f"{min(settings.rates):g} .. {max(settings.rates):g} chosen on {100 * settings.held_out:g} % held out of train"
+        f"{min(settings.rates):g} .. {max(settings.rates):g} and beyond, chosen on {100 * settings.held_out:g} % held "
+        "out of train; seeds are of first weights"
     ]
     lines += [
         f"warning: the attentive probe's rate {result[form]['rate']:g} ({form}) lies at the edge of what is tried"

@@ -23,9 +23,9 @@ TITLES = {"r2": "depth R2", "mae": "depth MAE", "rmse": "depth RMSE"}
 class DepthSettings:
     """How many images and patches are looked at; `full`: all images of train and val."""
 
-    patches: int = 100_000  # of train, and as many of val
+    patches: int = 40_000  # of train, and as many of val
     train_images: int = 2000  # from which they are drawn
-    val_images: int = 1000
+    val_images: int = 500
     held_out: float = 0.2  # share of train's images that choose the strength
     full: bool = False
 

@@ -4,13 +4,16 @@ The grid is DINOv2's (Oquab et al. 2023, appendix B.3): learning rates x which b
 mean of patch tokens. MAE's variant (He et al. 2022, appendix A.1), a BatchNorm without affine parameters before the
 linear layer, is one more axis: on frozen cached features it is standardisation with train's statistics. MAE's LARS is
 not used: it steadies batches of 16,384, and here the batch is about 1,024.
+
+Most of the grid is far from the best, which a tenth of the training shows already. So all of it is trained for a few
+epochs; only the best kinds, at the rates about their best, are trained in full, and of these one is chosen.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +26,7 @@ from eval.scores import deviation_of, mean_of
 from eval.stratified import stratified_split
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
-MOST_WEIGHTS = 2**27  # of all heads that are trained side by side: 512 MiB, and as much of momentum
+MOST_WEIGHTS = 2**26  # of all heads that are trained side by side: 256 MiB, and twice as much beside them
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,18 @@ class LinearRecipe:
     bounds: tuple[float, float] = (1e-8, 100.0)  # .. more are tried up to here while the best lies at the edge
     standardised: tuple[bool, ...] = (False, True)  # MAE's BatchNorm without affine parameters
     epochs: int = 100
+    screening_epochs: int = 10  # of all of the grid; as many as `epochs`, and none of it is left out
+    finalists: int = 3  # kinds of input that are trained in full, of those that may yet be the best
     batch_size: int = 1024  # smaller where train has fewer than 16 such batches
     momentum: float = 0.9
     held_out: float = 0.1  # share of train that chooses the head
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or not self.learning_rates or not self.standardised:
+        if (
+            min(self.epochs, self.screening_epochs, self.finalists, self.batch_size) < 1
+            or not self.learning_rates
+            or not self.standardised
+        ):
             raise ValueError(f"a linear probe needs epochs, a batch and at least one head; got {self}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; it is a share of train between 0 and 1, such as 0.1")
@@ -65,7 +74,7 @@ class LinearScores:
     right: Tensor = field(repr=False, compare=False)  # (m,) of seeds, the share whose head has each val image right
     logits: Tensor = field(repr=False, compare=False)  # (m, classes) of val, by the first seed's head
     chosen: Head
-    best_of_input: dict[str, float]  # held-out accuracy of the best head on each input
+    best_of_input: dict[str, float]  # held-out accuracy of the best head on each input, after what it was trained
     at_grid_edge: bool  # the chosen rate is the smallest or largest, and the bound allows no other
     rates: tuple[float, ...]  # all that were tried with the chosen input, in order
     batch_size: int
@@ -99,15 +108,27 @@ def linear_probe(
     train_labels, val_labels = train_labels.cpu(), val_labels.cpu()
     kept, held_out = stratified_split(train_labels, recipe.held_out, seeds[0], groups)
 
-    tried: dict[Kind, list[Head]] = {Kind(name, flag): [] for name in train for flag in recipe.standardised}
-    wanted: dict[Kind, Sequence[float]] = dict.fromkeys(tried, recipe.learning_rates)
-    while wanted:
+    def tried_for(epochs: int, wanted: Mapping[Kind, Sequence[float]]) -> dict[Kind, list[Head]]:
+        shorter, found = replace(recipe, epochs=epochs), {kind: [] for kind in wanted}
         for rates_of in _passes(wanted, train, num_classes):
-            progress("linear: " + "; ".join(f"{kind}, rates to {rates[-1]:g}" for kind, rates in rates_of.items()))
-            fitted = fit(train, train_labels, kept, rates_of, num_classes, recipe, seeds[0], device)
-            scores = zip(*fitted.score(train, train_labels, held_out), strict=True)
-            for (kind, rates), (accuracy, _, loss) in zip(rates_of.items(), scores, strict=True):
-                tried[kind] += [Head(*kind, *cell) for cell in zip(rates, accuracy, loss, strict=True)]
+            told = "; ".join(f"{kind}, rates to {rates[-1]:g}" for kind, rates in rates_of.items())
+            progress(f"linear, {epochs} epochs: {told}")
+            fitted = fit(train, train_labels, kept, rates_of, num_classes, shorter, seeds[0], device)
+            cells = [(kind, rate) for kind, rates in rates_of.items() for rate in rates]
+            for (kind, rate), share, loss in zip(cells, *fitted.score(train, train_labels, held_out)[::2], strict=True):
+                found[kind].append(Head(*kind, rate, share, loss))
+        return found
+
+    kinds = [Kind(name, flag) for name in train for flag in recipe.standardised]
+    wanted: dict[Kind, Sequence[float]] = dict.fromkeys(kinds, recipe.learning_rates)
+    screened: dict[Kind, list[Head]] = {}
+    if recipe.screening_epochs < recipe.epochs:
+        screened = tried_for(recipe.screening_epochs, wanted)
+        wanted = _finalists(screened, recipe, len(held_out))
+    tried: dict[Kind, list[Head]] = {kind: [] for kind in wanted}
+    while wanted:
+        for kind, found_heads in tried_for(recipe.epochs, wanted).items():
+            tried[kind] += found_heads
         enough = _enough([head for heads in tried.values() for head in heads], len(held_out))
         wanted = {kind: rates for kind in wanted if (rates := _further(tried[kind], recipe.bounds, enough))}
     heads = [head for heads in tried.values() for head in heads]
@@ -139,8 +160,11 @@ def linear_probe(
         right=right,
         logits=logits,
         chosen=chosen,
-        best_of_input={name: max(head.held_out for head in heads if head.input == name) for name in train},
-        at_grid_edge=len(beside) > 1 and chosen.learning_rate in (min(beside), max(beside)),
+        best_of_input={
+            name: max(head.held_out for of in (screened | tried).values() for head in of if head.input == name)
+            for name in train
+        },
+        at_grid_edge=len(beside) > 1 and chosen.held_out < 1 and chosen.learning_rate in (min(beside), max(beside)),
         rates=tuple(sorted(beside)),
         batch_size=batch_size_of(recipe.batch_size, len(train_labels)),
     )
@@ -155,6 +179,24 @@ def _enough(heads: Sequence[Head], num_held_out: int) -> float:
     """The held-out share from which on more rates are worth their time: three standard errors below the best."""
     share = _best(heads).held_out
     return share - 3 * math.sqrt(share * (1 - share) / num_held_out)
+
+
+def _finalists(
+    screened: Mapping[Kind, Sequence[Head]], recipe: LinearRecipe, num_held_out: int
+) -> dict[Kind, Sequence[float]]:
+    """The kinds that are trained in full, the best first, and the rates about the best of each: after more epochs a
+    smaller one may be the best, hardly a larger one."""
+    enough = _enough([head for heads in screened.values() for head in heads], num_held_out)
+    best_of = {kind: _best(heads) for kind, heads in screened.items()}
+    ordered = sorted(best_of, key=lambda kind: (-best_of[kind].held_out, best_of[kind].held_out_loss))
+    chosen = [kind for kind in ordered if best_of[kind].held_out >= enough][: recipe.finalists]
+    rates = sorted(recipe.learning_rates)
+
+    def about(rate: float) -> tuple[float, ...]:
+        place = rates.index(rate)
+        return tuple(rates[max(0, place - 3) : place + 2])
+
+    return {kind: about(best_of[kind].learning_rate) for kind in chosen}
 
 
 def _further(tried: Sequence[Head], bounds: tuple[float, float], enough: float) -> list[float]:
@@ -179,16 +221,13 @@ def _further(tried: Sequence[Head], bounds: tuple[float, float], enough: float) 
 def _passes(
     wanted: Mapping[Kind, Sequence[float]], features: Mapping[str, Tensor], num_classes: int
 ) -> Iterator[dict[Kind, Sequence[float]]]:
-    """What is trained side by side: features of equal width, as many rates of each, and no more than fits in memory."""
-
-    def shape(kind: Kind) -> tuple[int, int]:
-        return features[kind.input].shape[1], len(wanted[kind])
-
-    for dim, num_rates in dict.fromkeys(map(shape, wanted)):
-        most = max(1, MOST_WEIGHTS // (dim * num_rates * num_classes))
-        kinds = [kind for kind in wanted if shape(kind) == (dim, num_rates)]
-        for first in range(0, len(kinds), most):
-            yield {kind: wanted[kind] for kind in kinds[first : first + most]}
+    """What is trained side by side: the kinds of one input, and no more rates of them than fit in memory."""
+    for name in dict.fromkeys(kind.input for kind in wanted):
+        most = max(1, MOST_WEIGHTS // (features[name].shape[1] * num_classes))
+        cells = [(kind, rate) for kind, rates in wanted.items() if kind.input == name for rate in rates]
+        for first in range(0, len(cells), most):
+            part = cells[first : first + most]
+            yield {kind: [rate for of, rate in part if of == kind] for kind in dict.fromkeys(kind for kind, _ in part)}
 
 
 def run(store: Store, settings: LinearRecipe) -> Scores:

@@ -42,10 +42,10 @@ _MOST_NAMED, _MOST_CLASSES_NAMED = 5, 12
 class SegmentationSettings:
     """How many images and patches are looked at, and what is tried; `full`: of train and val all images."""
 
-    patches: int = 60_000  # of train, from which the linear layer learns
-    bank: int = 12_000  # of these, which the nearest are looked for among
+    patches: int = 40_000  # of train, from which the linear layer learns
+    bank: int = 6_000  # of these, which the nearest are looked for among
     train_images: int = 2000  # from which they are drawn
-    val_images: int = 1000  # that are judged
+    val_images: int = 500  # that are judged
     chosen_on: int = 100  # at most, of those of train: they choose strength and k
     held_out: float = 0.2  # share of train's images from which these are
     strengths: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5)  # of the linear layer's regularisation

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from eval.base import FeatureSet, Store
-from eval.pooling import FORMS
-from eval.probes.attentive import SPEC, AttentiveSettings, _AdamW, choose, score, train
+from eval.pooling import FORMS, build
+from eval.probes.attentive import SPEC, AttentiveSettings, _AdamW, _beyond, choose, score, train
 
 SETTINGS = AttentiveSettings(rates=(3e-3, 1e-2), passes=8, batch_size=32, least_steps=1)
 
@@ -106,10 +106,38 @@ def test_the_rate_is_chosen_on_train_and_groups_stay_whole(store, monkeypatch):
 def test_rates_side_by_side_train_as_alone(store):
     one = dataclasses.replace(SETTINGS, passes=1)
     tokens, labels, rows = store.train.tokens, store.train.labels, torch.arange(400)
-    both, _ = train("cross", tokens, labels, rows, 3, (1e-3, 1e-2), one, 0, "cpu")
-    alone, _ = train("cross", tokens, labels, rows, 3, (1e-2,), one, 0, "cpu")
+    both, _ = train("cross", tokens, labels, rows, 3, (1e-3, 1e-2), one, (0, 0), "cpu")
+    alone, _ = train("cross", tokens, labels, rows, 3, (1e-2,), one, (0,), "cpu")
     for many, single in zip(both.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(many[1], single[0], rtol=1e-3, atol=1e-4)
+
+
+def test_seeds_side_by_side_have_first_weights_of_their_own():
+    heads = build("efficient", 12, 3, (5, 6, 5))
+    alone = FORMS["efficient"](12, 3, seed=6)
+    for many, single in zip(heads.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(many[1], single[0])
+        assert torch.equal(many[0], many[2])
+    assert not torch.equal(heads.queries[0], heads.queries[1])
+
+
+def test_more_rates_are_tried_beyond_the_edge(store):
+    small = dataclasses.replace(SETTINGS, rates=(3e-4, 1e-3), choosing=1)
+    found = choose("efficient", store.train.tokens, store.train.labels, None, 3, small, 0, "cpu")
+    assert found.rate > 1e-3
+    tried = {1e-3: (0.5, -1.0), 1e-2: (0.6, -1.0)}
+    assert _beyond(1e-2, tried, (1e-5, 0.1)) == [3e-2, 1e-1]
+    assert _beyond(1e-2, tried, (1e-5, 0.05)) == [3e-2]
+    assert _beyond(1e-3, tried, (1e-5, 0.1)) == [3e-4, 1e-4]
+    assert _beyond(1e-2, {**tried, 3e-2: (0.5, -1.0)}, (1e-5, 0.1)) == []
+    assert _beyond(1e-2, {**tried, 1e-2: (1.0, -0.1)}, (1e-5, 0.1)) == []
+
+
+def test_the_mean_is_read_once(store):
+    before = len(store.train.tokens.asked)
+    SPEC.run(store, dataclasses.replace(SETTINGS, forms=("efficient",), rates=(1e-2,), passes=1))
+    read = sum(store.train.tokens.asked[before:])
+    assert read < 400 * 3.2  # once for the mean, and a pass each to choose and to train
 
 
 def test_adamw_is_torchs():
