@@ -169,6 +169,11 @@ class Encoder(nn.Module):
         """
         raise ValueError(f"{type(self).__name__} keeps no sequence of class and patch tokens to go on from")
 
+    def merged(self) -> Encoder:
+        """An encoder that computes the same in evaluation, with what training alone keeps apart merged: itself where
+        there is nothing of that kind."""
+        return self
+
     def stage_ends(self) -> tuple[int, ...]:
         """Numbers of the blocks after which there is a map of a size of its own: the last block of each stage."""
         return (self.depth - 1,)

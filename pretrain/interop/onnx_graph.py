@@ -60,9 +60,10 @@ def check_packages() -> None:
 def write_onnx(path: Path, encoder: Encoder, card: EncoderCard) -> None:
     """Write the graph to `path`; weights beyond ONNX's 2 GB go to `path`.data. The batch may have any size.
 
-    The graph normalises the images itself. Its metadata hold the card, mean, std and the range of the images.
+    What training alone keeps apart is merged (`Encoder.merged`). The graph normalises the images itself. Its metadata
+    hold the card, mean, std and the range of the images.
     """
-    model = WholeImages(encoder, card)
+    model = WholeImages(encoder.merged(), card)
     write_graph(path, model, model.names, card, {CARD_KEY: TypeAdapter(EncoderCard).dump_json(card).decode()})
 
 

@@ -10,17 +10,15 @@ measured in a process of its own for each side: of resident memory on a CPU, of 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from _compare import compare
+from _memory import last_number, peak_of
 
 from pretrain.config.load import parse_config
 from pretrain.engines.schedules import Timeline
@@ -81,33 +79,14 @@ def training_step(encoder: str, method: str, batch_size: int, device: torch.devi
 
 def peak_memory(encoder: str, method: str, batch_size: int, device: torch.device) -> float:
     """MB that a step needs at most, beyond weights, gradients and the optimizer's state."""
-    step = training_step(encoder, method, batch_size, device)
-    step()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
-    before = _status("VmRSS")
-    step()
-    return (_status("VmHWM") - before) / 2**10
-
-
-def _status(name: str) -> int:
-    """kB of this process, from the kernel."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1])
+    return peak_of(training_step(encoder, method, batch_size, device), device)
 
 
 def in_own_process(encoder: str, method: str, arguments: argparse.Namespace) -> float:
     """`peak_memory` in a fresh process, whose freed tensors go back to the system."""
     command = [sys.executable, __file__, "--memory-of", encoder, method]
     command += ["--batch", str(arguments.batch), "--device", arguments.device]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    return float(
-        subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()[-1]
-    )
+    return last_number(command)
 
 
 def main() -> None:

@@ -204,6 +204,30 @@ def test_drop_path_and_channels() -> None:
     assert encoder(torch.zeros(1, 1, 64, 64)).pooled.shape == (1, 32)
 
 
+@pytest.mark.parametrize("name", ["repvgg_a0", "levit_128s", "vit_tiny_patch16_224"])
+def test_a_merged_encoder_computes_the_same_with_fewer_convolutions(name: str) -> None:
+    """RepVGG's three branches, each with its batch normalisation, are one convolution with a bias."""
+    size = (SIDES.get(name, 32),) * 2
+    encoder = make(name, size, mask_token=False)
+    generator = torch.Generator().manual_seed(2)
+    for part in encoder.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):  # as training leaves them
+            part.running_mean = torch.randn(part.num_features, generator=generator) * 0.1
+            part.running_var = torch.rand(part.num_features, generator=generator) + 0.5
+    merged = encoder.merged()
+    with torch.no_grad():
+        own, other = encoder(images(size)), merged(images(size))
+    for first, second in ((own.tokens, other.tokens), (own.pooled, other.pooled)):
+        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4 * float(first.abs().max()))
+    count = [
+        sum(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in each.modules()) for each in (encoder, merged)
+    ]
+    if name == "repvgg_a0":
+        assert count[0] > 50
+        assert count[1] == 0
+    assert encoder.state_dict().keys() == make(name, size, mask_token=False).state_dict().keys()  # it stays as it was
+
+
 def test_the_teachers_running_statistics_follow_the_students() -> None:
     """A teacher is never in training mode: without this its batch normalisation would keep the start's values."""
     config = DinoConfig(prototypes=8, head_hidden_dim=8, head_bottleneck_dim=4, teacher_momentum=0.5)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -151,6 +151,25 @@ def replaced(
     ]
     try:
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def calls_of(modules: dict[Any, nn.Module]) -> Iterator[dict[Any, list[tuple[Any, Any]]]]:
+    """Collects, while it lasts, the inputs and the output of each of the modules at every call, by its key."""
+    calls: dict[Any, list[tuple[Any, Any]]] = defaultdict(list)
+
+    def keeper(key: Any) -> Callable[..., None]:
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            calls[key].append((inputs, output))
+
+        return keep
+
+    handles = [module.register_forward_hook(keeper(key)) for key, module in modules.items()]
+    try:
+        yield calls
     finally:
         for handle in handles:
             handle.remove()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from einops import rearrange
 from timm.data import resolve_model_data_config
-from timm.models import group_parameters
+from timm.models import group_parameters, reparameterize_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,8 +17,8 @@ from pretrain.encoders.base import Encoder, Features, Mask, on_token_grid, zero_
 from pretrain.encoders.timm import drawn_paths
 from pretrain.encoders.timm.config import TimmConfig
 from pretrain.encoders.timm.dropping import left_out
-from pretrain.encoders.timm.embeddings import map_of, replaced
-from pretrain.encoders.timm.survey import calls_of, check_name, create, survey
+from pretrain.encoders.timm.embeddings import calls_of, map_of, replaced
+from pretrain.encoders.timm.survey import check_name, create, survey
 
 #: First parts of the names of what follows the last block.
 AFTER_BLOCKS = ("norm", "fc_norm", "head", "final_conv", "conv_head")
@@ -133,6 +134,12 @@ class TimmEncoder(Encoder):
             maps.append(rearrange(cells, "b d h w -> b (h w) d"))
         prefix = torch.cat([part[:, :1] for part in given], dim=-1)
         return Features(torch.cat(maps, dim=-1), prefix, grid, None, pooled)
+
+    def merged(self) -> TimmEncoder:
+        """With RepVGG's branches, and whatever else timm knows to fuse, as one convolution each (Ding et al. 2021)."""
+        copied = deepcopy(self)
+        copied.model = reparameterize_model(copied.model, inplace=True)
+        return copied
 
     def inner(self) -> nn.Module:
         return self.model

@@ -7,8 +7,8 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pretrain.encoders.timm.config import TimmConfig
 from pretrain.encoders.timm.convit import place
 from pretrain.encoders.timm.dropping import why_not_dropped
-from pretrain.encoders.timm.embeddings import Embedded, candidates, embeddings_of, map_of
+from pretrain.encoders.timm.embeddings import Embedded, calls_of, candidates, embeddings_of, map_of
 
 #: Asked of every model, and left out for those that have no such argument: they make it take images of other sizes.
 WISHES = {"dynamic_img_size": True, "strict_img_size": False}
@@ -175,14 +175,19 @@ def _why_not_size(key: _Key, size: tuple[int, int]) -> str | None:
     return None
 
 
-def _sizes_that_do(key: _Key, most: int = 2, tries: int = 8) -> str:
+def _sizes_that_do(key: _Key, most: int = 2, tries: int = 5) -> str:
     """The nearest sizes that a model runs on, as the end of a message; empty where none of a few does."""
     if key.image_size is None:
         return ""
     height, width = key.image_size
+    own = (timm.get_pretrained_cfg(key.model).input_size or (3, 224, 224))[1:]
     near = {
-        (max(height // step + up, 1) * step, max(width // step + up, 1) * step) for step in STEPS for up in (0, 1)
-    } - {key.image_size}
+        (max(height // step + up, 1) * step, max(width // step + up, 1) * step)
+        for step in STEPS
+        for up in (0, 1)
+        if own[0] % step == 0
+    }
+    near = (near | {tuple(own)}) - {key.image_size}
     found: list[tuple[int, int]] = []
     for size in sorted(near, key=lambda size: (abs(size[0] - height) + abs(size[1] - width), size))[:tries]:
         with suppress(Exception):  # hundreds of models refuse in as many ways
@@ -310,22 +315,3 @@ def _layout(
         if count > max(num_prefix, 1):
             return "sequence", num_prefix, map_of(count - num_prefix, size)
     return "none", 0, None
-
-
-@contextmanager
-def calls_of(modules: dict[Any, nn.Module]) -> Iterator[dict[Any, list[tuple[Any, Any]]]]:
-    """Collects, while it lasts, the inputs and the output of each of the modules at every call, by its key."""
-    calls: dict[Any, list[tuple[Any, Any]]] = defaultdict(list)
-
-    def keeper(key: Any) -> Callable[..., None]:
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            calls[key].append((inputs, output))
-
-        return keep
-
-    handles = [module.register_forward_hook(keeper(key)) for key, module in modules.items()]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
