@@ -195,5 +195,5 @@ def _headline(imported: Imported, has_class_token: bool) -> Literal["class", "me
 
 
 def _trains_class_token(method: str) -> bool:
-    """Of a method of ours, and of timm's models, which are classifiers."""
-    return method == "timm" or METHODS[method].headline == "class"
+    """Of a method of ours, and of others' models, which are classifiers."""
+    return method not in METHODS or METHODS[method].headline == "class"
