@@ -17,8 +17,9 @@ import numpy as np
 from data_pipelines import native
 
 #: Draws the fields that a method asks for of one row, masks for example: a function of (seed, step, row of the global
-#: batch) alone, to arrays of always the same names, shapes and types.
-DrawFields = Callable[[int, int, int], Mapping[str, np.ndarray]]
+#: batch) alone, to arrays of always the same names, shapes and types. At native shape also of the grids of patches of
+#: its views (views, 2), to a list of arrays, one a view.
+DrawFields = Callable[..., Mapping[str, Any]]
 
 
 class NamedDraw:

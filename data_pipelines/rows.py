@@ -203,6 +203,7 @@ class RowMaker:
         if not views.native:
             return self.draw(self.sampler.seed, 0, 0)
         count, most = len(views.global_crops), views.global_crops[0].max_tokens
+        assert most is not None  # of native views it is said
         drawn = self.draw(self.sampler.seed, 0, 0, np.ones((count, 2), np.int64))
         return {name: np.empty((count, most), parts[0].dtype) for name, parts in drawn.items()}
 

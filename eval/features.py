@@ -80,7 +80,8 @@ def pixels(
     of `extract`.
     """
     samples = labelled(dataset) if samples is None else samples
-    rows, kind = _Rows(len(samples)), {"channels": channels, "bits": bits}
+    rows = _Rows(len(samples))
+    kind: dict[str, Any] = {"channels": channels, "bits": bits}
     kind |= {"frames": frames, "frame_stride": frame_stride} if frames > 1 else {}
     with counting("pixels", len(samples), progress) as advance:
         for batch in _pixel_batches(dataset, samples, size, kind, batch_size, change):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from pretrain.encoders.registry import FAMILIES
+from pretrain.encoders.spec import EncoderSpec
 from pretrain.methods.registry import METHODS
-from pretrain.methods.spec import Group, Metric
+from pretrain.methods.spec import Group, MethodSpec, Metric
 
 #: By metric, that which is its standard error; and numbers for the run itself, or for another's error bars.
 ERRORS = {"knn_top1": "knn_standard_error", "few_shot_5": "few_shot_5_standard_error"}
@@ -46,7 +47,7 @@ _SHARED = {
     "knn_seconds": Metric("seconds of the online measures", SPEED),
     "bad_samples": Metric("bad samples met", SPEED),
 }
-_SPECS = (*METHODS.values(), *FAMILIES.values())
+_SPECS: tuple[MethodSpec | EncoderSpec, ...] = (*METHODS.values(), *FAMILIES.values())
 KNOWN = {"loss": _SHARED["loss"]} | {n: m for spec in _SPECS for n, m in spec.metrics.items()} | _SHARED
 GROUPS = (LOSS, DIAGNOSTICS, SCHEDULES, SPEED)
 #: Parts of names that tell where a metric belongs that has no words of its own here.

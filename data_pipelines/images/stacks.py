@@ -72,7 +72,8 @@ def _of_members(
             reason = f"frame {number} has {width}x{height} px, and the stack's are {first_width}x{first_height}"
             raise UnusableImageError("other_frames", reason)
         if not made:  # before the others take as much
-            check_size(*picture.pixels.shape[:2], picture.pixels.shape[2] * len(set(numbers)), picture.pixels.itemsize)
+            height, width, depth = picture.pixels.shape
+            check_size(height, width, depth * len(set(numbers)), picture.pixels.itemsize)
         made[number] = picture
     return [made[number] for number in numbers]
 

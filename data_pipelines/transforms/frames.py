@@ -20,7 +20,7 @@ class Frames(NamedTuple):
         one of fewer frames than `count` shows some of them several times, evenly.
     """
 
-    count: Annotated[int, Field(ge=1, le=4096)] = 1
+    count: Annotated[int, Field(ge=1, le=4096)] = 1  # type: ignore[assignment]  # tuples' own `count` is not used
     stride: PositiveInt | None = None
 
     def chosen(self, available: int, rng: Uniform | None = None) -> list[int]:

@@ -94,10 +94,10 @@ class Recipe:
             jobs.append(CropJob(params, view.interpolation, out))
         self.backend(picture.pixels, jobs)
         for number, ((_, grid), job) in enumerate(zip(drawn, jobs, strict=True)):
-            kind, view = ("global", number) if number < self.num_global else ("local", number - self.num_global)
+            kind, slot = ("global", number) if number < self.num_global else ("local", number - self.num_global)
             patches = rearrange(job.out, "c (h p) (w q) -> (h w) (p q c)", h=grid[0], w=grid[1])
-            arrays[f"{kind}_patches"][place, view, : len(patches)] = patches
-            arrays[f"{kind}_grids"][place, view] = grid
+            arrays[f"{kind}_patches"][place, slot, : len(patches)] = patches
+            arrays[f"{kind}_grids"][place, slot] = grid
 
     def _side(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Height and width in px of so many rows and columns of patches."""

@@ -109,7 +109,8 @@ def linear_probe(
     kept, held_out = stratified_split(train_labels, recipe.held_out, seeds[0], groups)
 
     def tried_for(epochs: int, wanted: Mapping[Kind, Sequence[float]]) -> dict[Kind, list[Head]]:
-        shorter, found = replace(recipe, epochs=epochs), {kind: [] for kind in wanted}
+        shorter = replace(recipe, epochs=epochs)
+        found: dict[Kind, list[Head]] = {kind: [] for kind in wanted}
         for rates_of in _passes(wanted, train, num_classes):
             told = "; ".join(f"{kind}, rates to {rates[-1]:g}" for kind, rates in rates_of.items())
             progress(f"linear, {epochs} epochs: {told}")
