@@ -198,7 +198,11 @@ def _notes(results: dict[str, Any]) -> list[str]:
     uniform = results["rows"]["chance"].get("uniform")
     held_out, group = results["data"]["val"].get("split", "val"), results["data"].get("group_by")
     of_classes = results["data"].get("label_kind", "class") == "class"
-    how = f"bootstrap over {group}s" if group else "Wilson" if of_classes else "bootstrap"
+    accuracies = [column.get("key", "top1") == "top1" for column in results["columns"]] if of_classes else [False]
+    wilson = (
+        "Wilson" if all(accuracies) else "of accuracies Wilson's, else a bootstrap" if any(accuracies) else "bootstrap"
+    )
+    how = f"bootstrap over {group}s" if group else wilson
     blind = "" if uniform is None else f"; chance is the most frequent class (1 / classes: {100 * uniform:.1f})"
     return [
         *(f"warning: {line}" for line in results["warnings"]),
