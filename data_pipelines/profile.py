@@ -16,6 +16,7 @@ import numpy as np
 from data_pipelines.datasets.bad_samples import Decoded, Decoder
 from data_pipelines.images.jpeg import read_header
 from data_pipelines.images.regions import Choose, Region
+from data_pipelines.images.stacks import ChooseFrames
 from data_pipelines.loader import Loader
 from data_pipelines.transforms.backends.base import CropJob
 from data_pipelines.transforms.params import CropParams
@@ -133,13 +134,13 @@ class _WatchedDecoder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._decoder, name)
 
-    def read(self, sample: int, choose: Choose) -> Decoded:
+    def read(self, sample: int, choose: Choose, frames: ChooseFrames | None = None) -> Decoded:
         def timed(size: tuple[int, int]) -> Region:
             with self._watch.time("draw"):
                 return choose(size)
 
         with self._watch.time("sample"):
-            return self._decoder.read(sample, timed)
+            return self._decoder.read(sample, timed, frames)
 
 
 def profile(make: Callable[[int | None], Loader], seconds: float = 12.0) -> Profile:

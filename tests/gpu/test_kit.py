@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 PARTS_THAT_GO_WRONG = """
 import os, signal, sys, time
@@ -38,6 +40,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
+@pytest.mark.slow
 def test_the_kit_rehearses_to_its_end(tmp_path: Path) -> None:
     command = [sys.executable, str(HERE / "kit.py"), "--rehearse", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())

@@ -61,7 +61,7 @@ def test_all_that_can_be_asked_for(images: Path, tmp_path: Path, capsys: pytest.
         (["--max-short-side", "320", "--quality", "99"], "quality is 99"),
         (["--bad", "maybe"], "bad is 'maybe'; it must be skip or refuse"),
         (["--check", "some"], "check is 'some'; it must be header or full"),
-        (["--from", "rar"], "--from is 'rar'; it must be one of folder, tars, parquet, arrow, list"),
+        (["--from", "rar"], "--from is 'rar'; it must be one of folder, stacks, tars, parquet, arrow, list"),
         (["--leave-out", "none.jsonl"], "none.jsonl"),
     ],
 )

@@ -123,7 +123,7 @@ def test_overrides_reach_into_sections_and_lists() -> None:
         ("engine.precision", "fp16", "engine.precision: fp16 is refused: DeepSpeed leaves autocast's loss scale"),
         ("method.name", "maee", "'dino', 'dvae', 'finetune', 'mae', 'mim', 'vqkd'"),
         ("encoder.patch", 5, "multiple of it, such as 30 or 35"),
-        ("encoder.positions", "sinus", "'learned' or 'sincos'"),
+        ("encoder.positions", "sinus", "'learned', 'sincos'"),
         ("train.grad_accum_steps", 3, "does not divide into 3"),
         ("train.epochs", 5, "set one of them"),
         ("engine.deepspeed", {"bf16": {"enabled": True}}, "engine.precision"),

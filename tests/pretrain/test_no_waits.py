@@ -24,6 +24,9 @@ ROWS = {
         EXAMPLES, [(spec, example) for spec in FAMILIES.values() for example in spec.examples], strict=True
     )
 }
+HEAVY = {  # a second one of its family, or code that is timm's own
+    row for row, (spec, _, _) in ROWS.items() if spec.name == "timm" and row != "timm:resnet50"
+} | {"swin_moe, router=cosine", "swin, version=2", "visual_transformer, tokenizer=filter", "pvt_v2, linear"}
 
 
 class Waits(nn.Module):
@@ -76,7 +79,7 @@ def masks(kind: str, grid: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.stack([draw[kind](Stream(seed), grid) for seed in range(2)]))
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", [pytest.param(row, marks=pytest.mark.slow) if row in HEAVY else row for row in ROWS])
 def test_no_encoder_waits(row: str) -> None:
     spec, config, side = ROWS[row]
     replaces = cell(EXAMPLES[row], "mim") == "yes"

@@ -120,7 +120,10 @@ def test_a_refusal_behind_another_family_says_what_changed() -> None:
         ("encoder.lr=1", "did you mean optim.lr?"),
         ("prototypes=1", r"did you mean method.prototypes \(of method dino\)"),
         ("method.prototypes=1", "belongs to method dino, and the method here is mae"),
-        ("encoder.window=1", "belongs to encoder swin and twins and um_mae_swin, and the encoder here is vit"),
+        (
+            "encoder.window=1",
+            "belongs to encoder swin and swin_moe and twins and um_mae_swin, and the encoder here is vit",
+        ),
         ("encoder.family=swim", "encoder.family: there is no 'swim', .*; did you mean swin?"),
         ("train.accumulation=2", "train.accumulation is called train.grad_accum_steps now"),
         ("views.global_crops.0.grey=0.5", "is called views.global_crops.grayscale now"),

@@ -59,16 +59,16 @@ def column(data: dict[str, Any], name: str) -> list[Any]:
 
 
 METHODS = ("mae", "mim", "dino")
+STAGES = ((0, 2), (1, 1), (2, 2), (3, 1))  # of ZeRO, each with one or two micro-batches a step
 
 
 @pytest.fixture(scope="module")
 def one_and_two_ranks(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """10 steps, over an epoch's end, of every method on 1 and 2 ranks, under ZeRO 0 to 3, with accumulation 1 and 2."""
+    """10 steps, over an epoch's end, of every method, on 1 rank with accumulation 1 and 2, and on 2 ranks by STAGES."""
     folder = tmp_path_factory.mktemp("ranks")
     cells: dict[tuple[Any, ...], dict[str, Any]] = {}
     for method, ranks in itertools.product(METHODS, (1, 2)):
-        stages = (0,) if ranks == 1 else (0, 1, 2, 3)
-        for stage, grad_accum_steps in itertools.product(stages, (1, 2)):
+        for stage, grad_accum_steps in ((0, 1), (0, 2)) if ranks == 1 else STAGES:
             data = config_data(
                 method,
                 "vit" if method != "mim" else "swin",
@@ -86,7 +86,7 @@ def one_and_two_ranks(tmp_path_factory: pytest.TempPathFactory, shards: Path) ->
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("stage", "grad_accum_steps"), itertools.product((0, 1, 2, 3), (1, 2)))
+@pytest.mark.parametrize(("stage", "grad_accum_steps"), STAGES)
 def test_two_ranks_learn_what_one_does(
     one_and_two_ranks: dict[tuple[Any, ...], dict[str, Any]], method: str, stage: int, grad_accum_steps: int
 ) -> None:
@@ -117,7 +117,7 @@ def test_two_ranks_learn_the_patch_loss_as_one_does(shards: Path, tmp_path: Path
 def test_drop_path_is_the_same_on_any_ranks_and_accumulation(shards: Path, tmp_path: Path) -> None:
     """What is dropped belongs to a row of the global batch; a method that scores images one by one learns the same."""
     cells = {}
-    for ranks, accumulation in itertools.product((1, 2, 3), (1, 2, 4)):
+    for ranks, accumulation in ((1, 1), (1, 4), (2, 2), (3, 4)):
         train = {"steps": 4, "batch_size": 24, "grad_accum_steps": accumulation}
         data = config_data("dino", "vit", shards, tmp_path, train=train)
         data["encoder"]["drop_path"] = 0.5
@@ -147,8 +147,8 @@ def test_every_stage_publishes_the_same_encoder(
 ) -> None:
     """Under ZeRO 3 each rank holds a piece of student and teacher; what is exported is whole."""
     states = []
-    for stage in (0, 3):
-        data = one_and_two_ranks[method, 2, stage, 1]
+    for stage, grad_accum_steps in (STAGES[0], STAGES[-1]):
+        data = one_and_two_ranks[method, 2, stage, grad_accum_steps]
         encoder, card = load_encoder(Path(data["runs"]) / data["name"] / "encoder")
         assert (card.method, card.step) == (method, 10)
         states.append(encoder.state_dict())

@@ -30,7 +30,7 @@ class DeepVitConfig(EncoderSettings):
     size: Literal["small", "large"] = "small"  # names those that are null below
     dim: PositiveInt | None = None  # width
     depth: PositiveInt | None = None  # blocks
-    heads: PositiveInt | None = None
+    heads: PositiveInt | None = None  # of attention
     reattention: NonNegativeInt | None = None  # blocks with re-attention, the last ones
     reattention_scaled: bool | None = None  # its maps by head width^-.5
     branch_scale: PositiveFloat = 0.5  # each branch reads states times this, and what it adds is divided by it

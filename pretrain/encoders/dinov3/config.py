@@ -45,15 +45,15 @@ class Dinov3Config(EncoderSettings):
     """Names dim, depth, heads, hidden and mlp, each of which may be set by itself."""
     dim: PositiveInt | None = None  # width
     depth: PositiveInt | None = None  # blocks
-    heads: PositiveInt | None = None
+    heads: PositiveInt | None = None  # of attention
     hidden: PositiveInt | None = None  # width within the MLPs; of another dim, 4 times that
-    mlp: Literal["gelu", "swiglu"] | None = None
+    mlp: Literal["gelu", "swiglu"] | None = None  # two layers with a GELU, or gated by a SiLU
     patch: PositiveInt = 16  # side in px
     registers: NonNegativeInt = 4  # further tokens that are not read out
     rope: RotaryPositions = RotaryPositions()
     qkv_bias: bool = True  # of queries and values; keys have none
     layer_scale: PositiveFloat | None = 1e-5  # start of a factor on each branch; null: there is none
-    norm: Literal["layer", "rms"] = "layer"
+    norm: Literal["layer", "rms"] = "layer"  # LayerNorm or RMSNorm
     norm_eps: PositiveFloat = 1e-5  # 1e-5 in all released models; the code's plain `layernorm` has 1e-6
     class_norm: bool = False  # a final norm of its own for class and register tokens
     local_class_norm: bool = False  # and one for those of local crops, in training alone (7b)

@@ -23,7 +23,7 @@ class LocalAttentionConfig(EncoderSettings):
     size: Literal[26, 38, 50] = 50  # the ResNet that it is made of; names depths
     dim: PositiveInt = 64  # width of attention in the first stage, doubled from stage to stage; 4 x that between blocks
     depths: tuple[PositiveInt, ...] | None = None  # blocks of each stage
-    heads: PositiveInt = 8
+    heads: PositiveInt = 8  # of attention
     kernel: PositiveInt = 7  # side of the neighbourhood in tokens
     stem: Literal["attention", "conv"] = "attention"  # attention in 4x4 px, or ResNet's convolution
     mixtures: PositiveInt = 4  # of the stem's attention: values whose mixture depends on the place in the 4x4 px

@@ -30,7 +30,7 @@ class SwinMoeConfig(SwinShape):
     expert_blocks: tuple[tuple[NonNegativeInt, ...], ...] | None = None
     """Of each stage, the numbers of the blocks that have experts; default: every second of the last two stages."""
     top_k: PositiveInt = 1  # experts that a token goes to
-    router: Literal["linear", "cosine"] = "linear"
+    router: Literal["linear", "cosine"] = "linear"  # how tokens and experts are compared
     cosine_dim: PositiveInt = 256  # of the cosine router
     capacity_factor: PositiveFloat | None = 1.25
     """Places of an expert in training, over its even share of tokens; null: no token is dropped, as in evaluation."""

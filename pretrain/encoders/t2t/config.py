@@ -33,7 +33,7 @@ class T2tConfig(EncoderSettings):
     size: Literal[7, 10, 12, 14, 19, 24] = 14  # blocks as published; names those that are null below
     dim: PositiveInt | None = None  # width of the blocks
     depth: PositiveInt | None = None  # blocks
-    heads: PositiveInt | None = None
+    heads: PositiveInt | None = None  # of attention
     mlp_ratio: PositiveFloat | None = None  # hidden width of the blocks' MLPs over dim
     tokens: Literal["performer", "transformer"] = "performer"  # attention between the steps: linear in pixels, or full
     token_dim: PositiveInt = 64  # width between the steps

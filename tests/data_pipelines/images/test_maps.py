@@ -94,7 +94,7 @@ def test_depths_are_levels_without_zero_or_finite_numbers() -> None:
         found = decode_depth(npy(array))
         np.testing.assert_array_equal(np.isnan(found), ~np.isfinite(values))
         np.testing.assert_allclose(found[np.isfinite(values)], values[np.isfinite(values)], rtol=1e-6)
-    for array, words in ((values[None, None], "images are"), (np.zeros((9, 13), complex), "real numbers")):
+    for array, words in ((values[None, None], "a value for each pixel"), (np.zeros((9, 13), complex), "real numbers")):
         with pytest.raises(BadMapError, match=words):
             read_map("depth", npy(array), None, "sample 7")
     with pytest.raises(BadMapError, match="palette"):

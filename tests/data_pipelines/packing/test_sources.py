@@ -195,7 +195,7 @@ def test_what_cannot_be_a_source_is_refused(sources: dict[str, Path], tmp_path: 
         (tmp_path / "notes.txt", {}, ValueError, r"is no source of images \(\.txt\)"),
         (tmp_path / "a.tar.gz", {}, ValueError, "is compressed; unpack it first"),
         (tmp_path / "none", {}, FileNotFoundError, "name the folder of your images"),
-        (sources["folder"], {"kind": "zip"}, ValueError, "--from is 'zip'; it must be one of folder, tars"),
+        (sources["folder"], {"kind": "zip"}, ValueError, "--from is 'zip'; it must be one of folder, stacks, tars"),
         (sources["folder"], {"kind": "list"}, ValueError, "name the list itself"),
         (sources["folder"], {"kind": "tars"}, FileNotFoundError, r"holds no \.tar file"),
         (sources["folder"], {"root": tmp_path}, ValueError, "--root is for lists"),
