@@ -28,6 +28,7 @@ def assert_same_run(workplace: Workplace, one: str, other: str) -> None:
     assert len(found) == 4
 
 
+@pytest.mark.cluster_full
 def test_two_nodes_of_two_tasks_are_four_ranks(workplace: Workplace) -> None:
     train = {"steps": 4, "batch_size": 8}
     alone = workplace.preset("alone", train=train)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from workplace import ROOT, Workplace
 
 from pretrain.survival.history import record
@@ -16,6 +17,7 @@ def status(workplace: Workplace, *arguments: str) -> dict[str, Any]:
     return {run["run"].rpartition("/")[2]: run for run in runs}
 
 
+@pytest.mark.cluster_full
 def test_runs_that_wait_run_and_are_over(workplace: Workplace) -> None:
     running = workplace.preset("running", train={"steps": 100_000}, checkpoint={"every_steps": 5})
     script = ROOT / "slurm" / "pretrain.sbatch"

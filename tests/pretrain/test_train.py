@@ -195,12 +195,13 @@ def test_kill_9_and_the_same_command_again(shards: Path, tmp_path: Path, method:
     path = tmp_path / "killed.json"
     path.write_text(json.dumps([killed]))
     log = tmp_path / "killed" / "metrics.jsonl"
+    checkpoints = CheckpointFolder(tmp_path / "killed", parse_config(killed).checkpoint)
     process = subprocess.Popen(
         [sys.executable, str(HERE / "worker.py"), str(path)], stdout=subprocess.DEVNULL, env=OF_THIS_CHECKOUT
     )
     try:
         deadline = time.monotonic() + 120
-        while not (log.exists() and log.read_text().count("\n") >= 10):
+        while not (log.exists() and log.read_text().count("\n") >= 10 and checkpoints.all()):
             assert process.poll() is None, "ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.005)
