@@ -5,24 +5,23 @@ The files are not part of this repository. `SELFSIGHT_PARITY=FOLDER pytest tests
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from einops import rearrange, repeat
+from parity_files import imported, recorded, relative_error
 from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.encoders import build_encoder
-from pretrain.encoders.base import Encoder, Mask
+from pretrain.encoders.base import Mask
 from pretrain.encoders.layouts import Imported
 from pretrain.encoders.saved import load_encoder
 from pretrain.encoders.vit.config import VitConfig
 from pretrain.engines.optim import set_rates
 from pretrain.engines.schedules import Cosine, Timeline
-from pretrain.interop.official import import_checkpoint
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.dino.config import DinoConfig
 from pretrain.methods.dino.method import Dino
@@ -38,34 +37,11 @@ AS_IT_IS = Normalisation((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
 TIMELINE = Timeline(10, 10.0)
 
 
-def recorded(name: str) -> dict[str, Any]:
-    folder = os.environ.get("SELFSIGHT_PARITY")
-    if not folder:
-        pytest.skip("set SELFSIGHT_PARITY to the folder of recorded values")
-    return torch.load(Path(folder) / name, weights_only=True)
-
-
-def imported(
-    state: dict[str, Tensor], layout: str, folder: Path, *overrides: str, mask_token: bool = False
-) -> tuple[Encoder, Imported]:
-    """The encoder that the importer makes of a recorded state dict, read back from disk."""
-    torch.save({"model": state}, folder / "checkpoint.pth")
-    found = import_checkpoint(folder / "checkpoint.pth", layout, folder / "encoder", overrides=overrides)
-    saved, card = load_encoder(folder / "encoder")
-    encoder = build_encoder(card.encoder, card.image_size, card.channels, mask_token=mask_token)
-    encoder.inner().load_state_dict(saved.inner().state_dict())
-    return encoder, found
-
-
 def load_method(method: Method, found: Imported) -> None:
     """Put the decoder or head of a checkpoint beside its encoder."""
     missing, unexpected = method.load_state_dict(found.method, strict=False)
     assert not unexpected
     assert all(name.startswith("encoder.") for name in missing), missing
-
-
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12))
 
 
 def check_gradients(method: torch.nn.Module, gradients: dict[str, Tensor], renamed: dict[str, str]) -> None:
