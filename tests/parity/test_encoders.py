@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.encoders.base import Encoder, Features, Mask
+from pretrain.encoders.native import PackedImages
+from pretrain.encoders.patches import patchify
 
 Record = dict[str, Any]
 Outputs = dict[str, Tensor]
@@ -198,3 +200,18 @@ def test_outputs_and_gradients_are_the_authors(case: Case, tmp_path: Path) -> No
     for name, parameter in encoder.inner().named_parameters():
         if parameter.grad is not None and expected[name].norm() > 1e-7:
             assert relative_error(parameter.grad, expected[name]) < 1e-3, name
+
+
+def test_navit_packed(tmp_path: Path) -> None:
+    record = recorded("navit_packed.pt")
+    encoder, _ = imported(record["state_dict"], "navit", tmp_path, "heads=2")
+    encoder.eval()
+    images, side = record["inputs"]["images"], record["config"]["patch_size"]
+    grids = tuple((image.shape[-2] // side, image.shape[-1] // side) for image in images)
+    patches = torch.cat([patchify(image[None], side)[0] for image in images])
+    features = encoder(PackedImages(patches, grids))
+    torch.testing.assert_close(features.pooled, record["outputs"]["pooled"], atol=1e-4, rtol=0)
+    ours = features.of_images()
+    for row, packed in zip(record["outputs"]["tokens"], record["config"]["packing"], strict=True):
+        together = torch.cat([ours[number] for number in packed])
+        torch.testing.assert_close(together, row[: len(together)], atol=1e-4, rtol=0)
