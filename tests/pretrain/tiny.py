@@ -78,14 +78,15 @@ def config_data(method: str, family: str, shards: Path, runs: Path, **sections: 
     name = "mim" if method in mim else method
     methods |= mim
     views: dict[str, Any] = {"global_crops": [whole]}
-    if method in ("dino", "lejepa"):
+    several = method in ("dino", "lejepa")  # views of an image
+    if several:
         views = {
             "global_crops": [{**whole, **COLOURS, "blur": 1.0}, {**whole, **COLOURS, "solarise": 0.2}],
             "local_crops": {"count": 2, "size": 16, "scale": [0.2, 0.5], **COLOURS},
         }
     if "tokenizer" in methods[method]:
         views["target_crop"] = {"size": 32}
-    encoder = dict(ENCODERS[family]) | ({"pool": "mean"} if family == "vit" and method not in ("dino", "lejepa") else {})
+    encoder = dict(ENCODERS[family]) | ({"pool": "mean"} if family == "vit" and not several else {})
     data: dict[str, Any] = {
         "name": f"{method}-{family}",
         "runs": str(runs),
