@@ -54,6 +54,8 @@ def why_not(
     family = family_of(encoder)
     if needs.drops_units and family.drop_layout == "none":
         return "takes whole images only", needs.drops_units
+    if needs.placeless and (reason := family.why_not_placeless(encoder)) is not None:
+        return reason, needs.placeless
     if family.survey is None:
         return None
     try:

@@ -32,6 +32,7 @@ class Needs:
     replaces_tokens: str | None = None  # puts a learned token in their place
     several_sizes: str | None = None  # takes crops of two sizes; {h} and {w} in the advice are the global crops' px
     token_map: str | None = None  # its features form a map
+    placeless: str | None = None  # tokens that are told no position do not know it
 
 
 class Tokens(NamedTuple):
