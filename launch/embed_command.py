@@ -60,6 +60,6 @@ def embed(
         chosen = f"cuda:{ranks.local_rank % torch.cuda.device_count()}"
     run(
         target, data, out, split=split, tokens=tokens, npy=npy, image_size=image_size, native=native,
-        batch_size=batch_size, precision=precision, last_blocks=last_blocks, device=chosen, rank=ranks.rank, world_size=ranks.world_size,
-        progress=progress, say=tell,
+        batch_size=batch_size, precision=precision, last_blocks=last_blocks, device=chosen, rank=ranks.rank,
+        world_size=ranks.world_size, progress=progress, say=tell,
     )  # fmt: skip
