@@ -29,6 +29,7 @@ class Needs:
     """What a method asks of an encoder. Each is the advice where one can't do it; None: it is not asked."""
 
     drops_units: str | None = None  # leaves hidden units out before its first block
+    drops_any: str | None = None  # likewise, whichever they are: what is left need not be a dense map
     replaces_tokens: str | None = None  # puts a learned token in their place
     several_sizes: str | None = None  # takes crops of two sizes; {h} and {w} in the advice are the global crops' px
     token_map: str | None = None  # its features form a map

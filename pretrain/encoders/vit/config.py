@@ -88,7 +88,10 @@ SPEC = EncoderSpec(
     has_sequence=lambda config: config.class_token,
     timm_recipe=timm_recipe,
     native=lambda config: config.stem == "patch" and config.positions in ("learned", "sincos", "sincos_1d"),
-    layouts={name: Layout(f"pretrain.encoders.vit.layouts:read_{name}") for name in ("mae", "dino", "dinov2", "timm")},
+    layouts={
+        name: Layout(f"pretrain.encoders.vit.layouts:read_{name}")
+        for name in ("mae", "dino", "dinov2", "ijepa", "timm")
+    },
     examples=(
         Example(small=_SMALL),
         Example({"positions": "relative_shift"}, _SMALL),
