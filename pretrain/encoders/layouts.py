@@ -28,6 +28,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 INCEPTION = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 #: Buffers that the modules compute themselves.
 COMPUTED = r"relative_position_index|attn_mask|relative_coords_table"
+#: I-JEPA's checkpoints have a state dict for each of these, all of which count.
+JOINED = ("encoder", "predictor", "target_encoder")
 #: Tokens along a window or map with relative positions: their pairs, computed from it, take its fourth power in memory.
 LARGEST_WINDOW = 128
 
@@ -79,6 +81,9 @@ class CheckpointState:
                     if key != name:
                         self.left[f"[{key}]"] = "beside the weights"
                 return self._unwrapped(inner)
+        if all(isinstance(checkpoint.get(part), Mapping) for part in JOINED):
+            parts = {f"{part}.{key}": value for part in JOINED for key, value in checkpoint[part].items()}
+            checkpoint = {**{key: value for key, value in checkpoint.items() if key not in JOINED}, **parts}
         tensors = {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
         for key in checkpoint:
             if key not in tensors:

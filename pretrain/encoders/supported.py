@@ -52,8 +52,11 @@ def why_not(
     image_size: h, w in px that it is built for; default: what timm says. local_size: of the local crops.
     """
     family = family_of(encoder)
-    if needs.drops_units and family.drop_layout == "none":
-        return "takes whole images only", needs.drops_units
+    drops = needs.drops_units or needs.drops_any
+    if drops and family.drop_layout == "none":
+        return "takes whole images only", drops
+    if needs.drops_any and family.drop_layout != "any":
+        return "what is left of an image must form a dense map", needs.drops_any
     if needs.placeless and (reason := family.why_not_placeless(encoder)) is not None:
         return reason, needs.placeless
     if family.survey is None:
@@ -62,8 +65,8 @@ def why_not(
         found = family.survey_of(encoder, image_size, channels)
     except ValueError as error:
         return str(error), None
-    if needs.drops_units and found.undroppable is not None:
-        return found.undroppable, needs.drops_units
+    if drops and found.undroppable is not None:
+        return found.undroppable, drops
     if needs.replaces_tokens and found.unmaskable is not None:
         return found.unmaskable, needs.replaces_tokens
     if needs.token_map and found.grid is None:

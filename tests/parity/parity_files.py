@@ -32,11 +32,13 @@ def imported(
     *overrides: str,
     mask_token: bool = False,
     size: tuple[int, int] | None = None,
+    which: str = "teacher",
 ) -> tuple[Encoder, Imported]:
     """The encoder that the importer makes of a recorded state dict, read back from disk, of images of `size`."""
     folder.mkdir(exist_ok=True)
-    torch.save({"model": state}, folder / "checkpoint.pth")
-    found = import_checkpoint(folder / "checkpoint.pth", layout, folder / "encoder", overrides=overrides)
+    wrapped = state if any(isinstance(value, dict) for value in state.values()) else {"model": state}
+    torch.save(wrapped, folder / "checkpoint.pth")
+    found = import_checkpoint(folder / "checkpoint.pth", layout, folder / "encoder", which=which, overrides=overrides)
     saved, card = load_encoder(folder / "encoder")
     encoder = build_encoder(card.encoder, size or card.image_size, card.channels, mask_token=mask_token)
     encoder.inner().load_state_dict(saved.inner().state_dict())

@@ -116,7 +116,7 @@ def test_ibot_masks_are_stratified_over_the_batch_and_drawn_row_by_row() -> None
 @pytest.fixture
 def dinov2_data(shards: Path, tmp_path: Path) -> dict[str, Any]:
     data = config_data("dino", "vit", shards, tmp_path)
-    data["method"] |= {"ibot": {"min_block": 1}, "koleo_weight": 0.1}
+    data["method"] |= {"ibot": {"min_block": 1}, "koleo_weight": 0.1, "sigreg_weight": 2.0}
     return data
 
 
@@ -129,7 +129,7 @@ def test_the_loss_is_the_sum_of_its_terms(dinov2_data: dict[str, Any], separate:
     method = build(config).train()
     assert isinstance(method, Dino)
     result = method(random_batch(config), 0)
-    expected = result["dino"] + 0.1 * result["koleo"] + 0.5 * result["ibot"]
+    expected = result["dino"] + 0.1 * result["koleo"] + 2.0 * result["sigreg"] + 0.5 * result["ibot"]
     torch.testing.assert_close(result["loss"], expected)
     result["loss"].backward()
     for name, parameter in method.named_parameters():

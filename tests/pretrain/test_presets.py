@@ -186,6 +186,22 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "mae_vitl16_in1k_1600": MAE | {"encoder": "vit large/16", "epochs": 1600},
     "mae_vith14_in1k_800": MAE_HUGE,
     "mae_vith14_in1k_1600": MAE_HUGE | {"epochs": 1600},
+    "ijepa_vith14_in1k_300": {
+        "lr": 1e-3,
+        "first lr": 2e-4,
+        "last lr": 1e-6,
+        "warm-up epochs": 40,
+        "betas": (0.9, 0.999),
+        "decay": (0.04, 0.4),
+        "clip": 0,
+        "epochs": 300,
+        "batch": 2048,
+        "crops": ["224 px .3-1 bilinear: flip 0"],
+        "encoder": "vit huge/14",
+        "blocks": "4 of 0.15-0.2, 0.75-1.5, in 0.85-1.0, fair",
+        "predictor": "384 wide, 12 deep, 12 heads",
+        "teacher momentum": 0.996,
+    },
     "ummae_swint_in1k_200": UM_MAE | {"encoder": "um_mae_swin tiny/4 window 8"},
     "ummae_pvts_in1k_200": UM_MAE | {"encoder": "pvt small/4 pool"},
     "simmim_swinb_in1k_100": SIMMIM,
@@ -380,6 +396,16 @@ def of_method(config: Config) -> dict[str, Any]:
                 "augmented": f"{drawn.ops} of {drawn.magnitude} +- {drawn.magnitude_std} with {drawn.prob}, "
                 f"more with more {drawn.increasing}, erased {method.erasing}",
                 "measured at": method.val_resize or round(config.views.global_size[0] * 256 / 224),
+            }
+        case "ijepa":
+            scale, aspect, seen = (
+                f"{low}-{high}" for low, high in (method.target_scale, method.target_aspect, method.context_scale)
+            )
+            return {
+                "blocks": f"{method.targets} of {scale}, {aspect}, in {seen}, {method.sampling}",
+                "predictor": f"{method.predictor_dim} wide, {method.predictor_depth} deep, "
+                f"{method.predictor_heads} heads",
+                "teacher momentum": method.teacher_momentum,
             }
         case "vqkd":
             decoder = f"{method.decoder_dim} wide, {method.decoder_depth} deep, {method.decoder_heads} heads"

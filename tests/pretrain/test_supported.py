@@ -40,6 +40,9 @@ def config_of(
         data["views"]["local_crops"] = None if local is None else {**data["views"]["local_crops"], "size": local}
     elif method == "mim":
         data["method"]["mask"] = {"kind": "random", "ratio": 0.5, "unit": unit if size == 64 else UNITS[size]}
+    elif method == "ijepa":
+        timm = isinstance(encoder, str) or encoder["family"] == "timm"
+        data["method"] |= {"unit": UNITS.get(size, 16) if timm else None, "targets": 1}
     elif method == "mae":
         pyramid = isinstance(encoder, dict) and FAMILIES[encoder["family"]].drop_layout == "one_in_2x2"
         data["method"]["mask"] = {
@@ -62,8 +65,8 @@ def test_readme_shows_the_table() -> None:
 @pytest.mark.parametrize("row", SMALL)
 def test_every_yes_runs_forward_and_backward(row: str) -> None:
     size = SMALL[row][1]
-    assert COLUMNS == ("mae", "mim", "dino", "lejepa", "mp3", "finetune", "probe")
-    for name in COLUMNS[:3]:  # LeJEPA asks what DINO does
+    assert COLUMNS == ("mae", "ijepa", "mim", "dino", "lejepa", "mp3", "finetune", "probe")
+    for name in COLUMNS[:4]:  # LeJEPA asks what DINO does
         says = cell(EXAMPLES[row], name)
         local = size if says == "yes, crops of one size" else 32
         if not says.startswith("yes"):

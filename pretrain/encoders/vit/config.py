@@ -95,7 +95,10 @@ SPEC = EncoderSpec(
     timm_recipe=timm_recipe,
     native=lambda config: config.stem == "patch" and config.positions in ("learned", "sincos", "sincos_1d"),
     why_not_placeless=_why_not_placeless,
-    layouts={name: Layout(f"pretrain.encoders.vit.layouts:read_{name}") for name in ("mae", "dino", "dinov2", "timm")},
+    layouts={
+        name: Layout(f"pretrain.encoders.vit.layouts:read_{name}")
+        for name in ("mae", "dino", "dinov2", "ijepa", "timm")
+    },
     examples=(
         Example(small=_SMALL),
         Example({"positions": "relative_shift"}, _SMALL),

@@ -94,6 +94,22 @@ def read_dinov2(state: CheckpointState) -> Imported:
     return imported
 
 
+def read_ijepa(state: CheckpointState) -> Imported:
+    """{"encoder", "target_encoder", "predictor"}, each with `module.` (Assran et al. 2023)."""
+    own = "target_encoder." if state.which == "teacher" else "encoder."
+    predictor = state.take("predictor.")
+    state.keep(own, f"not of the {state.which}'s encoder")
+    state.drop_prefix("module.")
+    imported = _vit(state, "ijepa", sincos=True)
+    for name, value in predictor.items():
+        name = name.removeprefix("predictor.").removeprefix("module.").removeprefix("predictor_")
+        if name == "pos_embed":
+            imported.left["predictor.predictor_pos_embed"] = "fixed sin-cos positions, computed"
+        else:
+            imported.method[f"predictor.{name}"] = value
+    return imported
+
+
 def read_timm(state: CheckpointState) -> Imported:
     """A timm ViT or DeiT."""
     return _vit(state, "timm")

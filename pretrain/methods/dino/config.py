@@ -59,6 +59,8 @@ class DinoConfig:
     centering: Literal["center", "sinkhorn"] = "center"  # sinkhorn: Sinkhorn-Knopp over the micro-batch of all ranks
     sinkhorn_iterations: PositiveInt = 3  # with centering sinkhorn
     koleo_weight: NonNegativeFloat = 0.0  # spreads the class features of each rank's micro-batch; DINOv2: .1
+    sigreg_weight: NonNegativeFloat = 0.0  # draws those of the micro-batch of all ranks to a normal cloud
+    sigreg_slices: PositiveInt = 256  # random directions a step, with sigreg_weight
     ibot: IbotConfig | None = None  # null: the loss on patch tokens is off
 
 
@@ -126,6 +128,7 @@ SPEC = MethodSpec(
     crops=lambda section: Crops(num_global=2, local=True),
     needs=_needs,
     native=lambda section: section.ibot is None,
+    native_with="method.ibot=null: its masks are drawn on the grid of one size of image",
     check=_check,
     stacks=True,
     check_batch=_check_batch,
@@ -137,6 +140,7 @@ SPEC = MethodSpec(
         "dino": Metric("DINO loss"),
         "ibot": Metric("iBOT loss"),
         "koleo": Metric("KoLeo loss"),
+        "sigreg": Metric("SIGReg (distance from a normal cloud)"),
         "teacher_entropy": Metric("teacher entropy (nats)", "Diagnostics"),
         "momentum": Metric("teacher momentum", "Schedules"),
         "teacher_temperature": Metric("teacher temperature", "Schedules"),

@@ -19,6 +19,7 @@ from pretrain.encoders.attention_maps import attention_pictures
 from pretrain.encoders.base import several_passes
 from pretrain.encoders.native import PackedImages, joined
 from pretrain.engines.schedules import Cosine, Staircase, Timeline
+from pretrain.methods import sigreg
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.dino.config import DinoConfig
 from pretrain.methods.dino.head import DinoHead
@@ -33,7 +34,7 @@ def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> D
     assert config.encoder is not None
     encoder = build_encoder(config.encoder, size, channels, mask_token=method.ibot is not None, frames=frames)
     teacher = build_encoder(dataclasses.replace(config.encoder, drop_path=0.0), size, channels, frames=frames)
-    return Dino(method, encoder, teacher, normalisation, timeline)
+    return Dino(method, encoder, teacher, normalisation, timeline, config.seed)
 
 
 class Dino(Method):
@@ -51,9 +52,10 @@ class Dino(Method):
         teacher_encoder: Encoder,
         normalisation: Normalisation,
         timeline: Timeline,
+        seed: int = 0,
     ) -> None:
         super().__init__(normalisation, timeline)
-        self.config = config
+        self.config, self.seed = config, seed
         self.encoder = encoder
         self.head = DinoHead(encoder.dim, config)
         self.teacher = nn.ModuleDict({"encoder": teacher_encoder, "head": DinoHead(encoder.dim, config)})
@@ -118,14 +120,17 @@ class Dino(Method):
 
         probabilities = rearrange(targets["center"], "(v b) k -> v b k", v=num_global)
         result = {"loss": dino_loss(student / self.config.student_temperature, probabilities)}
+        views = rearrange(features.pooled[: num_global * size], "(v b) d -> v b d", v=num_global)
         if self.config.koleo_weight:
-            views = rearrange(features.pooled[: num_global * size], "(v b) d -> v b d", v=num_global)
             result["koleo"] = torch.stack([koleo_loss(view) for view in views]).sum()
+        if self.config.sigreg_weight:
+            result["sigreg"] = self._sigreg(views, step)
         if hidden is not None:
             result["ibot"] = self._ibot(features, hidden, targets["patch_center"])
         if len(result) > 1:
             result["dino"] = result["loss"]
             result["loss"] = result["dino"] + self.config.koleo_weight * result.get("koleo", 0.0)
+            result["loss"] = result["loss"] + self.config.sigreg_weight * result.get("sigreg", 0.0)
             if self.config.ibot is not None:
                 result["loss"] = result["loss"] + self.config.ibot.weight * result["ibot"]
         with torch.no_grad():
@@ -162,6 +167,13 @@ class Dino(Method):
         counts = torch.zeros(num_crops, device=hidden.device).index_add_(0, crops, torch.ones_like(crops).float())
         student = self._head("patch_head")(_rows(features.tokens, hidden)).float() / self.config.student_temperature
         return ibot_loss(student, targets, 1.0 / counts.index_select(0, crops), num_crops)
+
+    def _sigreg(self, views: Tensor, step: int) -> Tensor:
+        """Of class features (v, b, d), averaged over views, in the form of DINOv3's FINO branch."""
+        slices = sigreg.directions(self.seed, step, views.shape[-1], self.config.sigreg_slices, views.device)
+        places, normal, weights = sigreg.knots(-5.0, 5.0, 17, views.device)
+        own = sigreg.waves(views, slices, places)
+        return sigreg.epps_pulley(own, sigreg.over_ranks(own), normal, weights).mean()
 
     def _head(self, name: str) -> DinoHead:
         """The class head, or the patch tokens' own where there is one."""
