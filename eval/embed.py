@@ -37,6 +37,7 @@ def embed(
     tokens: bool = False,
     npy: bool = False,
     image_size: int | None = None,
+    native: bool = False,
     batch_size: int = 256,
     precision: str = "auto",
     last_blocks: int = 4,
@@ -56,6 +57,7 @@ def embed(
         tokens: Keep the patch tokens, too.
         npy: Decode the parts into arrays beside them at once, as the first reader would.
         image_size: Side of the centre crops in px; default: what the encoder was trained on.
+        native: Images are seen whole and at their own shape, in at most as many patches as a square of that size has.
         precision: auto, fp32 or bf16; see `eval.store.precision`.
         last_blocks: How many blocks to keep the class token of, or the mean where there is none.
         device: Where to compute: cpu, cuda or cuda:N.
@@ -68,13 +70,13 @@ def embed(
     """
     out = Path(out).expanduser()
     datasets = open_all(data, split)
-    subject = open_target(target, image_size)
+    subject = open_target(target, image_size, native=native)
     chosen = choose_precision(precision, device)
     if not rank:
         say(f"computed in {chosen.arithmetic} and kept as {chosen.features}: {chosen.why}")
     crops = Crops(
         subject.image_size, subject.channels, subject.bits, subject.mean, subject.std, subject.frames,
-        subject.frame_stride,
+        subject.frame_stride, subject.native,
     )  # fmt: skip
     encoder = FrozenEncoder(
         subject.encoder, crops, device=device, arithmetic=chosen.arithmetic, last_blocks=last_blocks, tokens=tokens

@@ -119,11 +119,9 @@ def run_probe(
     group_by = splits.group_by
     if is_store(target):
         store = store or target
-        target, subject = target_of_store(target, image_size)
+        target, subject = target_of_store(target, image_size, native)
     else:
         subject = open_target(target, image_size, windows, native)
-    if native and store is not None:
-        raise ValueError(f"{store} holds features of squares; leave it out, or native")
     if windows and store is not None:
         raise ValueError(f"{store} holds features of whole crops; leave it out, or the windows")
 
@@ -154,7 +152,7 @@ def run_probe(
         "bits": subject.bits,
         "mean": subject.mean, "std": subject.std, "headline": subject.headline, **common,
     }  # fmt: skip
-    if native:
+    if subject.native:
         untrained_key["native"] = common["native"] = True
     if subject.frames > 1:
         of_stacks = {"frames": subject.frames, "frame_stride": subject.frame_stride}

@@ -159,16 +159,17 @@ class FeatureSource:
             (self.store[dataset.checksum],) = open_store(place, self.say).values()
 
 
-def target_of_store(folder: str, image_size: int | None = None) -> tuple[str, Target]:
-    """The encoder that a store was made with, and its name for `open_target`.
+def target_of_store(folder: str, image_size: int | None = None, native: bool = False) -> tuple[str, Target]:
+    """The encoder that a store was made with, and its name for `open_target`; `native` where the store's images were.
 
     Raises ValueError where it is not there any more, or is another one by now.
     """
     _, description = next(iter(descriptions(folder).values()))
     source = str(description.about["source"])
     advice = f"name the encoder as TARGET, and this folder by --store {folder}"
+    crops = description.identity["crops"]
     try:
-        target = open_target(source, image_size or int(description.identity["crops"]["size"]))
+        target = open_target(source, image_size or int(crops["size"]), native=native or crops.get("native", False))
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{folder} was made with {source}, which can't be opened ({error}); {advice}") from error
     if encoder_digest(target.encoder, target.architecture) != description.identity["encoder"]:

@@ -28,6 +28,9 @@ def embed(
     tokens: Annotated[bool, typer.Option("--tokens", help="Keep the patch tokens, too: hundreds an image.")] = False,
     npy: Annotated[bool, typer.Option("--npy", help="Decode into .npy beside at once, not when read.")] = False,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in px; default: the encoder's own.")] = None,
+    native: Annotated[
+        bool, typer.Option("--native", help="Images keep their own shape, in as many patches as the square has.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
     precision: Annotated[str, typer.Option(help="auto (bf16 where the device has it), fp32 or bf16.")] = "auto",
     last_blocks: Annotated[int, typer.Option(min=1, help="Blocks whose class token (or mean) is kept.")] = 4,
@@ -56,7 +59,7 @@ def embed(
 
         chosen = f"cuda:{ranks.local_rank % torch.cuda.device_count()}"
     run(
-        target, data, out, split=split, tokens=tokens, npy=npy, image_size=image_size, batch_size=batch_size,
-        precision=precision, last_blocks=last_blocks, device=chosen, rank=ranks.rank, world_size=ranks.world_size,
-        progress=progress, say=tell,
+        target, data, out, split=split, tokens=tokens, npy=npy, image_size=image_size, native=native,
+        batch_size=batch_size, precision=precision, last_blocks=last_blocks, device=chosen, rank=ranks.rank,
+        world_size=ranks.world_size, progress=progress, say=tell,
     )  # fmt: skip

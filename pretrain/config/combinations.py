@@ -136,8 +136,12 @@ def _check_native(config: Config) -> None:
         if config.train.max_tokens is not None:
             raise ValueError("train.max_tokens bounds crops of their own shape; set it to null, or shape=native")
         return
-    if not spec_of(config.method).native(config.method):
-        raise ValueError(f"method {config.method.name} as it is set takes no crops of their own shape (shape=native)")
+    method = spec_of(config.method)
+    if not method.native(config.method):
+        advice = f"set {method.native_with}" if method.native_with else "leave shape=native out"
+        raise ValueError(
+            f"method {config.method.name} as it is set takes no crops of their own shape (shape=native); {advice}"
+        )
     if encoder is None or not family_of(encoder).native(encoder):
         name = "no encoder" if encoder is None else f"encoder {encoder.family}"
         raise ValueError(

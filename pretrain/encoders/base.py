@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange, repeat
@@ -20,12 +20,20 @@ class Mask:
 
     drop: (b, gh, gw) bool, units removed before the encoder, equally many in every image.
     token: (b, gh, gw) bool, units substituted by the learned mask token; their number may vary.
-    num_visible: units of an image that are not dropped, when the caller knows it (spares a wait for the device).
+    num_visible: units of an image that are not dropped, or not unseen, when the caller knows it (spares a wait for the
+        device).
+    unseen: (b, gh, gw) bool, units that attend and are not attended to, equally many in every image.
+    placeless: (b, gh, gw) bool, beside `unseen`: units whose position is not added.
+    keys: beside `unseen`, whether blocks attend to tokens as the blocks before left them, or as they were embedded.
+        These three only where `EncoderSpec.why_not_placeless` says nothing.
     """
 
     drop: Tensor | None = None
     token: Tensor | None = None
     num_visible: int | None = None
+    unseen: Tensor | None = None
+    placeless: Tensor | None = None
+    keys: Literal["updated", "embedded"] = "updated"
 
     def visible_ids(self) -> Tensor:
         """(b, n) raster indices of the units that are not dropped, ascending."""

@@ -48,6 +48,7 @@ class EncoderSpec:
         weights; None where timm has no such model.
     layouts: of official checkpoints, by name. examples: rows of the table of encoders.
     native: whether it takes images at their own shape, as it is set.
+    why_not_placeless: why its tokens can't be kept from knowing their places (`Mask.placeless`); None: they can.
     survey: "module" whose `survey` and `why_not_size` tell what shows only once an encoder is built (see timm/).
     label: what an encoder is called in messages.
     check_batch: raises ValueError for a micro-batch of so many rows, of a configuration with such an encoder.
@@ -66,6 +67,7 @@ class EncoderSpec:
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     examples: tuple[Example, ...] = (Example(),)
     native: Callable[[Any], bool] = lambda config: False
+    why_not_placeless: Callable[[Any], str | None] = lambda config: "its tokens know their places"
     survey: str | None = None
     label: Callable[[Any], str] = lambda config: config.family
     check_batch: Callable[[Config, int], None] = lambda config, rows: None

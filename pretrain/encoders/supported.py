@@ -57,6 +57,8 @@ def why_not(
         return "takes whole images only", drops
     if needs.drops_any and family.drop_layout != "any":
         return "what is left of an image must form a dense map", needs.drops_any
+    if needs.placeless and (reason := family.why_not_placeless(encoder)) is not None:
+        return reason, needs.placeless
     if family.survey is None:
         return None
     try:

@@ -33,6 +33,7 @@ class Needs:
     replaces_tokens: str | None = None  # puts a learned token in their place
     several_sizes: str | None = None  # takes crops of two sizes; {h} and {w} in the advice are the global crops' px
     token_map: str | None = None  # its features form a map
+    placeless: str | None = None  # tokens that are told no position do not know it
 
 
 class Tokens(NamedTuple):
@@ -75,6 +76,7 @@ class MethodSpec:
         resolve: The section with every `auto` replaced for so many images, and a line for each; last, the section that
             the run began with, if it has begun.
         native: Whether it takes crops of their own shape (`shape: native`), as it is set.
+        native_with: The setting with which it does, and why only so, for who set another.
         masks: Whether its batches hold the masks beside the images.
         draw: What its batches hold beside crops, ids, rows and labels: from (section, image size, stride of the
             encoder, global batch size) to what draws these fields for a row, or None.
@@ -104,6 +106,7 @@ class MethodSpec:
     check_batch: Callable[[Config, int], None] = lambda config, rows: None
     resolve: Callable[[Any, int, Any], tuple[Any, list[str]]] = lambda section, images, begun: (section, [])
     native: Callable[[Any], bool] = lambda section: False
+    native_with: str = ""
     masks: Callable[[Any], bool] = lambda section: False
     draw: Callable[[Any, tuple[int, int], int | None, int], DrawFields | None] = lambda *given: None
     draw_native: Callable[[Any], DrawFields | None] = lambda section: None

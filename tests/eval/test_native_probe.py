@@ -13,8 +13,11 @@ from PIL import Image
 
 from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.eval_loader import whole_images
+from eval.embed import embed
+from eval.features import extract
 from eval.probe import run_probe
 from eval.store.encoding import Crops, FrozenEncoder
+from eval.store.reading import open_store
 from eval.target import open_target
 from pretrain.encoders import build_encoder
 from pretrain.encoders.navit.config import NavitConfig
@@ -91,3 +94,30 @@ def test_a_probe_at_native_shape(data: Path, tmp_path: Path) -> None:
     assert results["rows"]["pretrained"]
     with pytest.raises(ValueError, match="takes no images of their own shape"):
         open_target(str(save(tmp_path / "vit", VitConfig(dim=12, depth=1, heads=2, stem="conv", patch=8))), native=True)
+
+
+def test_a_store_at_native_shape(data: Path, tmp_path: Path) -> None:
+    target, store, squares = str(save(tmp_path / "encoder")), tmp_path / "store", tmp_path / "squares"
+    embed(target, str(data), store, native=True, progress=False, say=lambda line: None)
+    subject = open_target(target, native=True)
+    with open_dataset(data) as dataset:
+        known = extract(
+            subject.encoder, dataset, size=16, mean=subject.mean, std=subject.std, progress=False, native=True
+        )
+    found = open_store(store)["train"].feature_set()
+    assert torch.equal(found.digests, known.digests)
+    for name, values in known.inputs.items():
+        torch.testing.assert_close(found.inputs[name], values)
+    asked = {"device": "cpu", "epochs": 2, "seeds": (0,), "only": ("knn",), "progress": False}
+    computed, told, by_itself = (
+        run_probe(one, str(data), **asked, **more)
+        for one, more in ((target, {"native": True}), (target, {"native": True, "store": store}), (str(store), {}))
+    )
+    assert computed["rows"] == told["rows"] == by_itself["rows"]
+    with pytest.raises(ValueError, match="can't be kept"):
+        embed(target, str(data), tmp_path / "tokens", native=True, tokens=True, progress=False)
+    with pytest.raises(ValueError, match="holds other features"):
+        run_probe(target, str(data), **asked, store=store)
+    embed(target, str(data), squares, progress=False, say=lambda line: None)
+    with pytest.raises(ValueError, match="holds other features"):
+        run_probe(target, str(data), **asked, native=True, store=squares)

@@ -75,6 +75,12 @@ def _headline(config: VitConfig) -> Literal["class", "mean"] | None:
     return "class" if config.class_token else "mean"
 
 
+def _why_not_placeless(config: VitConfig) -> str | None:
+    if config.positions not in ("learned", "sincos", "sincos_1d", "none"):
+        return f"positions={config.positions} places tokens within its blocks"
+    return f"stem={config.stem} reads beyond the patch" if config.stem in ("conv", "overlap") else None
+
+
 _SMALL = {"dim": 32, "depth": 2, "heads": 2, "patch": 16}
 
 SPEC = EncoderSpec(
@@ -88,6 +94,7 @@ SPEC = EncoderSpec(
     has_sequence=lambda config: config.class_token,
     timm_recipe=timm_recipe,
     native=lambda config: config.stem == "patch" and config.positions in ("learned", "sincos", "sincos_1d"),
+    why_not_placeless=_why_not_placeless,
     layouts={
         name: Layout(f"pretrain.encoders.vit.layouts:read_{name}")
         for name in ("mae", "dino", "dinov2", "ijepa", "timm")

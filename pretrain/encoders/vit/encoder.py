@@ -29,7 +29,7 @@ from pretrain.encoders.places import ConditionalPositions, Place, Spot, attend_a
 from pretrain.encoders.positions import resize_line, resize_positions
 from pretrain.encoders.relative import RelativeBias, RelativeShift
 from pretrain.encoders.rotary import packed_turns, turns_of
-from pretrain.encoders.vit import native
+from pretrain.encoders.vit import native, placeless
 from pretrain.encoders.vit.config import VitConfig
 from pretrain.encoders.vit.stems import OVERLAPPING, STEMS
 from pretrain.encoders.vit.windowed import WindowedVit
@@ -104,6 +104,8 @@ class VitEncoder(Encoder):
             return native.encode(self, images, mask or PackedMask(), layers)
         if not isinstance(images, Tensor):
             return self._forward_packed(list(zip(images, mask or [None] * len(images), strict=True)))
+        if mask is not None and mask.unseen is not None:
+            return placeless.encode(self, images, mask, layers)
         tokens, grid, units = self.embed(images, mask)
         wanted = {index % self.depth for index in layers}
         kept = {}
@@ -230,15 +232,19 @@ class SkippingBlock(Block):
 
     relative: nn.Module | None
 
-    def forward(self, x: Tensor, paths: Any = None, groups: Groups | None = None, place: Place | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, paths: Any = None, groups: Groups | None = None, place: Place | placeless.Context | None = None
+    ) -> Tensor:
         """x (b, n, d) and `drop_path.Paths`; or packed tokens (t, d), their `groups` and `packed_paths`.
 
-        place: where the tokens lie, for positions that attention reads.
+        place: where the tokens lie, for positions that attention reads, or what alone is attended to.
         """
         (attention, left), (mlp, _) = ((path, None) for path in paths or (None, None)) if groups is None else paths
 
         def attend(part: Tensor, rows: Tensor | None) -> Tensor:
             normed = self.norm1(part)
+            if isinstance(place, placeless.Context):
+                return self.ls1(self.attn.proj(place.attend(self.attn, self.norm1, normed, rows)))
             if place is not None and (place.turn is not None or self.relative is not None):
                 qkv = self.attn.qkv(normed)
                 return self.ls1(self.attn.proj(attend_at(place, qkv, self.attn.num_heads, self.relative, rows, left)))

@@ -128,6 +128,7 @@ SPEC = MethodSpec(
     crops=lambda section: Crops(num_global=2, local=True),
     needs=_needs,
     native=lambda section: section.ibot is None,
+    native_with="method.ibot=null: its masks are drawn on the grid of one size of image",
     check=_check,
     stacks=True,
     check_batch=_check_batch,

@@ -90,6 +90,7 @@ SPEC = MethodSpec(
     stacks=True,
     draw=_draw,
     native=lambda section: section.mask.kind == "random",
+    native_with="method.mask.kind=random: the other masks are drawn on the grid of one size of image",
     draw_native=_draw_native,
     alarms="pretrain.methods.mae.alarms:alarms",
     start="pretrain.encoders.base:xavier_initialise",

@@ -102,6 +102,7 @@ SPEC = MethodSpec(
     stacks=True,
     draw=_draw,
     native=lambda section: section.target in ("pixels", "normalised_pixels"),
+    native_with="method.target=pixels or normalised_pixels: other targets are made of images of one size",
     draw_native=_draw_native,
     sources="pretrain.tokenizers.card:check_codes",
     alarms="pretrain.methods.mim.alarms:alarms",
