@@ -1,4 +1,5 @@
-"""Encoders against files recorded from the authors' own implementations, through our importer: outputs and gradients.
+"""Encoders against files recorded from the authors' own implementations, through our importer: outputs, and gradients
+where our features have all that the recorded loss reads (of HorNet, Shunted and TimeSformer they do not).
 
 The files are not part of this repository. `SELFSIGHT_PARITY=FOLDER pytest tests/parity` runs the comparison.
 """
