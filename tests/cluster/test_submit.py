@@ -76,6 +76,7 @@ def test_what_the_cluster_has_not_is_refused_and_nothing_is_queued_or_written(wo
     assert jobs_of(workplace) == []
 
 
+@pytest.mark.cluster_full
 def test_a_run_is_queued_once_and_its_probe_goes_with_it(workplace: Workplace, labelled: Path) -> None:
     preset = workplace.preset("tiny")
     workplace.sbatch("--nodes=3", "--exclusive", "--wrap=sleep 600", "--output=/dev/null")  # so that it has to wait

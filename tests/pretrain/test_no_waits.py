@@ -27,6 +27,12 @@ ROWS = {
 HEAVY = {  # a second one of its family, or code that is timm's own
     row for row, (spec, _, _) in ROWS.items() if spec.name == "timm" and row != "timm:resnet50"
 } | {"swin_moe, router=cosine", "swin, version=2", "visual_transformer, tokenizer=filter", "pvt_v2, linear"}
+HEAVY |= {
+    "local_attention, stem=conv",
+    "t2t, tokens=transformer",
+    "timesformer, attention=joint",
+    "pvt, reduction=pool",
+}
 
 
 class Waits(nn.Module):
