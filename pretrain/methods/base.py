@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
@@ -186,3 +187,8 @@ class Method(nn.Module):
 def mask_of(batch: Batch, num_visible: int | None = None) -> Mask:
     """The masks that the loader drew for a batch."""
     return Mask(drop=batch.get("drop_mask"), token=batch.get("token_mask"), num_visible=num_visible)
+
+
+def rows_at(values: Tensor, indices: Tensor) -> Tensor:
+    """Rows (b, m, d) of `values` (b, n, d)."""
+    return values.gather(1, repeat(indices, "b m -> b m d", d=values.shape[-1]))

@@ -17,7 +17,7 @@ from pretrain.encoders import Encoder, Mask, build_encoder
 from pretrain.encoders.attention_maps import attention_pictures
 from pretrain.encoders.patches import sincos_positions
 from pretrain.engines.schedules import Timeline
-from pretrain.methods.base import Method, Normalisation
+from pretrain.methods.base import Method, Normalisation, rows_at
 from pretrain.methods.ijepa.config import IjepaConfig, unit_of
 from pretrain.methods.ijepa.masks import plan
 
@@ -79,7 +79,7 @@ class Ijepa(Method):
         with torch.no_grad():
             features = self.teacher(images)
             whole = self.targets(features.tokens)
-            targets = _at(whole, rearrange(wanted, "b n m -> b (n m)"))
+            targets = rows_at(whole, rearrange(wanted, "b n m -> b (n m)"))
         predicted = self.predict(images, Mask(drop=batch["drop_mask"], num_visible=sizes.count), wanted)
         loss = F.smooth_l1_loss(predicted.float(), targets)
         with torch.no_grad():
@@ -160,8 +160,3 @@ def block_units(corners: Tensor, size: tuple[int, int], width: int) -> Tensor:
     rows, columns = (torch.arange(side, device=corners.device) for side in size)
     inside = rearrange(rearrange(rows, "h -> h 1") * width + columns, "h w -> (h w)")
     return rearrange(corners[..., 0] * width + corners[..., 1], "b n -> b n 1") + inside
-
-
-def _at(values: Tensor, indices: Tensor) -> Tensor:
-    """Rows (b, m, d) of `values` (b, n, d)."""
-    return values.gather(1, repeat(indices, "b m -> b m d", d=values.shape[-1]))

@@ -15,7 +15,7 @@ from pretrain.encoders import Encoder, Features, build_encoder
 from pretrain.encoders.base import refine, xavier_initialise
 from pretrain.encoders.patches import patch_statistics, patchify, sincos_axis, sincos_positions, unpatchify
 from pretrain.engines.schedules import Timeline
-from pretrain.methods.base import Method, Normalisation, mask_of
+from pretrain.methods.base import Method, Normalisation, mask_of, rows_at
 from pretrain.methods.mae import native
 from pretrain.methods.mae.config import MaeConfig
 from pretrain.methods.mask_counts import mask_grid, num_hidden
@@ -125,7 +125,7 @@ class MaskedAutoencoder(Method):
             full = last(full)[:, num_prefix:]
         else:
             full = full + last.attn(last.norm1(full))
-            full = _at(full[:, num_prefix:], wanted)
+            full = rows_at(full[:, num_prefix:], wanted)
             full = full + last.mlp(last.norm2(full))
         return self.decoder_pred(self.decoder_norm(full))
 
@@ -135,12 +135,12 @@ class MaskedAutoencoder(Method):
         `predicted` is (b, n, p) of all patches, or (b, m, p) of the hidden ones in raster order.
         """
         where = self._where(hidden)
-        target = _at(patchify(images, self.unit), where)
+        target = rows_at(patchify(images, self.unit), where)
         if self.norm_pix_loss:
             mean, deviation = patch_statistics(target)
             target = (target - mean) / deviation
         if predicted.shape[1] == hidden.shape[1]:
-            predicted = _at(predicted, where)
+            predicted = rows_at(predicted, where)
         return (predicted.float() - target).square().mean()
 
     @torch.no_grad()
@@ -161,11 +161,6 @@ class MaskedAutoencoder(Method):
         label = "reconstructions (image, input, output"
         label += "; patches de-normalised with the true mean and deviation)" if self.norm_pix_loss else ")"
         return {label: rearrange(rows, "b v c h w -> b c h (v w)")}
-
-
-def _at(values: Tensor, indices: Tensor) -> Tensor:
-    """Rows (b, m, d) of `values` (b, n, d)."""
-    return values.gather(1, repeat(indices, "b m -> b m d", d=values.shape[-1]))
 
 
 def raster_order(units: Tensor, width: int) -> Tensor:
