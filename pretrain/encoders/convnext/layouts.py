@@ -71,4 +71,4 @@ def _convnext(state: CheckpointState, method: str) -> Imported:
         depths=tuple(count(state.tensors, rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in stages),
         layer_scale=1e-6 if "stages.0.blocks.0.gamma" in state.tensors else None,
     )
-    return state.imported(config, (1, 1), state.side(224, "no table of positions tells it"), method)
+    return state.imported(config, (1, 1), state.pixels(224, "no table of positions tells it"), method)

@@ -127,7 +127,7 @@ def _dinov3(state: CheckpointState, method: str) -> Imported:
         local_class_norm="local_cls_norm.weight" in tensors,
     )
     state.get("norm.weight")
-    grid = state.side(USUAL_GRID * patch, "no table of positions tells it") // patch
+    grid = state.pixels(USUAL_GRID * patch, "no table of positions tells it") // patch
     return state.imported(config, (grid, grid), patch, method)
 
 
