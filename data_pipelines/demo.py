@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
+from scipy.ndimage import maximum_filter
 from sklearn.datasets import load_digits, load_sample_images
 
 from data_pipelines.files import read_json, write_json
@@ -153,8 +154,8 @@ def outlined(covers: Sequence[np.ndarray], numerals: Sequence[int]) -> tuple[np.
     order: np.ndarray = np.zeros(covers[0].shape[:2], dtype=np.int64)  # of the digit on top, from 1
     reach = 1 + 2 * round(MARGIN * order.shape[0])
     for place, cover in enumerate(covers, 1):
-        ink = Image.fromarray((cover[..., 0] > 0.5).astype(np.uint8))
-        order[np.asarray(ink.filter(ImageFilter.MaxFilter(reach))) > 0] = place
+        # along rows, then columns: Pillow's filter of a square takes 6 times as long at 64 px, 240 times at 512
+        order[maximum_filter((cover[..., 0] > 0.5).astype(np.uint8), reach) > 0] = place
     classes = np.array([0, *(numeral + 1 for numeral in numerals)], dtype=np.uint8)
     boxes = []
     for place, cover in enumerate(covers, 1):
