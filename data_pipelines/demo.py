@@ -6,7 +6,7 @@ faded photograph: the class is plain to a person and hidden from a comparison of
 fabric it is in every part of the image, so that a method which compares parts can find it within minutes.
 
 Beside each image lie a mask (`.mask.png`: 0 the paper, 1 .. 10 the numerals 0 .. 9 with a margin of 2 px, so that a
-patch of 8 px can be mostly numeral) and a `.json`: `boxes` (left, top,
+patch of 8 px can be mostly numeral; `mask_names.json` names them) and a `.json`: `boxes` (left, top,
 right, bottom in px, class as in the mask), `count` (how many digits), `grade` (the same from 0) and `labels` (the
 numerals). Images of several numerals, with depths too, are made by `scenes`.
 """
@@ -39,6 +39,8 @@ CONTRAST = (0.1, 0.4)  # share of the photograph's own that is left; with all of
 DARKEST, LIGHTEST = 0, 90  # levels of each colour of the ink
 MARGIN = 1 / 32  # of the image's side, around a digit in its mask
 VAL_SHARE = 0.2  # of the digits, and of the photographs' width at the right edge
+MASK_NAMES = "mask_names.json"  # beside the images, for `pack --mask-names`
+NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _MANIFEST = "manifest.json"
 
 
@@ -114,6 +116,7 @@ def write_images(
                 path = f"{split}/{one.label}/{index:05d}.jpg"
                 meter.advance(_write(out / path, one))
                 entries.append({"path": path, **one.entry})
+    write_json(out / MASK_NAMES, {str(level): name for level, name in enumerate(("paper", *NUMERALS))})
     write_json(out / _MANIFEST, {"made": made, "images": entries})
     return out
 
