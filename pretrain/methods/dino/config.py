@@ -27,13 +27,16 @@ class IbotConfig:
     unit: PositiveInt | None = None  # px; default: the encoder's stride
     separate_head: bool = False  # of its own, not shared with the class token
     prototypes: PositiveInt | None = None  # of a separate head; default: those of the class head
+    head_hidden_dim: PositiveInt | None = None  # likewise: width of its layers
+    head_bottleneck_dim: PositiveInt | None = None  # likewise: width of its last layer's input
 
     @model_validator(mode="after")
     def _check(self) -> IbotConfig:
         if not 0 < self.ratio[0] <= self.ratio[1] < 1:
             raise ValueError(f"ratio is {self.ratio[0]:g} .. {self.ratio[1]:g}; it must lie between 0 and 1 and rise")
-        if self.prototypes is not None and not self.separate_head:
-            raise ValueError("ibot.prototypes belong to a head of its own: set ibot.separate_head=true")
+        for name in ("prototypes", "head_hidden_dim", "head_bottleneck_dim"):
+            if getattr(self, name) is not None and not self.separate_head:
+                raise ValueError(f"ibot.{name} belongs to a head of its own: set ibot.separate_head=true")
         return self
 
 
@@ -48,7 +51,8 @@ class DinoConfig:
     prototypes: PositiveInt | Literal["auto"] = 65536  # outputs of the head
     head_hidden_dim: PositiveInt = 2048  # width of its layers
     head_bottleneck_dim: PositiveInt = 256  # width of its last layer's input
-    norm_last_layer: bool = True  # fix the prototypes' norm at 1
+    last_layer: Literal["weight_norm", "plain"] = "weight_norm"  # plain: as in DINOv3
+    norm_last_layer: bool = True  # fix the prototypes' norm at 1, with last_layer weight_norm
     freeze_last_layer_epochs: NonNegativeFloat = 1.0  # at the start
     student_temperature: PositiveFloat = 0.1  # of its softmax
     teacher_temperature: PositiveFloat | Literal["auto"] = 0.04  # after its warm-up
@@ -58,10 +62,21 @@ class DinoConfig:
     center_momentum: Share = 0.9  # of the slow average that is subtracted
     centering: Literal["center", "sinkhorn"] = "center"  # sinkhorn: Sinkhorn-Knopp over the micro-batch of all ranks
     sinkhorn_iterations: PositiveInt = 3  # with centering sinkhorn
-    koleo_weight: NonNegativeFloat = 0.0  # spreads the class features of each rank's micro-batch; DINOv2: .1
+    local_weight: NonNegativeFloat = 1.0  # of the pairs of local crops in DINO's loss; .5 in DINOv3's last stages
+    koleo_weight: NonNegativeFloat = 0.0  # spreads class features; DINOv2: .1
+    koleo_neighbours: PositiveInt = 1  # nearest ones that each is drawn away from
+    koleo_over: Literal["micro_batch", "batch"] = "micro_batch"
+    """Whose features are neighbours: those of a rank's micro-batch, or of all images of the step, on all ranks. Then of
+    several micro-batches each is encoded twice, first without gradients."""
     sigreg_weight: NonNegativeFloat = 0.0  # draws those of the micro-batch of all ranks to a normal cloud
     sigreg_slices: PositiveInt = 256  # random directions a step, with sigreg_weight
     ibot: IbotConfig | None = None  # null: the loss on patch tokens is off
+
+    @model_validator(mode="after")
+    def _check(self) -> DinoConfig:
+        if self.last_layer == "plain" and self.norm_last_layer:
+            raise ValueError("norm_last_layer fixes the norms of last_layer=weight_norm; with plain set it to false")
+        return self
 
 
 def _needs(section: DinoConfig) -> Needs:
@@ -95,12 +110,21 @@ def _check(config: Config, tokens: Tokens | None) -> None:
 
 
 def _check_batch(config: Config, rows: int) -> None:
-    weight = config.method.koleo_weight
-    if weight and rows == 1:
+    weight, neighbours = config.method.koleo_weight, config.method.koleo_neighbours
+    if not weight:
+        return
+    if config.method.koleo_over == "batch":
+        rows = config.train.batch_size
+    if rows == 1:
         raise ValueError(
             f"method.koleo_weight is {weight:g}, which spreads the images of a micro-batch, and train.batch_size "
             f"{config.train.batch_size} leaves one in each of every rank and accumulation step; give each two or more, "
-            "or set method.koleo_weight=0"
+            "or set method.koleo_over=batch or method.koleo_weight=0"
+        )
+    if neighbours >= rows:
+        raise ValueError(
+            f"method.koleo_neighbours is {neighbours}, and an image has {rows - 1} others beside it; set it lower, or "
+            "method.koleo_over=batch"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ from pretrain.methods import sigreg
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.dino.config import DinoConfig
 from pretrain.methods.dino.head import DinoHead
-from pretrain.methods.dino.losses import dino_loss, ibot_loss, koleo_loss, sinkhorn_tables
+from pretrain.methods.dino.koleo import ClassFeatures, koleo_loss
+from pretrain.methods.dino.losses import dino_loss, ibot_loss, moved_center, sinkhorn_tables
 from pretrain.stream.hidden import finer_index, hidden_index
 
 
@@ -62,8 +63,8 @@ class Dino(Method):
         prototypes = {"center": self.head.num_prototypes}  # of each centre
         if config.ibot is not None:
             if config.ibot.separate_head:
-                self.patch_head = DinoHead(encoder.dim, config, config.ibot.prototypes)
-                self.teacher["patch_head"] = DinoHead(encoder.dim, config, config.ibot.prototypes)
+                self.patch_head = DinoHead(encoder.dim, config, config.ibot)
+                self.teacher["patch_head"] = DinoHead(encoder.dim, config, config.ibot)
             prototypes["patch_center"] = self._head("patch_head").num_prototypes
         self.encoder_loaded()
         self.teacher.requires_grad_(False)
@@ -80,6 +81,7 @@ class Dino(Method):
             timeline.steps_per_epoch,
         )
         self.momentum = Cosine(config.teacher_momentum, 1.0, timeline.total_steps)
+        self.class_features = ClassFeatures()
 
     def encoder_loaded(self) -> None:
         for name, slow in self.teacher.items():
@@ -98,16 +100,22 @@ class Dino(Method):
         heads += [slow for name, slow in self.teacher.items() if name != "encoder"]
         return [*super().blocks(), *self.teacher["encoder"].blocks(), *(head.mlp for head in heads)]
 
+    def before_step(self, step: int, micro_batches: list[Batch], look: Callable[[Batch], object]) -> None:
+        if self.config.koleo_weight and self.config.koleo_over == "batch":
+            self.class_features.begin(micro_batches, look)
+
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images, local = self._crops(batch)
         size = len(batch["rows"] if isinstance(images, PackedImages) else batch["global_crops"])
         num_global = (len(images.grids) if isinstance(images, PackedImages) else len(images)) // size
+        if self.class_features.looking:
+            return self._look(batch, images, num_global * size)
         with torch.no_grad():
             teacher_features = self.teacher["encoder"](images)
             outputs = {"center": self.teacher["head"](teacher_features.pooled).float()}
         mask = hidden = None
         if self.config.ibot is not None:
-            mask = Mask(token=rearrange(batch["token_mask"], "b v gh gw -> (v b) gh gw"))
+            mask = self._mask(batch)
             assert teacher_features.grid is not None
             hidden = finer_index(hidden_index(batch), batch["token_mask"].shape[2:], teacher_features.grid)
             with torch.no_grad():
@@ -119,10 +127,11 @@ class Dino(Method):
         student = rearrange(self.head(torch.cat([each.pooled for each in seen])).float(), "(v b) k -> v b k", b=size)
 
         probabilities = rearrange(targets["center"], "(v b) k -> v b k", v=num_global)
-        result = {"loss": dino_loss(student / self.config.student_temperature, probabilities)}
+        scores = student / self.config.student_temperature
+        result = {"loss": dino_loss(scores, probabilities, self.config.local_weight)}
         views = rearrange(features.pooled[: num_global * size], "(v b) d -> v b d", v=num_global)
         if self.config.koleo_weight:
-            result["koleo"] = torch.stack([koleo_loss(view) for view in views]).sum()
+            result["koleo"] = self._koleo(views)
         if self.config.sigreg_weight:
             result["sigreg"] = self._sigreg(views, step)
         if hidden is not None:
@@ -139,6 +148,24 @@ class Dino(Method):
             deviation = directions.std(dim=0, unbiased=False).mean() * directions.shape[-1] ** 0.5
         # feature_std, 1: the first global crops' directions spread evenly; 0: collapsed
         return {**result, "teacher_entropy": entropy, "feature_std": deviation}
+
+    def _look(self, batch: Batch, images: Tensor | PackedImages, crops: int) -> dict[str, Tensor]:
+        """Note the class features of the global crops, as the pass that is learned from will find them."""
+        mask = None if self.config.ibot is None else self._mask(batch)
+        pooled = self._seen(images, None, mask)[0].pooled[:crops]
+        self.class_features.note(rearrange(pooled, "(v b) d -> v b d", b=len(batch["rows"])))
+        return {"loss": pooled.sum() * 0.0}
+
+    def _mask(self, batch: Batch) -> Mask:
+        """What of the global crops, view by view, the student sees replaced."""
+        return Mask(token=rearrange(batch["token_mask"], "b v gh gw -> (v b) gh gw"))
+
+    def _koleo(self, views: Tensor) -> Tensor:
+        """KoLeo of class features (v, b, d), summed over views."""
+        neighbours = self.config.koleo_neighbours
+        if self.config.koleo_over == "batch":
+            return self.class_features.koleo(views, neighbours)
+        return torch.stack([koleo_loss(view, neighbours) for view in views]).sum()
 
     def _crops(self, batch: Batch) -> tuple[Tensor | PackedImages, Tensor | PackedImages | None]:
         """The global crops of a batch, normalised, view by view; and the local ones, where there are any."""
@@ -194,6 +221,7 @@ class Dino(Method):
     @torch.no_grad()
     def after_step(self, step: int, took: Tensor | None = None) -> None:
         super().after_step(step, took)
+        self.class_features.end()
         if self.config.centering == "center":
             self._move_centers()
 
@@ -204,8 +232,7 @@ class Dino(Method):
         momentum = self.config.center_momentum
         for name, total, count in zip(self.centers, sums, counts, strict=True):
             center = getattr(self, name)
-            moved = (center * momentum).add_(total / count.clamp_min(1), alpha=1 - momentum)
-            center.copy_(torch.where(count > 0, moved, center))
+            center.copy_(moved_center(center, total, count, momentum))
         self.center_sums.zero_()
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
