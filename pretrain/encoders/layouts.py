@@ -308,6 +308,8 @@ def read_layout(name: str, state: CheckpointState) -> Imported:
         raise ValueError(f"there is no layout {name!r}; --as takes one of {', '.join(layouts())}")
     if sure and name not in sure:
         raise ValueError(f"this looks like another layout than {name}: {' or '.join(f'--as {each}' for each in sure)}")
+    if name == "timm" and any(key.startswith("visual.trunk.") for key in state.tensors):  # OpenCLIP's, of timm's models
+        state.keep("visual.trunk.", "not of the image encoder")
     marked = [found for found in readers if found.marks and any(re.search(found.marks, key) for key in state.tensors)]
     return resolve_name((marked or [found for found in readers if not found.marks] or readers)[0].read)(state)
 

@@ -129,6 +129,10 @@ SIGNS = {
     ),
     "ijepa": ((r"^target_encoder\.", r"^predictor\."), ("^model_type=ijepa$",)),
     "transformers": (("^model_type=vit$",),),
+    "clip": (
+        (r"^visual\.conv1\.weight$", r"^visual\.transformer\.resblocks\."),
+        (r"^vision_model\.embeddings\.class_embedding$",),
+    ),
 }
 _SMALL = {"dim": 32, "depth": 2, "heads": 2, "patch": 16}
 
@@ -147,7 +151,8 @@ SPEC = EncoderSpec(
     layouts={
         name: Layout(f"pretrain.encoders.vit.layouts:read_{name}", signs=SIGNS.get(name, ()))
         for name in ("mae", "dino", "dinov2", "ijepa", "transformers", "timm")
-    },
+    }
+    | {name: Layout(f"pretrain.encoders.vit.clip:read_{name}", signs=SIGNS["clip"]) for name in ("clip", "openclip")},
     examples=(
         Example(small=_SMALL),
         Example({"positions": "relative_shift"}, _SMALL),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from einops import rearrange
@@ -21,8 +22,14 @@ def read_vit(
     sincos: bool = False,
     eps: float = 1e-6,
     interpolation: Interpolation = "offset",
+    mlp: str | None = None,
+    heads: Mapping[int, int] | None = None,
 ) -> Imported:
-    """timm's and DeiT's names, which MAE and DINO share."""
+    """timm's and DeiT's names, which MAE and DINO share.
+
+    eps, interpolation: of the layout. mlp: gelu or quick_gelu; default: what a configuration tells. heads: by width,
+    where they are others than a ViT's.
+    """
     tensors = state.tensors
     state.leave("relative_position_index", "computed")
     if "fc_norm.weight" in tensors and "norm.weight" not in tensors:
@@ -45,11 +52,11 @@ def read_vit(
         state.tensors["pos_embed"] = torch.cat([zeros, state.tensors["pos_embed"]], dim=1)
         num_rows += num_prefix
     grid = state.patches(num_rows - num_prefix, "pos_embed", patch)
-    mlp, hidden = _mlp(state, dim)
+    kind, hidden = _mlp(state, mlp)
     config = VitConfig(
         dim=dim,
         depth=count(state.tensors, r"blocks\.(\d+)\."),
-        heads=state.guess("heads", usual_heads(dim), f"from the width {dim}"),
+        heads=state.guess("heads", (heads or {}).get(dim) or usual_heads(dim), f"from the width {dim}"),
         patch=patch,
         positions="sincos" if sincos else "learned",
         class_token="cls_token" in state.tensors,
@@ -58,7 +65,7 @@ def read_vit(
         pool="class" if "cls_token" in state.tensors and method != "mae" else "mean",
         layer_scale=1e-5 if any(key.endswith("ls1.gamma") for key in state.tensors) else None,
         hidden=None if hidden == 4 * dim else hidden,
-        mlp=mlp,
+        mlp=kind,
         pre_norm="norm_pre.weight" in state.tensors,
         norm_eps=state.known("norm_eps", eps),
         interpolation=interpolation,
@@ -66,14 +73,14 @@ def read_vit(
     return state.imported(config, grid, patch, method)
 
 
-def _mlp(state: CheckpointState, dim: int) -> tuple[str, int]:
+def _mlp(state: CheckpointState, activated: str | None) -> tuple[str, int]:
     """The kind of the MLPs and their inner width; a gate's two layers are brought into one, as timm has them."""
     state.rename(r"\.mlp\.w12\.", ".mlp.fc1.")
     state.rename(r"\.mlp\.w3\.", ".mlp.fc2.")
     first, last = (state.get(f"blocks.0.mlp.{name}.weight").shape for name in ("fc1", "fc2"))
     if first[0] == 2 * last[1]:
         return "swiglu", last[1]
-    return activation(state.known("mlp", "gelu")), last[1]
+    return activation(activated or state.known("mlp", "gelu")), last[1]
 
 
 def _is_fixed(imported: Imported, rounding: float) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from hub_models import SHAPE, SIZES, everything, images, random_model
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from pretrain.encoders.layouts import CheckpointState, read_layout
 from pretrain.encoders.patches import sincos_positions
@@ -18,31 +19,6 @@ from pretrain.interop.export import export_encoder
 from pretrain.interop.official import describe, import_checkpoint
 
 transformers = pytest.importorskip("transformers")
-
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
-SHAPE = {**SIZES, "intermediate_size": 64}
-
-
-def random_model(build: Any, config: Any) -> nn.Module:
-    """With weights and norms moved away from where they start, so that a forgotten one shows."""
-    torch.manual_seed(0)
-    model = build(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def images(*size: int, count: int = 2) -> Tensor:
-    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(3))
-
-
-@torch.no_grad()
-def everything(folder: Path, pixels: Tensor) -> Tensor:
-    """(b, p + n, d) what the imported encoder makes of images: prefix tokens, then patches."""
-    features = load_encoder(folder)[0](pixels)
-    parts = [features.tokens] if features.prefix_tokens is None else [features.prefix_tokens, features.tokens]
-    return torch.cat(parts, dim=1)
 
 
 def dinov2(**settings: Any) -> Any:
@@ -62,7 +38,6 @@ CASES = {
     "dino": ("dino", lambda: (transformers.ViTModel, transformers.ViTConfig(**SHAPE, layer_norm_eps=1e-4))),
     "ijepa": ("ijepa", lambda: (transformers.IJepaModel, transformers.IJepaConfig(**SHAPE))),
 }
-NO_BIAS = {"qkv_bias": False}
 
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 48)], ids=str)
