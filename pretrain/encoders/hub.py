@@ -39,6 +39,13 @@ NAMES = (
     (r"^layernorm\.", "norm."),
     (r"^pooler\.layernorm\.", "fc_norm."),
 )
+#: What the configuration calls what we ask of it.
+SETTINGS = {
+    "heads": "num_attention_heads",
+    "norm_eps": "layer_norm_eps",
+    "mlp": "hidden_act",
+    "rope_theta": "rope_theta",
+}
 MARK = r"(^|\.)embeddings\.(patch_embeddings|cls_token)"
 
 
@@ -87,7 +94,8 @@ def _joined_gate(module: str, parts: Mapping[tuple[str, str], Tensor]) -> dict[s
 def told_by(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     """What a model's config.json and preprocessor_config.json tell, in our words.
 
-    Of: model_type, heads, norm_eps, mlp, image_size (h, w px), mean, std. Nothing where it is no model of transformers.
+    Of: model_type, the names of SETTINGS, image_size (h, w px), normalisation (mean, std). Nothing where it is no model
+    of transformers.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str):
@@ -95,9 +103,7 @@ def told_by(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[
     inner = config.get("vision_config")
     own = inner if isinstance(inner, Mapping) else config
     told: dict[str, Any] = {"model_type": kind}
-    for name, theirs in (("heads", "num_attention_heads"), ("norm_eps", "layer_norm_eps"), ("mlp", "hidden_act")):
-        if own.get(theirs) is not None:
-            told[name] = own[theirs]
+    told |= {name: own[theirs] for name, theirs in SETTINGS.items() if own.get(theirs) is not None}
     size = own.get("image_size")
     if isinstance(size, (int, list)):
         told["image_size"] = (size, size) if isinstance(size, int) else tuple(size)
