@@ -129,10 +129,17 @@ SIGNS = {
     ),
     "ijepa": ((r"^target_encoder\.", r"^predictor\."), ("^model_type=ijepa$",)),
     "transformers": (("^model_type=vit$",),),
+    "torchvision": ((r"^encoder\.layers\.encoder_layer_0\.",),),
     "clip": (
         (r"^visual\.conv1\.weight$", r"^visual\.transformer\.resblocks\."),
         (r"^vision_model\.embeddings\.class_embedding$",),
     ),
+}
+SIGNS["openclip"] = SIGNS["clip"]
+READERS = {
+    "layouts": ("mae", "dino", "dinov2", "ijepa", "transformers", "timm"),
+    "clip": ("clip", "openclip"),
+    "torchvision": ("torchvision",),
 }
 _SMALL = {"dim": 32, "depth": 2, "heads": 2, "patch": 16}
 
@@ -149,10 +156,10 @@ SPEC = EncoderSpec(
     native=lambda config: config.stem == "patch" and config.positions in ("learned", "sincos", "sincos_1d"),
     why_not_placeless=_why_not_placeless,
     layouts={
-        name: Layout(f"pretrain.encoders.vit.layouts:read_{name}", signs=SIGNS.get(name, ()))
-        for name in ("mae", "dino", "dinov2", "ijepa", "transformers", "timm")
-    }
-    | {name: Layout(f"pretrain.encoders.vit.clip:read_{name}", signs=SIGNS["clip"]) for name in ("clip", "openclip")},
+        name: Layout(f"pretrain.encoders.vit.{module}:read_{name}", signs=SIGNS.get(name, ()))
+        for module, names in READERS.items()
+        for name in names
+    },
     examples=(
         Example(small=_SMALL),
         Example({"positions": "relative_shift"}, _SMALL),
