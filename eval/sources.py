@@ -79,7 +79,7 @@ class FeatureSource:
             last_blocks=self.last_blocks, tokens=self.tokens,
         )  # fmt: skip
         key = self._key(frozen, dataset, samples)
-        num_bytes = len(samples) * (row_bytes(key) + 3 * np.dtype(np.int64).itemsize) + (1 << 16)
+        num_bytes = len(samples) * (row_bytes(key) + 6 * np.dtype(np.int64).itemsize) + (1 << 16)
 
         def make(folder: Path, digest: str) -> None:
             write_arrays(
