@@ -41,7 +41,7 @@ def import_checkpoint(
     Args:
         file: A .pth, .pt or .bin of tensors, .safetensors, or a folder with the files of a model of the Hub, whose
             config.json is asked for what weights do not tell.
-        layout: One of `encoders.layouts.layouts()`; None: the one that its keys are certainly of.
+        layout: One of `encoders.read_layout.layouts()`; None: the one that its keys are certainly of.
         overrides: `key=value` of the encoder's configuration that the weights do not tell, such as heads=6, and
             grid=HxW, the rows and columns of its positions where they are no square.
         image_size: Side in px to fit positions to; default: what they were made for.

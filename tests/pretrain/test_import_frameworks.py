@@ -56,9 +56,15 @@ def test_solo_learns_momentum_encoder_is_the_teacher(tmp_path: Path) -> None:
     assert torch.equal(theirs.method["head.mlp.0.weight"], state["head.mlp.0.weight"])
 
 
-@pytest.mark.parametrize(("name", "family"), [("convnext_atto", "convnext"), ("swin_tiny_patch4_window7_224", "swin")])
-def test_solo_learns_other_backbones(name: str, family: str, tmp_path: Path) -> None:
-    model = timm.create_model(name, num_classes=0)
+@pytest.mark.parametrize(
+    ("name", "family", "shape"),
+    [
+        ("convnext_tiny", "convnext", {"dims": (8, 16, 16, 32), "depths": (1, 1, 1, 1)}),
+        ("swin_tiny_patch4_window7_224", "swin", {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}),
+    ],
+)
+def test_solo_learns_other_backbones(name: str, family: str, shape: dict[str, Any], tmp_path: Path) -> None:
+    model = timm.create_model(name, num_classes=0, **shape)
     found = imported({"state_dict": with_prefix("backbone.", dict(model.state_dict()))}, "solo", tmp_path)
     assert found.encoder.family == family
 
@@ -158,7 +164,7 @@ def test_a_checkpoint_with_lightly_trains_own_objects_names_the_export(
 
 
 def test_what_is_no_frameworks_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no key begins with momentum_backbone., backbone., encoder. as in solo-learn"):
+    with pytest.raises(ValueError, match=r"no key begins with momentum_backbone\..* as in solo-learn"):
         imported(plain(), "solo", tmp_path)
 
 
