@@ -136,10 +136,18 @@ SIGNS = {
     "ijepa": ((r"^target_encoder\.", r"^predictor\."), ("^model_type=ijepa$",)),
     "transformers": (("^model_type=vit$",),),
     "beit3": ((r"(^|\.)vision_embed\.proj\.weight$", r"\.self_attn\.inner_attn_ln\.A\.weight$"),),
+    "torchvision": ((r"^encoder\.layers\.encoder_layer_0\.",),),
     "clip": (
         (r"^visual\.conv1\.weight$", r"^visual\.transformer\.resblocks\."),
         (r"^vision_model\.embeddings\.class_embedding$",),
     ),
+}
+SIGNS["openclip"] = SIGNS["clip"]
+READERS = {
+    "layouts": ("mae", "dino", "dinov2", "ijepa", "transformers", "timm"),
+    "clip": ("clip", "openclip"),
+    "torchvision": ("torchvision",),
+    "beit3": ("beit3",),
 }
 _SMALL = {"dim": 32, "depth": 2, "heads": 2, "patch": 16}
 
@@ -156,11 +164,10 @@ SPEC = EncoderSpec(
     native=lambda config: config.stem == "patch" and config.positions in ("learned", "sincos", "sincos_1d"),
     why_not_placeless=_why_not_placeless,
     layouts={
-        name: Layout(f"pretrain.encoders.vit.layouts:read_{name}", signs=SIGNS.get(name, ()))
-        for name in ("mae", "dino", "dinov2", "ijepa", "transformers", "timm")
-    }
-    | {"beit3": Layout("pretrain.encoders.vit.beit3:read_beit3", signs=SIGNS["beit3"])}
-    | {name: Layout(f"pretrain.encoders.vit.clip:read_{name}", signs=SIGNS["clip"]) for name in ("clip", "openclip")},
+        name: Layout(f"pretrain.encoders.vit.{module}:read_{name}", signs=SIGNS.get(name, ()))
+        for module, names in READERS.items()
+        for name in names
+    },
     examples=(
         Example(small=_SMALL),
         Example({"positions": "relative_shift"}, _SMALL),
