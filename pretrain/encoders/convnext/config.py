@@ -66,10 +66,9 @@ def timm_recipe(config: ConvnextConfig, image_size: tuple[int, int], channels: i
     return {"model_name": "convnext_tiny", "in_chans": channels, "num_classes": 0, **timm_architecture(config)}
 
 
-#: Names of the authors' and DINOv3's files, of transformers' DINOv3, and of transformers' ConvNext.
+#: Names of the authors', DINOv3's and transformers' DINOv3 (all have the first), and of transformers' ConvNext.
 SIGNS = (
-    (r"(^|\.)downsample_layers\.\d", r"(^|\.)stages\.\d+\.\d+\.dwconv\."),
-    (r"(^|\.)downsample_layers\.\d", r"\.depthwise_conv\."),
+    (r"(^|\.)downsample_layers\.\d", r"\.\d+\.(dwconv|depthwise_conv)\."),  # HorNet has the first, too
     (r"(^|\.)stages\.\d+\.layers\.\d+\.layer_scale_parameter$",),
 )
 
@@ -85,7 +84,7 @@ SPEC = EncoderSpec(
     layouts={
         "convnext": Layout("pretrain.encoders.convnext.layouts:read_convnext", signs=SIGNS),
         "dinov3": Layout(
-            "pretrain.encoders.convnext.layouts:read_convnext", marks=r"(^|\.)downsample_layers\.\d", signs=SIGNS[:2]
+            "pretrain.encoders.convnext.layouts:read_convnext", marks=r"(^|\.)downsample_layers\.\d", signs=SIGNS[:1]
         ),
         "timm": Layout("pretrain.encoders.convnext.layouts:read_timm", marks=r"^stages\.\d+\.blocks\.\d+\.conv_dw\."),
     },

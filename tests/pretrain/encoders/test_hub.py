@@ -166,6 +166,17 @@ def test_its_decoder_goes_on_predicting_what_it_did(shards: Path, tmp_path: Path
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
+def test_weights_that_are_not_finite_are_named_as_the_file_has_them(tmp_path: Path) -> None:
+    model = random_model(*CASES["vit"][1]())
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    key = "encoder.layer.1.attention.attention.key.weight"
+    saved[key][0, :3] = float("nan")
+    save_file(saved, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"too large for float32: {key} \(3 of 1024\)\."):
+        import_checkpoint(tmp_path, "transformers", tmp_path / "out")
+
+
 def numbers(state: dict[str, Any]) -> int:
     return sum(value.numel() for value in state.values())
 
