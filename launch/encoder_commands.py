@@ -64,6 +64,10 @@ def import_(
     mean: Annotated[str | None, typer.Option(help="Of its pixels, a value a channel: 0.5,0.5,0.5.")] = None,
     std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     which: Annotated[str, typer.Option(help="teacher or student, where a checkpoint holds both.")] = "teacher",
+    along: Annotated[
+        str | None,
+        typer.Option("--with", help="heads (and decoders: there must be some) or none. Default: those there are."),
+    ] = None,
 ) -> None:
     """Read an official checkpoint, every key accounted for."""
     from pretrain.interop.official import describe, import_checkpoint
@@ -77,8 +81,15 @@ def import_(
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
         which=which,
+        heads=_heads(along),
     )
     typer.echo(describe(imported, out))
+
+
+def _heads(along: str | None) -> bool | None:
+    if along not in (None, "heads", "none"):
+        raise ValueError(f"--with is {along!r}; it takes heads or none")
+    return None if along is None else along == "heads"
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

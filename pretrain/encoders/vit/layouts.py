@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from einops import rearrange
 
+from pretrain.encoders.heads import dino_heads
 from pretrain.encoders.hub import activation, rename_hub
 from pretrain.encoders.layouts import INCEPTION, CheckpointState, Imported, count, is_square, usual_heads
 from pretrain.encoders.patches import sincos_positions
@@ -106,25 +107,22 @@ def read_mae(state: CheckpointState) -> Imported:
 
 def read_dino(state: CheckpointState) -> Imported:
     """{"student", "teacher"}, each backbone.* and head.*, or a backbone alone; transformers' ViT."""
-    head = state.backbone()
+    heads = dino_heads(state.backbone(), state.left)
     imported = read_vit(state, "dino", interpolation="bicubic" if rename_hub(state) else "offset")
-    imported.method = head
+    imported.method = heads
     return imported
 
 
 def read_dinov2(state: CheckpointState) -> Imported:
     """A released backbone, or {"teacher": backbone.*, dino_head.*, ibot_head.*}, blocks perhaps in chunks; or
     transformers' Dinov2 and Dinov2WithRegisters."""
-    for prefix in (f"{state.which}.backbone.", "backbone."):
-        if any(key.startswith(prefix) for key in state.tensors):
-            state.leave(r"(dino|ibot)_head\.|dino_loss|ibot_patch_loss", "a head of DINOv2's own layout")
-            state.keep(prefix, f"not of the {state.which}'s backbone")
-            break
+    heads = dino_heads(state.backbone(), state.left)
     state.rename(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.")  # blocks.CHUNK.N of training checkpoints
     hub = rename_hub(state)
     mask_token = state.tensors.pop("mask_token", None)
     smooth = "register_tokens" in state.tensors
     imported = read_vit(state, "dino", interpolation="antialias" if smooth else "bicubic" if hub else "offset")
+    imported.method = heads
     if mask_token is not None:
         imported.mask_token = rearrange(mask_token, "... d -> 1 1 (... d)")
     return imported

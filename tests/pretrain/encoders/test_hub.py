@@ -12,8 +12,9 @@ from hub_models import SHAPE, SIZES, everything, images, random_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pretrain.encoders.layouts import CheckpointState, read_layout
+from pretrain.encoders.layouts import CheckpointState
 from pretrain.encoders.patches import sincos_positions
+from pretrain.encoders.read_layout import read_layout
 from pretrain.encoders.saved import load_encoder
 from pretrain.interop.export import export_encoder
 from pretrain.interop.official import describe, import_checkpoint
