@@ -11,15 +11,13 @@ from torch import nn
 
 from pretrain.config import Config, EncoderConfig
 from pretrain.config.load import ConfigError
-from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
+from pretrain.encoder_folder import METHOD_FILE, TIMM_PREFIX, find_encoder
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.load import load_any
 from pretrain.encoders.saved import read_card
 from pretrain.encoders.timm.survey import check_name
 from pretrain.encoders.transfer import fit
 from pretrain.methods.base import Method
-
-METHOD_FILE = "method.safetensors"
 
 
 def check_init_from(config: Config) -> None:

@@ -20,6 +20,7 @@ CASES = {
     "dinov2": {"ibot": {"min_block": 1, "separate_head": True}, "koleo_weight": 0.1},
     "vqkd": {},
     "dvae": {},
+    "clip": {},
     "finetune": {"rand_augment": {"prob": 1.0}, "mix_mode": "row"},
 }
 
