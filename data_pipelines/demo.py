@@ -5,8 +5,8 @@ image is a sheet of one numeral in many hands, at random places, sizes, slants a
 faded photograph: the class is plain to a person and hidden from a comparison of pixels. Like a tissue, a crop or a
 fabric it is in every part of the image, so that a method which compares parts can find it within minutes.
 
-Beside each image lie captions (`.txt`, see `demo_captions`), a mask (`.mask.png`: 0 the paper, 1 .. 10 the numerals 0 .. 9 with a margin of 2 px, so that a
-patch of 8 px can be mostly numeral) and a `.json`: `boxes` (left, top,
+Beside each image lie captions (`.txt`, see `demo_captions`), a mask (`.mask.png`: 0 the paper, 1 .. 10 the numerals
+0 .. 9 with a margin of 2 px, so that a patch of 8 px can be mostly numeral) and a `.json`: `boxes` (left, top,
 right, bottom in px, class as in the mask), `count` (how many digits), `grade` (the same from 0) and `labels` (the
 numerals). Images of several numerals, with depths too, are made by `scenes`.
 """

@@ -37,8 +37,8 @@ MAX_SHIFT = 0.06  # of the image's side, from the middle of the cell
 def build_scenes(
     out: Path, seed: int = 0, train: int = 3000, val: int = 600, side: int = SIDE, progress: bool = False
 ) -> Path:
-    """Write `out/{train,val}/{0..9}/*.jpg` of `side` px, with `.mask.png`, `.depth.png`, `.txt` and `.json` as of `build_demo`;
-    `labels` are the two numerals, `count` all digits, and `grade` counts in steps of two.
+    """Write `out/{train,val}/{0..9}/*.jpg` of `side` px, with `.mask.png`, `.depth.png`, `.txt` and `.json` as
+    of `build_demo`; `labels` are the two numerals, `count` all digits, and `grade` counts in steps of two.
 
     Raises as `build_demo` does; ValueError also for a side of less than 32 px.
     """
