@@ -6,7 +6,8 @@ faded photograph: the class is plain to a person and hidden from a comparison of
 fabric it is in every part of the image, so that a method which compares parts can find it within minutes.
 
 Beside each image lie captions (`.txt`, see `demo_captions`), a mask (`.mask.png`: 0 the paper, 1 .. 10 the numerals
-0 .. 9 with a margin of 2 px, so that a patch of 8 px can be mostly numeral) and a `.json`: `boxes` (left, top,
+0 .. 9 with a margin of 2 px, so that a patch of 8 px can be mostly numeral; `mask_names.json` names them) and a
+`.json`: `boxes` (left, top,
 right, bottom in px, class as in the mask), `count` (how many digits), `grade` (the same from 0) and `labels` (the
 numerals). Images of several numerals, with depths too, are made by `scenes`.
 """
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
+from scipy.ndimage import maximum_filter
 from sklearn.datasets import load_digits, load_sample_images
 
 from data_pipelines.demo_captions import sheet_captions
@@ -39,6 +41,8 @@ CONTRAST = (0.1, 0.4)  # share of the photograph's own that is left; with all of
 DARKEST, LIGHTEST = 0, 90  # levels of each colour of the ink
 MARGIN = 1 / 32  # of the image's side, around a digit in its mask
 VAL_SHARE = 0.2  # of the digits, and of the photographs' width at the right edge
+MASK_NAMES = "mask_names.json"  # beside the images, for `pack --mask-names`
+NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _MANIFEST = "manifest.json"
 
 
@@ -115,6 +119,7 @@ def write_images(
                 path = f"{split}/{one.label}/{index:05d}.jpg"
                 meter.advance(_write(out / path, one))
                 entries.append({"path": path, **one.entry})
+    write_json(out / MASK_NAMES, {str(level): name for level, name in enumerate(("paper", *NUMERALS))})
     write_json(out / _MANIFEST, {"made": made, "images": entries})
     return out
 
@@ -158,8 +163,8 @@ def outlined(covers: Sequence[np.ndarray], numerals: Sequence[int]) -> tuple[np.
     order: np.ndarray = np.zeros(covers[0].shape[:2], dtype=np.int64)  # of the digit on top, from 1
     reach = 1 + 2 * round(MARGIN * order.shape[0])
     for place, cover in enumerate(covers, 1):
-        ink = Image.fromarray((cover[..., 0] > 0.5).astype(np.uint8))
-        order[np.asarray(ink.filter(ImageFilter.MaxFilter(reach))) > 0] = place
+        # along rows, then columns: Pillow's filter of a square takes 6 times as long at 64 px, 240 times at 512
+        order[maximum_filter((cover[..., 0] > 0.5).astype(np.uint8), reach) > 0] = place
     classes = np.array([0, *(numeral + 1 for numeral in numerals)], dtype=np.uint8)
     boxes = []
     for place, cover in enumerate(covers, 1):

@@ -26,12 +26,12 @@ def run_demo(out: Path) -> None:
 
     Raises SystemExit with the code of the first command that fails.
     """
-    from data_pipelines.demo import SIDE
+    from data_pipelines.demo import MASK_NAMES, SIDE
 
     images, shards, run = out / "images", out / "shards", out / "runs" / PRESET
     commands = [
         ["demo-data", str(images)],
-        ["pack", str(images), str(shards)],
+        ["pack", str(images), str(shards), "--mask-names", str(images / MASK_NAMES)],
         ["verify", str(shards)],
         ["pretrain", PRESET, "--data", str(shards), f"runs={run.parent}", "tracking.wandb=offline"],
         # whole images: the crops it learned from are pieces of them at the same resolution

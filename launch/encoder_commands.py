@@ -47,16 +47,27 @@ def export(
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A checkpoint: .pth, .pt or .bin of tensors, or .safetensors.")],
+    file: Annotated[
+        Path, typer.Argument(help="A checkpoint: .pth, .pt or .bin of tensors, .safetensors, or a Hub model's folder.")
+    ],
     out: Annotated[Path, typer.Argument(help="A new folder; probe it, export it, or start runs with init_from=OUT.")],
-    layout: Annotated[str, typer.Option("--as", help="Its layout: mae, dino, pvt, timm ...; a wrong one lists all.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What weights do not tell.")
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--as", help="Its layout: mae, dino, pvt, timm ...; a wrong one lists all. Default: as its keys tell."
+        ),
     ] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Fit positions to images of this side in px.")] = None,
     mean: Annotated[str | None, typer.Option(help="Of its pixels, a value a channel: 0.5,0.5,0.5.")] = None,
     std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     which: Annotated[str, typer.Option(help="teacher or student, where a checkpoint holds both.")] = "teacher",
+    along: Annotated[
+        str | None,
+        typer.Option("--with", help="heads (and decoders: there must be some) or none. Default: those there are."),
+    ] = None,
 ) -> None:
     """Read an official checkpoint, every key accounted for."""
     from pretrain.interop.official import describe, import_checkpoint
@@ -70,8 +81,15 @@ def import_(
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
         which=which,
+        heads=_heads(along),
     )
     typer.echo(describe(imported, out))
+
+
+def _heads(along: str | None) -> bool | None:
+    if along not in (None, "heads", "none"):
+        raise ValueError(f"--with is {along!r}; it takes heads or none")
+    return None if along is None else along == "heads"
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_pipelines.files import read_json
 
 ENCODER_FILES = ("config.json", "model.safetensors")
-METHOD_FILE = "method.safetensors"  # what the method around an encoder learned
+HEADS_FILE = "heads.safetensors"  # what the method around an encoder learned
 TIMM_PREFIX = "timm:"
 
 

@@ -11,13 +11,16 @@ from torch import nn
 
 from pretrain.config import Config, EncoderConfig
 from pretrain.config.load import ConfigError
-from pretrain.encoder_folder import METHOD_FILE, TIMM_PREFIX, find_encoder
+from pretrain.encoder_folder import HEADS_FILE, TIMM_PREFIX, find_encoder
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.load import load_any
 from pretrain.encoders.saved import read_card
 from pretrain.encoders.timm.survey import check_name
 from pretrain.encoders.transfer import fit
+from pretrain.interop.earlier_run import take_rest
 from pretrain.methods.base import Method
+
+EARLIER_HEADS_FILE = "method.safetensors"  # of imports of earlier versions
 
 
 def check_init_from(config: Config) -> None:
@@ -64,7 +67,8 @@ def settings_of(encoder: EncoderConfig) -> dict[str, Any]:
 def start_from(method: Method, source: str, method_name: str) -> list[str]:
     """Put the weights that `source` names into a method before it trains; says what was taken, and what was not.
 
-    Decoder and heads are taken as well where an imported folder has those of the same method and they fit.
+    Decoder and heads are taken as well where an imported folder, a run or a checkpoint has those of the same method and
+    they fit.
     Raises ValueError when nothing of the encoder's blocks could be taken.
     """
     encoder = method.encoder
@@ -104,11 +108,11 @@ def _heads(model: nn.Module) -> list[int]:
 
 @torch.no_grad()
 def _rest_of_method(method: Method, source: Path, method_name: str) -> list[str]:
-    """Take decoder, heads and mask token from an imported folder."""
+    """Take decoder, heads and mask token from an imported folder, or from a run of the same method."""
     folder = find_encoder(source)
-    file = folder / METHOD_FILE
-    if not file.is_file():
-        return []
+    file = next((path for path in (folder / HEADS_FILE, folder / EARLIER_HEADS_FILE) if path.is_file()), None)
+    if file is None:
+        return take_rest(method, source) if read_card(folder).method == method_name else []
     saved = load_file(file)
     if read_card(folder).method != method_name:
         return [f"not taken: {key} (of another method)" for key in saved]

@@ -14,17 +14,19 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 
 from data_pipelines.files import staged, write_json
-from pretrain.encoders.layouts import CheckpointState, Imported, State, layouts, read_layout
+from pretrain.encoders.layouts import CheckpointState, Imported, State
+from pretrain.encoders.read_layout import layouts, read_layout, recognised_layout
 from pretrain.encoders.registry import build_encoder, family_of
 from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.encoders.transfer import fit
-from pretrain.interop.checkpoint_file import read_tensors
+from pretrain.interop.checkpoint_file import read_tensors, read_told, weights_in
+from pretrain.interop.initialise import HEADS_FILE
 from pretrain.methods.registry import METHODS
 
 
 def import_checkpoint(
     file: Path,
-    layout: str,
+    layout: str | None,
     out: Path,
     *,
     overrides: Sequence[str] = (),
@@ -32,33 +34,46 @@ def import_checkpoint(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     which: str = "teacher",
+    heads: bool | None = None,
 ) -> Imported:
     """Read `file` in a family's `layout` and write an encoder folder `out`, which probes, exports and starts runs.
 
     Args:
-        file: A .pth, .pt or .bin of tensors, or .safetensors.
+        file: A .pth, .pt or .bin of tensors, .safetensors, or a folder with the files of a model of the Hub, whose
+            config.json is asked for what weights do not tell.
+        layout: One of `encoders.read_layout.layouts()`; None: the one that its keys are certainly of.
         overrides: `key=value` of the encoder's configuration that the weights do not tell, such as heads=6, and
             grid=HxW, the rows and columns of its positions where they are no square.
         image_size: Side in px to fit positions to; default: what they were made for.
         mean, std: Of the pixels it was trained on; default: the layout's.
         which: teacher or student, where the checkpoint holds both.
+        heads: Whether the decoder or heads of its method are taken along; None: where it has some.
 
-    Writes `model.safetensors` and `config.json`, `method.safetensors` with the decoder or heads, and `import.json` with
+    Writes `model.safetensors` and `config.json`, `heads.safetensors` with the decoder or heads, and `import.json` with
     what became of every key. Raises ValueError for a key it can't account for, FileExistsError where `out` exists.
     `out` is there whole or not at all.
     """
     if which not in ("teacher", "student"):
         raise ValueError(f"which is {which!r}; a checkpoint holds a teacher and a student")
-    if layout not in layouts():
+    if layout is not None and layout not in layouts():
         raise ValueError(f"there is no layout {layout!r}; --as takes one of {', '.join(layouts())}")
     if out.exists():
         raise FileExistsError(f"{out} exists; name a new folder, or remove it")
-    checkpoint = read_tensors(file)
+    file = weights_in(file) if file.is_dir() else file
+    told = read_told(file)
     try:
-        imported = read_layout(layout, CheckpointState(checkpoint, which, overrides, image_size))
+        state = CheckpointState(read_tensors(file), which, overrides, image_size, told)
+        layout = layout or recognised_layout(state)
+        imported = read_layout(layout, state)
     except ValidationError as error:  # what its weights tell is no such encoder
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ValueError(f"{file} is not in layout {layout} (--as): {reason}") from None
+    imported.normalisation = told.get("normalisation", imported.normalisation)
+    if heads is False:
+        imported.left |= dict.fromkeys(imported.method, "of its method, left out with --with none")
+        imported.method = {}
+    if heads and not imported.method:
+        raise ValueError(f"{file} holds no head or decoder of its method (--with heads); leave --with out")
     if imported.mask_token is not None:
         imported.method["encoder.mask_token"] = imported.mask_token
     _check_numbers({**imported.weights, **imported.method}, file)
@@ -109,7 +124,7 @@ def import_checkpoint(
         save_encoder(folder, encoder.state_dict(), card)
         if imported.method:
             method = {key: value.contiguous() for key, value in imported.method.items()}
-            save_file(method, folder / "method.safetensors")
+            save_file(method, folder / HEADS_FILE)
         write_json(
             folder / "import.json",
             {
@@ -176,7 +191,7 @@ def describe(imported: Imported, out: Path) -> str:
     lines += imported.notes
     lines += [f"resized: {key} ({shapes})" for key, shapes in imported.resized.items()]
     if imported.method:
-        lines.append(f"{len(imported.method)} of its method (in method.safetensors): {', '.join(imported.method)}")
+        lines.append(f"{len(imported.method)} of its method (in {HEADS_FILE}): {', '.join(imported.method)}")
     reasons: dict[str, list[str]] = {}
     for key, why in imported.left.items():
         reasons.setdefault(why, []).append(key)

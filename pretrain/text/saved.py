@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data_pipelines.files import parse_json, write_json
-from pretrain.encoder_folder import METHOD_FILE
+from pretrain.encoder_folder import HEADS_FILE
 from pretrain.text.settings import TextConfig
 from pretrain.text.tower import TextTower
 from pretrain.text.vocabulary import FILE, Vocabulary
@@ -60,14 +60,14 @@ class TextSide(nn.Module):
 
 def save_text(folder: Path, weights: dict[str, Tensor], card: TextCard, vocabulary: Vocabulary) -> None:
     """Put a text side beside the encoder that `folder` has; `weights` by the names of `TextSide`."""
-    save_file({key: value.detach().cpu().float().contiguous() for key, value in weights.items()}, folder / METHOD_FILE)
+    save_file({key: value.detach().cpu().float().contiguous() for key, value in weights.items()}, folder / HEADS_FILE)
     write_json(folder / CARD, asdict(card))
     (folder / FILE).write_text(vocabulary.as_json(), encoding="utf-8")
 
 
 def has_text(folder: Path) -> bool:
     """Whether an encoder folder has a text side."""
-    return all((folder / name).is_file() for name in (CARD, FILE, METHOD_FILE))
+    return all((folder / name).is_file() for name in (CARD, FILE, HEADS_FILE))
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
@@ -87,7 +87,7 @@ def load_text(folder: Path) -> TextSide:
     try:
         card = TypeAdapter(TextCard).validate_python(parse_json((folder / CARD).read_bytes()))
         made = TextSide(card, vocabulary)
-        made.load_state_dict(load_file(folder / METHOD_FILE))
+        made.load_state_dict(load_file(folder / HEADS_FILE))
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"the text side in {folder} can't be read: {' '.join(str(error).split())[:300]}") from error
     return made.eval()

@@ -31,7 +31,7 @@ def labels_of(kind: LabelKind, signal: torch.Tensor) -> torch.Tensor:
 
 def store_of(kind: LabelKind, num_train: int, num_val: int, width: int) -> Store:
     """Features as of a ViT with a class token: class, mean and both, of which a direction a class says something."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(1000)  # not a seed of heads: their first weights would be the directions
     directions = torch.randn(CLASSES, width, generator=generator) / width**0.5
 
     def split(num: int) -> FeatureSet:

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from data_pipelines.demo import build_demo
+from data_pipelines.demo import MASK_NAMES, build_demo
 from data_pipelines.demo_captions import NUMERALS, scene_captions
+from data_pipelines.packing.mask_names import read_mask_names
 from data_pipelines.scenes import WALL, build_scenes
 
 
@@ -48,6 +49,11 @@ def test_the_seed_decides(demo: Path, tmp_path: Path) -> None:
     paths = [path.relative_to(again) for path in again.rglob("*.jpg")]
     assert all((again / path).read_bytes() == (demo / path).read_bytes() for path in paths)
     assert {path.relative_to(other) for path in other.rglob("*.jpg")} != set(paths)
+
+
+def test_the_levels_of_its_masks_have_names_for_pack(demo: Path) -> None:
+    names = read_mask_names(demo / MASK_NAMES)
+    assert (names["0"], names["1"], names["8"], len(names)) == ("paper", "zero", "seven", 11)
 
 
 def test_done_is_done_and_another_is_refused(demo: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_killed_run_comes_back_to_the_same_and_its_text_side_is_kept(shards: P
     stored = (copy / "config.yaml").read_text(encoding="utf-8")
     (copy / "config.yaml").write_text(stored.replace(data["runs"], str(tmp_path / "b")), encoding="utf-8")
     pretrain(parse_config({**data, "runs": str(tmp_path / "b")}))
-    for name in ("model.safetensors", "method.safetensors", "tokenizer.json", "text.json"):
+    for name in ("model.safetensors", "heads.safetensors", "tokenizer.json", "text.json"):
         assert (run / "encoder" / name).read_bytes() == (copy / "encoder" / name).read_bytes()
 
     encoder, card = load_encoder(run / "encoder")

@@ -11,12 +11,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from test_train import column, run_all
 from tiny import build, config_data, random_batch
 
 from pretrain.config.auto_hparams import resolve_auto
 from pretrain.config.load import ConfigError, check_batch, parse_config
 from pretrain.methods.dino.config import DinoConfig, IbotConfig
-from pretrain.methods.dino.losses import ibot_loss, koleo_loss, sinkhorn_knopp
+from pretrain.methods.dino.koleo import koleo_among, koleo_loss
+from pretrain.methods.dino.losses import ibot_loss, sinkhorn_knopp
 from pretrain.methods.dino.method import Dino
 from pretrain.methods.registry import METHODS
 
@@ -80,6 +82,26 @@ def test_koleo_is_the_papers_and_bears_duplicates() -> None:
     assert loss.isfinite()
     assert doubled.grad is not None
     assert doubled.grad.isfinite().all()
+
+
+def test_koleo_draws_away_from_several_neighbours() -> None:
+    rows = torch.nn.functional.normalize(noise(6, 3), dim=-1)
+    total = 0.0
+    for i in range(6):
+        distances = sorted(float((rows[i] - rows[j]).norm()) for j in range(6) if j != i)
+        total -= sum(math.log(distance + 1e-8) for distance in distances[:2]) / 12
+    assert float(koleo_loss(rows, neighbours=2)) == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("neighbours", [1, 3])
+def test_the_parts_of_a_step_have_the_gradient_of_the_whole(neighbours: int) -> None:
+    rows = noise(8, 4).requires_grad_()
+    whole = koleo_loss(rows, neighbours)
+    (expected,) = torch.autograd.grad(whole, rows)
+    parts = [koleo_among(rows[first : first + 2], rows.detach(), first, neighbours) for first in (0, 2, 4, 6)]
+    assert all(part.item() == pytest.approx(whole.item(), rel=1e-6) for part in parts)
+    (found,) = torch.autograd.grad(torch.stack(parts).mean(), rows)
+    torch.testing.assert_close(found, expected)
 
 
 def test_ibot_weighs_every_masked_crop_alike() -> None:
@@ -192,6 +214,28 @@ def test_koleo_needs_two_images_in_a_micro_batch(dinov2_data: dict[str, Any]) ->
     check_batch(config, 4)
     with pytest.raises(ConfigError, match=r"koleo_weight is 0.1, which spreads the images .* leaves one in each"):
         check_batch(config, 8)
+    dinov2_data["method"] |= {"koleo_over": "batch", "koleo_neighbours": 7}
+    check_batch(parse_config(dinov2_data), 8)
+    dinov2_data["method"]["koleo_neighbours"] = 8
+    with pytest.raises(ConfigError, match=r"koleo_neighbours is 8, and an image has 7 others"):
+        check_batch(parse_config(dinov2_data), 8)
+
+
+def test_koleo_over_the_batch_is_the_same_on_any_ranks_and_accumulation(shards: Path, tmp_path: Path) -> None:
+    cells = {}
+    for ranks, accumulation, stage in ((1, 1, 0), (1, 2, 0), (2, 2, 3), (2, 1, 1)):
+        train = {"steps": 4, "batch_size": 16, "grad_accum_steps": accumulation}
+        data = config_data("dino", "vit", shards, tmp_path, train=train, engine={"zero_stage": stage})
+        data["method"] |= {"koleo_weight": 1.0, "koleo_over": "batch", "koleo_neighbours": 2, "local_weight": 0.5}
+        data["method"] |= {"ibot": {"min_block": 1}, "last_layer": "plain", "norm_last_layer": False}
+        data["encoder"]["drop_path"] = 0.3
+        cells[ranks, accumulation] = {**data, "name": f"{ranks}-{accumulation}"}
+    for ranks in (1, 2):
+        run_all([data for key, data in cells.items() if key[0] == ranks], ranks, tmp_path)
+    alone = cells.pop((1, 1))
+    for key, data in cells.items():
+        for name in ("loss", "koleo", "grad_norm"):
+            assert column(data, name) == pytest.approx(column(alone, name), rel=1e-4), (key, name)
 
 
 def test_a_patch_loss_on_units_that_are_no_tokens_is_refused(dinov2_data: dict[str, Any]) -> None:

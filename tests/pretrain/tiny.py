@@ -64,11 +64,12 @@ def config_data(method: str, family: str, shards: Path, runs: Path, **sections: 
     """The nested dictionary of a run of 8 steps with 8 images; `sections` are merged in.
 
     `method` may also be a target of masked image modelling: `hog`, `normalised_pixels`, `codes` (BEiT), and `beitv2`
-    for codes with aggregation. Those of codes, and `vqkd`, need `write_sources(shards)`.
+    for codes with aggregation. Those of codes, `vqkd` and `distill` need `write_sources(shards)`.
     """
     whole = {"size": 32, "scale": [0.5, 1.0]}
     methods: dict[str, dict[str, Any]] = {name: copy.deepcopy(dict(spec.example)) for name, spec in METHODS.items()}
-    methods["vqkd"]["teacher"] = str(shards / "teacher")
+    for name in ("vqkd", "distill"):
+        methods[name]["teacher"] = str(shards / "teacher")
     if family == "swin":
         methods["mae"]["mask"] = {"kind": "one_in_2x2", "unit": 4}
     blocks = {"kind": "blockwise", "ratio": 0.5, "min_block": 4}
@@ -137,4 +138,6 @@ def random_batch(config: Config, size: int = 4, seed: int = 0) -> Batch:
         batch["local_crops"] = crops(views.local_crops.count, views.local_crops.size)
     if views.target_crop is not None:
         batch["target_crops"] = crops(1, views.target_crop.size)[:, 0]
+    if views.teacher_crops is not None:
+        batch["teacher_crops"] = crops(len(views.global_crops), views.teacher_crops.size)
     return batch

@@ -31,6 +31,7 @@ from pretrain.encoders.relative import RelativeBias, RelativeShift
 from pretrain.encoders.rotary import packed_turns, turns_of
 from pretrain.encoders.vit import native, placeless
 from pretrain.encoders.vit.config import VitConfig
+from pretrain.encoders.vit.parts import mlp_of, norm_of
 from pretrain.encoders.vit.stems import OVERLAPPING, STEMS
 from pretrain.encoders.vit.windowed import WindowedVit
 
@@ -76,7 +77,9 @@ class VitEncoder(Encoder):
             dynamic_img_size=True,
             drop_path_rate=config.drop_path,
             embed_layer=STEMS[config.stem],
-            norm_layer=_norm,
+            pre_norm=config.pre_norm,
+            **mlp_of(config),
+            norm_layer=norm_of(config),
         )
         for block in self.vit.blocks:
             block.__class__ = SkippingBlock  # timm builds its blocks itself; ours differ in `forward`, not in state
@@ -154,7 +157,7 @@ class VitEncoder(Encoder):
             tokens = tokens.gather(1, repeat(units, "b n -> b n d", d=self.dim))
         if self.vit.num_prefix_tokens:
             tokens = torch.cat([self.prefix(images.shape[0], prefix_positions), tokens], dim=1)
-        return tokens, grid, units
+        return self.vit.norm_pre(tokens), grid, units
 
     def features_of(self, states: Tensor, grid: tuple[int, int], units: Tensor | None) -> Features:
         """The Features of states (b, p + n, d), before the final norm, on a map of `grid` patches."""
@@ -189,7 +192,7 @@ class VitEncoder(Encoder):
         """Positions of the prefix tokens (1, p, d) and of a `grid` of patches (1, n, d)."""
         num_prefix = self.vit.num_prefix_tokens
         prefix, positions = self.vit.pos_embed[:, :num_prefix], self.vit.pos_embed[:, num_prefix:]
-        return prefix, resize_positions(positions, self.grid, grid)
+        return prefix, resize_positions(positions, self.grid, grid, self.config.interpolation)
 
     def inner(self) -> nn.Module:
         return self.vit
@@ -241,16 +244,19 @@ class SkippingBlock(Block):
         """
         (attention, left), (mlp, _) = ((path, None) for path in paths or (None, None)) if groups is None else paths
 
+        def projected(values: Tensor) -> Tensor:
+            return self.ls1(self.attn.proj(self.attn.norm(values)))
+
         def attend(part: Tensor, rows: Tensor | None) -> Tensor:
             normed = self.norm1(part)
             if isinstance(place, placeless.Context):
-                return self.ls1(self.attn.proj(place.attend(self.attn, self.norm1, normed, rows)))
+                return projected(place.attend(self.attn, self.norm1, normed, rows))
             if place is not None and (place.turn is not None or self.relative is not None):
                 qkv = self.attn.qkv(normed)
-                return self.ls1(self.attn.proj(attend_at(place, qkv, self.attn.num_heads, self.relative, rows, left)))
+                return projected(attend_at(place, qkv, self.attn.num_heads, self.relative, rows, left))
             if left is None:
                 return self.ls1(self.attn(normed))
-            return self.ls1(self.attn.proj(attend_packed(self.attn.qkv(normed), self.attn.num_heads, left)))
+            return projected(attend_packed(self.attn.qkv(normed), self.attn.num_heads, left))
 
         x = drop_path.add_branch(x, attend, self.drop_path1, attention)
         return drop_path.add_branch(x, lambda part, _: self.ls2(self.mlp(self.norm2(part))), self.drop_path2, mlp)
@@ -270,7 +276,8 @@ class FurtherBlocks(nn.Module):
                 qkv_bias=True,
                 init_values=config.layer_scale,
                 drop_path=rate,
-                norm_layer=_norm,
+                **mlp_of(config),
+                norm_layer=norm_of(config),
             )
             for rate in drop_path_rates(config.drop_path, depth, after, count)
         )
@@ -322,7 +329,3 @@ def places_of(
     each = [turns_of(config.rotary, *spot, dim // heads, num_prefix, blocks, device, training) for spot in spots]
     turns = each[0] if groups is None else packed_turns(each, groups)
     return [place._replace(turn=turn) for turn in turns]
-
-
-def _norm(dim: int, **kwargs: Any) -> nn.LayerNorm:
-    return nn.LayerNorm(dim, eps=1e-6, **kwargs)

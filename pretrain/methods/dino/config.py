@@ -27,14 +27,37 @@ class IbotConfig:
     unit: PositiveInt | None = None  # px; default: the encoder's stride
     separate_head: bool = False  # of its own, not shared with the class token
     prototypes: PositiveInt | None = None  # of a separate head; default: those of the class head
+    head_hidden_dim: PositiveInt | None = None  # likewise: width of its layers
+    head_bottleneck_dim: PositiveInt | None = None  # likewise: width of its last layer's input
 
     @model_validator(mode="after")
     def _check(self) -> IbotConfig:
         if not 0 < self.ratio[0] <= self.ratio[1] < 1:
             raise ValueError(f"ratio is {self.ratio[0]:g} .. {self.ratio[1]:g}; it must lie between 0 and 1 and rise")
-        if self.prototypes is not None and not self.separate_head:
-            raise ValueError("ibot.prototypes belong to a head of its own: set ibot.separate_head=true")
+        for name in ("prototypes", "head_hidden_dim", "head_bottleneck_dim"):
+            if getattr(self, name) is not None and not self.separate_head:
+                raise ValueError(f"ibot.{name} belongs to a head of its own: set ibot.separate_head=true")
         return self
+
+
+@section
+class GramConfig:
+    """Patches' similarities held to those of an earlier teacher (Gram anchoring, Simeoni et al. 2025, section 4).
+
+    What that teacher sees: the crops of views.teacher_crops, in DINOv3's recipe twice as large as the global ones and
+    without colours; without them the student's own.
+    """
+
+    weight: PositiveFloat = 2.0  # of this loss beside DINO's
+    start_step: NonNegativeInt = 0  # optimizer steps before it counts
+    teacher: str | None = None
+    """Whose patches: a run, checkpoint or encoder folder of the same encoder; null: the run's own teacher at
+    start_step, which at 0 is what init_from has brought."""
+    refresh_every_steps: PositiveInt | None = 10_000  # from start_step on: the run's teacher of then; null: never
+    max_refreshes: PositiveInt | None = 3  # so often; null: to the end
+    normalise: bool = True  # similarities are cosines; false: products
+    negatives: Literal["keep", "clip", "clip_teacher"] = "keep"
+    """Similarities below zero: kept, clipped to zero on both sides, or in the teacher alone."""
 
 
 @section
@@ -48,25 +71,41 @@ class DinoConfig:
     prototypes: PositiveInt | Literal["auto"] = 65536  # outputs of the head
     head_hidden_dim: PositiveInt = 2048  # width of its layers
     head_bottleneck_dim: PositiveInt = 256  # width of its last layer's input
-    norm_last_layer: bool = True  # fix the prototypes' norm at 1
+    last_layer: Literal["weight_norm", "plain"] = "weight_norm"  # plain: as in DINOv3
+    norm_last_layer: bool = True  # fix the prototypes' norm at 1, with last_layer weight_norm
     freeze_last_layer_epochs: NonNegativeFloat = 1.0  # at the start
     student_temperature: PositiveFloat = 0.1  # of its softmax
     teacher_temperature: PositiveFloat | Literal["auto"] = 0.04  # after its warm-up
     warmup_teacher_temperature: PositiveFloat = 0.04  # at the start
-    warmup_teacher_temperature_epochs: NonNegativeInt = 0  # until the full one, linear
-    teacher_momentum: Share | Literal["auto"] = 0.996  # rises to 1 over the run on a cosine
+    warmup_teacher_temperature_epochs: NonNegativeInt = 0  # until the full one
+    teacher_temperature_warmup: Literal["stairs", "linear"] = "stairs"  # one an epoch as in DINO, or each step a bit
+    teacher_momentum: Share | Literal["auto"] = 0.996  # at the start
+    teacher_momentum_schedule: Literal["cosine", "constant"] = "cosine"  # rises to 1 over the run, or stays
     center_momentum: Share = 0.9  # of the slow average that is subtracted
     centering: Literal["center", "sinkhorn"] = "center"  # sinkhorn: Sinkhorn-Knopp over the micro-batch of all ranks
     sinkhorn_iterations: PositiveInt = 3  # with centering sinkhorn
-    koleo_weight: NonNegativeFloat = 0.0  # spreads the class features of each rank's micro-batch; DINOv2: .1
+    local_weight: NonNegativeFloat = 1.0  # of the pairs of local crops in DINO's loss; .5 in DINOv3's last stages
+    koleo_weight: NonNegativeFloat = 0.0  # spreads class features; DINOv2: .1
+    koleo_neighbours: PositiveInt = 1  # nearest ones that each is drawn away from
+    koleo_over: Literal["micro_batch", "batch"] = "micro_batch"
+    """Whose features are neighbours: those of a rank's micro-batch, or of all images of the step, on all ranks. Then of
+    several micro-batches each is encoded twice, first without gradients."""
     sigreg_weight: NonNegativeFloat = 0.0  # draws those of the micro-batch of all ranks to a normal cloud
     sigreg_slices: PositiveInt = 256  # random directions a step, with sigreg_weight
     ibot: IbotConfig | None = None  # null: the loss on patch tokens is off
+    gram: GramConfig | None = None  # null: patches' similarities are free
+
+    @model_validator(mode="after")
+    def _check(self) -> DinoConfig:
+        if self.last_layer == "plain" and self.norm_last_layer:
+            raise ValueError("norm_last_layer fixes the norms of last_layer=weight_norm; with plain set it to false")
+        return self
 
 
 def _needs(section: DinoConfig) -> Needs:
     return Needs(
         replaces_tokens=None if section.ibot is None else "method.ibot masks tokens; set method.ibot=null",
+        token_map=None if section.gram is None else "method.gram compares patches of a map; set method.gram=null",
         several_sizes="Use local crops of the global size (views.local_crops.size=[{h}, {w}]), or none "
         "(views.local_crops=null)",
     )
@@ -74,6 +113,7 @@ def _needs(section: DinoConfig) -> Needs:
 
 def _check(config: Config, tokens: Tokens | None) -> None:
     ibot, size = config.method.ibot, config.views.global_size
+    _check_gram(config, tokens)
     if ibot is None:
         return
     unit = ibot.unit or getattr(config.encoder, "stride", None)
@@ -94,13 +134,38 @@ def _check(config: Config, tokens: Tokens | None) -> None:
     check_ibot_counts(ibot, unit, size)
 
 
+def _check_gram(config: Config, tokens: Tokens | None) -> None:
+    gram, teacher = config.method.gram, config.views.teacher_crops
+    if gram is None:
+        return
+    if config.train.steps is not None and gram.start_step >= config.train.steps:
+        raise ValueError(
+            f"method.gram.start_step is {gram.start_step} and train.steps {config.train.steps:g}, so that it never "
+            "counts; set it lower, or method.gram=null"
+        )
+    if teacher is not None and tokens is not None and any(side % tokens.stride for side in teacher.size):
+        raise ValueError(
+            f"views.teacher_crops are {teacher.size[0]}x{teacher.size[1]} px and the encoder's tokens {tokens.stride} "
+            "px: each side must be a multiple of that"
+        )
+
+
 def _check_batch(config: Config, rows: int) -> None:
-    weight = config.method.koleo_weight
-    if weight and rows == 1:
+    weight, neighbours = config.method.koleo_weight, config.method.koleo_neighbours
+    if not weight:
+        return
+    if config.method.koleo_over == "batch":
+        rows = config.train.batch_size
+    if rows == 1:
         raise ValueError(
             f"method.koleo_weight is {weight:g}, which spreads the images of a micro-batch, and train.batch_size "
             f"{config.train.batch_size} leaves one in each of every rank and accumulation step; give each two or more, "
-            "or set method.koleo_weight=0"
+            "or set method.koleo_over=batch or method.koleo_weight=0"
+        )
+    if neighbours >= rows:
+        raise ValueError(
+            f"method.koleo_neighbours is {neighbours}, and an image has {rows - 1} others beside it; set it lower, or "
+            "method.koleo_over=batch"
         )
 
 
@@ -125,21 +190,23 @@ SPEC = MethodSpec(
         "freeze_last_layer_epochs": 0.1,
     },
     headline="class",
-    crops=lambda section: Crops(num_global=2, local=True),
+    crops=lambda section: Crops(num_global=2, local=True, teacher="encoder" if section.gram else None),
     needs=_needs,
-    native=lambda section: section.ibot is None,
-    native_with="method.ibot=null: its masks are drawn on the grid of one size of image",
+    native=lambda section: section.ibot is None and section.gram is None,
+    native_with="method.ibot=null and method.gram=null: masks and similarities are of the grid of one size of image",
     check=_check,
     stacks=True,
     check_batch=_check_batch,
     resolve=resolve,
     draw=_draw,
+    sources="pretrain.methods.dino.anchor:check_teacher",
     alarms="pretrain.methods.dino.alarms:alarms",
     loss_falls=False,  # its target moves
     metrics={
         "dino": Metric("DINO loss"),
         "ibot": Metric("iBOT loss"),
         "koleo": Metric("KoLeo loss"),
+        "gram": Metric("Gram loss (patches' similarities)"),
         "sigreg": Metric("SIGReg (distance from a normal cloud)"),
         "teacher_entropy": Metric("teacher entropy (nats)", "Diagnostics"),
         "momentum": Metric("teacher momentum", "Schedules"),

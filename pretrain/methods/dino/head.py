@@ -6,29 +6,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.methods.dino.config import DinoConfig
+from pretrain.methods.dino.config import DinoConfig, IbotConfig
 
 
 class DinoHead(nn.Module):
-    """Three linear layers with GELU, l2-normalised, then a weight-normalised projection to the prototypes."""
+    """Three linear layers with GELU, l2-normalised, then a projection to the prototypes: weight-normalised, or plain as
+    in DINOv3 (Simeoni et al. 2025).
 
-    def __init__(self, dim: int, config: DinoConfig, prototypes: int | None = None) -> None:
+    With `ibot`, the patch tokens' own, of the sizes that it names.
+    """
+
+    def __init__(self, dim: int, config: DinoConfig, ibot: IbotConfig | None = None) -> None:
         super().__init__()
+        hidden, bottleneck = config.head_hidden_dim, config.head_bottleneck_dim
+        if ibot is not None:
+            hidden, bottleneck = ibot.head_hidden_dim or hidden, ibot.head_bottleneck_dim or bottleneck
         self.mlp = nn.Sequential(
-            nn.Linear(dim, config.head_hidden_dim),
-            nn.GELU(),
-            nn.Linear(config.head_hidden_dim, config.head_hidden_dim),
-            nn.GELU(),
-            nn.Linear(config.head_hidden_dim, config.head_bottleneck_dim),
+            nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
         )
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        self.num_prototypes = prototypes or int(config.prototypes)
-        self.last_layer = WeightNormLinear(
-            config.head_bottleneck_dim, self.num_prototypes, fixed_norm=config.norm_last_layer
-        )
+        self.num_prototypes = (ibot and ibot.prototypes) or int(config.prototypes)
+        self.last_layer: nn.Module
+        if config.last_layer == "plain":
+            self.last_layer = nn.Linear(bottleneck, self.num_prototypes, bias=False)
+            nn.init.trunc_normal_(self.last_layer.weight, std=0.02)
+        else:
+            self.last_layer = WeightNormLinear(bottleneck, self.num_prototypes, fixed_norm=config.norm_last_layer)
 
     def forward(self, features: Tensor) -> Tensor:
         """(n, d) -> (n, k)."""

@@ -11,17 +11,21 @@ from einops import einsum
 from torch import Tensor
 
 
-def dino_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def dino_loss(student: Tensor, teacher: Tensor, local_weight: float = 1.0) -> Tensor:
     """Cross-entropy between all (teacher view, student view) pairs but those of the same view, averaged over pairs.
 
     student (v, b, k): outputs divided by the student's temperature, global views first. teacher (g, b, k):
-    probabilities. Gives a scalar, in fp32 under autocast too (Caron et al. 2021, equation 3).
+    probabilities. Gives a scalar, in fp32 under autocast too (Caron et al. 2021, equation 3). `local_weight` multiplies
+    the pairs of local views, which are counted as before (Simeoni et al. 2025, section 4).
     """
     log_student = student.float().log_softmax(dim=-1)
     num_teacher, batch = teacher.shape[:2]
     with torch.autocast(student.device.type, enabled=False):  # it takes an einsum for a layer's product
         # the sum over views first: no tensor of all pairs is ever made
-        every = einsum(teacher.float().sum(dim=0), log_student.sum(dim=0), "b k, b k ->")
+        seen = log_student.sum(dim=0)
+        if local_weight != 1.0:
+            seen = log_student[:num_teacher].sum(dim=0) + local_weight * log_student[num_teacher:].sum(dim=0)
+        every = einsum(teacher.float().sum(dim=0), seen, "b k, b k ->")
         same = einsum(teacher.float(), log_student[:num_teacher], "g b k, g b k ->")
     num_pairs = num_teacher * (len(student) - 1)
     return (same - every) / (num_pairs * batch)
@@ -39,20 +43,11 @@ def ibot_loss(student: Tensor, teacher: Tensor, weights: Tensor, num_crops: int)
         return -(entropies * weights).sum() / num_crops
 
 
-def koleo_loss(features: Tensor, eps: float = 1e-8) -> Tensor:
-    """Minus the mean log distance of each row (b, d) to its nearest other row, all of length 1, in fp32.
-
-    The differential entropy estimator of Kozachenko and Leonenko (Sablayrolles et al. 2019). Rows that are equal cost
-    -log(eps) and pass on a finite gradient. Scope: the rows given, that is this rank's micro-batch.
-    """
-    with torch.autocast(features.device.type, enabled=False):
-        rows = F.normalize(features.float(), dim=-1, eps=eps)
-        with torch.no_grad():
-            cosines = rows @ rows.T
-            cosines.fill_diagonal_(-2.0)
-            nearest = cosines.argmax(dim=1)
-        distances = F.pairwise_distance(rows, rows[nearest], p=2, eps=eps)
-        return -(distances + eps).log().mean()
+@torch.no_grad()
+def moved_center(center: Tensor, total: Tensor, count: Tensor, momentum: float) -> Tensor:
+    """A centre (1, k) moved to the mean of `count` () teacher outputs that sum to `total` (k); it stays for none."""
+    moved = (center * momentum).add_(total / count.clamp_min(1), alpha=1 - momentum)
+    return torch.where(count > 0, moved, center)
 
 
 @torch.no_grad()

@@ -18,7 +18,8 @@ from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Mask, several_passes
 from pretrain.encoders.dinov3.config import Dinov3Config
 from pretrain.encoders.dinov3.encoder import Dinov3Encoder
-from pretrain.encoders.layouts import CheckpointState, read_layout
+from pretrain.encoders.layouts import CheckpointState
+from pretrain.encoders.read_layout import read_layout
 from pretrain.encoders.saved import EncoderCard, load_encoder, save_encoder
 from pretrain.interop.export import export_encoder
 from pretrain.interop.official import import_checkpoint
