@@ -58,6 +58,7 @@ class Purpose(IntEnum):
     COORDINATES = 15
     AREAS = 16
     SLICES = 17
+    CAPTIONS = 18
     MIXUP = 19
     SIZES = 20
 

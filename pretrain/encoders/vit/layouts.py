@@ -149,7 +149,10 @@ def read_ijepa(state: CheckpointState) -> Imported:
 
 def read_timm(state: CheckpointState) -> Imported:
     """A timm ViT or DeiT."""
-    return read_vit(state, "timm", eps=1e-5 if "norm_pre.weight" in state.tensors else 1e-6)
+    if "norm_pre.weight" not in state.tensors:
+        return read_vit(state, "timm")
+    mlp = state.guess("mlp", "gelu", "as in most towers of CLIP; timm's *_quickgelu_* and OpenAI's have quick_gelu")
+    return read_vit(state, "timm", eps=1e-5, mlp=mlp)
 
 
 def read_transformers(state: CheckpointState) -> Imported:
