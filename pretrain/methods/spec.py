@@ -22,6 +22,7 @@ class Crops(NamedTuple):
     num_global: int = 1
     local: bool = False
     target: str | None = None  # what the target crop is for; None: it is not read
+    mixed: bool = False  # whether steps may have crops of other sizes, see `views.mixed_sizes`
     teacher: Literal["encoder", "other"] | None = None
     """Who sees teacher crops where there are any: an encoder like the run's, or another; None: they are not read."""
 
