@@ -20,7 +20,7 @@ def take_rest(method: Method, source: Path) -> list[str]:
     Of what has a slow average that is taken, as the encoder is. `source` of other kinds, such as RUN/encoder, holds
     the encoder alone: nothing is taken.
     """
-    checkpoint = _checkpoint(source)
+    checkpoint = checkpoint_of(source)
     if checkpoint is None:
         return []
     world_size, averages = read_state(checkpoint).world_size, _averages(method)
@@ -51,7 +51,8 @@ def _averages(method: Method) -> dict[str, str]:
     }
 
 
-def _checkpoint(source: Path) -> Path | None:
+def checkpoint_of(source: Path) -> Path | None:
+    """The checkpoint that a run has last, or that `source` is; None where it is neither."""
     latest = source / "checkpoints" / "latest"
     if latest.is_file():
         source = latest.parent / latest.read_text(encoding="utf-8").strip()
