@@ -21,14 +21,13 @@ from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState, che
 from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
 from pretrain.config import Config
 from pretrain.continuing.optimizer import take_optimizer
-from pretrain.continuing.start import hold, keep_start, needs_start
+from pretrain.continuing.start import prepare
 from pretrain.diagnostics import Diagnostics, knn_line
 from pretrain.encoders.drop_path import drawn
 from pretrain.engines import live_state
 from pretrain.engines.engine import build_engine, optimizer_of
 from pretrain.engines.optim import set_rates
 from pretrain.engines.schedules import Timeline, check_warmup, learning_rate, weight_decay
-from pretrain.interop.initialise import start_from
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.registry import build_method, spec_of
 from pretrain.step_control import StepControl
@@ -91,19 +90,12 @@ class Trainer:
         self.weight_decay = weight_decay(config.optim, self.timeline)
         torch.manual_seed(config.seed)
         self.method: Method = build_method(config, normalisation, self.timeline)
-        if config.init_from is not None and saved is None:
-            heads = config.continuing is None or config.continuing.heads
-            self.say("\n".join(start_from(self.method, config.init_from, config.method.name, heads)))
-        start = None
-        if needs_start(config.continuing):
-            start = keep_start(self.method, config, normalisation, folder, rank, begins=saved is None)
-            hold(self.method, config, start)
+        start, lines = prepare(self.method, config, normalisation, folder, rank, begins=saved is None)
+        self.say("\n".join(lines))
         self.startup.mark("model")
         self.engine = build_engine(config, self.method, device, world_size)
         self.startup.mark("engine")
-        if config.continuing is not None and config.continuing.optimizer and saved is None:
-            assert config.init_from is not None
-            self.say(take_optimizer(self.engine, config.init_from))
+        self.say(take_optimizer(self.engine, config) if saved is None else None)
         self.optimizer = optimizer_of(self.engine)
         self.saver = Saver(self.checkpoints, device)
         self.step = self.first = 0 if saved is None else self._resume(saved)
@@ -179,7 +171,7 @@ class Trainer:
         found = self.diagnostics.begin_course(self.step, self.folder / METRICS)
         if found and self.tracker:
             self.tracker.metrics(0, {"epoch": 0.0, **found})
-            self.tracker.say("the start: " + (knn_line({"knn_share": 0.0, **found}) if "knn_top1" in found else ""))
+            self.say(f"the start: {knn_line({'knn_share': 0.0, **found})}" if "knn_top1" in found else None)
 
     def look(self, batch: Batch) -> None:
         """A forward pass that nothing is learned from."""

@@ -8,16 +8,22 @@ from typing import Any
 from pretrain.checkpoints.folder import read_state
 from pretrain.checkpoints.pieces import Pieces
 from pretrain.checkpoints.saving import piece_name
+from pretrain.config import Config
 from pretrain.engines import live_state
 from pretrain.interop.earlier_run import checkpoint_of
 
 
-def take_optimizer(engine: Any, source: str) -> str:
-    """Give a fresh engine the moments of a run's latest checkpoint, or of the checkpoint `source`; says so.
+def take_optimizer(engine: Any, config: Config) -> str | None:
+    """Give a fresh engine the moments of the run, or of the checkpoint, that `init_from` names, where
+    `continuing.optimizer` asks for them; says so.
 
     Raises ValueError where there are none, or not of every parameter that learns: moments of zero beside a count of
     steps that is not would make the first steps of the others several times too long.
     """
+    if config.continuing is None or not config.continuing.optimizer:
+        return None
+    source = config.init_from
+    assert source is not None
     checkpoint = checkpoint_of(Path(source).expanduser())
     if checkpoint is None:
         raise ValueError(

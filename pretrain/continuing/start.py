@@ -18,6 +18,7 @@ from pretrain.diagnostics.features import headline
 from pretrain.encoder_folder import ENCODER_FILES
 from pretrain.encoders import side_losses
 from pretrain.encoders.saved import headline_feature, load_encoder
+from pretrain.interop.initialise import start_from
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.frozen import Frozen
 from pretrain.methods.gram import gram_loss
@@ -25,11 +26,27 @@ from pretrain.methods.gram import gram_loss
 FOLDER = "start"
 
 
-def needs_start(config: ContinuingConfig | None) -> bool:
+def needs_start(config: ContinuingConfig) -> bool:
     """Whether a run compares itself with its start."""
-    return config is not None and bool(
-        config.feature_weight or config.gram_weight or config.measure_every_epochs is not None
-    )
+    return bool(config.feature_weight or config.gram_weight or config.measure_every_epochs is not None)
+
+
+def prepare(
+    method: Method, config: Config, normalisation: Normalisation, run: Path, rank: int, begins: bool
+) -> tuple[Frozen | None, list[str]]:
+    """Put the weights that `init_from` names into a method of a run that `begins`, and hold it to them where the
+    configuration asks for it: the start, where it is needed, and what was taken. Before an engine wraps the method;
+    collective."""
+    continuing, lines = config.continuing, list[str]()
+    if config.init_from is not None and begins:
+        heads = continuing is None or continuing.heads
+        lines = start_from(method, config.init_from, config.method.name, heads)
+    if continuing is None or not needs_start(continuing):
+        return None, lines
+    start = keep_start(method, config, normalisation, run, rank, begins)
+    if continuing.feature_weight or continuing.gram_weight:
+        method.register_forward_hook(Hold(config, start))  # type: ignore[arg-type]
+    return start, lines
 
 
 def keep_start(
@@ -95,10 +112,3 @@ def relative_distance(ours: Tensor, theirs: Tensor) -> Tensor:
         wanted = theirs.float()
         apart = (ours.float() - wanted).square().sum(dim=1)
         return (apart / wanted.square().sum(dim=1).clamp_min(1e-12)).mean()
-
-
-def hold(method: Method, config: Config, start: Frozen) -> None:
-    """Have a method's loss held to the start, where the configuration asks for it; before an engine wraps it."""
-    continuing = config.continuing
-    if continuing is not None and (continuing.feature_weight or continuing.gram_weight):
-        method.register_forward_hook(Hold(config, start))  # type: ignore[arg-type]

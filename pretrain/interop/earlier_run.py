@@ -35,10 +35,23 @@ def take_rest(method: Method, source: Path) -> list[str]:
                 continue
             parameter.copy_(pieces.whole(theirs))
             taken += 1
+        taken += _take_buffers(method, pieces)
     if not taken:
         return []
     lines = [f"{taken} tensors of the method around it, of {checkpoint.name}"]
     return lines + ([f"fresh: {', '.join(left[:6])} (not there, or of another shape)"] if left else [])
+
+
+def _take_buffers(method: Method, pieces: Pieces) -> int:
+    """Centres and running statistics of what surrounds the encoders: without its centre a head that has learned tells
+    every image the same at first."""
+    kept, taken = method.state_dict().keys(), 0
+    for name, buffer in method.named_buffers():
+        around = name in kept and not any(part.endswith("encoder") for part in name.split("."))
+        if around and pieces.shapes.get(name) == tuple(buffer.shape):
+            buffer.copy_(pieces.whole(name))
+            taken += 1
+    return taken
 
 
 def _averages(method: Method) -> dict[str, str]:
