@@ -29,7 +29,13 @@ from pretrain.methods.finetune.method import Finetune
 from pretrain.methods.finetune.mixing import mix, partners
 from pretrain.methods.finetune.network import classify
 from pretrain.methods.finetune.saved import load_classifier
-from pretrain.methods.finetune.scores import average_precision, bootstrap_error, r_squared
+from pretrain.methods.finetune.scores import (
+    average_precision,
+    blind_overlap,
+    bootstrap_error,
+    mean_overlap,
+    r_squared,
+)
 from pretrain.run import pretrain
 
 COLOURS = ((220, 30, 30), (30, 200, 30), (40, 40, 220))
@@ -294,6 +300,7 @@ def test_a_run_learns_the_classes_of_pixels(tmp_path: Path) -> None:
     assert told["classes"] == ["4", "9"]
     assert told["networks"]["val"]["miou"] > 0.7
     assert told["networks"]["val"]["miou_standard_error"] < 0.1
+    assert 0 < told["chance"] < told["networks"]["val"]["miou"]
     classifier = load_classifier(run / "encoder")
     assert classifier(torch.zeros(2, 3, 32, 32)).shape == (2, 2, 32, 32)
 
@@ -383,3 +390,9 @@ def test_settings_that_contradict_each_other(shards: Path, tmp_path: Path) -> No
             config_of(shards, tmp_path, method)
     with pytest.raises(ConfigError, match="zero_stage"):
         config_of(shards, tmp_path, engine={"zero_stage": 3})
+
+
+def test_who_says_the_most_frequent_class_of_pixels_everywhere_has_some_overlap() -> None:
+    counts = np.array([[90.0, 0, 0, 100, 0, 0, 90, 10, 0]])  # right, taken for, of: of three classes, the last nowhere
+    assert blind_overlap(np.array([90.0, 10, 0])) == pytest.approx(mean_overlap(counts, counts)) == 0.45
+    assert blind_overlap(np.zeros(2)) == 0
