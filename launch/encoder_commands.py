@@ -16,6 +16,7 @@ EXPORT_EXAMPLES = (
 )
 IMPORT_EXAMPLES = (
     "Examples:\n\n[bold]selfsight import mae_pretrain_vit_base.pth imported/mae_b --as mae[/]\n\n"
+    "[bold]selfsight import dinov2-base/ imported/dinov2_b[/]\n\n"
     "[bold]selfsight import simmim_swin.pth imported/swin --as simmim --image-size 224[/]\n\n"
     "[bold]selfsight import small.pth imported/small --as dino heads=6[/]"
 )
@@ -57,7 +58,7 @@ def import_(
     layout: Annotated[
         str | None,
         typer.Option(
-            "--as", help="Its layout: mae, dino, pvt, timm ...; a wrong one lists all. Default: as its keys tell."
+            "--as", help="Its layout: mae, dinov2, clip, timm ...; a wrong one lists all. Default: as its keys tell."
         ),
     ] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Fit positions to images of this side in px.")] = None,

@@ -84,6 +84,7 @@ class CheckpointState:
         self.tensors = {
             key: value.float() if value.is_floating_point() else value for key, value in self.tensors.items()
         }
+        self.file_tensors = dict(self.tensors)  # by the file's own names
 
     def side(self) -> None:
         """Keep the teacher or the student, as asked for, where the first word of names tells which it is."""

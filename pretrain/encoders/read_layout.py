@@ -32,6 +32,15 @@ def recognised_layout(state: CheckpointState) -> str:
     )
 
 
+def _bare(state: CheckpointState) -> None:
+    """Take off what frameworks call a model of timm's within their own, and leave out what is around it."""
+    if any(key.startswith("visual.trunk.") for key in state.tensors):  # OpenCLIP's
+        state.keep("visual.trunk.", "not of the image encoder")
+    state.left |= dict.fromkeys(state.backbone(), "not of the backbone")
+    if all(key.startswith("model.") for key in state.tensors):
+        state.drop_prefix("model.")
+
+
 def read_layout(name: str, state: CheckpointState) -> Imported:
     """What `state` holds in the layout `name`, by the family whose marks its keys bear.
 
@@ -47,7 +56,7 @@ def read_layout(name: str, state: CheckpointState) -> Imported:
         raise ValueError(f"there is no layout {name!r}; --as takes one of {', '.join(layouts())}")
     if sure and name not in sure:
         raise ValueError(f"this looks like another layout than {name}: {' or '.join(f'--as {each}' for each in sure)}")
-    if name == "timm" and any(key.startswith("visual.trunk.") for key in state.tensors):  # OpenCLIP's, of timm's models
-        state.keep("visual.trunk.", "not of the image encoder")
+    if name == "timm":
+        _bare(state)
     marked = [found for found in readers if found.marks and any(re.search(found.marks, key) for key in state.tensors)]
     return resolve_name((marked or [found for found in readers if not found.marks] or readers)[0].read)(state)

@@ -76,7 +76,7 @@ def import_checkpoint(
         raise ValueError(f"{file} holds no head or decoder of its method (--with heads); leave --with out")
     if imported.mask_token is not None:
         imported.method["encoder.mask_token"] = imported.mask_token
-    _check_numbers({**imported.weights, **imported.method}, file)
+    _check_numbers({**imported.weights, **imported.method}, state.file_tensors, file)
     size = imported.image_size if image_size is None else (image_size, image_size)
     stride = imported.encoder.stride
     if any(side % stride for side in size):
@@ -135,16 +135,16 @@ def import_checkpoint(
     return imported
 
 
-def _check_numbers(weights: State, file: Path) -> None:
-    """Raise ValueError, by key, for weights that are no floating-point numbers, or not finite."""
+def _check_numbers(weights: State, in_file: State, file: Path) -> None:
+    """Raise ValueError, by the keys of the file, for weights that are no floating-point numbers, or not finite."""
     for key, value in weights.items():
         if not value.is_floating_point() and not key.endswith("num_batches_tracked"):  # a batch norm's count
             raise ValueError(
                 f"{key} holds {value.dtype}, which is no floating-point number: quantised weights, perhaps"
             )
-    broken = {key: int((~value.isfinite()).sum()) for key, value in weights.items() if not value.isfinite().all()}
-    if broken:
-        listed = ", ".join(f"{key} ({count} of {weights[key].numel()})" for key, count in list(broken.items())[:6])
+    if not all(value.isfinite().all() for value in weights.values()):
+        broken = {key: int((~value.isfinite()).sum()) for key, value in in_file.items() if not value.isfinite().all()}
+        listed = ", ".join(f"{key} ({count} of {in_file[key].numel()})" for key, count in list(broken.items())[:6])
         more = f" and {len(broken) - 6} more" if len(broken) > 6 else ""
         raise ValueError(
             f"{file} holds weights that are NaN, infinite, or too large for float32: {listed}{more}. No encoder "

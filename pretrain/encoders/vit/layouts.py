@@ -106,10 +106,14 @@ def read_mae(state: CheckpointState) -> Imported:
 
 
 def read_dino(state: CheckpointState) -> Imported:
-    """{"student", "teacher"}, each backbone.* and head.*, or a backbone alone; transformers' ViT."""
+    """{"student", "teacher"}, each backbone.* and head.*, or a backbone alone; iBOT's; transformers' ViT."""
     heads = dino_heads(state.backbone(), state.left)
-    imported = read_vit(state, "dino", interpolation="bicubic" if rename_hub(state) else "offset")
+    hub = rename_hub(state)
+    mask_token = state.tensors.pop("masked_embed", None)  # iBOT's
+    imported = read_vit(state, "dino", interpolation="bicubic" if hub else "offset")
     imported.method = heads
+    if mask_token is not None:
+        imported.mask_token = rearrange(mask_token, "1 d -> 1 1 d")
     return imported
 
 
@@ -149,7 +153,10 @@ def read_ijepa(state: CheckpointState) -> Imported:
 
 def read_timm(state: CheckpointState) -> Imported:
     """A timm ViT or DeiT."""
-    return read_vit(state, "timm", eps=1e-5 if "norm_pre.weight" in state.tensors else 1e-6)
+    if "norm_pre.weight" not in state.tensors:
+        return read_vit(state, "timm")
+    mlp = state.guess("mlp", "gelu", "as in most towers of CLIP; timm's *_quickgelu_* and OpenAI's have quick_gelu")
+    return read_vit(state, "timm", eps=1e-5, mlp=mlp)
 
 
 def read_transformers(state: CheckpointState) -> Imported:
