@@ -13,8 +13,9 @@ from data_pipelines.packed_batch import packed
 
 #: A micro-batch of b rows by name. Always there: `global_crops` (b, v, c, H, W), crops being uint8, or uint16 for 16
 #: bits; `ids` (b, 2) int64, data set and sample shown; `rows` (b,) int64, positions in the global batch; `labels` (b,)
-#: int64, -1 where unknown. Where the recipe has them: `local_crops` (b, u, c, h, w), `target_crops` (b, c, h, w), and
-#: `global_colours` (b, v, p) and `local_colours` (b, u, p) float32, see `device.finish`. Beside these what the method
+#: int64, -1 where unknown. Where the recipe has them: `local_crops` (b, u, c, h, w), `target_crops` (b, c, h, w),
+#: `teacher_crops` (b, v, c, h, w), and `global_colours` and `teacher_colours` (b, v, p) and `local_colours` (b, u, p)
+#: float32, see `device.finish`. Beside these what the method
 #: asked for (b, ...), masks for example, and what it notes itself. Crops of their own shape are in `global_patches` and
 #: others in their place, see `packed_batch.packed`.
 Batch = dict[str, Tensor]

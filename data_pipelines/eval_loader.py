@@ -23,7 +23,7 @@ from data_pipelines.remote.fetch import cancel_on
 from data_pipelines.transforms.backends import any_channels
 from data_pipelines.transforms.backends.base import to_pillow, write_channels
 from data_pipelines.transforms.frames import Frames
-from data_pipelines.transforms.native_shape import grid_of, trimmed
+from data_pipelines.transforms.native_shape import Box, grid_of, trimmed
 
 _AHEAD = 2  # batches being made while one is used
 _log = logging.getLogger(__name__)
@@ -106,12 +106,16 @@ def _load_whole(dataset: Dataset, sample: int, tokens: int, patch: int, channels
     except BadSampleError as error:
         _log.warning("%s; it is left out", error)
         return None
-    height, width, _ = image.shape
-    grid = grid_of(height, width, tokens)
-    size = (grid[0] * patch, grid[1] * patch)
+    size, box = whole_geometry(image.shape[0], image.shape[1], tokens, patch)
     out = np.empty((channels, *size), dtype=image.dtype)
-    any_channels.store(any_channels.resized(image, trimmed((0, 0, width, height), grid), size, "bicubic"), out)
+    any_channels.store(any_channels.resized(image, box, size, "bicubic"), out)
     return out
+
+
+def whole_geometry(height: int, width: int, tokens: int, patch: int) -> tuple[tuple[int, int], Box]:
+    """Height and width in px that `whole_images` brings an image to, and the box that it keeps of it."""
+    grid = grid_of(height, width, tokens)
+    return (grid[0] * patch, grid[1] * patch), trimmed((0, 0, width, height), grid)
 
 
 def _loaded(

@@ -11,7 +11,7 @@ import numpy as np
 from data_pipelines.transforms.config import Views
 
 #: The fields that are pixels, (..., channels, height, width).
-CROPS = ("global_crops", "local_crops", "target_crops")
+CROPS = ("global_crops", "local_crops", "target_crops", "teacher_crops")
 _ALIGNMENT = 64  # bytes
 _PAGE = 4096  # bytes; a buffer begins at one, so that buffers share none
 
@@ -62,6 +62,9 @@ def fields_of(
         fields["local_crops"] = Field((local.count, channels, *local.size), pixel)
     if target is not None:
         fields["target_crops"] = Field((channels, *target.size), pixel)
+    teacher = views.teacher_crops
+    if teacher is not None:
+        fields["teacher_crops"] = Field((num_global, channels, *teacher.size), pixel)
     if masks:
         fields["masks"] = Field(views.global_size, np.dtype(np.int32))
     for name, field in drawn.items():
@@ -72,6 +75,8 @@ def fields_of(
         fields["global_colours"] = Field((num_global, num_colours), number)
         if local is not None:
             fields["local_colours"] = Field((local.count, num_colours), number)
+        if teacher is not None and teacher.colours:
+            fields["teacher_colours"] = Field((num_global, num_colours), number)
     return fields
 
 

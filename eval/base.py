@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,25 @@ class Tokens(Protocol):
         ...
 
 
+@runtime_checkable
+class NativeTokens(Protocol):
+    """`Tokens` of n images at their own shape.
+
+    grids: (n, 2) int64 rows and columns of each image's tokens. dim: of a token.
+    """
+
+    grids: Tensor
+    dim: int
+
+    def __len__(self) -> int:
+        """n."""
+        ...
+
+    def images(self, rows: Tensor) -> list[Tensor]:
+        """(t_i, d) float32 of each of the images `rows` (b,), row by row."""
+        ...
+
+
 class Masks(Protocol):
     """What is to be predicted at each pixel of n images, cropped as they are; read when it is asked for.
 
@@ -45,6 +64,17 @@ class Masks(Protocol):
     def __getitem__(self, rows: Tensor) -> Tensor:
         """(b, h, w) of the images `rows` (b,): int64 classes with `IGNORED` where nothing is known, or float32 numbers
         with NaN there."""
+        ...
+
+
+@runtime_checkable
+class NativeMasks(Protocol):
+    """`Masks` of n images at their own shape."""
+
+    rows: Tensor
+
+    def images(self, rows: Tensor) -> list[Tensor]:
+        """(h_i, w_i) of each of the images `rows` (b,), as of `Masks`."""
         ...
 
 
@@ -78,9 +108,9 @@ class FeatureSet:
     digests: Tensor
     groups: Tensor | None = None
     keys: Sequence[str] = ()
-    tokens: Tokens | None = None
-    masks: Masks | None = None
-    depths: Masks | None = None
+    tokens: Tokens | NativeTokens | None = None
+    masks: Masks | NativeMasks | None = None
+    depths: Masks | NativeMasks | None = None
 
 
 #: Changes crops before they are normalised: images (b, c, h, w), uint8 or uint16, sample numbers (b,) -> such images.
@@ -103,12 +133,12 @@ def unchanged(change: Change, of_train: bool, samples: Tensor | None = None) -> 
 class Painted(NamedTuple):
     """What a probe says of the pixels of some val images, for people to look at.
 
-    rows: (m,) int64, the places of the images among val's. maps: by what they are, (m, h, w) int64 levels of masks,
+    rows: (m,) int64, the places of the images among val's. maps: by what they are, m of (h, w) int64 levels of masks,
     with `IGNORED`. words: a line on each of them.
     """
 
     rows: Tensor
-    maps: Mapping[str, Tensor]
+    maps: Mapping[str, Sequence[Tensor]]
     words: Mapping[str, Sequence[str]]
 
 
@@ -189,6 +219,7 @@ class ProbeSpec:
         `none`: any, or no labels at all.
     notes: (result of the pretrained row, settings) -> lines below the table.
     always: it runs unasked, on labels that it takes.
+    native: of one that reads tokens or the encoder, whether it takes images at their own shape, too.
     costly: it takes minutes where others take seconds, so that it runs only where it is named.
     """
 
@@ -200,6 +231,7 @@ class ProbeSpec:
     labels: LabelKind | Literal["mask", "depth", "none"] | tuple[LabelKind, ...] = "class"
     notes: Callable[[Scores, Any], Sequence[str]] = no_notes
     always: bool = False
+    native: bool = False
     costly: bool = False
 
     def takes(self, kind: LabelKind) -> bool:

@@ -12,9 +12,9 @@ from einops import rearrange
 from torch import Tensor
 
 from data_pipelines.files import atomic_write
-from eval.base import IGNORED, Masks, Painted, Tokens
+from eval.base import IGNORED, Painted
 from eval.patch_heads import Head
-from eval.patches import Levels, batches, overlaps, pixel_classes
+from eval.patches import AnyMasks, AnyTokens, Levels, batches, overlaps, pixel_classes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,8 +50,8 @@ def worst_and_middle(ious: Tensor, each: int = _OF_EACH) -> Tensor:
 def examples(
     heads: Mapping[str, Head],
     counts: Tensor,
-    tokens: Tokens,
-    masks: Masks,
+    tokens: AnyTokens,
+    masks: AnyMasks,
     images: Tensor,
     levels: Levels,
     names: Mapping[int, str],
@@ -64,16 +64,16 @@ def examples(
     known = torch.tensor(levels.levels)
     maps: dict[str, list[Tensor]] = {"true": [], **{name: [] for name in heads}}
     words: dict[str, list[str]] = {name: [] for name in maps}
-    for _, values, classes in batches(tokens, masks, rows):
-        maps["true"].append(classes)
-        words["true"] += [_named(each, names) for each in classes]
+    for part in batches(tokens, masks, rows):
+        maps["true"] += part.masks
+        words["true"] += [_named(each, names) for each in part.masks]
         for name, head in heads.items():
-            predicted = pixel_classes(head(values), tokens.grid, (classes.shape[1], classes.shape[2]))
-            ious = mean_ious(overlaps(predicted, levels.numbered(classes), len(levels)))
-            maps[name].append(known[predicted])
+            predicted = pixel_classes(head(part.tokens), part.grid, part.size)
+            ious = mean_ious(overlaps(predicted, levels.numbered(part.masks), len(levels)))
+            maps[name] += known[predicted]
             title = _TITLES.get(name, name)
             words[name] += [f"{title}: mIoU {100 * iou:.1f}" for iou in ious.tolist()]
-    return Painted(rows, {name: torch.cat(parts) for name, parts in maps.items()}, words)
+    return Painted(rows, maps, words)
 
 
 def _named(mask: Tensor, names: Mapping[int, str]) -> str:
@@ -87,15 +87,13 @@ def sheet(painted: Painted, dataset: Dataset, ids: Tensor, target: Target, title
     """A row an image: its crop, then each map over it. `ids` (n,): the sample numbers of val's rows."""
     from data_pipelines.checks.contact_sheet import Display, Tile, fitted, grid
     from data_pipelines.checks.map_pictures import coloured
-    from data_pipelines.eval_loader import center_crops
+    from eval.dense import images_of
 
     rows = []
     samples = ids[painted.rows].tolist()
-    for crops, _, numbers in center_crops(
-        dataset, target.image_size, samples=samples, channels=target.channels, bits=target.bits
-    ):
-        for crop, sample in zip(crops, numbers.tolist(), strict=True):
-            pixels = rearrange(crop, "c h w -> h w c").numpy()
+    for crops, numbers in images_of(dataset, samples, target):
+        for crop, sample in zip(crops, numbers, strict=True):
+            pixels = rearrange(np.asarray(crop), "c h w -> h w c")
             picture, place = Display(pixels).rgb(pixels), samples.index(sample)
             tiles = [Tile(fitted(picture, _SIDE), (dataset.key(sample)[0],))]
             for name, maps in painted.maps.items():

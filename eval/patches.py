@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from eval.base import IGNORED, FeatureSet, Masks, Tokens
+from eval.base import IGNORED, FeatureSet, Masks, NativeMasks, NativeTokens, Tokens
 
 #: Numbers of classes of pixels held at once, as float32: 64 MiB.
 _AT_ONCE = 2**24
 _BATCH = 64  # images read at a time
 
 
-def beside(features: FeatureSet, maps: Masks | None, what: str, split: str) -> tuple[Tokens, Masks]:
+#: Of images of one size, or at their own shape.
+AnyTokens: TypeAlias = Tokens | NativeTokens
+AnyMasks: TypeAlias = Masks | NativeMasks
+
+
+def beside(features: FeatureSet, maps: AnyMasks | None, what: str, split: str) -> tuple[AnyTokens, AnyMasks]:
     """The patch tokens of a split and the `maps` of its pixels; ValueError where there are none, which names `what`."""
     if features.tokens is None or maps is None:
         missing = what if features.tokens is not None else "tokens of patches"
@@ -132,22 +138,68 @@ def draw_images(rows: Tensor, most: int | None, generator: torch.Generator) -> T
     return rows[torch.randperm(len(rows), generator=generator)[:most].sort().values]
 
 
-def draw_places(num_images: int, num_patches: int, most: int, generator: torch.Generator) -> Tensor:
-    """(num_images, k) int64: which patches of each image are taken, so that all together are about `most`."""
-    each = min(num_patches, max(1, most // max(num_images, 1)))
-    return torch.rand(num_images, num_patches, generator=generator).argsort(dim=1)[:, :each]
+def draw_places(counts: Tensor, most: int, generator: torch.Generator) -> list[Tensor]:
+    """Which patches are taken of each image, of so many (n,): (k_i,) int64, so that all together are about `most`."""
+    if not len(counts):
+        return []
+    each, largest = max(1, most // len(counts)), int(counts.max())
+    noise = torch.rand(len(counts), largest, generator=generator)
+    order = noise.masked_fill(torch.arange(largest) >= counts[:, None], 2.0).argsort(dim=1)
+    return [places[: min(each, count)] for places, count in zip(order, counts.tolist(), strict=True)]
 
 
-def batches(tokens: Tokens, masks: Masks, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(rows, tokens (b, t, d), masks (b, h, w)) of images, some at a time; ValueError for tokens not finite."""
+def patch_counts(tokens: AnyTokens, rows: Tensor) -> Tensor:
+    """(m,) int64 how many tokens each of the images `rows` (m,) has."""
+    if isinstance(tokens, NativeTokens):
+        return tokens.grids[rows].prod(dim=1)
+    return torch.full((len(rows),), tokens.grid[0] * tokens.grid[1])
+
+
+class Patches(NamedTuple):
+    """Images of one grid of patches: `rows` (b,), their tokens (b, t, d), and masks or depths (b, h, w)."""
+
+    rows: Tensor
+    tokens: Tensor
+    masks: Tensor
+    grid: tuple[int, int]
+
+    def at(self, places: Sequence[Tensor]) -> Tensor:
+        """(k, d) the tokens of these places (k_i,) of each image."""
+        return taken(self.tokens, places)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the masks."""
+        return self.masks.shape[1], self.masks.shape[2]
+
+
+def taken(values: Tensor, places: Sequence[Tensor]) -> Tensor:
+    """Of values (b, t, ...) of b images those (k, ...) of the places (k_i,) of each."""
+    return torch.cat([of_image[chosen] for of_image, chosen in zip(values, places, strict=True)])
+
+
+def batches(tokens: AnyTokens, masks: AnyMasks, rows: Tensor) -> Iterator[Patches]:
+    """The images `rows` in order, some at a time, one by one where they have shapes of their own; ValueError for tokens
+    not finite."""
     for part in rows.split(_BATCH):
-        values = tokens[part]
-        if not values.isfinite().all():
-            raise ValueError(
-                "tokens of patches are not finite: the encoder's weights are damaged, or its training diverged; probe "
-                "an earlier checkpoint"
-            )
-        yield part, values, masks[part]
+        for found in _read(tokens, masks, part):
+            if not found.tokens.isfinite().all():
+                raise ValueError(
+                    "tokens of patches are not finite: the encoder's weights are damaged, or its training diverged; "
+                    "probe an earlier checkpoint"
+                )
+            yield found
+
+
+def _read(tokens: AnyTokens, masks: AnyMasks, rows: Tensor) -> Iterator[Patches]:
+    if not isinstance(tokens, NativeTokens):
+        assert not isinstance(masks, NativeMasks), "masks of their own shape beside tokens of one grid"
+        yield Patches(rows, tokens[rows], masks[rows], tokens.grid)
+        return
+    assert isinstance(masks, NativeMasks), "masks of one size beside tokens of many grids"
+    grids = tokens.grids[rows].tolist()
+    for row, values, mask, grid in zip(rows.split(1), tokens.images(rows), masks.images(rows), grids, strict=True):
+        yield Patches(row, values[None], mask[None], (grid[0], grid[1]))
 
 
 def padded(parts: Sequence[Tensor], classes: int, dim: int) -> Tensor:

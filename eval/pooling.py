@@ -30,17 +30,17 @@ class Pooling(nn.Module):
         """(b, t, d) of tokens (b, t, d), once for all r."""
         return tokens
 
-    def pooled(self, kept: Tensor) -> Tensor:
-        """(r, b, e) of what `keep` gave."""
+    def pooled(self, kept: Tensor, there: Tensor | None = None) -> Tensor:
+        """(r, b, e) of what `keep` gave; there: (b, t) bool which of the tokens are an image's, all where None."""
         raise NotImplementedError
 
     def classify(self, pooled: Tensor) -> Tensor:
         """(r, b, classes) logits."""
         raise NotImplementedError
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(r, b, classes) logits of tokens (b, t, d)."""
-        return self.classify(self.pooled(self.keep(tokens)))
+    def forward(self, tokens: Tensor, there: Tensor | None = None) -> Tensor:
+        """(r, b, classes) logits of tokens (b, t, d), of which those `there` (b, t) count; all where None."""
+        return self.classify(self.pooled(self.keep(tokens), there))
 
 
 def drawn(generator: torch.Generator, num: int, *shape: int, std: float = 0.02) -> nn.Parameter:
@@ -52,14 +52,17 @@ def constant(value: float, num: int, *shape: int) -> nn.Parameter:
     return nn.Parameter(torch.full((num, *shape), float(value)))
 
 
-def attend(tokens: Tensor, asked: Tensor) -> Tensor:
+def attend(tokens: Tensor, asked: Tensor, there: Tensor | None = None) -> Tensor:
     """(r, b, h, d) the tokens (b, t, d), or (r, b, t, d), weighted by the softmax of their products with `asked`
-    (r, h, d)."""
+    (r, h, d); those that are not `there` (b, t) weigh nothing."""
+    nowhere = None if there is None else rearrange(~there, "b t -> b 1 t")
     if tokens.ndim == 3:
         num = len(asked)
         scores = einsum(tokens, rearrange(asked, "r h d -> (r h) d"), "b t d, q d -> b q t")
+        scores = scores if nowhere is None else scores.masked_fill(nowhere, -torch.inf)
         return rearrange(torch.bmm(scores.softmax(dim=2), tokens), "b (r h) d -> r b h d", r=num)
     scores = einsum(tokens, asked, "r b t d, r h d -> r b h t")
+    scores = scores if nowhere is None else scores.masked_fill(nowhere, -torch.inf)
     return torch.matmul(scores.softmax(dim=3), tokens)
 
 
@@ -108,11 +111,12 @@ class CrossAttention(Pooling):
     def keep(self, tokens: Tensor) -> Tensor:
         return F.layer_norm(tokens, tokens.shape[-1:], eps=self.eps)
 
-    def pooled(self, kept: Tensor) -> Tensor:
+    def pooled(self, kept: Tensor, there: Tensor | None = None) -> Tensor:
         query = linear(self.query[:, None], self.q_weight, self.q_bias)[:, 0]
         attended = _answer(
-            kept, query, self.k_weight, self.v_weight, self.v_bias, self.norm1_weight, self.norm1_bias, self.heads
-        )
+            kept, there, query, self.k_weight, self.v_weight, self.v_bias, self.norm1_weight, self.norm1_bias,
+            self.heads,
+        )  # fmt: skip
         found = self.query[:, None] + attended
         normed = layer_norm(found, self.norm2_weight, self.norm2_bias, self.eps)
         hidden = F.gelu(linear(normed, self.fc1_weight, self.fc1_bias))
@@ -148,12 +152,13 @@ class ProjectedAttention(Pooling):
         self.v_weight, self.v_bias = drawn(generator, num, width, width), constant(0, num, width)
         self.linear_weight, self.linear_bias = drawn(generator, num, num_classes, width), constant(0, num, num_classes)
 
-    def pooled(self, kept: Tensor) -> Tensor:
+    def pooled(self, kept: Tensor, there: Tensor | None = None) -> Tensor:
         tokens = einsum(kept, self.input_weight, "b t d, r e d -> r b t e") + self.input_bias[:, None, None]
         tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=self.eps)
         return _answer(
-            tokens, self.query, self.k_weight, self.v_weight, self.v_bias, self.norm_weight, self.norm_bias, self.heads
-        )
+            tokens, there, self.query, self.k_weight, self.v_weight, self.v_bias, self.norm_weight, self.norm_bias,
+            self.heads,
+        )  # fmt: skip
 
     def classify(self, pooled: Tensor) -> Tensor:
         return linear(pooled, self.linear_weight, self.linear_bias)
@@ -202,9 +207,9 @@ class EfficientProbing(BatchNormed):
         self.queries = drawn(generator, num, queries, dim)
         self.v_weight = drawn(generator, num, dim, dim)
 
-    def pooled(self, kept: Tensor) -> Tensor:
+    def pooled(self, kept: Tensor, there: Tensor | None = None) -> Tensor:
         dim = kept.shape[2]
-        found = attend(kept, self.queries * dim**-0.5)
+        found = attend(kept, self.queries * dim**-0.5, there)
         values = rearrange(self.v_weight, "r (m e) d -> r m e d", m=self.queries.shape[1])
         return rearrange(einsum(found, values, "r b m d, r m e d -> r b m e"), "r b m e -> r b (m e)")
 
@@ -215,8 +220,11 @@ class MeanOfTokens(BatchNormed):
     def __init__(self, dim: int, num_classes: int, *, num: int = 1, seed: int = 0) -> None:
         super().__init__(dim, num_classes, num, torch.Generator().manual_seed(seed))
 
-    def pooled(self, kept: Tensor) -> Tensor:
-        return reduce(kept, "b t d -> 1 b d", "mean").expand(self.num, -1, -1)
+    def pooled(self, kept: Tensor, there: Tensor | None = None) -> Tensor:
+        if there is None:
+            return reduce(kept, "b t d -> 1 b d", "mean").expand(self.num, -1, -1)
+        weights = there / there.sum(dim=1, keepdim=True)
+        return einsum(kept, weights.to(kept.dtype), "b t d, b t -> b d").expand(self.num, -1, -1)
 
 
 FORMS: dict[str, type[Pooling]] = {
@@ -247,6 +255,7 @@ def queries_of(dim: int) -> int:
 
 def _answer(
     tokens: Tensor,
+    there: Tensor | None,
     query: Tensor,
     k_weight: Tensor,
     v_weight: Tensor,
@@ -255,12 +264,15 @@ def _answer(
     shift: Tensor,
     heads: int,
 ) -> Tensor:
-    """(r, b, d) attention of the `query` (r, d) to tokens (.., t, d) x gain + shift; keys and values are linear."""
+    """(r, b, d) attention of the `query` (r, d) to tokens (.., t, d) x gain + shift, of which those `there` count; keys
+    and values are linear."""
     query = rearrange(query, "r (h e) -> r h e", h=heads)
     keys = rearrange(k_weight, "r (h e) d -> r h e d", h=heads)
     values = rearrange(v_weight, "r (h e) d -> r h e d", h=heads)
     asked = einsum(query * query.shape[2] ** -0.5, keys, "r h e, r h e d -> r h d") * gain[:, None]
-    found = attend(tokens, asked) * gain[:, None, None] + shift[:, None, None]  # the weights of a softmax add up to 1
+    found = (
+        attend(tokens, asked, there) * gain[:, None, None] + shift[:, None, None]
+    )  # the weights of a softmax add up to 1
     return rearrange(einsum(found, values, "r b h d, r h e d -> r b h e"), "r b h e -> r b (h e)") + v_bias[:, None]
 
 

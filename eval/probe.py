@@ -20,7 +20,7 @@ from rich.console import Console
 from data_pipelines.files import write_json
 from data_pipelines.remote.urls import redact
 from eval import registry
-from eval.base import LabelKind
+from eval.base import LabelKind, NativeTokens
 from eval.baselines import cached
 from eval.mask_pictures import write_sheets
 from eval.outcomes import write_outcomes
@@ -122,6 +122,8 @@ def run_probe(
         target, subject = target_of_store(target, image_size, native)
     else:
         subject = open_target(target, image_size, windows, native)
+    if subject.native:
+        protocol.check_native()
     if windows and store is not None:
         raise ValueError(f"{store} holds features of whole crops; leave it out, or the windows")
 
@@ -166,8 +168,10 @@ def run_probe(
             cached({**untrained_key, "seed": seed}, partial(probe.untrained, seed)) for seed in untrained_seeds
         ],
     }
-    if probe.grid is not None:  # the patches of pixels are as large as the encoder's
-        pixel_key |= {"grid": probe.grid, "size": subject.image_size}
+    if probe.patches is not None:  # those of pixels are as large as the encoder's
+        tokens = probe.patches[0]
+        grid = f"native, {subject.encoder.patch} px" if isinstance(tokens, NativeTokens) else tokens.grid
+        pixel_key |= {"grid": grid, "size": subject.image_size}
     rows["pixels"] = cached(pixel_key, partial(probe.pixels, pixel_size))
     num_train, num_val = (len(samples) for samples in splits.wanted())
     columns, notes = described(rows["pretrained"], protocol)

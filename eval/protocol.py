@@ -52,6 +52,13 @@ class Protocol:
         """Whether a probe reads `tokens`, or takes labels of kind `mask`."""
         return any(what in (spec.needs, spec.labels) for spec, _ in self.probes)
 
+    def check_native(self) -> None:
+        """Raise ValueError where a probe takes no images at their own shape."""
+        for spec, _ in self.probes:
+            if spec.needs != "pooled" and not spec.native:
+                what = "patch tokens on one grid" if spec.needs == "tokens" else "crops of one size"
+                raise ValueError(f"the probe {spec.name} reads {what}, and --native has images of many; leave out one")
+
     def as_json(self) -> dict[str, Any]:
         """Everything that may change a number, as it is read back from a result."""
         found = {

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from eval.base import Again, Change, FeatureSet, Painted, Store
-from eval.dense import maps_for, pixel_tokens
+from eval.base import Again, Change, FeatureSet, NativeTokens, Painted, Store
+from eval.dense import maps_for, native_pixel_tokens, pixel_tokens
 from eval.features import Keys, centred, pixels
 from eval.outcomes import Outcome
+from eval.patches import AnyTokens
 from eval.protocol import Protocol, score
 from eval.sources import FeatureSource
 from eval.splits import Splits
@@ -45,7 +46,7 @@ class Rows:
         self.outcomes: dict[str, Outcome] = {}  # of the pretrained row
         self.ids = torch.empty(0)
         self.groups: torch.Tensor | None = None
-        self.grid: tuple[int, int] | None = None  # of the pretrained row's patches, where a probe reads them
+        self.patches: tuple[AnyTokens, AnyTokens] | None = None  # of the pretrained row, where a probe reads them
         for line in splits.notes:
             self.say(line)
         for line in splits.warnings():
@@ -57,7 +58,7 @@ class Rows:
         train, val = (self._features(encoder, of_val) for of_val in (False, True))
         if row == "pretrained":
             self._warn_of_twins(train, val)
-            self.grid = None if train.tokens is None else train.tokens.grid
+            self.patches = None if train.tokens is None or val.tokens is None else (train.tokens, val.tokens)
         encoder.cpu()  # a large one and the probe's batches need not share the device
 
         def again(change: Change, of_train: bool, samples: torch.Tensor | None = None) -> FeatureSet:
@@ -88,12 +89,8 @@ class Rows:
             )
 
         train, val = read(False), read(True)
-        if self.grid is not None and (self.protocol.needs("mask") or self.protocol.needs("depth")):
-            tokens = pixel_tokens(
-                (self.train, train.ids), (self.val, val.ids), self.target.image_size, self.grid, self.target.channels,
-                self.target.bits,
-            )  # fmt: skip
-            train, val = (replace(split, tokens=each) for split, each in zip((train, val), tokens, strict=True))
+        if self.patches is not None and (self.protocol.needs("mask") or self.protocol.needs("depth")):
+            train, val = self._with_patches(train, val, *self.patches)
         mean = train.inputs["pixels"].mean(dim=0)
 
         def again(change: Change, of_train: bool, samples: torch.Tensor | None = None) -> FeatureSet:
@@ -102,6 +99,21 @@ class Rows:
             return self._described(changed, not of_train)
 
         return self._score("pixels", *centred(train, val), "pixels", again)
+
+    def _with_patches(
+        self, train: FeatureSet, val: FeatureSet, of_train: AnyTokens, of_val: AnyTokens
+    ) -> tuple[FeatureSet, FeatureSet]:
+        """Both sets of pixels with those of patches as large as the encoder's."""
+        if isinstance(of_train, NativeTokens) and isinstance(of_val, NativeTokens):
+            places = (self.train, train.ids, of_train.grids), (self.val, val.ids, of_val.grids)
+            native = native_pixel_tokens(*places, self.target)
+            return replace(train, tokens=native[0]), replace(val, tokens=native[1])
+        assert not isinstance(of_train, NativeTokens)
+        tokens = pixel_tokens(
+            (self.train, train.ids), (self.val, val.ids), self.target.image_size, of_train.grid, self.target.channels,
+            self.target.bits,
+        )  # fmt: skip
+        return replace(train, tokens=tokens[0]), replace(val, tokens=tokens[1])
 
     def _features(
         self, encoder: Encoder, of_val: bool, change: Change | None = None, samples: torch.Tensor | None = None
@@ -142,7 +154,7 @@ class Rows:
             labels=torch.from_numpy(labels)[ids],
             groups=None if splits.groups is None else torch.from_numpy(splits.groups[of_val])[ids],
             keys=Keys(dataset, ids),
-            **maps_for(self.protocol, dataset, ids, self.target.image_size),  # type: ignore[arg-type]
+            **maps_for(self.protocol, dataset, ids, self.target),  # type: ignore[arg-type]
         )
 
     def _score(

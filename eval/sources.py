@@ -79,7 +79,8 @@ class FeatureSource:
             last_blocks=self.last_blocks, tokens=self.tokens,
         )  # fmt: skip
         key = self._key(frozen, dataset, samples)
-        num_bytes = len(samples) * (row_bytes(key) + 3 * np.dtype(np.int64).itemsize) + (1 << 16)
+        beside = 6 if self.tokens and self.target.native else 3  # numbers of an image
+        num_bytes = len(samples) * (row_bytes(key) + beside * np.dtype(np.int64).itemsize) + (1 << 16)
 
         def make(folder: Path, digest: str) -> None:
             write_arrays(

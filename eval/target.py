@@ -51,11 +51,15 @@ class Target:
     frame_stride: int | None = None
     native: bool = False
 
+    @property
+    def most_patches(self) -> int:
+        """Of an image at its own shape: as many as a square of `image_size` has."""
+        return int((self.image_size // self.encoder.patch) ** 2)
+
     def how_larger(self) -> str | None:
         """How images of another size than the encoder's are seen, in words; None of its own size."""
         if self.native:
-            patches = (self.image_size // self.encoder.patch) ** 2
-            return f"images are seen whole and at their own shape, in at most {patches} patches"
+            return f"images are seen whole and at their own shape, in at most {self.most_patches} patches"
         if (self.image_size, self.image_size) == self.trained_size:
             return None
         height, width = self.trained_size

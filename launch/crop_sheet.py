@@ -122,6 +122,11 @@ def _row(
     if "target_crops" in arrays:
         crop = rgb(arrays["target_crops"][row])
         tiles.append(_tile(crop, "target", drawn[0], _TARGET))
+    if "teacher_crops" in arrays:
+        tiles += [
+            _tile(rgb(crop), f"teacher's {view + 1}", drawn[view], _TARGET, len(images))
+            for view, crop in enumerate(arrays["teacher_crops"][row])
+        ]
     return tiles
 
 

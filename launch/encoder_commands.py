@@ -47,11 +47,18 @@ def export(
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A checkpoint: .pth, .pt or .bin of tensors, or .safetensors.")],
+    file: Annotated[
+        Path, typer.Argument(help="A checkpoint: .pth, .pt or .bin of tensors, .safetensors, or a Hub model's folder.")
+    ],
     out: Annotated[Path, typer.Argument(help="A new folder; probe it, export it, or start runs with init_from=OUT.")],
-    layout: Annotated[str, typer.Option("--as", help="Its layout: mae, dino, pvt, timm ...; a wrong one lists all.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What weights do not tell.")
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--as", help="Its layout: mae, dino, pvt, timm ...; a wrong one lists all. Default: as its keys tell."
+        ),
     ] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Fit positions to images of this side in px.")] = None,
     mean: Annotated[str | None, typer.Option(help="Of its pixels, a value a channel: 0.5,0.5,0.5.")] = None,

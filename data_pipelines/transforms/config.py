@@ -117,12 +117,22 @@ class TargetCrop:
 
 
 @section
+class TeacherCrops:
+    """Every global crop once more, same region and flip, at the size that a frozen teacher sees."""
+
+    size: Size  # px; one number is a square
+    interpolation: Interpolation = "bicubic"  # when resizing
+    colours: bool = False  # whether the crop's colour operations are done here, too
+
+
+@section
 class Views:
-    """All crops of one image: `v` global, `u` local, and perhaps one for a tokenizer."""
+    """All crops of one image: `v` global, `u` local, and perhaps some for a tokenizer or a teacher."""
 
     global_crops: Annotated[tuple[Crop, ...], Field(min_length=1)]  # of one size: one, or DINO's two
     local_crops: LocalCrops | None = None  # small crops, of DINO
     target_crop: TargetCrop | None = None  # for a tokenizer
+    teacher_crops: TeacherCrops | None = None  # for a teacher that sees more, or other, pixels than the student
 
     @model_validator(mode="after")
     def _check(self) -> Views:
@@ -135,8 +145,16 @@ class Views:
                 "crops of their own shape (shape=native) and others, of several patches, or global crops of several "
                 "max_tokens don't go together; give all of them shape=native and one patch"
             )
-        if self.native and self.target_crop is not None:
-            raise ValueError("a target_crop is of one size; it goes with no crops of their own shape (shape=native)")
+        for name in ("target_crop", "teacher_crops"):
+            if self.native and getattr(self, name) is not None:
+                raise ValueError(f"{name} have one size; they go with no crops of their own shape (shape=native)")
+        height, width = self.global_size
+        seen = None if self.teacher_crops is None else self.teacher_crops.size
+        if seen is not None and seen[0] * width != seen[1] * height:
+            raise ValueError(
+                f"teacher_crops are {seen[0]}x{seen[1]} px and global_crops {height}x{width} px; they show the same "
+                "region, so their sides must be in one proportion"
+            )
         return self
 
     @property

@@ -45,6 +45,8 @@ class Recipe:
         self._targets = [(view, size) for view, size in enumerate(sizes)]
         if target is not None:
             self._targets.append((0, target.size))
+        if views.teacher_crops is not None:
+            self._targets += [(view, views.teacher_crops.size) for view in range(self.num_global)]
 
     def region(self, size: tuple[int, int], drawn: Sequence[tuple[CropParams, ...]]) -> Region:
         """What rows with these parameters need of an image of (height, width) `size`."""
@@ -60,6 +62,8 @@ class Recipe:
             for view, crop in enumerate(params):
                 name, number = ("global_colours", view) if view < num_global else ("local_colours", view - num_global)
                 write_colours(crop, arrays[name][place, number])
+                if view < num_global and "teacher_colours" in arrays:
+                    write_colours(self._for_teacher(crop), arrays["teacher_colours"][place, number])
         if self.colour_on_device or picture.is_part:
             params = tuple(self._within(picture, crop) for crop in params)
         jobs = [
@@ -74,7 +78,22 @@ class Recipe:
             ]
         if views.target_crop is not None:
             jobs.append(CropJob(params[0], views.target_crop.interpolation, arrays["target_crops"][place]))
+        if views.teacher_crops is not None:
+            jobs += [
+                CropJob(self._for_teacher(crop), views.teacher_crops.interpolation, out)
+                for crop, out in zip(params[:num_global], arrays["teacher_crops"][place], strict=True)
+            ]
         return jobs
+
+    def _for_teacher(self, params: CropParams) -> CropParams:
+        """A global crop's parameters at the teacher's size, where a blur has as many px more."""
+        teacher = self.views.teacher_crops
+        assert teacher is not None
+        if not teacher.colours:
+            return CropParams(params.box, params.flip)
+        if params.blur_radius is None:
+            return params
+        return params._replace(blur_radius=params.blur_radius * teacher.size[0] / self.views.global_size[0])
 
     def shaped_region(self, size: tuple[int, int], drawn: Sequence[tuple[Shaped, ...]]) -> Region:
         """`region` of crops of their own shape."""

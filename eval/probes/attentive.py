@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from einops import reduce, repeat
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from eval.base import Column, ProbeSpec, Scores, Store, Tokens
+from eval.base import Column, NativeTokens, ProbeSpec, Scores, Store
 from eval.outcomes import with_right
+from eval.patches import AnyTokens
 from eval.pooling import FORMS, Pooling, build
 from eval.scores import deviation_of
 from eval.stratified import stratified_split
@@ -69,7 +71,7 @@ class Chosen:
 
 def train(
     form: str,
-    tokens: Tokens,
+    tokens: AnyTokens,
     labels: Tensor,
     rows: Tensor,
     num_classes: int,
@@ -97,7 +99,7 @@ def train(
         begin = step % per_pass * size
         batch = order[begin : begin + size]
         target = repeat(labels[batch].to(device), "b -> r b", r=len(rates))
-        logits = heads(tokens[batch].to(device))
+        logits = heads(*shown(tokens, batch, device))
         # the sum over classifiers: each gets the gradient of its own mean
         loss = F.cross_entropy(logits.mT, target, reduction="sum") / len(batch)
         gradients = torch.autograd.grad(loss, list(heads.parameters()))
@@ -136,13 +138,23 @@ class _AdamW:
             parameter.sub_((first / corrections[0]) / ((second / corrections[1]).sqrt_().add_(_EPS)) * rate)
 
 
+def shown(tokens: AnyTokens, rows: Tensor, device: str) -> tuple[Tensor, Tensor | None]:
+    """What classifiers are given of the images `rows` (b,): tokens (b, t, d), and which of these (b, t) each image has;
+    None: all, as where images are of one size."""
+    if not isinstance(tokens, NativeTokens):
+        return tokens[rows].to(device), None
+    images = tokens.images(rows)
+    there = torch.arange(max(map(len, images))) < torch.tensor([len(image) for image in images])[:, None]
+    return pad_sequence(images, batch_first=True).to(device), there.to(device)
+
+
 @torch.no_grad()
-def score(heads: Pooling, tokens: Tokens, labels: Tensor, rows: Tensor, device: str) -> tuple[Tensor, Tensor]:
+def score(heads: Pooling, tokens: AnyTokens, labels: Tensor, rows: Tensor, device: str) -> tuple[Tensor, Tensor]:
     """(r, m) which of the images `rows` each classifier gets right, and (r,) its mean loss; of a diverged one none,
     and inf."""
     right, loss = [], torch.zeros(heads.num, dtype=torch.float64, device=device)
     for batch in rows.split(_SCORED_AT_ONCE):
-        logits = heads(tokens[batch].to(device))
+        logits = heads(*shown(tokens, batch, device))
         target = repeat(labels[batch].to(device), "b -> r b", r=heads.num)
         right.append(logits.argmax(dim=2) == target)
         loss += F.cross_entropy(logits.mT, target, reduction="none").sum(dim=1).double()
@@ -151,7 +163,7 @@ def score(heads: Pooling, tokens: Tokens, labels: Tensor, rows: Tensor, device: 
 
 
 def choose(
-    form: str, tokens: Tokens, labels: Tensor, groups: Tensor | None, num_classes: int, settings: AttentiveSettings,
+    form: str, tokens: AnyTokens, labels: Tensor, groups: Tensor | None, num_classes: int, settings: AttentiveSettings,
     seed: int, device: str,
 ) -> Chosen:  # fmt: skip
     """The rate that is best on a held-out part of train after a shorter training; of equals the one of the smallest
@@ -191,11 +203,14 @@ def _beyond(best: float, tried: Mapping[float, tuple[float, float]], bounds: tup
 class _Means:
     """The mean of each image's tokens as its only one: read once, where nothing else is looked at."""
 
-    def __init__(self, tokens: Tokens, at_once: int) -> None:
+    def __init__(self, tokens: AnyTokens, at_once: int) -> None:
         self.dim, self.grid = tokens.dim, (1, 1)
-        self.values = torch.cat([
-            reduce(tokens[rows], "b t d -> b 1 d", "mean") for rows in torch.arange(len(tokens)).split(at_once)
-        ])  # fmt: skip
+        parts = torch.arange(len(tokens)).split(at_once)
+        if isinstance(tokens, NativeTokens):
+            means = [torch.stack([image.mean(dim=0, keepdim=True) for image in tokens.images(rows)]) for rows in parts]
+        else:
+            means = [reduce(tokens[rows], "b t d -> b 1 d", "mean") for rows in parts]
+        self.values = torch.cat(means)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -260,7 +275,7 @@ def notes(result: Scores, settings: AttentiveSettings) -> list[str]:
         f"{form} of {result[form]['parameters']:,} parameters at lr {result[form]['rate']:g}" for form in forms
     )
     lines = [
-        f"attentive: {told}; AdamW, {settings.passes} passes or more over frozen tokens of centre crops, rates of "
+        f"attentive: {told}; AdamW, {settings.passes} passes or more over frozen tokens, rates of "
         f"{min(settings.rates):g} .. {max(settings.rates):g} and beyond, chosen on {100 * settings.held_out:g} % held "
         "out of train; seeds are of first weights"
     ]
@@ -287,4 +302,6 @@ def notes(result: Scores, settings: AttentiveSettings) -> list[str]:
     return lines
 
 
-SPEC = ProbeSpec("attentive", run, columns, AttentiveSettings, needs="tokens", labels=("class", "grade"), notes=notes)
+SPEC = ProbeSpec(
+    "attentive", run, columns, AttentiveSettings, needs="tokens", labels=("class", "grade"), notes=notes, native=True
+)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eval.base import Column, FeatureSet, ProbeSpec, Scores, Store
 from eval.outcomes import Outcome, scored
-from eval.patches import Drawn, batches, beside, draw_images, draw_places, means
+from eval.patches import Drawn, batches, beside, draw_images, draw_places, means, patch_counts, taken
 from eval.ridge import STRENGTHS, ridge_probe
 
 TITLES = {"r2": "depth R2", "mae": "depth MAE", "rmse": "depth RMSE"}
@@ -81,18 +81,18 @@ def _draw(
     """Patches of which something is known, and the mean of that."""
     tokens, depths = beside(features, features.depths, "depths", split)
     images = draw_images(depths.rows, None if settings.full else most_images, generator)
-    places = draw_places(len(images), tokens.grid[0] * tokens.grid[1], settings.patches, generator)
+    places = draw_places(patch_counts(tokens, images), settings.patches, generator)
     values, targets, first = [], [], 0
-    for rows, found, numbers in batches(tokens, depths, images):
-        chosen = places[first : first + len(rows)]
-        values.append(found.gather(1, chosen[..., None].expand(-1, -1, found.shape[2])).flatten(0, 1))
-        targets.append(means(numbers, tokens.grid).gather(1, chosen).flatten())
-        first += len(rows)
+    for part in batches(tokens, depths, images):
+        chosen = places[first : first + len(part.rows)]
+        values.append(part.at(chosen))
+        targets.append(taken(means(part.masks, part.grid), chosen))
+        first += len(part.rows)
     joined = torch.cat(targets)
     known = joined.isfinite()
     if not known.any():
         raise ValueError(f"nothing is known of any pixel of the depths of {len(images):,} {split} images")
-    owners = images.repeat_interleave(places.shape[1])
+    owners = images.repeat_interleave(torch.tensor([len(chosen) for chosen in places]))
     return Drawn(torch.cat(values)[known].float(), joined[known], owners[known])
 
 
@@ -121,4 +121,4 @@ def notes(result: Scores, settings: DepthSettings) -> list[str]:
     return lines
 
 
-SPEC = ProbeSpec("depth", run, columns, DepthSettings, needs="tokens", labels="depth", notes=notes)
+SPEC = ProbeSpec("depth", run, columns, DepthSettings, needs="tokens", labels="depth", notes=notes, native=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
 from eval import label_free
-from eval.base import Column, FeatureSet, ProbeSpec, Scores, Store
+from eval.base import Column, FeatureSet, NativeTokens, ProbeSpec, Scores, Store
 
 _BATCH = 64  # images whose tokens are read at once
 
@@ -64,12 +64,17 @@ def _drawn(num: int, most: int, seed: int) -> Tensor:
 def _of_tokens(train: FeatureSet, rows: Tensor, device: str) -> Scores:
     """The effective rank of all patch tokens together, and that of an image's own, the mean of the images."""
     assert train.tokens is not None
-    tokens = torch.cat([train.tokens[part] for part in rows.split(_BATCH)]).to(device)
-    within = torch.cat([label_free.ranks_within(part) for part in tokens.split(_BATCH)])
     images = rows if train.groups is None else train.groups[rows]  # tokens of an image are no independent witnesses
-    of_token = repeat(images, "n -> (n t)", t=tokens.shape[1])
+    if isinstance(train.tokens, NativeTokens):
+        apart = [image.to(device) for image in train.tokens.images(rows)]
+        within = torch.cat([label_free.ranks_within(image[None]) for image in apart])
+        flat, lengths = torch.cat(apart), torch.tensor([len(image) for image in apart])
+    else:
+        tokens = torch.cat([train.tokens[part] for part in rows.split(_BATCH)]).to(device)
+        within = torch.cat([label_free.ranks_within(part) for part in tokens.split(_BATCH)])
+        flat, lengths = rearrange(tokens, "n t d -> (n t) d"), torch.full((len(tokens),), tokens.shape[1])
     return {
-        "patch_rank": label_free.centred_rank(rearrange(tokens, "n t d -> (n t) d"), of_token),
+        "patch_rank": label_free.centred_rank(flat, images.repeat_interleave(lengths)),
         "patch_rank_within": label_free.of_mean(within, images),
     }
 

@@ -15,11 +15,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from eval.base import Column, Masks, ProbeSpec, Scores, Store, Tokens
+from eval.base import Column, NativeTokens, ProbeSpec, Scores, Store
 from eval.mask_pictures import examples, told_classes
 from eval.outcomes import Outcome, scored
 from eval.patch_heads import Head, Standard, fit_linear, knn_heads, linear_head
 from eval.patches import (
+    AnyMasks,
+    AnyTokens,
     Drawn,
     Levels,
     batches,
@@ -28,8 +30,10 @@ from eval.patches import (
     draw_places,
     overlaps,
     padded,
+    patch_counts,
     pixel_classes,
     shares,
+    taken,
 )
 from eval.stratified import stratified_split
 
@@ -97,7 +101,7 @@ def run(store: Store, settings: SegmentationSettings) -> Scores:
     result: Scores = {
         "num_train": len(images), "num_val": len(val_images), "patches": len(drawn.features),
         "without_mask": len(tokens) - len(masks.rows) + len(val_tokens) - len(val_masks.rows),
-        "size": list(val_masks[val_images[:1]].shape[1:]), "grid": list(val_tokens.grid),
+        **_shape(val_tokens, val_masks, val_images),
         "classes": sorted(levels.levels), "unknown": sorted(levels.levels[num_known:]),
         "chance": _scores(found.pop("most_frequent"), None, None),
     }  # fmt: skip
@@ -111,39 +115,48 @@ def run(store: Store, settings: SegmentationSettings) -> Scores:
     return result
 
 
-def draw(tokens: Tokens, masks: Masks, images: Tensor, levels: Levels, most: int, generator: torch.Generator) -> Drawn:
+def _shape(tokens: AnyTokens, masks: AnyMasks, images: Tensor) -> Scores:
+    """How large masks and maps of patches are, or the most patches of images at their own shape."""
+    if isinstance(tokens, NativeTokens):
+        return {"native": int(patch_counts(tokens, images).max())}
+    first = next(batches(tokens, masks, images[:1]))
+    return {"size": list(first.size), "grid": list(first.grid)}
+
+
+def draw(
+    tokens: AnyTokens, masks: AnyMasks, images: Tensor, levels: Levels, most: int, generator: torch.Generator
+) -> Drawn:
     """About `most` patches of these images in random order, and the shares of the classes in each; `levels` grows."""
-    num_patches = tokens.grid[0] * tokens.grid[1]
-    places = draw_places(len(images), num_patches, most, generator)
+    places = draw_places(patch_counts(tokens, images), most, generator)
     features, targets, first = [], [], 0
-    for rows, values, classes in batches(tokens, masks, images):
-        chosen = places[first : first + len(rows)]
-        numbered = levels.numbered(classes)
+    for part in batches(tokens, masks, images):
+        chosen = places[first : first + len(part.rows)]
+        numbered = levels.numbered(part.masks)
         if len(levels) > MOST_CLASSES:
             raise ValueError(
                 f"the masks hold more than {MOST_CLASSES} classes, such as {levels.levels[-1]}; numbers, such as "
                 "depths, are packed by --depths and probed by `depth`"
             )
-        parts = shares(numbered, tokens.grid, max(len(levels), 1))
-        features.append(values.gather(1, chosen[..., None].expand(-1, -1, values.shape[2])).flatten(0, 1))
-        targets.append(parts.gather(1, chosen[..., None].expand(-1, -1, parts.shape[2])).flatten(0, 1))
-        first += len(rows)
-    order = torch.randperm(places.numel(), generator=generator)
+        features.append(part.at(chosen))
+        targets.append(taken(shares(numbered, part.grid, max(len(levels), 1)), chosen))
+        first += len(part.rows)
+    of_image = torch.tensor([len(chosen) for chosen in places])
+    order = torch.randperm(int(of_image.sum()), generator=generator)
     joined = padded(targets, max(len(levels), 1), 1)[order]
     judged = joined.sum(dim=1) > 0
-    owners = images.repeat_interleave(places.shape[1])[order]
+    owners = images.repeat_interleave(of_image)[order]
     return Drawn(torch.cat(features)[order][judged].float(), joined[judged], owners[judged])
 
 
 def judge(
-    heads: dict[_Name, Head], tokens: Tokens, masks: Masks, images: Tensor, levels: Levels
+    heads: dict[_Name, Head], tokens: AnyTokens, masks: AnyMasks, images: Tensor, levels: Levels
 ) -> dict[_Name, Tensor]:
     """By head, `overlaps` of these images: (m, classes, 2) int64. What `levels` did not know is a class, too."""
     found: dict[_Name, list[Tensor]] = {name: [] for name in heads}
-    for _, values, classes in batches(tokens, masks, images):
-        numbered = levels.numbered(classes)
+    for part in batches(tokens, masks, images):
+        numbered = levels.numbered(part.masks)
         for name, head in heads.items():
-            predicted = pixel_classes(head(values), tokens.grid, (classes.shape[1], classes.shape[2]))
+            predicted = pixel_classes(head(part.tokens), part.grid, part.size)
             found[name].append(overlaps(predicted, numbered, len(levels)))
     return {name: padded(parts, len(levels), 1) for name, parts in found.items()}
 
@@ -237,12 +250,14 @@ def columns(result: Scores, headline: str) -> list[Column]:
 def notes(result: Scores, settings: SegmentationSettings) -> list[str]:
     """What was judged, and how the heads were chosen."""
     linear, knn = result["linear"], result["knn"]
-    height, width = result["size"]
+    where = f"at their own shape from up to {result['native']} patches" if "native" in result else ""
+    if not where:
+        (height, width), grid = result["size"], result["grid"]
+        where = f"at {width}x{height} px from {grid[1]}x{grid[0]} patches"
     lines = [
-        f"segmentation: {len(result['classes'])} classes at {width}x{height} px from {result['grid'][1]}x"
-        f"{result['grid'][0]} patches, {result['num_val']:,} val images; linear on {result['patches']:,} patches of "
-        f"{result['num_train']:,} train images, strength {linear['strength']:g}; k-NN: k = {knn['k']} of "
-        f"{knn['bank']:,} patches"
+        f"segmentation: {len(result['classes'])} classes {where}, {result['num_val']:,} val images; linear on "
+        f"{result['patches']:,} patches of {result['num_train']:,} train images, strength {linear['strength']:g}; "
+        f"k-NN: k = {knn['k']} of {knn['bank']:,} patches"
     ]
     told = told_classes(linear["of_class"], result.get("names", {}))
     more = f" (the worst {_MOST_CLASSES_NAMED} of {len(told)})" if len(told) > _MOST_CLASSES_NAMED else ""
@@ -257,4 +272,6 @@ def notes(result: Scores, settings: SegmentationSettings) -> list[str]:
     return lines
 
 
-SPEC = ProbeSpec("segmentation", run, columns, SegmentationSettings, needs="tokens", labels="mask", notes=notes)
+SPEC = ProbeSpec(
+    "segmentation", run, columns, SegmentationSettings, needs="tokens", labels="mask", notes=notes, native=True
+)

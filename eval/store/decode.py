@@ -15,6 +15,7 @@ from data_pipelines.remote.fetch import pause
 from eval.store.description import Description
 from eval.store.mapped import GrowingArray, GrowingTexts
 from eval.store.matrix import MappedFeatures, check_room, write_complete
+from eval.store.native_tokens import GrowingNativeTokens
 from eval.store.parts import read_part
 
 MAPPED = "npy"  # the folder of arrays beside the parts
@@ -70,8 +71,11 @@ def _decode(folder: Path, description: Description, say: Callable[[str], None]) 
         texts = {name: GrowingTexts(new, name) for name in ("keys", "metadata")}
         for text in texts.values():
             stack.callback(text.close)
-        tokens = None
-        if identity["tokens"] is not None:
+        tokens: GrowingArray | GrowingNativeTokens | None = None
+        if identity["tokens"] is not None and identity["crops"].get("native"):
+            tokens = GrowingNativeTokens(new, layout.token_dim, np.dtype(identity["tokens"]))
+            stack.callback(tokens.close)
+        elif identity["tokens"] is not None:
             assert layout.grid is not None
             tokens = growing(
                 "tokens", (layout.grid[0] * layout.grid[1], layout.token_dim), np.dtype(identity["tokens"])
@@ -79,7 +83,11 @@ def _decode(folder: Path, description: Description, say: Callable[[str], None]) 
         for number in range(description.num_parts):
             for part in read_part(description.path(folder, number), layout):
                 features.append(part.rows)
-                if tokens is not None:
+                if isinstance(tokens, GrowingNativeTokens):
+                    assert part.tokens is not None
+                    assert part.grids is not None
+                    tokens.append(part.tokens, part.grids)
+                elif tokens is not None:
                     assert part.tokens is not None
                     tokens.append(part.tokens)
                 beside["samples"].append(part.samples)
@@ -106,7 +114,7 @@ def array_bytes(description: Description, rows: int) -> int:
 
 
 def row_bytes(identity: dict) -> int:
-    """Of the features and tokens of one image, as they are kept."""
+    """Of the features and tokens of one image, as they are kept; at its own shape, of one with the most tokens."""
     found = identity["layout"]
     size = max(stop for _, _, stop in found["pieces"]) * np.dtype(identity["features"]).itemsize
     if identity["tokens"] is not None:

@@ -148,23 +148,27 @@ class _Block:
     def add(self, batch: Batch, which: np.ndarray) -> None:
         """Those images of a batch that belong here."""
         rows = kept(batch.rows[which], np.dtype(self.identity["features"]), "features")
-        tokens = None
+        tokens, grids = None, None if batch.grids is None else batch.grids[which]
         if batch.tokens is not None:
-            tokens = kept(batch.tokens[which], np.dtype(self.identity["tokens"]), "patch tokens")
-        self.batches.append(Batch(rows, tokens, batch.labels[which], batch.samples[which], batch.digests[which]))
+            own = which if batch.grids is None else np.repeat(which, batch.grids.prod(axis=1))
+            tokens = kept(batch.tokens[own], np.dtype(self.identity["tokens"]), "patch tokens")
+        self.batches.append(Batch(rows, tokens, batch.labels[which], batch.samples[which], batch.digests[which], grids))
 
     def joined(self, layout_dim: int) -> Batch:
         """All of them, of none if there are none."""
         if not self.batches:
             none = np.empty(0, dtype=np.int64)
-            tokens = None
+            tokens = grids = None
             if self.identity["tokens"] is not None:
                 (high, wide), dim = self.identity["layout"]["grid"], self.identity["layout"]["token_dim"]
-                tokens = np.empty((0, high * wide, dim), self.identity["tokens"])
-            return Batch(np.empty((0, layout_dim), self.identity["features"]), tokens, none, none, none)
-        rows, tokens, labels, samples, digests = zip(*self.batches, strict=True)
-        joined = None if tokens[0] is None else np.concatenate(tokens)
-        return Batch(np.concatenate(rows), joined, *map(np.concatenate, (labels, samples, digests)))
+                native = self.identity["crops"].get("native")
+                tokens = np.empty((0, dim) if native else (0, high * wide, dim), self.identity["tokens"])
+                grids = np.empty((0, 2), np.int64) if native else None
+            return Batch(np.empty((0, layout_dim), self.identity["features"]), tokens, none, none, none, grids)
+        rows, tokens, labels, samples, digests, grids = zip(*self.batches, strict=True)
+        joined, shapes = (None if part[0] is None else np.concatenate(part) for part in (tokens, grids))
+        whole = (np.concatenate(part) for part in (labels, samples, digests))
+        return Batch(np.concatenate(rows), joined, *whole)._replace(grids=shapes)
 
 
 def _write_part(block: _Block, dataset: Dataset, folder: Path, description: Description, number: int) -> None:
@@ -173,7 +177,8 @@ def _write_part(block: _Block, dataset: Dataset, folder: Path, description: Desc
     samples = batch.samples.tolist()
     keys = [dataset.key(sample)[0].encode("utf-8", "surrogateescape").decode("utf-8", "replace") for sample in samples]
     metadata = [_metadata(dataset, sample) for sample in samples]
-    part = Part(batch.rows, batch.tokens, batch.labels, batch.samples, batch.digests, keys, metadata)
+    grids = None if batch.tokens is None else batch.grids
+    part = Part(batch.rows, batch.tokens, batch.labels, batch.samples, batch.digests, keys, metadata, grids)
     write_part(description.path(folder, number), part, layout, description.digest)
 
 

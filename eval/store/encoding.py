@@ -58,8 +58,10 @@ class Crops:
 class Batch(NamedTuple):
     """Features of b images.
 
-    rows: (b, dim) float32. tokens: (b, t, d) float32, where they were asked for. labels: (b,) int64, -1 where unknown.
-    samples: (b,) int64 numbers in the data set. digests: (b,) int64, equal where the pixels of the crops are.
+    rows: (b, dim) float32. tokens: (b, t, d) float32, where they were asked for; of images at their own shape (t, d),
+    one image's behind the other's. labels: (b,) int64, -1 where unknown. samples: (b,) int64 numbers in the data set.
+    digests: (b,) int64, equal where the pixels of the crops are. grids: (b, 2) int64 rows and columns of the tokens of
+    each image at its own shape.
     """
 
     rows: np.ndarray
@@ -67,6 +69,7 @@ class Batch(NamedTuple):
     labels: np.ndarray
     samples: np.ndarray
     digests: np.ndarray
+    grids: np.ndarray | None = None
 
 
 class FrozenEncoder:
@@ -100,8 +103,6 @@ class FrozenEncoder:
         noise = torch.randn(1, planes, crops.size, crops.size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():  # in fp32: which of the outputs are the same is not for rounding to say
             self.layout: Layout = layout(self.encoder(noise.to(device), layers=self._earlier))
-        if tokens and crops.native:
-            raise ValueError("images of their own shape have maps of many sizes, so that their tokens can't be kept")
         if tokens and self.layout.grid is None:
             raise ValueError("this encoder's patch tokens form no map of the image, so that none can be kept")
 
@@ -153,15 +154,18 @@ class FrozenEncoder:
         for images, labels, numbers in whole_images(
             dataset, tokens, patch, batch_size=batch_size, channels=crops.channels, bits=crops.bits, samples=samples
         ):
-            rows = self.of_images([torch.from_numpy(image) for image in images])
+            rows, kept = self.of_images([torch.from_numpy(image) for image in images])
             digests = np.concatenate([digests_of(image[None]) for image in images])
-            yield Batch(rows.numpy(), None, labels.numpy(), numbers.numpy(), digests)
+            grids = np.array([image.shape[1:] for image in images], dtype=np.int64) // patch
+            yield Batch(
+                rows.numpy(), None if kept is None else kept.numpy(), labels.numpy(), numbers.numpy(), digests, grids
+            )
 
     @torch.no_grad()
-    def of_images(self, images: Sequence[Tensor]) -> Tensor:
-        """(b, dim) rows, float32 on the CPU, of images (c, h, w) of any sides that are multiples of the patch; as many
-        in a sequence as make up to `MOST_TOKENS`."""
-        patch, rows = self.encoder.patch, []
+    def of_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """(b, dim) rows and perhaps (t, d) tokens, float32 on the CPU, of images (c, h, w) of any sides that are
+        multiples of the patch; as many in a sequence as make up to `MOST_TOKENS`."""
+        patch, rows, tokens = self.encoder.patch, [], []
         grids = [(image.shape[1] // patch, image.shape[2] // patch) for image in images]
         for group in sequences(lengths_of(grids), MOST_TOKENS):
             parts = []
@@ -173,7 +177,9 @@ class FrozenEncoder:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic == "bf16"):
                 features: PackedFeatures = self.encoder(packed, layers=self._earlier)
             rows.append(rows_of(summarised(features), self.layout).cpu())
-        return torch.cat(rows)
+            if self.with_tokens:
+                tokens.append(features.tokens.float().cpu())
+        return torch.cat(rows), torch.cat(tokens) if tokens else None
 
 
 def summarised(features: PackedFeatures) -> Features:

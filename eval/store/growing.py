@@ -13,6 +13,7 @@ from data_pipelines.files import read_json, write_json
 from eval.store.encoding import FrozenEncoder, unreadable
 from eval.store.mapped import GrowingArray
 from eval.store.matrix import write_complete
+from eval.store.native_tokens import GrowingNativeTokens
 from eval.store.precision import kept
 from eval.store.progress import counting
 
@@ -42,23 +43,32 @@ def write_arrays(
     layout = encoder.layout
     tails: dict[str, tuple[tuple[int, ...], np.dtype]] = {"features": ((layout.dim,), dtype)}
     tails |= dict.fromkeys(("samples", "labels", "digests"), ((), np.dtype(np.int64)))
-    if encoder.with_tokens:
+    of_tokens = np.dtype(np.float16)
+    native = encoder.with_tokens and encoder.crops.native
+    if encoder.with_tokens and not native:
         assert layout.grid is not None
-        tails["tokens"] = ((layout.grid[0] * layout.grid[1], layout.token_dim), np.dtype(np.float16))
+        tails["tokens"] = ((layout.grid[0] * layout.grid[1], layout.token_dim), of_tokens)
     with ExitStack() as stack:
         arrays: dict[str, GrowingArray] = {}
-        try:
+        tokens: GrowingNativeTokens | None = None
+
+        def start(rows: int) -> None:
+            nonlocal tokens
             for name, (tail, kind) in tails.items():
                 arrays[name] = GrowingArray(folder / f"{name}.npy", tail, kind, rows)
                 stack.callback(arrays[name].close)
+            if native:
+                tokens = GrowingNativeTokens(folder, layout.token_dim, of_tokens, rows)
+                stack.callback(tokens.close)
+
+        try:
+            start(rows)
         except (OSError, ValueError):  # shorter than the journal says: from the beginning
             done = rows = 0
-            arrays = {name: GrowingArray(folder / f"{name}.npy", tail, kind) for name, (tail, kind) in tails.items()}
-            for array in arrays.values():
-                stack.callback(array.close)
+            start(0)
 
         def keep() -> None:
-            for array in arrays.values():
+            for array in (*arrays.values(), *(() if tokens is None else (tokens,))):
                 array.keep()
             write_json(folder / JOURNAL, {"of": digest, "done": done, "rows": arrays["samples"].rows})
 
@@ -68,7 +78,12 @@ def write_arrays(
             for batch in encoder.batches(dataset, samples[done:], batch_size):
                 arrays["features"].append(kept(batch.rows, dtype, "features"))
                 if batch.tokens is not None:
-                    arrays["tokens"].append(kept(batch.tokens, np.dtype(np.float16), "patch tokens"))
+                    of_batch = kept(batch.tokens, of_tokens, "patch tokens")
+                    if tokens is None:
+                        arrays["tokens"].append(of_batch)
+                    else:
+                        assert batch.grids is not None
+                        tokens.append(of_batch, batch.grids)
                 arrays["samples"].append(batch.samples)
                 arrays["labels"].append(batch.labels)
                 arrays["digests"].append(batch.digests)

@@ -18,6 +18,7 @@ from data_pipelines.remote.cache_folder import gigabytes
 from eval.base import FeatureSet
 from eval.store.layout import Layout
 from eval.store.mapped import MappedTexts, mapped
+from eval.store.native_tokens import GRIDS, StoredNativeTokens
 
 COMPLETE = "complete.json"
 _MOST_COPIED = 1 << 30  # bytes of chosen rows that are held in memory; more go to a file without a name
@@ -41,7 +42,7 @@ class StoredTokens:
 
 class MappedFeatures:
     """A folder of arrays with a row an image: `features` (n, dim), `samples`, `labels` and `digests` (n,), and perhaps
-    `tokens` (n, t, d), `keys` and `metadata`.
+    `tokens` (n, t, d), or those of images at their own shape (`StoredNativeTokens`), `keys` and `metadata`.
 
     Raises OSError or ValueError where it is not there, not whole, or of another `digest` (of a store's identity).
     """
@@ -52,7 +53,10 @@ class MappedFeatures:
         arrays = {name: mapped(folder / f"{name}.npy") for name in ("features", "samples", "labels", "digests")}
         self.features, self.samples = arrays["features"], arrays["samples"]
         self.labels, self.digests = arrays["labels"], arrays["digests"]
-        self.tokens = mapped(folder / "tokens.npy") if complete["tokens"] else None
+        self.tokens: np.ndarray | StoredNativeTokens | None = None
+        if complete["tokens"]:
+            native = (folder / GRIDS).is_file()
+            self.tokens = StoredNativeTokens(folder) if native else mapped(folder / "tokens.npy")
         rows = {len(values) for values in (*arrays.values(), *(() if self.tokens is None else (self.tokens,)))}
         if complete["store"] != digest or rows != {complete["rows"]} or self.features.shape[1] != layout.dim:
             raise ValueError(f"{folder} holds arrays of {sorted(rows)} rows, not what its {COMPLETE} says")
@@ -86,8 +90,10 @@ class MappedFeatures:
         else:
             matrix = _copied(self.features, rows, self.folder)
         chosen = torch.from_numpy(rows)
-        tokens = None
-        if self.tokens is not None:
+        tokens: StoredTokens | StoredNativeTokens | None = None
+        if isinstance(self.tokens, StoredNativeTokens):
+            tokens = self.tokens.of(rows)
+        elif self.tokens is not None:
             assert self.layout.grid is not None
             tokens = StoredTokens(self.tokens, self.layout.grid, None if whole else chosen)
         return FeatureSet(

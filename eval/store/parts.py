@@ -16,7 +16,7 @@ from data_pipelines.shards.index import NO_LABEL
 from eval.store.layout import Layout
 
 _ABOUT = b"selfsight"
-TOKENS = "tokens"
+TOKENS, GRID = "tokens", "grid"
 #: Of the columns that are no features.
 BESIDE = ("sample", "key", "label", "metadata", "digest")
 _BATCH_BYTES = 1 << 26  # decoded at a time
@@ -25,8 +25,9 @@ _BATCH_BYTES = 1 << 26  # decoded at a time
 class Part(NamedTuple):
     """n images of a block, in the order of their numbers.
 
-    rows: (n, dim) of the kept type. tokens: (n, t, d) float16 or None. labels: (n,) int64, -1 where unknown. samples,
-    digests: (n,) int64. keys: n names. metadata: of each image its `.json` as one line; None where it has none.
+    rows: (n, dim) of the kept type. tokens: (n, t, d) float16 or None; (t, d), one image's behind the other's, with
+    `grids` (n, 2) int64 where images have their own shape. labels: (n,) int64, -1 where unknown. samples, digests: (n,)
+    int64. keys: n names. metadata: of each image its `.json` as one line; None where it has none.
     """
 
     rows: np.ndarray
@@ -36,13 +37,15 @@ class Part(NamedTuple):
     digests: np.ndarray
     keys: Sequence[str]
     metadata: Sequence[str | None]
+    grids: np.ndarray | None = None
 
 
 def write_part(path: Path, part: Part, layout: Layout, digest: str) -> None:
     """Write a part of the store whose identity has this `digest`. Each piece of a row is a column of its own.
 
     The columns are sample, key, label (null where unknown), metadata (JSON), digest, then lists of fixed length:
-    `class`, `mean` and so on, and `tokens` row by row of the image.
+    `class`, `mean` and so on, and `tokens` row by row of the image; of images at their own shape, whose lists are of
+    unlike length, `grid` tells rows and columns.
     """
     columns: dict[str, pa.Array] = {
         "sample": pa.array(part.samples, pa.int64()),
@@ -53,7 +56,13 @@ def write_part(path: Path, part: Part, layout: Layout, digest: str) -> None:
     }
     for name, start, stop in layout.pieces:
         columns[name] = _lists(part.rows[:, start:stop])
-    if part.tokens is not None:
+    if part.grids is not None:
+        assert part.tokens is not None
+        columns[GRID] = _lists(part.grids)
+        ends = part.grids.prod(axis=1).cumsum() * layout.token_dim
+        flat = pa.array(np.ascontiguousarray(part.tokens).reshape(-1))
+        columns[TOKENS] = pa.LargeListArray.from_arrays(pa.array(np.concatenate([[0], ends]), pa.int64()), flat)
+    elif part.tokens is not None:
         columns[TOKENS] = _lists(part.tokens)
     about = json.dumps({"store": digest, "layout": layout.as_json()})
     table = pa.table(columns).replace_schema_metadata({_ABOUT: about.encode()})
@@ -104,8 +113,11 @@ def read_part(path: Path, layout: Layout) -> Iterator[Part]:
         rows = np.empty((batch.num_rows, layout.dim), first.type.value_type.to_pandas_dtype())
         for name, start, stop in layout.pieces:
             rows[:, start:stop] = _matrix(batch.column(name), stop - start)
-        tokens = None
-        if has_tokens:
+        tokens = grids = None
+        if GRID in file.schema_arrow.names:
+            grids = _matrix(batch.column(GRID), 2)
+            tokens = batch.column(TOKENS).flatten().to_numpy(zero_copy_only=False).reshape(-1, layout.token_dim)
+        elif has_tokens:
             flat = _matrix(batch.column(TOKENS), grid[0] * grid[1] * layout.token_dim)
             tokens = flat.reshape(batch.num_rows, grid[0] * grid[1], layout.token_dim)
         labels = batch.column("label").fill_null(NO_LABEL).to_numpy(zero_copy_only=False)
@@ -117,6 +129,7 @@ def read_part(path: Path, layout: Layout) -> Iterator[Part]:
             batch.column("digest").to_numpy(zero_copy_only=False),
             batch.column("key").to_pylist(),
             batch.column("metadata").to_pylist(),
+            grids,
         )
 
 

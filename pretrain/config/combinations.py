@@ -127,6 +127,8 @@ def _check_views(config: Config) -> None:
         raise ValueError(f"method {name} as it is set needs views.target_crop: {crops.target}")
     if views.target_crop is not None and crops.target is None:
         raise ValueError(f"method {name} as it is set reads no views.target_crop; remove it")
+    if views.teacher_crops is not None and crops.teacher is None:
+        raise ValueError(f"method {name} as it is set reads no views.teacher_crops; remove it")
 
 
 def _check_native(config: Config) -> None:

@@ -57,6 +57,7 @@ EXAMPLES = {
     "views.local_crops.max_tokens": "36",
     "views.local_crops.area": "[16, 36]",
     "views.target_crop.size": "112",
+    "views.teacher_crops.size": "512",
     "method.ibot.ratio": "[0.1, 0.5]",
     "optim.lr": "1e-3",
     "encoder.dim": "192",

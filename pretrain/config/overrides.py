@@ -179,7 +179,7 @@ def written(value: Any) -> str:
 
 
 def _set_image_size(data: dict[str, Any], value: Any, override: str) -> list[str]:
-    """Every global crop's size, and that of the target crop in proportion; a line on what was set and what stays."""
+    """Every global crop's size, and in proportion those that show the same; a line on what was set and what stays."""
     views = data.get("views")
     crops = views.get("global_crops") if isinstance(views, dict) else None
     if not isinstance(crops, list) or not all(isinstance(crop, dict) for crop in crops):
@@ -189,16 +189,18 @@ def _set_image_size(data: dict[str, Any], value: Any, override: str) -> list[str
         raise ConfigError(f"{override!r}: a size is a whole number of px, or [height, width]")
     assert isinstance(views, dict)
     set_, stays = [], []
-    target = views.get("target_crop")
-    if isinstance(target, dict) and crops:
-        old, scaled = _pair(crops[0].get("size")), _pair(target.get("size"))
+    for name in ("target_crop", "teacher_crops"):
+        follows = views.get(name)
+        if not isinstance(follows, dict) or not crops:
+            continue
+        old, scaled = _pair(crops[0].get("size")), _pair(follows.get("size"))
         if old and scaled:
             new = [scaled[axis] * size[axis] / old[axis] for axis in (0, 1)]
             if all(side.is_integer() for side in new):
-                target["size"] = [int(side) for side in new] if new[0] != new[1] else int(new[0])
-                set_.append(f"views.target_crop.size={written(target['size'])}")
+                follows["size"] = [int(side) for side in new] if new[0] != new[1] else int(new[0])
+                set_.append(f"views.{name}.size={written(follows['size'])}")
             else:
-                stays.append(f"views.target_crop.size={written(target['size'])}")
+                stays.append(f"views.{name}.size={written(follows['size'])}")
     for crop in crops:
         crop["size"] = value
     set_.insert(0, f"views.global_crops.size={written(value)}")

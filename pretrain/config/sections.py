@@ -108,7 +108,8 @@ class OptimConfig:
     lr_reference_batch: PositiveInt = 256  # global batch at which the rate is `lr`
     lr_scaling: Literal["linear", "sqrt"] = "linear"  # how the rate follows the batch; sqrt: DINOv2's rule
     lr_end: NonNegativeFloat = 0.0  # absolute, not scaled
-    schedule: Literal["cosine", "steps"] = "cosine"  # steps: times `step_factor` at each of `step_epochs`
+    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    """After the warm-up: to `lr_end` on a cosine, as it is, or times `step_factor` at each of `step_epochs`."""
     step_epochs: tuple[PositiveFloat, ...] = ()  # with schedule steps
     step_factor: PositiveFloat = 0.1  # with schedule steps
     warmup_epochs: NonNegativeFloat = 0.0  # from warmup_start up to the full rate
@@ -129,7 +130,7 @@ class OptimConfig:
             raise ValueError(f"schedule is {self.schedule} and step_epochs {self.step_epochs}; they go together")
         if list(self.step_epochs) != sorted(set(self.step_epochs)):
             raise ValueError(f"step_epochs {self.step_epochs} must rise")
-        if self.schedule == "steps" and self.lr_end:
+        if self.schedule != "cosine" and self.lr_end:
             raise ValueError(f"lr_end is {self.lr_end:g}, which belongs to schedule cosine; remove it")
         if self.step_epochs and self.warmup_epochs > self.step_epochs[0]:
             raise ValueError(

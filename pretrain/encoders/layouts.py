@@ -21,15 +21,14 @@ from torch import Tensor
 from pretrain.config.load import override_section
 from pretrain.encoders.registry import FAMILIES, EncoderConfig
 from pretrain.encoders.shapes import VIT_SIZES
-
-State = dict[str, Tensor]
+from pretrain.encoders.unwrapped import State, unwrapped
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 INCEPTION = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 #: Buffers that the modules compute themselves.
 COMPUTED = r"relative_position_index|attn_mask|relative_coords_table"
-#: I-JEPA's checkpoints have a state dict for each of these, all of which count.
-JOINED = ("encoder", "predictor", "target_encoder")
+#: First words of names that tell whose weights they are.
+SIDES = {"teacher": ("teacher.", "ema.", "model_ema."), "student": ("student.",)}
 #: Tokens along a window or map with relative positions: their pairs, computed from it, take its fourth power in memory.
 LARGEST_WINDOW = 128
 
@@ -61,51 +60,50 @@ class CheckpointState:
     """A checkpoint's tensors, taken key by key."""
 
     def __init__(
-        self, checkpoint: Any, which: str, overrides: Sequence[str] = (), image_size: int | None = None
+        self,
+        checkpoint: Any,
+        which: str,
+        overrides: Sequence[str] = (),
+        image_size: int | None = None,
+        told: Mapping[str, Any] | None = None,
     ) -> None:
-        self.which, self.image_size = which, image_size
+        """told: what a configuration beside the file tells (`hub.told_by`)."""
+        self.which, self.image_size, self.told = which, image_size, dict(told or {})
         self.notes: list[str] = []
         self.grid, self._grid_is_used = _grid_of(overrides), False
         self.overrides = tuple(override for override in overrides if not override.startswith("grid="))
-        if not isinstance(checkpoint, Mapping):
-            raise ValueError(f"the checkpoint is a {type(checkpoint).__name__}; a dictionary of tensors is needed")
-        self.left: dict[str, str] = {}
-        self.tensors: State = self._unwrapped(checkpoint)
-
-    def _unwrapped(self, checkpoint: Mapping[str, Any]) -> State:
-        averaged = ("state_dict_ema",) if self.which == "teacher" else ()
-        for name in ("model", "model_state", *averaged, "state_dict", self.which, "model_ema", "module"):
-            inner = checkpoint.get(name)
-            if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
-                for key in checkpoint:
-                    if key != name:
-                        self.left[f"[{key}]"] = "beside the weights"
-                return self._unwrapped(inner)
-        if all(isinstance(checkpoint.get(part), Mapping) for part in JOINED):
-            parts = {f"{part}.{key}": value for part in JOINED for key, value in checkpoint[part].items()}
-            checkpoint = {**{key: value for key, value in checkpoint.items() if key not in JOINED}, **parts}
-        tensors = {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
-        for key in checkpoint:
-            if key not in tensors:
-                self.left[f"[{key}]"] = "no tensor"
-        if not tensors:
-            raise ValueError(
-                f"the checkpoint holds no tensors; its keys are {', '.join(map(str, list(checkpoint)[:8]))}"
-            )
-        for key, value in tensors.items():
-            if not isinstance(key, str):
-                raise ValueError(f"the checkpoint's key {key!r} is a {type(key).__name__}; tensors have names")
-            # a view may claim more numbers than it has, which a copy would then take in memory
-            whole = value.layout == torch.strided and value.device.type == "cpu"
-            if not whole or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                raise ValueError(f"the checkpoint's {key} is not a dense tensor with all of its numbers")
+        self.tensors, self.left = unwrapped(checkpoint, which)
         #: Of the coarsest type there was, at 1: what an equality of stored numbers can be asked for.
-        self.rounding = max((torch.finfo(v.dtype).eps for v in tensors.values() if v.is_floating_point()), default=0.0)
-        other = {value.dtype for value in tensors.values() if value.is_floating_point()} - {torch.float32}
-        if other:
+        self.rounding = 0.0
+        types = {value.dtype for value in self.tensors.values() if value.is_floating_point()}
+        if types:
+            self.rounding = max(torch.finfo(dtype).eps for dtype in types)
+        if other := types - {torch.float32}:
             named = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in other))
             self.notes.append(f"weights in {named} were brought to float32")
-        return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+        self.tensors = {
+            key: value.float() if value.is_floating_point() else value for key, value in self.tensors.items()
+        }
+
+    def side(self) -> None:
+        """Keep the teacher or the student, as asked for, where the first word of names tells which it is."""
+        other = "student" if self.which == "teacher" else "teacher"
+        own = next((word for word in SIDES[self.which] if any(key.startswith(word) for key in self.tensors)), None)
+        if own is None and all(key.startswith(SIDES[other]) for key in self.tensors):
+            raise ValueError(f"the checkpoint holds the {other} alone; import it with --which {other}")
+        if own is not None:
+            self.keep(own, f"not of the {self.which}")
+        self.leave(rf"^({'|'.join(map(re.escape, SIDES[other]))})", f"the {other}'s")
+
+    def backbone(self) -> State:
+        """Keep the backbone of the side that is asked for; returns what else there is of that side: its heads."""
+        self.side()
+        if not any(key.startswith("backbone.") for key in self.tensors):
+            return {}
+        rest = {key: value for key, value in self.tensors.items() if not key.startswith("backbone.")}
+        self.tensors = {key: value for key, value in self.tensors.items() if key.startswith("backbone.")}
+        self.drop_prefix("backbone.")
+        return rest
 
     def drop_prefix(self, prefix: str) -> None:
         """Take a prefix off every key that has it."""
@@ -130,7 +128,7 @@ class CheckpointState:
             del self.tensors[key]
 
     def take(self, *prefixes: str) -> State:
-        """Remove and return the keys that begin so."""
+        """Remove and return the keys that begin so, with their values."""
         return {key: self.tensors.pop(key) for key in list(self.tensors) if key.startswith(prefixes)}
 
     def rename(self, pattern: str, replacement: str | Callable[[re.Match[str]], str]) -> None:
@@ -145,28 +143,61 @@ class CheckpointState:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise ValueError(f"{inferred.family}: {reason}") from None
 
+    def known(self, name: str, otherwise: Any) -> Any:
+        """What a configuration beside the file tells of a setting, which is said; else `otherwise`."""
+        if name not in self.told:
+            return otherwise
+        note = f"{name}={self.told[name]}, as the config.json beside it tells"
+        if note not in self.notes:
+            self.notes.append(note)
+        return self.told[name]
+
     def guess(self, name: str, value: Any, why: str) -> Any:
-        """A setting that the weights do not tell; said, unless the user tells it (`name=VALUE`)."""
+        """A setting that the weights do not tell; said, unless a configuration or the user tells it (`name=VALUE`)."""
+        if name in self.told:
+            return self.known(name, value)
         if not any(override.startswith(f"{name}=") for override in self.overrides):
             shown = str(list(value)).replace(" ", "") if isinstance(value, tuple) else value
             self.notes.append(f"{name}={shown} is guessed ({why}); give {name}=N if wrong")
         return value
 
-    def patches(self, count: int, what: str) -> tuple[int, int]:
-        """Rows and columns of the map whose `count` positions are in the table `what`: a square unless told."""
+    def patches(self, count: int, what: str, patch: int = 0) -> tuple[int, int]:
+        """Rows and columns of the map whose `count` positions are in the table `what`: a square unless told.
+
+        patch: the side in px of one, with which a configuration beside the file tells them.
+        """
         if self.grid is not None:
             self._grid_is_used = True
             if self.grid[0] * self.grid[1] != count:
                 raise ValueError(f"grid is {self.grid[0]}x{self.grid[1]}, and {what} has {count} positions")
             return self.grid
+        if patch and "image_size" in self.told:
+            rows, columns = (px // patch for px in self.told["image_size"])
+            if rows * columns == count:
+                return rows, columns
         side = math.isqrt(max(count, 0))
         if side * side != count or not side:
             raise ValueError(f"{what} has {count} positions, which is no square; tell its rows and columns: grid=2x8")
         self.notes.append(f"{what}'s {count} positions are guessed to be {side} rows of {side}; give grid=HxW if wrong")
         return side, side
 
-    def side(self, px: int, why: str) -> int:
-        """The side in px of the images, which the weights do not tell; said, unless the user tells it."""
+    def window(self, table: Tensor, what: str, patch: int) -> tuple[int, int]:
+        """Rows and columns of the map that a table of relative positions is for, three of them the class token's."""
+        grid = self.grid
+        if grid is None and "image_size" in self.told:
+            grid = (self.told["image_size"][0] // patch, self.told["image_size"][1] // patch)
+        if grid is None:
+            side = window_of(table, extra=3)
+            return side, side
+        self._grid_is_used = True
+        if (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3 != len(table):
+            raise ValueError(f"grid is {grid[0]}x{grid[1]}, and {what} has {len(table)} entries")
+        return grid
+
+    def pixels(self, px: int, why: str) -> int:
+        """The side in px of the images, which the weights do not tell; said, unless it is told."""
+        if "image_size" in self.told and len(set(self.told["image_size"])) == 1:
+            return self.known("image_size", None)[0]
         if self.image_size is None:
             self.notes.append(f"images of {px} px are guessed ({why}); give --image-size if wrong")
         return px
@@ -237,14 +268,48 @@ def layouts() -> list[str]:
     return list(dict.fromkeys(name for spec in FAMILIES.values() for name in spec.layouts))
 
 
+def recognised(state: CheckpointState) -> list[str]:
+    """The layouts whose signs `state` bears, that is, those of which it is with certainty one."""
+    words = [*state.tensors, f"model_type={state.told.get('model_type')}"]
+
+    def borne(signs: tuple[str, ...]) -> bool:
+        return all(any(re.search(sign, word) for word in words) for sign in signs)
+
+    named = [(name, layout) for spec in FAMILIES.values() for name, layout in spec.layouts.items()]
+    return list(dict.fromkeys(name for name, layout in named if any(borne(signs) for signs in layout.signs)))
+
+
+def recognised_layout(state: CheckpointState) -> str:
+    """The one layout that `state` is of, by its signs; ValueError, naming the possible ones, where they do not tell."""
+    sure = recognised(state)
+    known = {layout.read for spec in FAMILIES.values() for name, layout in spec.layouts.items() if name in sure}
+    if len(sure) == 1 or len(known) == 1:
+        state.notes.append(f"read as {sure[0]}, whose names its keys have")
+        return sure[0]
+    if sure:
+        raise ValueError(
+            f"its keys may be of several layouts; name one: {' or '.join(f'--as {name}' for name in sure)}"
+        )
+    raise ValueError(
+        f"its keys, which begin with {', '.join(list(state.tensors)[:4])}, do not tell its layout; name one: --as "
+        f"takes one of {', '.join(layouts())}"
+    )
+
+
 def read_layout(name: str, state: CheckpointState) -> Imported:
     """What `state` holds in the layout `name`, by the family whose marks its keys bear.
 
-    Raises ValueError for a key that is missing, pydantic's ValidationError where the weights tell of no such encoder.
+    Raises ValueError for a key that is missing and for a layout whose signs tell that it is another's, pydantic's
+    ValidationError where the weights tell of no such encoder.
     """
+    sure = recognised(state)
     readers = [spec.layouts[name] for spec in FAMILIES.values() if name in spec.layouts]
     if not readers:
         raise ValueError(f"there is no layout {name!r}; --as takes one of {', '.join(layouts())}")
+    if sure and name not in sure:
+        raise ValueError(f"this looks like another layout than {name}: {' or '.join(f'--as {each}' for each in sure)}")
+    if name == "timm" and any(key.startswith("visual.trunk.") for key in state.tensors):  # OpenCLIP's, of timm's models
+        state.keep("visual.trunk.", "not of the image encoder")
     marked = [found for found in readers if found.marks and any(re.search(found.marks, key) for key in state.tensors)]
     return resolve_name((marked or [found for found in readers if not found.marks] or readers)[0].read)(state)
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+Interpolation = Literal["offset", "bicubic", "antialias"]
 
-def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+
+def resize_positions(
+    positions: Tensor, old: tuple[int, int], new: tuple[int, int], how: Interpolation = "offset"
+) -> Tensor:
     """Positions (1, h * w, d) of an `old` grid, bicubically interpolated to a `new` one.
 
-    The scale is (side + .1) / old side, as in the code of DINO and DINOv2.
+    how: with the scale (side + .1) / old side, as in the code of DINO and DINOv2; to the new sides; or to those,
+        smoothed where they are smaller, as in the code of DINOv2 with registers.
     """
     if new == old:
         return positions
     spatial = rearrange(positions, "1 (h w) d -> 1 d h w", h=old[0])
+    if how != "offset":
+        resized = F.interpolate(spatial.float(), size=new, mode="bicubic", antialias=how == "antialias")
+        return rearrange(resized, "1 d h w -> 1 (h w) d")
     scale = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
     resized = F.interpolate(spatial.float(), scale_factor=scale, mode="bicubic")
     assert resized.shape[-2:] == new, (resized.shape, new)

@@ -18,10 +18,13 @@ class Layout(NamedTuple):
 
     read: "module:function" from `layouts.CheckpointState` to `layouts.Imported`.
     marks: a regular expression that one of the keys matches, where several families read a layout of that name.
+    signs: sets of regular expressions. Where a key is found for each of one set, or for `model_type=NAME` of a
+        config.json beside the file, it is certainly this layout's.
     """
 
     read: str
     marks: str = ""
+    signs: tuple[tuple[str, ...], ...] = ()
 
 
 class Example(NamedTuple):

@@ -101,6 +101,11 @@ def check_encoder(config: Config) -> None:
     reason = why_not(encoder, spec.needs(method), size, None if local is None else local.size, config.data.channels)
     if reason is not None:
         raise ConfigError(f"{name} does not go with method {method.name}: {reason[0]}. {reason[1]}")
+    teacher = config.views.teacher_crops
+    if teacher is not None and spec.crops(method).teacher == "encoder":
+        reason = why_not(encoder, spec.needs(method), size, teacher.size, config.data.channels)
+        if reason is not None:
+            raise ConfigError(f"{name} does not see views.teacher_crops: {reason[0]}. Set views.teacher_crops=null")
     if found is None:
         return
     try:

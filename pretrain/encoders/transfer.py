@@ -131,7 +131,8 @@ def _positions(
     for name, count in ours.items():
         kept = rows.get(name, value[:, :0])[:, :count]
         prefix += [kept, kept.new_zeros(1, count - kept.shape[1], kept.shape[2])]
-    patches = resize_positions(value[:, value.shape[1] - num_old :], grid, new_grid)
+    how = getattr(getattr(encoder, "config", None), "interpolation", "offset")
+    patches = resize_positions(value[:, value.shape[1] - num_old :], grid, new_grid, how)
     return torch.cat([*prefix, patches.to(value.dtype)], dim=1)
 
 

@@ -138,7 +138,8 @@ def learning_rate(optim: OptimConfig, batch_size: int, timeline: Timeline) -> Co
     if optim.schedule == "steps":
         milestones = tuple(timeline.steps(epoch) for epoch in optim.step_epochs)
         return Steps(peak, optim.step_factor, milestones, warmup_steps, optim.warmup_start, inclusive)
-    return Cosine(peak, optim.lr_end, timeline.total_steps, warmup_steps, optim.warmup_start, inclusive)
+    end = peak if optim.schedule == "constant" else optim.lr_end
+    return Cosine(peak, end, timeline.total_steps, warmup_steps, optim.warmup_start, inclusive)
 
 
 def weight_decay(optim: OptimConfig, timeline: Timeline) -> Cosine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from data_pipelines.files import read_json
+from pretrain.encoders.hub import told_by
+
+#: What the Hub calls a model's weights, and the parts of large ones.
+HUB_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+SHARD = r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)"
 
 
 def read_tensors(file: Path) -> Any:
@@ -21,10 +29,55 @@ def read_tensors(file: Path) -> Any:
     """
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
+    if file.name.endswith(".index.json"):
+        return _of_parts(file)
     whole = _read(file)
     if file.suffix == ".master":
         inner = whole.get("model", whole)
         inner |= _of_ranks(file)
+    return whole
+
+
+def read_told(file: Path) -> dict[str, Any]:
+    """What the config.json and preprocessor_config.json of transformers beside weights tell; see `hub.told_by`."""
+    if file.name not in HUB_WEIGHTS and not re.fullmatch(SHARD, file.name):
+        return {}
+    config, preprocessor = (read_json(file.with_name(name)) for name in ("config.json", "preprocessor_config.json"))
+    if not isinstance(config, dict):
+        return {}
+    if {"encoder", "image_size", "headline"} <= config.keys():
+        raise ValueError(
+            f"{file.parent} is an encoder folder already: probe it, export it, or set init_from={file.parent}"
+        )
+    return told_by(config, preprocessor if isinstance(preprocessor, dict) else {})
+
+
+def weights_in(folder: Path) -> Path:
+    """The file of weights in a folder as the Hub has them; of several parts, their index."""
+    for name in HUB_WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    held = sorted(path.name for path in folder.iterdir())
+    raise FileNotFoundError(
+        f"{folder} holds {', '.join(held[:8]) or 'nothing'}; name the file of weights, or a folder with one of "
+        f"{', '.join(HUB_WEIGHTS)}"
+    )
+
+
+def _of_parts(index: Path) -> dict[str, Tensor]:
+    """The tensors of all files that an index names, each of which lies beside it."""
+    described = read_json(index)
+    placed = described.get("weight_map") if isinstance(described, dict) else None
+    if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+        raise ValueError(f"{index} is no index of weights: it has no weight_map of keys and files")
+    whole: dict[str, Tensor] = {}
+    for name in dict.fromkeys(placed.values()):
+        if not re.fullmatch(SHARD, name):
+            raise ValueError(f"{index} names {name!r}, which is no file of weights beside it")
+        whole |= _read(index.with_name(name))
+    missing = [key for key in placed if key not in whole]
+    if missing:
+        raise ValueError(f"{index} names {missing[0]}, which is in none of its files")
     return whole
 
 
@@ -55,12 +108,26 @@ def _read(file: Path) -> Any:
         # yacs' class, a dictionary; torch's unpickler fills no subclass of dict but this one
         with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises pickle's, zip's and its own errors for files it will not read
+    except Exception as error:
+        if _is_script(file):
+            raise ValueError(
+                f"{file} is a TorchScript archive, as OpenAI released CLIP: it holds code, which is not read. Take the "
+                "same weights from the Hub (openai/clip-vit-*: model.safetensors); or, where you trust the file, save "
+                "torch.jit.load(FILE, map_location='cpu').state_dict() with safetensors"
+            ) from None
+        # torch raises pickle's, zip's and its own errors for files it will not read
         raise ValueError(
             f"{file} can't be read as tensors ({type(error).__name__}: {_reason(error)}). Is the file whole? Files "
             "that hold objects of other code are refused; where you trust one, save only its state dict with "
             "safetensors"
         ) from error
+
+
+def _is_script(file: Path) -> bool:
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _reason(error: Exception) -> str:

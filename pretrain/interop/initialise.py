@@ -17,6 +17,7 @@ from pretrain.encoders.load import load_any
 from pretrain.encoders.saved import read_card
 from pretrain.encoders.timm.survey import check_name
 from pretrain.encoders.transfer import fit
+from pretrain.interop.earlier_run import take_rest
 from pretrain.methods.base import Method
 
 METHOD_FILE = "method.safetensors"
@@ -66,7 +67,8 @@ def settings_of(encoder: EncoderConfig) -> dict[str, Any]:
 def start_from(method: Method, source: str, method_name: str) -> list[str]:
     """Put the weights that `source` names into a method before it trains; says what was taken, and what was not.
 
-    Decoder and heads are taken as well where an imported folder has those of the same method and they fit.
+    Decoder and heads are taken as well where an imported folder, a run or a checkpoint has those of the same method and
+    they fit.
     Raises ValueError when nothing of the encoder's blocks could be taken.
     """
     encoder = method.encoder
@@ -106,11 +108,11 @@ def _heads(model: nn.Module) -> list[int]:
 
 @torch.no_grad()
 def _rest_of_method(method: Method, source: Path, method_name: str) -> list[str]:
-    """Take decoder, heads and mask token from an imported folder."""
+    """Take decoder, heads and mask token from an imported folder, or from a run of the same method."""
     folder = find_encoder(source)
     file = folder / METHOD_FILE
     if not file.is_file():
-        return []
+        return take_rest(method, source) if read_card(folder).method == method_name else []
     saved = load_file(file)
     if read_card(folder).method != method_name:
         return [f"not taken: {key} (of another method)" for key in saved]

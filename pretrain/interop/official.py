@@ -14,17 +14,17 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 
 from data_pipelines.files import staged, write_json
-from pretrain.encoders.layouts import CheckpointState, Imported, State, layouts, read_layout
+from pretrain.encoders.layouts import CheckpointState, Imported, State, layouts, read_layout, recognised_layout
 from pretrain.encoders.registry import build_encoder, family_of
 from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.encoders.transfer import fit
-from pretrain.interop.checkpoint_file import read_tensors
+from pretrain.interop.checkpoint_file import read_tensors, read_told, weights_in
 from pretrain.methods.registry import METHODS
 
 
 def import_checkpoint(
     file: Path,
-    layout: str,
+    layout: str | None,
     out: Path,
     *,
     overrides: Sequence[str] = (),
@@ -36,7 +36,9 @@ def import_checkpoint(
     """Read `file` in a family's `layout` and write an encoder folder `out`, which probes, exports and starts runs.
 
     Args:
-        file: A .pth, .pt or .bin of tensors, or .safetensors.
+        file: A .pth, .pt or .bin of tensors, .safetensors, or a folder with the files of a model of the Hub, whose
+            config.json is asked for what weights do not tell.
+        layout: One of `encoders.layouts.layouts()`; None: the one that its keys are certainly of.
         overrides: `key=value` of the encoder's configuration that the weights do not tell, such as heads=6, and
             grid=HxW, the rows and columns of its positions where they are no square.
         image_size: Side in px to fit positions to; default: what they were made for.
@@ -49,16 +51,20 @@ def import_checkpoint(
     """
     if which not in ("teacher", "student"):
         raise ValueError(f"which is {which!r}; a checkpoint holds a teacher and a student")
-    if layout not in layouts():
+    if layout is not None and layout not in layouts():
         raise ValueError(f"there is no layout {layout!r}; --as takes one of {', '.join(layouts())}")
     if out.exists():
         raise FileExistsError(f"{out} exists; name a new folder, or remove it")
-    checkpoint = read_tensors(file)
+    file = weights_in(file) if file.is_dir() else file
+    told = read_told(file)
     try:
-        imported = read_layout(layout, CheckpointState(checkpoint, which, overrides, image_size))
+        state = CheckpointState(read_tensors(file), which, overrides, image_size, told)
+        layout = layout or recognised_layout(state)
+        imported = read_layout(layout, state)
     except ValidationError as error:  # what its weights tell is no such encoder
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ValueError(f"{file} is not in layout {layout} (--as): {reason}") from None
+    imported.normalisation = told.get("normalisation", imported.normalisation)
     if imported.mask_token is not None:
         imported.method["encoder.mask_token"] = imported.mask_token
     _check_numbers({**imported.weights, **imported.method}, file)

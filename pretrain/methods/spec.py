@@ -22,6 +22,8 @@ class Crops(NamedTuple):
     num_global: int = 1
     local: bool = False
     target: str | None = None  # what the target crop is for; None: it is not read
+    teacher: Literal["encoder", "other"] | None = None
+    """Who sees teacher crops where there are any: an encoder like the run's, or another; None: they are not read."""
 
 
 @dataclass(frozen=True)

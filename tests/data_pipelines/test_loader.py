@@ -23,7 +23,7 @@ from data_pipelines.loader import Batch, Loader
 from data_pipelines.sampler import Sampler
 from data_pipelines.transforms.backends import native
 from data_pipelines.transforms.backends.device import finish
-from data_pipelines.transforms.config import BackendName, Crop, LocalCrops, TargetCrop, Views
+from data_pipelines.transforms.config import BackendName, Crop, LocalCrops, TargetCrop, TeacherCrops, Views
 
 COLOUR = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grayscale": 0.2}
 DINO = Views(
@@ -277,6 +277,30 @@ def test_shapes_types_and_values(dataset: Dataset) -> None:
     assert first["rows"].tolist() + second["rows"].tolist() == [4, 5, 6, 7]
     assert first["labels"].tolist() == [sample % 10 for _, sample in first["ids"].tolist()]
     assert sampler.steps_per_epoch == 50 // 8
+
+
+@pytest.mark.parametrize("backend", ["native", "opencv", "device"])
+def test_a_teacher_sees_the_same_region_with_colours_or_without(backend: BackendName, dataset: Dataset) -> None:
+    if backend == "native" and not native.BUILT:
+        pytest.skip("the kernel is not built")
+    seen = {}
+    plain = tuple(Crop(size=16, scale=crop.scale) for crop in DINO.global_crops)
+    for name, crops, teacher in (
+        ("coloured", DINO.global_crops, TeacherCrops(size=16, colours=True)),
+        ("large", DINO.global_crops, TeacherCrops(size=32)),
+        ("plain", plain, TeacherCrops(size=16)),
+    ):
+        with Loader(
+            Sampler((dataset,), seed=0, batch_size=8), Views(global_crops=crops, teacher_crops=teacher), backend=backend
+        ) as loader:
+            (batch,) = next(loader.steps())
+            seen[name] = finish(batch, batch) if backend == "device" else batch
+            seen[name] = {key: value.clone() for key, value in seen[name].items()}
+    for name in ("coloured", "plain"):
+        assert torch.equal(seen[name]["teacher_crops"], seen[name]["global_crops"])
+    assert not torch.equal(seen["coloured"]["global_crops"], seen["plain"]["global_crops"])
+    large = seen["large"]["teacher_crops"].float().unflatten(-1, (16, 2)).unflatten(-3, (16, 2)).mean(dim=(-1, -3))
+    assert (large - seen["plain"]["global_crops"]).abs().mean() < 12 < (large - large.roll(1, dims=0)).abs().mean()
 
 
 def test_an_item_holds_until_the_next_and_buffers_are_reused(dataset: Dataset) -> None:

@@ -24,16 +24,18 @@ from data_pipelines.loader import Batch, Loader
 from data_pipelines.remote.cache import Cache
 from data_pipelines.remote.fetch import Patience
 from data_pipelines.sampler import Sampler
-from data_pipelines.transforms.config import Crop, LocalCrops, TargetCrop, Views
+from data_pipelines.transforms.config import Crop, LocalCrops, TargetCrop, TeacherCrops, Views
 
 COLOUR = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "grayscale": 0.2}
 VIEWS = Views(
     global_crops=(Crop(size=16, blur=1.0, **COLOUR), Crop(size=16, blur=0.1, solarise=0.2, **COLOUR)),
     local_crops=LocalCrops(size=8, count=2, scale=(0.05, 0.4), blur=0.5, **COLOUR),
     target_crop=TargetCrop(size=8),
+    teacher_crops=TeacherCrops(size=24, colours=True),
 )
 STEPS, BATCH, WEIGHTS = 200, 12, (2, 1)
-HASHED = ("rows", "ids", "labels", "global_crops", "local_crops", "target_crops", "drop_mask", "token_mask")
+CROPS = ("global_crops", "local_crops", "target_crops", "teacher_crops")
+HASHED = ("rows", "ids", "labels", *CROPS, "drop_mask", "token_mask")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,13 +55,14 @@ def test_large_patches_are_averaged_and_the_mean_of_train_is_taken_away(dataset:
 
 
 def test_masks_are_given_where_a_probe_needs_them(dataset: Dataset) -> None:
+    seen: Any = SimpleNamespace(native=False, image_size=48)
     found = {also: Protocol.of((), (0,), {}, only=(also,)) for also in ("segmentation", "depth", "knn")}
-    assert {also: list(maps_for(protocol, dataset, torch.arange(5), 48)) for also, protocol in found.items()} == {
+    assert {also: list(maps_for(protocol, dataset, torch.arange(5), seen)) for also, protocol in found.items()} == {
         "segmentation": ["masks"],
         "depth": ["depths"],
         "knn": [],
     }
-    masks = maps_for(found["segmentation"], dataset, torch.tensor([3, 1]), 48)["masks"]
+    masks = maps_for(found["segmentation"], dataset, torch.tensor([3, 1]), seen)["masks"]
     assert torch.equal(masks[torch.tensor([1])][0], torch.from_numpy(picture(1, 48, 48)[..., 0] // 100).long())
 
 

@@ -36,9 +36,14 @@ def write(path: Path, count: int) -> None:
             height, width = (int(side) for side in rng.integers(12, 41, 2))
             wave = np.arange(height)[:, None] if number % 2 else np.arange(width)[None]
             pixels = np.broadcast_to(128 + 100 * np.sin(wave + rng.random() * 6), (height, width))
-            file = io.BytesIO()
-            Image.fromarray(np.repeat(pixels[..., None], 3, axis=2).astype(np.uint8)).save(file, "PNG")
-            for name, content in ((f"{number:03d}.png", file.getvalue()), (f"{number:03d}.cls", b"%d" % (number % 2))):
+            levels = pixels.astype(np.uint8)
+            members = {"png": levels[..., None].repeat(3, axis=2), "mask.png": levels // 128, "depth.png": levels}
+            files = {f"{number:03d}.cls": b"%d" % (number % 2)}
+            for kind, values in members.items():
+                file = io.BytesIO()
+                Image.fromarray(values).save(file, "PNG")
+                files[f"{number:03d}.{kind}"] = file.getvalue()
+            for name, content in files.items():
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
@@ -78,11 +83,16 @@ def test_features_are_those_of_each_image_by_itself() -> None:
     encoder = build_encoder(ENCODER, (16, 16))
     frozen = FrozenEncoder(encoder, Crops(16, 3, 8, (0.5,) * 3, (0.25,) * 3, native=True), last_blocks=2)
     images = [torch.randint(0, 256, (3, 4 * h, 4 * w), dtype=torch.uint8) for h, w in ((2, 3), (4, 4), (1, 5))]
-    rows = frozen.of_images(images)
-    for image, row in zip(images, rows, strict=True):
-        torch.testing.assert_close(frozen(image[None])[0][0], row, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="maps of many sizes"):
-        FrozenEncoder(encoder, frozen.crops, tokens=True)
+    rows, none = frozen.of_images(images)
+    assert none is None
+    whole = FrozenEncoder(encoder, frozen.crops, last_blocks=2, tokens=True)
+    again, tokens = whole.of_images(images)
+    assert torch.equal(again, rows)
+    assert tokens is not None
+    for image, row, own in zip(images, rows, tokens.split([6, 16, 5]), strict=True):
+        alone, (of_alone,) = whole(image[None])
+        torch.testing.assert_close(alone[0], row, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(of_alone, own, rtol=1e-4, atol=1e-5)
 
 
 def test_a_probe_at_native_shape(data: Path, tmp_path: Path) -> None:
@@ -114,8 +124,6 @@ def test_a_store_at_native_shape(data: Path, tmp_path: Path) -> None:
         for one, more in ((target, {"native": True}), (target, {"native": True, "store": store}), (str(store), {}))
     )
     assert computed["rows"] == told["rows"] == by_itself["rows"]
-    with pytest.raises(ValueError, match="can't be kept"):
-        embed(target, str(data), tmp_path / "tokens", native=True, tokens=True, progress=False)
     with pytest.raises(ValueError, match="holds other features"):
         run_probe(target, str(data), **asked, store=store)
     embed(target, str(data), squares, progress=False, say=lambda line: None)

@@ -83,7 +83,11 @@ def test_classes_are_numbered_as_they_come() -> None:
 
 
 def test_patches_are_drawn_without_repetition() -> None:
-    places = draw_places(50, 16, 200, torch.Generator().manual_seed(0))
-    assert places.shape == (50, 4)
-    assert all(len(set(row)) == 4 for row in places.tolist())
-    assert draw_places(3, 16, 10_000, torch.Generator()).shape == (3, 16)
+    places = draw_places(torch.full((50,), 16), 200, torch.Generator().manual_seed(0))
+    assert len(places) == 50
+    assert all(len(set(row.tolist())) == 4 == len(row) for row in places)
+    counts = torch.tensor([3, 16, 1])
+    assert [sorted(row.tolist()) for row in draw_places(counts, 10_000, torch.Generator())] == [
+        list(range(count)) for count in counts.tolist()
+    ]
+    assert [len(row) for row in draw_places(counts, 7, torch.Generator())] == [2, 2, 1]

@@ -18,6 +18,7 @@ CASES = {
     "beitv2": {},
     "dino": {},
     "dinov2": {"ibot": {"min_block": 1, "separate_head": True}, "koleo_weight": 0.1},
+    "gram": {"gram": {}, "koleo_weight": 0.1, "koleo_over": "batch"},
     "vqkd": {},
     "dvae": {},
     "finetune": {"rand_augment": {"prob": 1.0}, "mix_mode": "row"},
@@ -32,7 +33,7 @@ def config_of(
     method: dict[str, Any] | None = None,
     **engine: Any,
 ) -> Config:
-    data = config_data("dino" if case == "dinov2" else case, "vit", shards, tmp_path, engine=engine)
+    data = config_data("dino" if case in ("dinov2", "gram") else case, "vit", shards, tmp_path, engine=engine)
     data["method"] |= CASES[case] | (method or {})
     if data["encoder"] is not None:
         data["encoder"]["drop_path"] = drop_path

@@ -290,6 +290,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         ],
     },
 }
+PUBLISHED["dinov3_vitl16_in1k"] = PUBLISHED["dinov2_vitl16_in1k"] | {
+    "lr": 1e-3 * 2**0.5,
+    "encoder": "dinov3 large/16, layer scale .00001, drop path .3",
+    "head": "65536 prototypes, 2048, 256, norm fixed False, frozen for 2",
+    "centre": "sinkhorn 0.9",
+    "ibot": "1.0, on 0.5 of the crops, 0.1 to 0.5 hidden, blocks from 4, separate head True",
+}
 
 
 def short(number: float) -> str:

@@ -57,6 +57,12 @@ def test_the_rate_scales_with_the_global_batch() -> None:
     assert max(rate(step) for step in range(timeline.total_steps)) == pytest.approx(2.4e-3)
 
 
+def test_a_constant_rate_stays_at_its_peak() -> None:
+    optim = OptimConfig(lr=1e-3, schedule="constant", warmup_epochs=2)
+    rate = learning_rate(optim, 512, Timeline(100, 10.0))
+    assert [rate(step) for step in (0, 10, 20, 60, 99)] == pytest.approx([0, 1e-3, 2e-3, 2e-3, 2e-3])
+
+
 def test_decay_is_constant_unless_an_end_is_set() -> None:
     timeline = Timeline(100, 10.0)
     assert weight_decay(OptimConfig(lr=1.0, weight_decay=0.05), timeline)(73) == 0.05

@@ -134,4 +134,6 @@ def random_batch(config: Config, size: int = 4, seed: int = 0) -> Batch:
         batch["local_crops"] = crops(views.local_crops.count, views.local_crops.size)
     if views.target_crop is not None:
         batch["target_crops"] = crops(1, views.target_crop.size)[:, 0]
+    if views.teacher_crops is not None:
+        batch["teacher_crops"] = crops(len(views.global_crops), views.teacher_crops.size)
     return batch

@@ -31,16 +31,18 @@ def finish(batch: Batch, drawn: Batch) -> Batch:
 
     Args:
         batch: On the device.
-        drawn: The same batch on the CPU; its `global_colours` and `local_colours` are read, without waiting for the
-            device.
+        drawn: The same batch on the CPU; its `global_colours`, `local_colours` and `teacher_colours` are read, without
+            waiting for the device.
     """
-    finished = {name: part for name, part in batch.items() if name not in ("global_colours", "local_colours")}
+    finished = {name: part for name, part in batch.items() if not name.endswith("_colours")}
     colours = drawn["global_colours"]
     finished["global_crops"] = _per_view(batch["global_crops"], colours)
     if "local_crops" in batch:
         finished["local_crops"] = _per_view(batch["local_crops"], drawn["local_colours"])
     if "target_crops" in batch:
         finished["target_crops"] = apply_colours(batch["target_crops"], colours[:, 0])
+    if "teacher_colours" in batch:
+        finished["teacher_crops"] = _per_view(batch["teacher_crops"], drawn["teacher_colours"])
     return finished
 
 

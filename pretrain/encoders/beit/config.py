@@ -47,8 +47,17 @@ SPEC = EncoderSpec(
     has_sequence=lambda config: True,
     timm_recipe=timm_recipe,
     layouts={
-        "beit": Layout("pretrain.encoders.beit.layouts:read_beit"),
-        "simmim": Layout("pretrain.encoders.beit.layouts:read_simmim"),
+        "beit": Layout(
+            "pretrain.encoders.beit.layouts:read_beit",
+            signs=(
+                (r"relative_position_bias_table$", r"(^|\.)(lm_head|cls_pt_layers)\."),
+                (r"(^|\.)embeddings\.patch_embeddings\.", r"\.lambda_1$"),
+                ("^model_type=beit$",),
+            ),
+        ),
+        "simmim": Layout(
+            "pretrain.encoders.beit.layouts:read_simmim", signs=((r"^encoder\.mask_token$", r"^decoder\.0\.weight$"),)
+        ),
         "timm": Layout(
             "pretrain.encoders.beit.layouts:read_timm", marks=r"^(rel_pos_bias|blocks\.\d+\.attn)\.relative_pos"
         ),

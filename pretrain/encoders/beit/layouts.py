@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pretrain.encoders.beit.config import BeitConfig
+from pretrain.encoders.hub import rename_hub
 from pretrain.encoders.layouts import (
     COMPUTED,
     IMAGENET,
@@ -11,14 +12,14 @@ from pretrain.encoders.layouts import (
     Imported,
     count,
     simmim_encoder,
-    window_of,
 )
 
 
 def read_beit(state: CheckpointState) -> Imported:
-    """BEiT and BEiT v2: q_bias and v_bias, tables of relative positions, shared or one a block (fine-tuned)."""
-    state.drop_prefix("module.")
+    """BEiT and BEiT v2: q_bias and v_bias, tables of relative positions, shared or one a block (fine-tuned);
+    transformers' BeitModel."""
     state.leave(COMPUTED, "computed")
+    rename_hub(state)
     head = {f"head.{key.partition('.')[2]}": value for key, value in state.take("lm_head.").items()}
     further = state.take("cls_pt_layers.")  # of version 2, whose pixels are normalised as ImageNet's
     head |= {f"aggregation.blocks.{key.partition('.')[2]}": value for key, value in further.items()}
@@ -38,7 +39,7 @@ def _beit(state: CheckpointState) -> Imported:
     shared = "rel_pos_bias.relative_position_bias_table" in state.tensors
     prefix = "rel_pos_bias" if shared else "blocks.0.attn"
     table = state.get(f"{prefix}.relative_position_bias_table")
-    side = window_of(table, extra=3)
+    grid = state.window(table, "relative_position_bias_table", patch)
     config = BeitConfig(
         dim=dim,
         depth=count(state.tensors, r"blocks\.(\d+)\."),
@@ -48,8 +49,9 @@ def _beit(state: CheckpointState) -> Imported:
         absolute_positions="pos_embed" in state.tensors,
         layer_scale=0.1 if "blocks.0.gamma_1" in state.tensors else None,
         pooled_norm="fc_norm.weight" in state.tensors and "norm.weight" not in state.tensors,
+        norm_eps=state.known("norm_eps", 1e-6),
     )
-    imported = state.imported(config, (side, side), patch, "mim")
+    imported = state.imported(config, grid, patch, "mim")
     imported.mask_token = mask_token
     return imported
 

@@ -66,6 +66,9 @@ def timm_recipe(config: ConvnextConfig, image_size: tuple[int, int], channels: i
     return {"model_name": "convnext_tiny", "in_chans": channels, "num_classes": 0, **timm_architecture(config)}
 
 
+#: Names of the authors', DINOv3's and transformers' DINOv3 (all have the first), and of transformers' ConvNext.
+SIGNS = ((r"(^|\.)downsample_layers\.\d",), (r"(^|\.)stages\.\d+\.layers\.\d+\.layer_scale_parameter$",))
+
 SPEC = EncoderSpec(
     name="convnext",
     title="ConvNeXt",
@@ -76,8 +79,10 @@ SPEC = EncoderSpec(
     headline=lambda config: None,
     timm_recipe=timm_recipe,
     layouts={
-        "convnext": Layout("pretrain.encoders.convnext.layouts:read_convnext"),
-        "dinov3": Layout("pretrain.encoders.convnext.layouts:read_convnext", marks=r"(^|\.)downsample_layers\.\d"),
+        "convnext": Layout("pretrain.encoders.convnext.layouts:read_convnext", signs=SIGNS),
+        "dinov3": Layout(
+            "pretrain.encoders.convnext.layouts:read_convnext", marks=r"(^|\.)downsample_layers\.\d", signs=SIGNS[:1]
+        ),
         "timm": Layout("pretrain.encoders.convnext.layouts:read_timm", marks=r"^stages\.\d+\.blocks\.\d+\.conv_dw\."),
     },
     examples=(Example(small={"dims": (8, 16, 16, 32), "depths": (1, 1, 1, 1)}),),

@@ -11,14 +11,15 @@ from pretrain.encoders.layouts import CheckpointState, Imported, count
 
 
 def read_convnext(state: CheckpointState) -> Imported:
-    """facebookresearch/ConvNeXt and DINOv3's students, and transformers' DINOv3ConvNextModel."""
-    state.drop_prefix("module.")
+    """facebookresearch/ConvNeXt and DINOv3's students, transformers' DINOv3ConvNextModel and ConvNextModel."""
     for prefix in (f"{state.which}.backbone.", "backbone."):
         if any(key.startswith(prefix) for key in state.tensors):
             state.keep(prefix, f"not of the {state.which}'s backbone")
     hub = any(".depthwise_conv." in key for key in state.tensors)
     if hub:
         _rename_hub(state)
+    elif any(key.endswith(".layer_scale_parameter") for key in state.tensors):
+        _rename_convnext_of_hub(state)
     else:
         for key in [key for key in state.tensors if re.match(r"norms\.3\.", key)]:
             if not torch.equal(state.tensors[key], state.get(f"norm.{key.rpartition('.')[2]}")):
@@ -54,6 +55,22 @@ def _rename_hub(state: CheckpointState) -> None:
     state.rename(r"^layer_norm\.", "head.norm.")
 
 
+def _rename_convnext_of_hub(state: CheckpointState) -> None:
+    """transformers' names of ConvNeXt itself."""
+    state.leave(r"^classifier\.", "a classifier's")
+    state.drop_prefix("convnext.")
+    state.rename(r"^embeddings\.patch_embeddings\.", "stem.0.")
+    state.rename(r"^embeddings\.layernorm\.", "stem.1.")
+    state.rename(r"^encoder\.", "")
+    state.rename(r"\.downsampling_layer\.", ".downsample.")
+    state.rename(r"^stages\.(\d+)\.layers\.(\d+)\.", r"stages.\1.blocks.\2.")
+    state.rename(r"\.layer_scale_parameter$", ".gamma")
+    state.rename(r"\.dwconv\.", ".conv_dw.")
+    state.rename(r"\.layernorm\.", ".norm.")
+    state.rename(r"\.pwconv([12])\.", r".mlp.fc\1.")
+    state.rename(r"^layernorm\.", "head.norm.")
+
+
 def _convnext(state: CheckpointState, method: str) -> Imported:
     """timm's names."""
     if any(".grn." in key for key in state.tensors):
@@ -71,4 +88,4 @@ def _convnext(state: CheckpointState, method: str) -> Imported:
         depths=tuple(count(state.tensors, rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in stages),
         layer_scale=1e-6 if "stages.0.blocks.0.gamma" in state.tensors else None,
     )
-    return state.imported(config, (1, 1), state.side(224, "no table of positions tells it"), method)
+    return state.imported(config, (1, 1), state.pixels(224, "no table of positions tells it"), method)

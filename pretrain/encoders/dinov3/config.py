@@ -119,7 +119,15 @@ SPEC = EncoderSpec(
     has_sequence=lambda config: True,
     timm_recipe=timm_recipe,
     layouts={
-        "dinov3": Layout("pretrain.encoders.dinov3.layouts:read_dinov3"),
+        "dinov3": Layout(
+            "pretrain.encoders.dinov3.layouts:read_dinov3",
+            signs=(
+                (r"(^|\.)storage_tokens$",),
+                (r"\.attn\.qkv\.bias_mask$",),
+                (r"(^|\.)rope_embed\.periods$",),
+                (r"^(model\.)?layer\.\d+\.attention\.q_proj\.", r"\.layer_scale1\.lambda1$"),
+            ),
+        ),
         "timm": Layout("pretrain.encoders.dinov3.layouts:read_timm", marks=r"^blocks\.\d+\.gamma_1$"),
     },
     examples=(Example(small=_SMALL),),

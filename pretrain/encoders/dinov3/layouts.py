@@ -22,7 +22,6 @@ def read_dinov3(state: CheckpointState) -> Imported:
             state.leave(r"(dino|ibot)_head\.|dino_loss|ibot_patch_loss|gram", "a head of DINOv3's own layout")
             state.keep(prefix, f"not of the {state.which}'s backbone")
             break
-    state.drop_prefix("module.")
     if any(key.startswith("embeddings.") for key in state.tensors):
         _rename_hub(state)
     else:
@@ -110,6 +109,9 @@ def _dinov3(state: CheckpointState, method: str) -> Imported:
         state.left["rope_embed.periods"] = "computed"
     gated = "blocks.0.mlp.fc1_g.weight" in tensors
     hidden = state.get("blocks.0.mlp.fc1_g.weight" if gated else "blocks.0.mlp.fc1.weight").shape[0]
+    activated = "silu" if gated else "gelu"
+    if state.told.get("mlp", activated) != activated:
+        raise ValueError(f"config.json tells hidden_act {state.told['mlp']!r}; our MLPs have gelu, and gated ones silu")
     config = Dinov3Config(
         dim=dim,
         depth=count(tensors, r"blocks\.(\d+)\."),
@@ -118,7 +120,9 @@ def _dinov3(state: CheckpointState, method: str) -> Imported:
         mlp="swiglu" if gated else "gelu",
         patch=patch,
         registers=tensors["reg_token"].shape[1] if "reg_token" in tensors else 0,
-        rope=_rope(lengths, dim // heads),
+        rope=RotaryPositions(base=state.known("rope_theta", 100.0))
+        if lengths is None
+        else _rope(lengths, dim // heads),
         qkv_bias="blocks.0.attn.q_bias" in tensors,
         layer_scale=1e-5 if "blocks.0.gamma_1" in tensors else None,
         norm="layer" if "norm.bias" in tensors else "rms",
@@ -127,14 +131,12 @@ def _dinov3(state: CheckpointState, method: str) -> Imported:
         local_class_norm="local_cls_norm.weight" in tensors,
     )
     state.get("norm.weight")
-    grid = state.side(USUAL_GRID * patch, "no table of positions tells it") // patch
+    grid = state.pixels(USUAL_GRID * patch, "no table of positions tells it") // patch
     return state.imported(config, (grid, grid), patch, method)
 
 
-def _rope(lengths: Tensor | None, width: int) -> RotaryPositions:
+def _rope(lengths: Tensor, width: int) -> RotaryPositions:
     """The settings whose periods are `lengths`."""
-    if lengths is None:
-        return RotaryPositions()
     for dtype in ("fp32", "bf16"):
         found = RotaryPositions(dtype=dtype)
         if torch.allclose(periods(found, width).float(), lengths, rtol=1e-5):

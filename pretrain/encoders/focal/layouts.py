@@ -37,7 +37,7 @@ def read_focal(state: CheckpointState) -> Imported:
         overlapping=projection.shape[-1] == 7,
         layer_scale=1e-4 if "layers.0.blocks.0.gamma_1" in state.tensors else None,
     )
-    side = state.side(windows[-1] * config.stride, "the last stage is one window")
+    side = state.pixels(windows[-1] * config.stride, "the last stage is one window")
     return state.imported(config, (1, 1), side, "timm")
 
 

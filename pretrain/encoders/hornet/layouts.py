@@ -26,7 +26,7 @@ def read_hornet(state: CheckpointState) -> Imported:
         patch=patch,
     )
     if filters:
-        side = state.side(filters[-1][0] * config.stride, "as large as the last filters")
+        side = state.pixels(filters[-1][0] * config.stride, "as large as the last filters")
     else:
-        side = state.side(224, "as published")
+        side = state.pixels(224, "as published")
     return state.imported(config, (1, 1), side, "timm")

@@ -25,4 +25,4 @@ def read_shunted(state: CheckpointState) -> Imported:
         sr=tuple(1 if weight is None else weight.shape[-1] for weight in reduced),
         stem_convolutions=len(stem) - 2,
     )
-    return state.imported(config, (1, 1), state.side(224, "as published"), "timm")
+    return state.imported(config, (1, 1), state.pixels(224, "as published"), "timm")

@@ -53,7 +53,7 @@ def _swin(state: CheckpointState, method: str = "mim") -> Imported:
     config = SwinConfig(
         version=version, dim=projection.shape[0], depths=depths, heads=heads, patch=patch, window=window
     )
-    side = state.side(last_window * patch * 2 ** (num_stages - 1), "the last stage is one window")
+    side = state.pixels(last_window * patch * 2 ** (num_stages - 1), "the last stage is one window")
     imported = state.imported(config, (1, 1), side, method)
     imported.mask_token = mask_token
     return imported

@@ -47,7 +47,7 @@ def read_swin_moe(state: CheckpointState) -> Imported:
         expert_blocks=expert_blocks,
         **told,
     )
-    side = state.side(windows[-1] * patch * 2 ** (num_stages - 1), "the last stage is one window")
+    side = state.pixels(windows[-1] * patch * 2 ** (num_stages - 1), "the last stage is one window")
     return state.imported(config, (1, 1), side, "timm")
 
 

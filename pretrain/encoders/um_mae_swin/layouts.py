@@ -19,6 +19,6 @@ def read_um_mae(state: CheckpointState) -> Imported:
         position_dim=state.get("blocks.0.attn.posmlp.0.weight").shape[0],
     )
     window = state.guess("window", config.window, "as published")
-    imported = state.imported(config, (1, 1), state.side(window * config.stride, "as published"), "mae")
+    imported = state.imported(config, (1, 1), state.pixels(window * config.stride, "as published"), "mae")
     imported.mask_token, imported.method = found.mask_token, found.decoder
     return imported

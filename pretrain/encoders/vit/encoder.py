@@ -31,6 +31,7 @@ from pretrain.encoders.relative import RelativeBias, RelativeShift
 from pretrain.encoders.rotary import packed_turns, turns_of
 from pretrain.encoders.vit import native, placeless
 from pretrain.encoders.vit.config import VitConfig
+from pretrain.encoders.vit.parts import mlp_of, norm_of
 from pretrain.encoders.vit.stems import OVERLAPPING, STEMS
 from pretrain.encoders.vit.windowed import WindowedVit
 
@@ -76,7 +77,9 @@ class VitEncoder(Encoder):
             dynamic_img_size=True,
             drop_path_rate=config.drop_path,
             embed_layer=STEMS[config.stem],
-            norm_layer=_norm,
+            pre_norm=config.pre_norm,
+            **mlp_of(config),
+            norm_layer=norm_of(config),
         )
         for block in self.vit.blocks:
             block.__class__ = SkippingBlock  # timm builds its blocks itself; ours differ in `forward`, not in state
@@ -154,7 +157,7 @@ class VitEncoder(Encoder):
             tokens = tokens.gather(1, repeat(units, "b n -> b n d", d=self.dim))
         if self.vit.num_prefix_tokens:
             tokens = torch.cat([self.prefix(images.shape[0], prefix_positions), tokens], dim=1)
-        return tokens, grid, units
+        return self.vit.norm_pre(tokens), grid, units
 
     def features_of(self, states: Tensor, grid: tuple[int, int], units: Tensor | None) -> Features:
         """The Features of states (b, p + n, d), before the final norm, on a map of `grid` patches."""
@@ -189,7 +192,7 @@ class VitEncoder(Encoder):
         """Positions of the prefix tokens (1, p, d) and of a `grid` of patches (1, n, d)."""
         num_prefix = self.vit.num_prefix_tokens
         prefix, positions = self.vit.pos_embed[:, :num_prefix], self.vit.pos_embed[:, num_prefix:]
-        return prefix, resize_positions(positions, self.grid, grid)
+        return prefix, resize_positions(positions, self.grid, grid, self.config.interpolation)
 
     def inner(self) -> nn.Module:
         return self.vit
@@ -270,7 +273,8 @@ class FurtherBlocks(nn.Module):
                 qkv_bias=True,
                 init_values=config.layer_scale,
                 drop_path=rate,
-                norm_layer=_norm,
+                **mlp_of(config),
+                norm_layer=norm_of(config),
             )
             for rate in drop_path_rates(config.drop_path, depth, after, count)
         )
@@ -322,7 +326,3 @@ def places_of(
     each = [turns_of(config.rotary, *spot, dim // heads, num_prefix, blocks, device, training) for spot in spots]
     turns = each[0] if groups is None else packed_turns(each, groups)
     return [place._replace(turn=turn) for turn in turns]
-
-
-def _norm(dim: int, **kwargs: Any) -> nn.LayerNorm:
-    return nn.LayerNorm(dim, eps=1e-6, **kwargs)

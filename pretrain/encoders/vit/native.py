@@ -23,7 +23,7 @@ def encode(encoder: VitEncoder, images: PackedImages, mask: PackedMask, layers: 
     if mask.kept is not None:
         tokens = tokens.index_select(0, mask.kept)
     packing = Interleaved(lengths, prefix.shape[0], tokens.device)
-    states = packing.joined(repeat(prefix, "p d -> (n p) d", n=len(lengths)), tokens)
+    states = encoder.vit.norm_pre(packing.joined(repeat(prefix, "p d -> (n p) d", n=len(lengths)), tokens))
     groups, wanted, kept = merged(packing.lengths), [index % encoder.depth for index in layers], {}
     paths = sequence_paths(encoder.vit.blocks, packing.lengths, tokens.device)
     for index, (block, path) in enumerate(zip(encoder.vit.blocks, paths, strict=True)):

@@ -63,6 +63,7 @@ def encode(encoder: VitEncoder, images: Tensor, mask: Mask, layers: tuple[int, .
         tokens = tokens + positions
     if vit.num_prefix_tokens:
         tokens = torch.cat([encoder.prefix(len(images), prefix_positions), tokens], dim=1)
+    tokens = vit.norm_pre(tokens)
     num_seen = mask.num_visible
     if num_seen is not None:
         num_seen = num_seen * grid[0] * grid[1] // mask.unseen[0].numel()

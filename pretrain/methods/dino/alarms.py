@@ -53,7 +53,7 @@ def alarms(config: Config, learner: Any, since: Since) -> list[Rule]:
     method = config.method
     uniform = math.log(int(method.prototypes))
     # of a run that is told apart by images, DINO's own loss: DINOv2's further terms count in `loss`
-    several = method.ibot is not None or method.koleo_weight or method.sigreg_weight
+    several = method.ibot is not None or method.gram is not None or method.koleo_weight or method.sigreg_weight
     rules: list[Rule] = [
         at_ln_k("dino" if several else "loss", int(method.prototypes), "prototypes", ADVICE, since),
         TeacherUniform(uniform, since),

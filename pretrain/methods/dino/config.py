@@ -41,6 +41,26 @@ class IbotConfig:
 
 
 @section
+class GramConfig:
+    """Patches' similarities held to those of an earlier teacher (Gram anchoring, Simeoni et al. 2025, section 4).
+
+    What that teacher sees: the crops of views.teacher_crops, in DINOv3's recipe twice as large as the global ones and
+    without colours; without them the student's own.
+    """
+
+    weight: PositiveFloat = 2.0  # of this loss beside DINO's
+    start_step: NonNegativeInt = 0  # optimizer steps before it counts
+    teacher: str | None = None
+    """Whose patches: a run, checkpoint or encoder folder of the same encoder; null: the run's own teacher at
+    start_step, which at 0 is what init_from has brought."""
+    refresh_every_steps: PositiveInt | None = 10_000  # from start_step on: the run's teacher of then; null: never
+    max_refreshes: PositiveInt | None = 3  # so often; null: to the end
+    normalise: bool = True  # similarities are cosines; false: products
+    negatives: Literal["keep", "clip", "clip_teacher"] = "keep"
+    """Similarities below zero: kept, clipped to zero on both sides, or in the teacher alone."""
+
+
+@section
 class DinoConfig:
     """Self-distillation with no labels (Caron et al. 2021), with DINOv2's additions (Oquab et al. 2024) as options.
 
@@ -57,8 +77,10 @@ class DinoConfig:
     student_temperature: PositiveFloat = 0.1  # of its softmax
     teacher_temperature: PositiveFloat | Literal["auto"] = 0.04  # after its warm-up
     warmup_teacher_temperature: PositiveFloat = 0.04  # at the start
-    warmup_teacher_temperature_epochs: NonNegativeInt = 0  # until the full one, linear
-    teacher_momentum: Share | Literal["auto"] = 0.996  # rises to 1 over the run on a cosine
+    warmup_teacher_temperature_epochs: NonNegativeInt = 0  # until the full one
+    teacher_temperature_warmup: Literal["stairs", "linear"] = "stairs"  # one an epoch as in DINO, or each step a bit
+    teacher_momentum: Share | Literal["auto"] = 0.996  # at the start
+    teacher_momentum_schedule: Literal["cosine", "constant"] = "cosine"  # rises to 1 over the run, or stays
     center_momentum: Share = 0.9  # of the slow average that is subtracted
     centering: Literal["center", "sinkhorn"] = "center"  # sinkhorn: Sinkhorn-Knopp over the micro-batch of all ranks
     sinkhorn_iterations: PositiveInt = 3  # with centering sinkhorn
@@ -71,6 +93,7 @@ class DinoConfig:
     sigreg_weight: NonNegativeFloat = 0.0  # draws those of the micro-batch of all ranks to a normal cloud
     sigreg_slices: PositiveInt = 256  # random directions a step, with sigreg_weight
     ibot: IbotConfig | None = None  # null: the loss on patch tokens is off
+    gram: GramConfig | None = None  # null: patches' similarities are free
 
     @model_validator(mode="after")
     def _check(self) -> DinoConfig:
@@ -82,6 +105,7 @@ class DinoConfig:
 def _needs(section: DinoConfig) -> Needs:
     return Needs(
         replaces_tokens=None if section.ibot is None else "method.ibot masks tokens; set method.ibot=null",
+        token_map=None if section.gram is None else "method.gram compares patches of a map; set method.gram=null",
         several_sizes="Use local crops of the global size (views.local_crops.size=[{h}, {w}]), or none "
         "(views.local_crops=null)",
     )
@@ -89,6 +113,7 @@ def _needs(section: DinoConfig) -> Needs:
 
 def _check(config: Config, tokens: Tokens | None) -> None:
     ibot, size = config.method.ibot, config.views.global_size
+    _check_gram(config, tokens)
     if ibot is None:
         return
     unit = ibot.unit or getattr(config.encoder, "stride", None)
@@ -107,6 +132,22 @@ def _check(config: Config, tokens: Tokens | None) -> None:
     from pretrain.methods.dino.masks import check_ibot_counts
 
     check_ibot_counts(ibot, unit, size)
+
+
+def _check_gram(config: Config, tokens: Tokens | None) -> None:
+    gram, teacher = config.method.gram, config.views.teacher_crops
+    if gram is None:
+        return
+    if config.train.steps is not None and gram.start_step >= config.train.steps:
+        raise ValueError(
+            f"method.gram.start_step is {gram.start_step} and train.steps {config.train.steps:g}, so that it never "
+            "counts; set it lower, or method.gram=null"
+        )
+    if teacher is not None and tokens is not None and any(side % tokens.stride for side in teacher.size):
+        raise ValueError(
+            f"views.teacher_crops are {teacher.size[0]}x{teacher.size[1]} px and the encoder's tokens {tokens.stride} "
+            "px: each side must be a multiple of that"
+        )
 
 
 def _check_batch(config: Config, rows: int) -> None:
@@ -149,21 +190,23 @@ SPEC = MethodSpec(
         "freeze_last_layer_epochs": 0.1,
     },
     headline="class",
-    crops=lambda section: Crops(num_global=2, local=True),
+    crops=lambda section: Crops(num_global=2, local=True, teacher="encoder" if section.gram else None),
     needs=_needs,
-    native=lambda section: section.ibot is None,
-    native_with="method.ibot=null: its masks are drawn on the grid of one size of image",
+    native=lambda section: section.ibot is None and section.gram is None,
+    native_with="method.ibot=null and method.gram=null: masks and similarities are of the grid of one size of image",
     check=_check,
     stacks=True,
     check_batch=_check_batch,
     resolve=resolve,
     draw=_draw,
+    sources="pretrain.methods.dino.anchor:check_teacher",
     alarms="pretrain.methods.dino.alarms:alarms",
     loss_falls=False,  # its target moves
     metrics={
         "dino": Metric("DINO loss"),
         "ibot": Metric("iBOT loss"),
         "koleo": Metric("KoLeo loss"),
+        "gram": Metric("Gram loss (patches' similarities)"),
         "sigreg": Metric("SIGReg (distance from a normal cloud)"),
         "teacher_entropy": Metric("teacher entropy (nats)", "Diagnostics"),
         "momentum": Metric("teacher momentum", "Schedules"),

@@ -18,9 +18,10 @@ from pretrain.encoders import Encoder, Features, Mask, build_encoder
 from pretrain.encoders.attention_maps import attention_pictures
 from pretrain.encoders.base import several_passes
 from pretrain.encoders.native import PackedImages, joined
-from pretrain.engines.schedules import Cosine, Staircase, Timeline
+from pretrain.engines.schedules import Cosine, Schedule, Staircase, Timeline
 from pretrain.methods import sigreg
 from pretrain.methods.base import Method, Normalisation
+from pretrain.methods.dino.anchor import GramAnchor
 from pretrain.methods.dino.config import DinoConfig
 from pretrain.methods.dino.head import DinoHead
 from pretrain.methods.dino.koleo import ClassFeatures, koleo_loss
@@ -34,8 +35,12 @@ def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> D
     frames = config.data.frames
     assert config.encoder is not None
     encoder = build_encoder(config.encoder, size, channels, mask_token=method.ibot is not None, frames=frames)
-    teacher = build_encoder(dataclasses.replace(config.encoder, drop_path=0.0), size, channels, frames=frames)
-    return Dino(method, encoder, teacher, normalisation, timeline, config.seed)
+    still = dataclasses.replace(config.encoder, drop_path=0.0)
+    teacher = build_encoder(still, size, channels, frames=frames)
+    anchor = None
+    if method.gram is not None:
+        anchor = GramAnchor(method.gram, build_encoder(still, size, channels, frames=frames))
+    return Dino(method, encoder, teacher, normalisation, timeline, config.seed, anchor)
 
 
 class Dino(Method):
@@ -43,7 +48,7 @@ class Dino(Method):
 
     `encoder` and `teacher_encoder` are of one architecture; the teacher's has no drop path. The teacher stays fp32:
     in bf16 an average with momentum .996 would never move. With `config.ibot` the student sees some global crops with
-    units hidden and also matches the teacher's patch tokens there.
+    units hidden and also matches the teacher's patch tokens there. `anchor` is there with `config.gram`.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Dino(Method):
         normalisation: Normalisation,
         timeline: Timeline,
         seed: int = 0,
+        anchor: GramAnchor | None = None,
     ) -> None:
         super().__init__(normalisation, timeline)
         self.config, self.seed = config, seed
@@ -66,7 +72,10 @@ class Dino(Method):
                 self.patch_head = DinoHead(encoder.dim, config, config.ibot)
                 self.teacher["patch_head"] = DinoHead(encoder.dim, config, config.ibot)
             prototypes["patch_center"] = self._head("patch_head").num_prototypes
+        self.anchor = anchor
         self.encoder_loaded()
+        if anchor is not None and anchor.config.teacher is not None:
+            anchor.start_from(anchor.config.teacher, normalisation)
         self.teacher.requires_grad_(False)
         for name, count in prototypes.items():
             self.register_buffer(name, torch.zeros(1, count))
@@ -74,13 +83,9 @@ class Dino(Method):
         # then how many they are; not part of a checkpoint (which is after a step)
         self.register_buffer("center_sums", torch.zeros(sum(prototypes.values()) + len(prototypes)), persistent=False)
         self.centers = prototypes
-        self.teacher_temperature = Staircase(
-            config.warmup_teacher_temperature,
-            config.teacher_temperature,
-            config.warmup_teacher_temperature_epochs,
-            timeline.steps_per_epoch,
-        )
-        self.momentum = Cosine(config.teacher_momentum, 1.0, timeline.total_steps)
+        self.teacher_temperature = _temperature(config, timeline)
+        last = config.teacher_momentum if config.teacher_momentum_schedule == "constant" else 1.0
+        self.momentum = Cosine(config.teacher_momentum, last, timeline.total_steps)
         self.class_features = ClassFeatures()
 
     def encoder_loaded(self) -> None:
@@ -88,6 +93,8 @@ class Dino(Method):
             slow.load_state_dict(
                 {key: value for key, value in getattr(self, name).state_dict().items() if key != "mask_token"}
             )
+        if self.anchor is not None and self.anchor.config.teacher is None:
+            self.anchor.encoder.load_state_dict(self.teacher["encoder"].state_dict())
 
     def train(self, mode: bool = True) -> Dino:
         super().train(mode)
@@ -98,7 +105,9 @@ class Dino(Method):
         # of a head all but the last layer, whose output is kept anyway: to compute it twice would cost most
         heads = [self.head, *([self.patch_head] if hasattr(self, "patch_head") else [])]
         heads += [slow for name, slow in self.teacher.items() if name != "encoder"]
-        return [*super().blocks(), *self.teacher["encoder"].blocks(), *(head.mlp for head in heads)]
+        encoders = [self.teacher["encoder"], *([] if self.anchor is None else [self.anchor.encoder])]
+        slow = [block for encoder in encoders for block in encoder.blocks()]
+        return [*super().blocks(), *slow, *(head.mlp for head in heads)]
 
     def before_step(self, step: int, micro_batches: list[Batch], look: Callable[[Batch], object]) -> None:
         if self.config.koleo_weight and self.config.koleo_over == "batch":
@@ -136,12 +145,13 @@ class Dino(Method):
             result["sigreg"] = self._sigreg(views, step)
         if hidden is not None:
             result["ibot"] = self._ibot(features, hidden, targets["patch_center"])
+        if self.anchor is not None and self.anchor.is_on(step):
+            result["gram"] = self._gram(self.anchor, features, batch, images)
         if len(result) > 1:
             result["dino"] = result["loss"]
-            result["loss"] = result["dino"] + self.config.koleo_weight * result.get("koleo", 0.0)
-            result["loss"] = result["loss"] + self.config.sigreg_weight * result.get("sigreg", 0.0)
-            if self.config.ibot is not None:
-                result["loss"] = result["loss"] + self.config.ibot.weight * result["ibot"]
+            for name, weight in self._weights().items():
+                if name in result:
+                    result["loss"] = result["loss"] + weight * result[name]
         with torch.no_grad():
             entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim=-1).mean()
             directions = F.normalize(features.pooled[:size].float(), dim=-1)
@@ -195,6 +205,19 @@ class Dino(Method):
         student = self._head("patch_head")(_rows(features.tokens, hidden)).float() / self.config.student_temperature
         return ibot_loss(student, targets, 1.0 / counts.index_select(0, crops), num_crops)
 
+    def _weights(self) -> dict[str, float]:
+        """Of the terms beside DINO's own."""
+        ibot, gram = self.config.ibot, self.config.gram
+        weights = {"koleo": self.config.koleo_weight, "sigreg": self.config.sigreg_weight}
+        return weights | ({"ibot": ibot.weight} if ibot else {}) | ({"gram": gram.weight} if gram else {})
+
+    def _gram(self, anchor: GramAnchor, features: Features, batch: Batch, images: Tensor | PackedImages) -> Tensor:
+        """The loss of the global crops' patches, all views together."""
+        assert isinstance(images, Tensor)
+        if "teacher_crops" in batch:
+            images = rearrange(self.normalise(batch["teacher_crops"]), "b v c h w -> (v b) c h w")
+        return anchor.loss(features, images)
+
     def _sigreg(self, views: Tensor, step: int) -> Tensor:
         """Of class features (v, b, d), averaged over views, in the form of DINOv3's FINO branch."""
         slices = sigreg.directions(self.seed, step, views.shape[-1], self.config.sigreg_slices, views.device)
@@ -222,6 +245,8 @@ class Dino(Method):
     def after_step(self, step: int, took: Tensor | None = None) -> None:
         super().after_step(step, took)
         self.class_features.end()
+        if self.anchor is not None and self.anchor.is_copied(step + 1):
+            self.anchor.follow(self.teacher["encoder"])
         if self.config.centering == "center":
             self._move_centers()
 
@@ -259,6 +284,15 @@ class Dino(Method):
             return {}
         crops = batch["global_crops"][:, 0]
         return attention_pictures(self.teacher["encoder"], self.normalise(crops), crops, self.show, of="teacher")
+
+
+def _temperature(config: DinoConfig, timeline: Timeline) -> Schedule:
+    """The teacher's, from its warm-up's to the full one."""
+    start, end = config.warmup_teacher_temperature, float(config.teacher_temperature)
+    epochs = config.warmup_teacher_temperature_epochs
+    if config.teacher_temperature_warmup == "linear":
+        return Cosine(end, end, timeline.total_steps, timeline.steps(epochs), start)
+    return Staircase(start, end, epochs, timeline.steps_per_epoch)
 
 
 def _rows(tokens: Tensor, index: Tensor) -> Tensor:

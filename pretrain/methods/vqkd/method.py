@@ -19,6 +19,7 @@ from pretrain.encoders.patches import sincos_positions
 from pretrain.engines.schedules import Timeline
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.frozen import Frozen, checksum
+from pretrain.methods.gram import on_grid
 from pretrain.methods.vqkd.codebook import Codebook
 from pretrain.methods.vqkd.config import VqkdConfig
 from pretrain.methods.vqkd.network import TaskHead, VqkdTokenizer, code_vectors
@@ -89,12 +90,7 @@ class Vqkd(Method):
         features = self.teacher(normalised(crops, self.teacher_mean, self.teacher_std))
         if features.grid is None:
             raise ValueError("method.teacher gives no map of tokens, which VQ-KD needs; name an encoder that does")
-        tokens = features.tokens.float()
-        if features.grid == self.grid:
-            return tokens
-        maps = rearrange(tokens, "b (h w) d -> b d h w", h=features.grid[0])
-        maps = F.interpolate(maps, size=self.grid, mode="bilinear", align_corners=False)
-        return rearrange(maps, "b d h w -> b (h w) d")
+        return on_grid(features.tokens.float(), features.grid, self.grid, "bilinear")
 
     def before_step(self, step: int, micro_batches: list[Batch], look: Callable[[Batch], object]) -> None:
         if step:

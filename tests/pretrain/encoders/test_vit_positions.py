@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pretrain.encoders import build_encoder
-from pretrain.encoders.base import Mask, several_passes
+from pretrain.encoders.base import Mask, Windows, several_passes
 from pretrain.encoders.drop_path import drawn
 from pretrain.encoders.places import ConditionalPositions, Place, Spot
 from pretrain.encoders.relative import RelativeBias, RelativeShift, relative_to_absolute
@@ -222,3 +222,22 @@ def test_what_cannot_be_is_refused() -> None:
         VitConfig(rotary={"rescale": 2.0})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has no form of windows"):
         make(positions="rotary").windowed(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("settings", [{"mlp": "swiglu", "hidden": 24}, {"mlp": "quick_gelu", "pre_norm": True}])
+def test_other_mlps_and_a_norm_before_the_blocks_are_timms(settings: dict[str, Any]) -> None:
+    eps = 1e-5 if "pre_norm" in settings else 1e-6
+    encoder = make(norm_eps=eps, layer_scale=0.1, **settings)
+    recipe = timm_recipe(encoder.config, (32, 32), 3)
+    assert recipe is not None
+    model = timm.create_model(**recipe).eval()
+    model.load_state_dict(encoder.inner().state_dict())
+    with torch.no_grad():
+        theirs = model.forward_features(images())
+        ours = encoder(images())
+    assert ours.prefix_tokens is not None
+    torch.testing.assert_close(torch.cat([ours.prefix_tokens, ours.tokens], dim=1), theirs)
+    whole, part = encoder((images(), images(size=(16, 16)))), encoder(images(size=(16, 16)))
+    torch.testing.assert_close(whole[1].tokens, part.tokens)
+    windows = encoder.windowed(Windows(side=0, everywhere=(), relative_positions=False))
+    torch.testing.assert_close(windows(images()).tokens, ours.tokens)
