@@ -24,7 +24,7 @@ def read_groups(
     """
     numbers: dict[str, int] = {}
     wanted = known or tuple(np.ones(split.num_samples, dtype=bool) for split in (train, val))
-    found = [_groups_of(split, which, field, numbers) for split, which in zip((train, val), wanted, strict=True)]
+    found = [groups_of(split, which, field, numbers) for split, which in zip((train, val), wanted, strict=True)]
     both = np.intersect1d(found[0], found[1])
     both = both[both != NO_GROUP]
     if len(both):
@@ -38,7 +38,11 @@ def read_groups(
     return found[0], found[1]
 
 
-def _groups_of(split: Dataset, wanted: np.ndarray, field: str, numbers: dict[str, int]) -> np.ndarray:
+def groups_of(split: Dataset, wanted: np.ndarray, field: str, numbers: dict[str, int]) -> np.ndarray:
+    """(n,) int64 groups of the `wanted` (n,) bool samples of one split, of others -1; new ones go on in `numbers`.
+
+    Raises ValueError for a wanted sample without one.
+    """
     groups = np.full(split.num_samples, NO_GROUP)
     for sample in np.flatnonzero(wanted).tolist():
         known = split.read_metadata(sample)

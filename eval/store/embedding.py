@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +21,15 @@ from eval.store.decode import array_bytes
 from eval.store.description import MOST_NAMED, PARTS, Description
 from eval.store.encoding import Batch, FrozenEncoder, unreadable
 from eval.store.matrix import check_room
-from eval.store.parts import Part, part_rows, part_samples, write_part
+from eval.store.parts import Part, part_digests, part_rows, part_samples, write_part
 from eval.store.precision import kept
 from eval.store.progress import counting
+from eval.store.same_images import check_same_images
 
 if TYPE_CHECKING:
     from data_pipelines.datasets.dataset import Dataset
+
+LITTER_SECONDS = 3600.0  # after which a part that is being written is nobody's
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +55,9 @@ def embed_split(
     start_store(folder, description)
     mine = range(rank, description.num_parts, world_size)
     missing = [number for number in mine if part_rows(description.path(folder, number), description.digest) is None]
+    for number in sorted(set(mine) - set(missing))[:1]:  # what is kept is of the images that are there now
+        path = description.path(folder, number)
+        check_same_images(part_samples(path), part_digests(path), dataset, encoder.crops, encoder.encoder.patch, folder)
     if missing:
         if done := len(mine) - len(missing):
             say(f"{folder}: {done} of {len(mine)} parts are there already")
@@ -95,8 +103,10 @@ def finish_store(folder: Path, description: Description, dataset: Dataset) -> De
     complete = before.completed(rows, lost, tuple(named))
     if complete != before:
         complete.write(folder)
-    for litter in (folder / PARTS).glob(".part-*.tmp"):  # of processes that were killed
-        litter.unlink(missing_ok=True)
+    for litter in (folder / PARTS).glob(".part-*.tmp"):  # of processes that were killed; not of those that still write
+        with suppress(FileNotFoundError):
+            if time.time() - litter.stat().st_mtime > LITTER_SECONDS:
+                litter.unlink()
     return complete
 
 
