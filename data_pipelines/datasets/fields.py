@@ -8,7 +8,7 @@ from typing import Any
 from data_pipelines.datasets.dataset import Dataset
 
 _FIRST = 20  # samples whose fields are named
-#: By the data's places and checksum, and the field: checks before a run and the run itself read each file once.
+#: By the data's places and state, and the field: checks before a run and the run itself read each file once.
 _known: dict[tuple[str, ...], tuple[Any, ...]] = {}
 
 
@@ -17,7 +17,7 @@ def read_field(dataset: Dataset, field: str) -> Sequence[Any]:
 
     Raises ValueError and OSError as `Dataset.read_metadata` does.
     """
-    key = (*map(str, dataset.shards), dataset.checksum, field)
+    key = (*map(str, dataset.shards), dataset.state, field)
     if key not in _known:
         _known[key] = tuple(dataset.read_metadata(sample).get(field) for sample in range(dataset.num_samples))
     return _known[key]
