@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from data_pipelines.datasets.dataset import Dataset, open_dataset
+from data_pipelines.datasets.groups import NO_GROUP
 from data_pipelines.datasets.held_out import open_held_out
 from data_pipelines.remote.remote_files import Shard
 from data_pipelines.remote.urls import redact
 from data_pipelines.shards.index import NO_LABEL
 from data_pipelines.wording import counted
 from eval.base import LabelKind
-from eval.groups import NO_GROUP, read_groups
+from eval.groups import read_groups
 from eval.labels import Labels, labels_of_field, labels_of_samples
 
 #: Fewer val images than this, or of a class, are warned of.

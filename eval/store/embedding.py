@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +26,6 @@ from eval.store.same_images import check_same_images
 
 if TYPE_CHECKING:
     from data_pipelines.datasets.dataset import Dataset
-
-LITTER_SECONDS = 3600.0  # after which a part that is being written is nobody's
 
 _log = logging.getLogger(__name__)
 
@@ -103,10 +99,8 @@ def finish_store(folder: Path, description: Description, dataset: Dataset) -> De
     complete = before.completed(rows, lost, tuple(named))
     if complete != before:
         complete.write(folder)
-    for litter in (folder / PARTS).glob(".part-*.tmp"):  # of processes that were killed; not of those that still write
-        with suppress(FileNotFoundError):
-            if time.time() - litter.stat().st_mtime > LITTER_SECONDS:
-                litter.unlink()
+    for litter in (folder / PARTS).glob(".part-*.tmp"):  # of processes that were killed, or write what is there already
+        litter.unlink(missing_ok=True)
     return complete
 
 
@@ -189,7 +183,12 @@ def _write_part(block: _Block, dataset: Dataset, folder: Path, description: Desc
     metadata = [_metadata(dataset, sample) for sample in samples]
     grids = None if batch.tokens is None else batch.grids
     part = Part(batch.rows, batch.tokens, batch.labels, batch.samples, batch.digests, keys, metadata, grids)
-    write_part(description.path(folder, number), part, layout, description.digest)
+    path = description.path(folder, number)
+    try:
+        write_part(path, part, layout, description.digest)
+    except FileNotFoundError:  # another process has made all parts meanwhile, and taken ours for litter
+        if part_rows(path, description.digest) is None:
+            raise
 
 
 def _metadata(dataset: Dataset, sample: int) -> str | None:

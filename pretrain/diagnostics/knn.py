@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipelines.datasets.dataset import NO_LABEL, Dataset
+from data_pipelines.datasets.groups import groups_of
 from data_pipelines.datasets.held_out import held_out_of, open_held_out
 from data_pipelines.eval_loader import center_crops
 from data_pipelines.remote.urls import redact
-from eval.groups import groups_of
 from eval.probes.knn import knn_accuracy
 from pretrain.config import Config
 from pretrain.config.load import ConfigError
