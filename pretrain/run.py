@@ -31,7 +31,7 @@ from pretrain.engines.schedules import Timeline, check_warmup
 from pretrain.interop.initialise import check_init_from
 from pretrain.methods.registry import spec_of
 from pretrain.start_checks import check_machine, check_profile
-from pretrain.stream.datasets import data_lines, open_datasets, sampler_of
+from pretrain.stream.datasets import data_lines, sampler_of, training_datasets
 from pretrain.stream.growth import continued
 from pretrain.stream.loading import resolve_backend
 from pretrain.stream.normalisation import choose_normalisation, keep_normalisation, resolve_normalisation
@@ -68,7 +68,7 @@ def pretrain(
     check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_encoder(config)
     startup.mark("encoder check")
-    datasets = datasets or open_datasets(config.data)
+    datasets = datasets or training_datasets(config)
     config, chosen = resolve(config, datasets)
     chosen += [line for line in [slow_precision(config.engine, device)] if line]
     folder = check_run_folder(config)
@@ -144,7 +144,7 @@ def resolve(config: Config, datasets: Sequence[Dataset]) -> tuple[Config, list[s
     num_samples = sum(dataset.num_samples for dataset in datasets)
     config, chosen = resolve_auto(config, num_samples, begun_config(config))
     config, known = resolve_normalisation(config)
-    chosen += known + left_out_line(config.views, config.data.channels) + data_lines(config.data, datasets)
+    chosen += known + left_out_line(config.views, config.data.channels) + data_lines(config, datasets)
     return keep_normalisation(resolve_backend(config), datasets), chosen
 
 

@@ -233,9 +233,10 @@ class Dataset:
         if now.size != indexed.size or (now.stamp != indexed.stamp and None not in (now.stamp, indexed.stamp)):
             raise ShardChangedError(place, "has changed")
 
-    def over(self, shards: Sequence[Shard]) -> Dataset:
-        """A data set of other shards that is read in the same way."""
-        return Dataset(shards, cache=self.cache if self.fetches else self._given_cache, stage=self.stage)
+    def over(self, shards: Sequence[Shard], index: Index | None = None) -> Dataset:
+        """A data set of other shards, or of these by another `index`, that is read in the same way."""
+        cache = self.cache if self.fetches else self._given_cache
+        return Dataset(shards, cache=cache, stage=self.stage, index=index)
 
     def close(self) -> None:
         """Close the shards; a later read opens them again."""
