@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from data_pipelines.datasets.captions import Captions
 from eval.base import Again, Change, FeatureSet, NativeTokens, Painted, Store
 from eval.dense import maps_for, native_pixel_tokens, pixel_tokens
 from eval.features import Keys, centred, pixels
@@ -152,7 +153,11 @@ class Rows:
         return replace(
             features,
             labels=torch.from_numpy(labels)[ids],
-            groups=None if splits.groups is None else torch.from_numpy(splits.groups[of_val])[ids],
+            groups=(
+                None
+                if splits.groups is None or not (of_val or splits.choose_by_groups)
+                else torch.from_numpy(splits.groups[of_val])[ids]
+            ),
             keys=Keys(dataset, ids),
             **maps_for(self.protocol, dataset, ids, self.target),  # type: ignore[arg-type]
         )
@@ -165,6 +170,7 @@ class Rows:
         headline: str,
         again: Again,
     ) -> dict[str, Any]:
+        text = self.target.text if row == "pretrained" and self.protocol.needs("text") else None
         with self.console.status(row) as status:
 
             def tell(what: str) -> None:
@@ -176,6 +182,7 @@ class Rows:
                 self.protocol.seeds, self.source.device, tell, self.splits.labels.kind,
                 tuple(map(self.splits.labels.name, range(self.splits.num_classes))), again,
                 self.train.mask_names, self.painted.__setitem__ if row == "pretrained" else None,
+                text, None if text is None else Captions(self.val, text.card.captions).of,
             )  # fmt: skip
             scores, outcomes = score(store, self.protocol)
             if row == "pretrained":

@@ -25,12 +25,13 @@ _AT_ONCE = 256
 @dataclass(frozen=True)
 class TextCard:
     """What a text side is: the tower's settings, the width of what images and texts are compared in, the width of the
-    image features that are projected there, and the loss that it learned by."""
+    image features that are projected there, the loss that it learned by, and where captions were (`Captions`)."""
 
     tower: TextConfig
     embed_dim: int
     image_dim: int
     loss: str
+    captions: str = "txt"
 
 
 class TextSide(nn.Module):

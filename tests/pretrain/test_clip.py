@@ -212,3 +212,23 @@ def test_images_without_captions_are_refused_before_a_run_starts(shards: Path, t
     with pytest.raises(ConfigError, match=r"all of 120 samples of .* have no caption \('caption' of its \.json\)"):
         check_sources(parse_config(data))
     assert open_datasets(parse_config(data).data)[0].num_samples == 120
+
+
+def test_a_run_is_probed_by_words(shards: Path, tmp_path: Path) -> None:
+    from eval.probe import run_probe
+    from eval.target import open_target
+
+    run = pretrain(parse_config(clip_data(shards, tmp_path, train={"steps": 2})))
+    options: dict[str, Any] = {"seeds": (0,), "epochs": 1, "progress": False, "device": "cpu"}
+    learnt, held_out = (str(shards / f"train-00000{number}.tar") for number in range(2))
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps({"templates": ["picture of class {}"]}))
+    found = run_probe(str(run), learnt, val_data=held_out, only=("zero_shot", "image_text"), prompts=prompts, **options)
+    assert 0 <= found["rows"]["pretrained"]["zero_shot"]["top1"] <= 1
+    assert found["rows"]["pretrained"]["image_text"]["captions"] == 120
+    assert found["rows"]["pixels"]["zero_shot"] == found["rows"]["untrained"][0]["zero_shot"] == {}
+    assert {column["probe"] for column in found["columns"]} == {"zero_shot", "image_text"}
+    mae = pretrain(parse_config(config_data("mae", "vit", shards, tmp_path, train={"steps": 1})))
+    assert open_target(str(mae)).text is None
+    with pytest.raises(ValueError, match="did not learn from captions"):
+        run_probe(str(mae), learnt, val_data=held_out, only=("zero_shot",), **options)

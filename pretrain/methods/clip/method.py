@@ -164,4 +164,4 @@ class Clip(Method):
 
     def _card(self) -> TextCard:
         assert self.encoder is not None
-        return TextCard(self.config.tower, self.config.embed_dim, self.encoder.dim, self.config.loss)
+        return TextCard(self.config.tower, self.config.embed_dim, self.encoder.dim, self.config.loss, self.config.text)
