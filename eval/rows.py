@@ -179,7 +179,11 @@ class Rows:
         return replace(
             features,
             labels=torch.from_numpy(labels)[ids],
-            groups=None if splits.groups is None else torch.from_numpy(splits.groups[of_val])[ids],
+            groups=(
+                None
+                if splits.groups is None or not (of_val or splits.choose_by_groups)
+                else torch.from_numpy(splits.groups[of_val])[ids]
+            ),
             keys=Keys(dataset, ids),
             **maps_for(self.protocol, dataset, ids, self.target),  # type: ignore[arg-type]
         )
