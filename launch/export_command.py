@@ -28,6 +28,17 @@ def export(
     from pretrain.interop.classifier import FORMATS, export_classifier, is_classifier
     from pretrain.interop.export import export_encoder
 
+    if to == "openclip":
+        from pretrain.interop.openclip import TOLERANCE, export_openclip
+
+        if settings or head:
+            raise ValueError("--to openclip takes no settings and no head; leave them out")
+        pair = export_openclip(source, out, overwrite=overwrite)
+        print(
+            f"wrote {pair.path} ({pair.num_bytes / 1e6:.1f} MB). Opened by OpenCLIP, embeddings of random images and "
+            f"of texts differ by at most {pair.difference:.2g} (allowed {TOLERANCE:g}).\n\n{pair.usage}"
+        )
+        return
     if head is None:
         head = to in FORMATS and is_classifier(source)
     if head:

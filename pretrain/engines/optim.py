@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +20,8 @@ from pretrain.methods.base import Method
 #: Parameters that are tokens or positions, whatever their shape: not decayed but for `Encoder.decayed`.
 TOKENS = ("cls_token", "dist_token", "reg_token", "mask_token", "pos_embed", "relative_position_bias_table")
 
+_ANYWHERE = (-math.inf, math.inf)
+
 
 def parameter_groups(
     method: Method,
@@ -30,7 +33,8 @@ def parameter_groups(
 
     Each group carries `lr_scale` (layer decay: rate of a layer relative to the one above it; times
     `patch_embed_lr_scale` for the patch embedding), `decay` (whether weight decay applies: not to biases, norms and
-    tokens), `frozen_until` (steps with neither rate nor decay) and `ramp_steps` (after these, in which the rate rises).
+    tokens), `frozen_until` (steps with neither rate nor decay), `ramp_steps` (after these, in which the rate rises) and
+    `bounds` (within which they are kept, or None).
 
     Raises ValueError when the patch embedding is to have a rate of its own and the encoder names none.
     """
@@ -38,7 +42,7 @@ def parameter_groups(
     top = encoder.depth + 1 if encoder else 0
     num_scaled = 0
     waits, ramp = (0, 0) if continuing is None else (continuing.heads_first_steps, continuing.ramp_steps)
-    groups: dict[tuple[float, bool, int, int], list[tuple[str, nn.Parameter]]] = defaultdict(list)
+    groups: dict[tuple[float, bool, int, int, tuple[float, float]], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -55,7 +59,8 @@ def parameter_groups(
             num_scaled += 1
         brought = own and not name.endswith("mask_token")
         frozen_until = max(method.frozen_until(name), waits if brought else 0)
-        groups[scale, decay, frozen_until, ramp if brought else 0].append((name, parameter))
+        key = (scale, decay, frozen_until, ramp if brought else 0, method.bounds(name) or _ANYWHERE)
+        groups[key].append((name, parameter))
     if patch_embed_lr_scale != 1 and not num_scaled:
         raise ValueError(
             f"optim.patch_embed_lr_scale is {patch_embed_lr_scale:g}, but {type(encoder).__name__} has no "
@@ -69,8 +74,11 @@ def parameter_groups(
             "decay": decay,
             "frozen_until": frozen_until,
             "ramp_steps": ramp_steps,
+            "bounds": None if bounds == _ANYWHERE else bounds,
         }
-        for (scale, decay, frozen_until, ramp_steps), members in sorted(groups.items(), key=lambda item: item[0])
+        for (scale, decay, frozen_until, ramp_steps, bounds), members in sorted(
+            groups.items(), key=lambda item: item[0]
+        )
     ]
 
 

@@ -22,6 +22,7 @@ class Crops(NamedTuple):
     num_global: int = 1
     local: bool = False
     target: str | None = None  # what the target crop is for; None: it is not read
+    mixed: bool = False  # whether steps may have crops of other sizes, see `views.mixed_sizes`
     teacher: Literal["encoder", "other"] | None = None
     """Who sees teacher crops where there are any: an encoder like the run's, or another; None: they are not read."""
 
@@ -67,7 +68,7 @@ class MethodSpec:
         build: (config, normalisation, timeline) -> Method, freshly initialised from torch's generator.
         example: The smallest section that trains on crops of 32 px, for tests and the table of encoders.
         exports: What a run leaves: a frozen encoder, or a tokenizer.
-        headline: The feature that probes read, of encoders that have it.
+        headline: The feature that probes read, of encoders that have it; pooled: what stands for an image by itself.
         crops: Which crops it reads.
         stride: Px of a token of its own network, for a method that takes no encoder; each crop is a multiple of it.
         needs: What it asks of an encoder.
@@ -83,6 +84,8 @@ class MethodSpec:
         draw: What its batches hold beside crops, ids, rows and labels: from (section, image size, stride of the
             encoder, global batch size) to what draws these fields for a row, or None.
         draw_native: `draw` for crops of their own shape: from the section to what draws of a row's patches.
+        learns_from: (config, dataset) -> (n,) bool, of which of its samples it can learn; others are left out.
+        left_out: (config) -> a line for each data set of which samples are left out.
         sources: (config) -> None, raises ValueError unless the other runs that it learns from are there and fit.
         alarms: (config, method, since) -> rules of `diagnostics/alarms.py`, beside those of every method.
         loss_falls: Whether a loss that does not fall means that nothing is learned.
@@ -99,7 +102,7 @@ class MethodSpec:
     build: str
     example: Mapping[str, Any]
     exports: Literal["encoder", "tokenizer"] = "encoder"
-    headline: Literal["class", "mean"] = "mean"
+    headline: Literal["class", "mean", "pooled"] = "mean"
     crops: Callable[[Any], Crops] = lambda section: Crops()
     stride: Callable[[Any], int] | None = None
     needs: Callable[[Any], Needs] = lambda section: Needs()
@@ -112,6 +115,8 @@ class MethodSpec:
     masks: Callable[[Any], bool] = lambda section: False
     draw: Callable[[Any, tuple[int, int], int | None, int], DrawFields | None] = lambda *given: None
     draw_native: Callable[[Any], DrawFields | None] = lambda section: None
+    learns_from: str | None = None
+    left_out: str | None = None
     sources: str | None = None
     alarms: str | None = None
     loss_falls: bool = True
@@ -126,7 +131,11 @@ class MethodSpec:
         if names != (self.name,):
             raise ValueError(f"the section of method {self.name} needs name: Literal[{self.name!r}] = {self.name!r}")
 
-    def call(self, part: Literal["build", "sources", "alarms", "tokenizer", "start"], *given: Any) -> Any:
+    def call(
+        self,
+        part: Literal["build", "learns_from", "left_out", "sources", "alarms", "tokenizer", "start"],
+        *given: Any,
+    ) -> Any:
         """Import what the spec names for `part` and call it; None where it names nothing."""
         target = getattr(self, part)
         return None if target is None else resolve_name(target)(*given)
