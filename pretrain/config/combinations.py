@@ -147,8 +147,8 @@ def _check_native(config: Config) -> None:
     if encoder is None or not family_of(encoder).native(encoder):
         name = "no encoder" if encoder is None else f"encoder {encoder.family}"
         raise ValueError(
-            f"{name} takes no crops of their own shape (shape=native); set encoder.family=navit, or vit with its "
-            "encoder.stem=patch"
+            f"{name} takes no crops of their own shape (shape=native); set encoder.family=navit, vit with its "
+            "encoder.stem=patch and positions of learned, sincos or rotary, or dinov3 without local_class_norm"
         )
     patch = views.global_crops[0].patch
     if encoder.patch != patch:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_pipelines.rng import Purpose
 from pretrain.encoders import drop_path
+from pretrain.encoders.native import Grids, Interleaved
 from pretrain.encoders.packed import Groups, attend_packed
 from pretrain.encoders.position_settings import RotaryPositions
 from pretrain.encoders.tables import built_once
@@ -96,6 +97,41 @@ def turns_of(
     turns = turn_by(places.to(DTYPES[rotary.dtype]), periods(rotary, width, device))
     turns = with_prefix(turns, num_prefix)
     return [chosen(turns[:, block], units, num_prefix) for block in range(blocks)]
+
+
+def native_turns(
+    rotary: RotaryPositions,
+    grids: Grids,
+    kept: Tensor | None,
+    packing: Interleaved,
+    width: int,
+    blocks: int,
+    device: torch.device,
+    training: bool,
+) -> list[Tensor]:
+    """For each of the `blocks` the turns (2, t, width / 2) of images at their own shape, each by its own `grid`, of all
+    patches or of those `kept`; prefix tokens, where `packing` has them, are turned by nothing.
+
+    What is drawn of coordinates in training is drawn once for all images of a pass; see `turns_of`.
+    """
+    drawn = drop_path.uniforms_of_the_step(Purpose.COORDINATES, blocks, 5) if training and rotary.varies else None
+    if drawn is None:
+        each = [torch.cat([turn_of(rotary, grid, width, 0, device) for grid in grids], dim=1)]
+    else:
+        moved, factors = (from_host(part, device) for part in drawn_changes(rotary, drawn))
+        places = torch.cat([coordinates(rotary, grid, device) for grid in grids])
+        places = (places + rearrange(moved, "m c -> m 1 c")) * rearrange(factors, "m c -> m 1 c")
+        each = list(turn_by(places.to(DTYPES[rotary.dtype]), periods(rotary, width, device)).unbind(1))
+
+    def joined(turn: Tensor) -> Tensor:
+        turn = turn if kept is None else turn.index_select(1, kept)
+        flat = rearrange(turn, "two t k -> t two k")
+        still = flat.new_zeros(packing.num_prefix, *flat.shape[1:])
+        still[:, 0] = 1.0
+        return rearrange(packing.joined(still, flat), "t two k -> two t k")
+
+    found = [joined(turn) for turn in each]
+    return found if len(found) == blocks else found * blocks
 
 
 def drawn_changes(rotary: RotaryPositions, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
