@@ -40,11 +40,11 @@ def periods(rotary: RotaryPositions, width: int, device: torch.device | str = "c
 def coordinates(rotary: RotaryPositions, grid: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
     """(h * w, 2) row and column of the middle of each patch of a `grid`, in -1 .. 1."""
     dtype = DTYPES[rotary.dtype]
-    sides = (
-        grid if rotary.normalise == "separate" else (max(grid),) * 2 if rotary.normalise == "max" else (min(grid),) * 2
-    )
+    whole = {"max": torch.sym_max, "min": torch.sym_min}.get(rotary.normalise)
+    sides = grid if whole is None else (whole(*grid),) * 2
     rows, columns = (
-        torch.arange(0.5, side, device=device, dtype=dtype) / whole for side, whole in zip(grid, sides, strict=True)
+        (torch.arange(side, device=device, dtype=torch.float32) + 0.5).to(dtype) / whole
+        for side, whole in zip(grid, sides, strict=True)
     )
     both = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
     return 2.0 * rearrange(both, "h w c -> (h w) c") - 1.0
