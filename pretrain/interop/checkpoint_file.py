@@ -117,7 +117,7 @@ def _read(file: Path) -> Any:
             ) from None
         # torch raises pickle's, zip's and its own errors for files it will not read
         raise ValueError(
-            f"{file} can't be read as tensors ({type(error).__name__}: {_reason(error)}). Is the file whole? Files "
+            f"{file} can't be read as tensors ({type(error).__name__}: {_reason(error)}). {_hint(error)}Files "
             "that hold objects of other code are refused; where you trust one, save only its state dict with "
             "safetensors"
         ) from error
@@ -128,6 +128,12 @@ def _is_script(file: Path) -> bool:
         return False
     with zipfile.ZipFile(file) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _hint(error: Exception) -> str:
+    if "lightly_train" in str(error):
+        return "Export it with lightly_train.export(..., format='torch_state_dict'), and import what that writes. "
+    return "Is the file whole? "
 
 
 def _reason(error: Exception) -> str:

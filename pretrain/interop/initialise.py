@@ -20,7 +20,8 @@ from pretrain.encoders.transfer import fit
 from pretrain.interop.earlier_run import take_rest
 from pretrain.methods.base import Method
 
-METHOD_FILE = "method.safetensors"
+HEADS_FILE = "heads.safetensors"
+EARLIER_HEADS_FILE = "method.safetensors"  # of imports of earlier versions
 
 
 def check_init_from(config: Config) -> None:
@@ -110,8 +111,8 @@ def _heads(model: nn.Module) -> list[int]:
 def _rest_of_method(method: Method, source: Path, method_name: str) -> list[str]:
     """Take decoder, heads and mask token from an imported folder, or from a run of the same method."""
     folder = find_encoder(source)
-    file = folder / METHOD_FILE
-    if not file.is_file():
+    file = next((path for path in (folder / HEADS_FILE, folder / EARLIER_HEADS_FILE) if path.is_file()), None)
+    if file is None:
         return take_rest(method, source) if read_card(folder).method == method_name else []
     saved = load_file(file)
     if read_card(folder).method != method_name:

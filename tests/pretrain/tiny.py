@@ -61,11 +61,12 @@ def config_data(method: str, family: str, shards: Path, runs: Path, **sections: 
     """The nested dictionary of a run of 8 steps with 8 images; `sections` are merged in.
 
     `method` may also be a target of masked image modelling: `hog`, `normalised_pixels`, `codes` (BEiT), and `beitv2`
-    for codes with aggregation. Those of codes, and `vqkd`, need `write_sources(shards)`.
+    for codes with aggregation. Those of codes, `vqkd` and `distill` need `write_sources(shards)`.
     """
     whole = {"size": 32, "scale": [0.5, 1.0]}
     methods: dict[str, dict[str, Any]] = {name: copy.deepcopy(dict(spec.example)) for name, spec in METHODS.items()}
-    methods["vqkd"]["teacher"] = str(shards / "teacher")
+    for name in ("vqkd", "distill"):
+        methods[name]["teacher"] = str(shards / "teacher")
     if family == "swin":
         methods["mae"]["mask"] = {"kind": "one_in_2x2", "unit": 4}
     blocks = {"kind": "blockwise", "ratio": 0.5, "min_block": 4}

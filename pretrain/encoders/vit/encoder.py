@@ -244,16 +244,19 @@ class SkippingBlock(Block):
         """
         (attention, left), (mlp, _) = ((path, None) for path in paths or (None, None)) if groups is None else paths
 
+        def projected(values: Tensor) -> Tensor:
+            return self.ls1(self.attn.proj(self.attn.norm(values)))
+
         def attend(part: Tensor, rows: Tensor | None) -> Tensor:
             normed = self.norm1(part)
             if isinstance(place, placeless.Context):
-                return self.ls1(self.attn.proj(place.attend(self.attn, self.norm1, normed, rows)))
+                return projected(place.attend(self.attn, self.norm1, normed, rows))
             if place is not None and (place.turn is not None or self.relative is not None):
                 qkv = self.attn.qkv(normed)
-                return self.ls1(self.attn.proj(attend_at(place, qkv, self.attn.num_heads, self.relative, rows, left)))
+                return projected(attend_at(place, qkv, self.attn.num_heads, self.relative, rows, left))
             if left is None:
                 return self.ls1(self.attn(normed))
-            return self.ls1(self.attn.proj(attend_packed(self.attn.qkv(normed), self.attn.num_heads, left)))
+            return projected(attend_packed(self.attn.qkv(normed), self.attn.num_heads, left))
 
         x = drop_path.add_branch(x, attend, self.drop_path1, attention)
         return drop_path.add_branch(x, lambda part, _: self.ls2(self.mlp(self.norm2(part))), self.drop_path2, mlp)

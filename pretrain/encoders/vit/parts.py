@@ -18,8 +18,9 @@ def norm_of(config: VitConfig) -> Callable[..., nn.Module]:
 
 
 def mlp_of(config: VitConfig) -> dict[str, Any]:
-    """What timm's blocks make their MLPs of."""
+    """What timm's blocks make their MLPs of, and their norms within."""
     own: dict[str, Any] = {"mlp_ratio": config.mlp_ratio}
+    own |= {"scale_attn_norm": True, "scale_mlp_norm": True} if config.inner_norm else {}
     if config.mlp == "swiglu":
         return {**own, "mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
     return {**own, "act_layer": QuickGELU if config.mlp == "quick_gelu" else nn.GELU}
