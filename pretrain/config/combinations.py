@@ -156,6 +156,11 @@ def _check_native(config: Config) -> None:
     mask = getattr(config.method, "mask", None)
     if mask is not None and mask.unit != patch:
         raise ValueError(f"method.mask.unit is {mask.unit} px; with shape=native it is one patch: set it to {patch}")
+    ibot = getattr(config.method, "ibot", None)
+    if ibot is not None and ibot.unit not in (None, patch):
+        raise ValueError(
+            f"method.ibot.unit is {ibot.unit} px; with shape=native it is one patch: set it to {patch}, or null"
+        )
     if config.data.backend == "device":
         raise ValueError("data.backend=device makes crops of one size; for shape=native set data.backend=auto")
     if config.engine.compile:

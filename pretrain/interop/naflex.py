@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from pretrain.encoders import Encoder
 from pretrain.encoders.saved import EncoderCard
 from pretrain.encoders.vit.config import VitConfig
 
+#: Settings of a ViT that `recipe_of` tells, or that play no part in what is computed of an image.
+TOLD = (
+    "family", "size", "dim", "depth", "heads", "patch", "positions", "rotary", "class_token", "registers", "pool",
+    "stem", "layer_scale", "interpolation", "drop_path",
+)  # fmt: skip
 TABLES = ("learned", "sincos", "sincos_1d")
 MODEL = "naflexvit_base_patch16_gap"
 
@@ -36,7 +42,7 @@ def recipe_of(card: EncoderCard) -> dict[str, Any]:
     dim, depth, heads = config.shape
     recipe: dict[str, Any] = {
         "model_name": MODEL, "num_classes": 0, "in_chans": card.channels, "patch_size": config.patch, "embed_dim": dim,
-        "depth": depth, "num_heads": heads, "init_values": config.layer_scale, "class_token": config.class_token,
+        "depth": depth, "num_heads": heads, "init_values": config.layer_scale or 1.0, "class_token": config.class_token,
         "reg_tokens": config.registers, "fc_norm": False, "pos_embed": "none",
         "global_pool": "token" if config.pool == "class" else "avg",
     }  # fmt: skip
@@ -64,8 +70,11 @@ def why_not(config: Any) -> str | None:
         )
     if config.positions not in (*TABLES, "rotary", "none") or config.stem != "patch":
         return f"has neither positions={config.positions} with stem={config.stem} nor our weights for them"
-    if (config.norm_eps, config.mlp, config.pre_norm, config.hidden) != (1e-6, "gelu", False, None):
-        return "is not tried with other norms (norm_eps, pre_norm) and MLPs (mlp, hidden) than a plain ViT's"
+    plain = VitConfig()
+    others = [field.name for field in fields(config) if field.name not in TOLD]
+    changed = [name for name in others if getattr(config, name) != getattr(plain, name)]
+    if changed and not config.distillation_token:
+        return f"is told nothing of {', '.join(changed)} here, and these weights were trained with that"
     if config.distillation_token:
         return "has no distillation token"
     rope = config.rotary
@@ -94,6 +103,11 @@ def state_of(encoder: Encoder) -> dict[str, Tensor]:
                     folded[beside] = own
             name, value = "embeds.pos_embed", rearrange(value[:, count:], "1 (h w) d -> 1 h w d", h=encoder.grid[0])
         state[name] = value.detach().to("cpu", torch.float32).contiguous().clone()
+    if encoder.config.layer_scale is None:  # timm takes None for what its model has by default
+        for block in range(encoder.depth):
+            for branch in (1, 2):
+                name = f"gamma_{branch}" if rotary else f"ls{branch}.gamma"
+                state[f"blocks.{block}.{name}"] = torch.ones(encoder.dim)
     for name, positions in folded.items():
         state[name] = state[name] + positions.detach().cpu()
     return state

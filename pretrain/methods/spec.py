@@ -82,7 +82,8 @@ class MethodSpec:
         masks: Whether its batches hold the masks beside the images.
         draw: What its batches hold beside crops, ids, rows and labels: from (section, image size, stride of the
             encoder, global batch size) to what draws these fields for a row, or None.
-        draw_native: `draw` for crops of their own shape: from the section to what draws of a row's patches.
+        draw_native: `draw` for crops of their own shape: from the section and the batch size to what draws of a row's
+            patches.
         sources: (config) -> None, raises ValueError unless the other runs that it learns from are there and fit.
         alarms: (config, method, since) -> rules of `diagnostics/alarms.py`, beside those of every method.
         loss_falls: Whether a loss that does not fall means that nothing is learned.
@@ -111,7 +112,7 @@ class MethodSpec:
     native_with: str = ""
     masks: Callable[[Any], bool] = lambda section: False
     draw: Callable[[Any, tuple[int, int], int | None, int], DrawFields | None] = lambda *given: None
-    draw_native: Callable[[Any], DrawFields | None] = lambda section: None
+    draw_native: Callable[[Any, int], DrawFields | None] = lambda section, batch_size: None
     sources: str | None = None
     alarms: str | None = None
     loss_falls: bool = True

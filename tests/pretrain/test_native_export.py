@@ -42,7 +42,9 @@ def test_positions_by_matrices_are_the_interpolated_ones(new: tuple[int, int], h
     torch.testing.assert_close(by_matrices, resize_positions(table, (4, 4), new, how), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("navit", "vit") else pytest.param(name, marks=pytest.mark.slow) for name in GRAPHS]
+)
 def test_a_graph_takes_an_image_of_any_shape(tmp_path: Path, name: str) -> None:
     folder = saved(tmp_path / "encoder", GRAPHS[name])
     done = export_native(folder, tmp_path / "out.onnx", "onnx")
