@@ -26,9 +26,7 @@ def resize_positions(
         return positions
     spatial = rearrange(positions, "1 (h w) d -> 1 d h w", h=old[0])
     if how != "offset":
-        # torch smooths wrongly to a single column where channels lie last in memory (seen in 2.9)
-        spatial = spatial.float().contiguous()
-        resized = F.interpolate(spatial, size=new, mode="bicubic", antialias=how == "antialias")
+        resized = F.interpolate(spatial.float(), size=new, mode="bicubic", antialias=how == "antialias")
         return rearrange(resized, "1 d h w -> 1 (h w) d")
     scale = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
     resized = F.interpolate(spatial.float(), scale_factor=scale, mode="bicubic")

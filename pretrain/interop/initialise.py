@@ -11,7 +11,7 @@ from torch import nn
 
 from pretrain.config import Config, EncoderConfig
 from pretrain.config.load import ConfigError
-from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
+from pretrain.encoder_folder import HEADS_FILE, TIMM_PREFIX, find_encoder
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.load import load_any
 from pretrain.encoders.saved import read_card
@@ -20,7 +20,6 @@ from pretrain.encoders.transfer import fit
 from pretrain.interop.earlier_run import take_rest
 from pretrain.methods.base import Method
 
-HEADS_FILE = "heads.safetensors"
 EARLIER_HEADS_FILE = "method.safetensors"  # of imports of earlier versions
 
 

@@ -22,6 +22,7 @@ CASES = {
     "distill": {},
     "vqkd": {},
     "dvae": {},
+    "clip": {},
     "finetune": {"rand_augment": {"prob": 1.0}, "mix_mode": "row"},
 }
 

@@ -102,6 +102,28 @@ def test_dinov2_brings_both_heads_and_its_mask_token(
             assert torch.equal(method.teacher[name].state_dict()[key], value), key
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_ibots_second_last_layer_is_a_head_of_patch_tokens(shared: bool, shards: Path, tmp_path: Path) -> None:
+    own, other = head(0), head(1)
+    second = {key.replace("last_layer", "last_layer2"): value for key, value in (own if shared else other).items()}
+    second = {key: value for key, value in second.items() if key.startswith("last_layer2.")}
+    backbone = under("backbone.", dict(vit().state_dict()))
+    student = {"backbone.masked_embed": torch.randn(1, 64)}
+    sides = {"teacher": backbone | under("head.", own | second), "student": backbone | under("head.", other) | student}
+    found = imported(sides, "dino", tmp_path)
+    wanted = under("head.", own)
+    if not shared:
+        layers = {key: value for key, value in own.items() if key.startswith("mlp.")}
+        last = {key: value for key, value in other.items() if key.startswith("last_layer.")}
+        wanted |= under("patch_head.", layers | last)
+    assert found.method.keys() == wanted.keys()
+    assert all(torch.equal(value, found.method[key]) for key, value in wanted.items())
+    assert ("head.last_layer2.weight_g" in found.left) == shared
+    (tmp_path / "student").mkdir()
+    theirs = imported(sides, "dino", tmp_path / "student", which="student")
+    assert torch.equal(theirs.method["encoder.mask_token"][0], student["backbone.masked_embed"])
+
+
 def test_a_description_names_the_file_of_heads(tmp_path: Path) -> None:
     found = imported(dino(), "dino", tmp_path)
     assert f"{len(head(0))} of its method (in heads.safetensors): head.mlp.0.weight" in describe(found, tmp_path)

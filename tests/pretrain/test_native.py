@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,14 @@ import torch
 import torch.nn.functional as F
 import webdataset as wds
 from einops import rearrange
+from prefork import OF_THIS_CHECKOUT
 from test_cells import finish
+from test_train import column, run_all
 from tiny import build, config_data
 
 from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.loader import Batch
+from pretrain.checkpoints.folder import CheckpointFolder
 from pretrain.config import Config
 from pretrain.config.load import check_batch, parse_config
 from pretrain.encoders.base import Mask
@@ -231,6 +237,36 @@ def test_accumulation_changes_nothing(method: dict[str, Any], shapes: Path, tmp_
     for (one, first), (other, second) in zip(*losses, strict=True):
         assert first == second
         assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_kill_9_and_on_with_another_number_of_ranks(shapes: Path, tmp_path: Path) -> None:
+    """Crops, masks and losses are those of a run that nobody killed, which two ranks made from the beginning."""
+    quiet, killed = (
+        data("dino", shapes, tmp_path, encoder={"drop_path": 0.2, "token_drop": 0.0}, method={"ibot": {}})
+        | {"name": name, "train": {"steps": 16, "batch_size": 8}, "checkpoint": {"every_steps": 3}}
+        for name in ("quiet", "killed")
+    )
+    path, log = tmp_path / "killed.json", tmp_path / "killed" / "metrics.jsonl"
+    path.write_text(json.dumps([killed]))
+    checkpoints = CheckpointFolder(tmp_path / "killed", parse_config(killed).checkpoint)
+    worker = Path(__file__).parent / "worker.py"
+    process = subprocess.Popen(
+        [sys.executable, str(worker), str(path)], stdout=subprocess.DEVNULL, env=OF_THIS_CHECKOUT
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (log.exists() and log.read_text().count("\n") >= 4 and checkpoints.all()):
+            assert process.poll() is None, "ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.wait()
+    assert "continuing from" in run_all([killed, quiet], 2, tmp_path)
+    assert column(killed, "step") == column(quiet, "step") == list(range(1, 17))
+    assert column(killed, "ids_digest") == column(quiet, "ids_digest")
+    for name in ("loss", "ibot"):
+        assert column(killed, name) == pytest.approx(column(quiet, name), rel=2e-3), name
 
 
 def test_pictures_show_the_crops(shapes: Path, tmp_path: Path) -> None:

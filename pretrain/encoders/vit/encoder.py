@@ -31,7 +31,7 @@ from pretrain.encoders.relative import RelativeBias, RelativeShift
 from pretrain.encoders.rotary import packed_turns, turns_of
 from pretrain.encoders.vit import native, placeless
 from pretrain.encoders.vit.config import VitConfig, takes_own_shape
-from pretrain.encoders.vit.parts import mlp_of, norm_of
+from pretrain.encoders.vit.parts import block_of, mlp_of, norm_of
 from pretrain.encoders.vit.stems import OVERLAPPING, STEMS
 from pretrain.encoders.vit.windowed import WindowedVit
 
@@ -270,15 +270,7 @@ class FurtherBlocks(nn.Module):
         dim, depth, heads = config.shape
         self.config, self.num_prefix = config, num_prefix
         self.blocks = nn.ModuleList(
-            SkippingBlock(
-                dim,
-                heads,
-                qkv_bias=True,
-                init_values=config.layer_scale,
-                drop_path=rate,
-                **mlp_of(config),
-                norm_layer=norm_of(config),
-            )
+            SkippingBlock(dim, heads, drop_path=rate, **block_of(config))
             for rate in drop_path_rates(config.drop_path, depth, after, count)
         )
         named_apply(init_weights_vit_timm, self.blocks)

@@ -106,10 +106,14 @@ def read_mae(state: CheckpointState) -> Imported:
 
 
 def read_dino(state: CheckpointState) -> Imported:
-    """{"student", "teacher"}, each backbone.* and head.*, or a backbone alone; transformers' ViT."""
+    """{"student", "teacher"}, each backbone.* and head.*, or a backbone alone; iBOT's; transformers' ViT."""
     heads = dino_heads(state.backbone(), state.left)
-    imported = read_vit(state, "dino", interpolation="bicubic" if rename_hub(state) else "offset")
+    hub = rename_hub(state)
+    mask_token = state.tensors.pop("masked_embed", None)  # iBOT's
+    imported = read_vit(state, "dino", interpolation="bicubic" if hub else "offset")
     imported.method = heads
+    if mask_token is not None:
+        imported.mask_token = rearrange(mask_token, "1 d -> 1 1 d")
     return imported
 
 

@@ -24,3 +24,8 @@ def mlp_of(config: VitConfig) -> dict[str, Any]:
     if config.mlp == "swiglu":
         return {**own, "mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
     return {**own, "act_layer": QuickGELU if config.mlp == "quick_gelu" else nn.GELU}
+
+
+def block_of(config: VitConfig) -> dict[str, Any]:
+    """What timm's blocks are made of, but for width, heads and drop path."""
+    return {"qkv_bias": True, "init_values": config.layer_scale, "norm_layer": norm_of(config), **mlp_of(config)}

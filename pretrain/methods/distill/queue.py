@@ -31,7 +31,9 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def push(self) -> None:
-        """Put what was noted on all ranks in front; what is oldest goes. Collective."""
+        """Put what was noted on all ranks in front; what is oldest goes. Collective, where there is any."""
+        if not self._noted:
+            return
         fresh = gathered_rows(torch.cat(self._noted))
         self._noted.clear()
         size = len(self.rows)

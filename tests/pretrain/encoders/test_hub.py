@@ -292,6 +292,24 @@ def test_what_the_configuration_beside_it_tells_is_taken_and_said(tmp_path: Path
     assert "heads=1 is guessed" in describe(alone, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": "four"}, "tells num_attention_heads 'four', which can't be"),
+        ({"layer_norm_eps": -1.0}, "tells layer_norm_eps -1.0, which can't be"),
+        ({"hidden_act": ["gelu"]}, r"tells hidden_act \['gelu'\], which can't be"),
+        ({"num_attention_heads": 5}, "dim 32 does not divide into 5 heads"),
+    ],
+)
+def test_a_configuration_that_can_not_be_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    random_model(*dinov2()).save_pretrained(tmp_path / "hub")
+    config = tmp_path / "hub/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        import_checkpoint(tmp_path / "hub", "dinov2", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_in_several_files_is_read_whole(tmp_path: Path) -> None:
     model = random_model(*dinov2())
     model.save_pretrained(tmp_path / "hub", max_shard_size="20KB")
