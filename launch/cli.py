@@ -34,7 +34,16 @@ from launch.pack_command import PACK_EXAMPLES, pack
 from launch.pretrain_command import PRETRAIN_EXAMPLES, pretrain
 from launch.probe_command import PROBE_EXAMPLES, probe
 from launch.ranks import after_the_first, rank_of
-from launch.run_commands import CANCEL_EXAMPLES, PREFLIGHT_EXAMPLES, STATUS_EXAMPLES, cancel, preflight, status
+from launch.run_commands import (
+    CANCEL_EXAMPLES,
+    LOGS_EXAMPLES,
+    PREFLIGHT_EXAMPLES,
+    STATUS_EXAMPLES,
+    cancel,
+    logs,
+    preflight,
+    status,
+)
 from launch.settings_command import SETTINGS_EXAMPLES, settings
 from launch.verify_command import VERIFY_EXAMPLES, verify
 from pretrain.survival.stopping import EXIT_USER_ERROR, is_user_error
@@ -152,6 +161,7 @@ app.command(
 app.command(epilog=SUBMIT_EXAMPLES)(submit)
 app.command(epilog=PREFLIGHT_EXAMPLES)(preflight)
 app.command(epilog=STATUS_EXAMPLES)(status)
+app.command(epilog=LOGS_EXAMPLES)(logs)
 app.command(epilog=CANCEL_EXAMPLES)(cancel)
 app.command(epilog=EMBED_EXAMPLES)(embed)
 app.command(epilog=PROBE_EXAMPLES)(probe)

@@ -32,6 +32,17 @@ def export(
 
     if native and (head or settings):
         raise ValueError("--native is of an encoder without head and settings; leave out one of them")
+    if to == "openclip":
+        from pretrain.interop.openclip import TOLERANCE, export_openclip
+
+        if settings or head or native:
+            raise ValueError("--to openclip takes no settings, no head and no --native; leave them out")
+        pair = export_openclip(source, out, overwrite=overwrite)
+        print(
+            f"wrote {pair.path} ({pair.num_bytes / 1e6:.1f} MB). Opened by OpenCLIP, embeddings of random images and "
+            f"of texts differ by at most {pair.difference:.2g} (allowed {TOLERANCE:g}).\n\n{pair.usage}"
+        )
+        return
     if head is None and not native:
         head = to in FORMATS and is_classifier(source)
     if head:
