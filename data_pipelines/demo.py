@@ -5,8 +5,9 @@ image is a sheet of one numeral in many hands, at random places, sizes, slants a
 faded photograph: the class is plain to a person and hidden from a comparison of pixels. Like a tissue, a crop or a
 fabric it is in every part of the image, so that a method which compares parts can find it within minutes.
 
-Beside each image lie a mask (`.mask.png`: 0 the paper, 1 .. 10 the numerals 0 .. 9 with a margin of 2 px, so that a
-patch of 8 px can be mostly numeral; `mask_names.json` names them) and a `.json`: `boxes` (left, top,
+Beside each image lie captions (`.txt`, see `demo_captions`), a mask (`.mask.png`: 0 the paper, 1 .. 10 the numerals
+0 .. 9 with a margin of 2 px, so that a patch of 8 px can be mostly numeral; `mask_names.json` names them) and a
+`.json`: `boxes` (left, top,
 right, bottom in px, class as in the mask), `count` (how many digits), `grade` (the same from 0) and `labels` (the
 numerals). Images of several numerals, with depths too, are made by `scenes`.
 """
@@ -25,6 +26,7 @@ from PIL import Image
 from scipy.ndimage import maximum_filter
 from sklearn.datasets import load_digits, load_sample_images
 
+from data_pipelines.demo_captions import sheet_captions
 from data_pipelines.files import read_json, write_json
 from data_pipelines.packing.meter import Meter
 
@@ -78,6 +80,7 @@ class Made(NamedTuple):
     facts: dict[str, Any]  # for its .json
     entry: dict[str, Any]  # what it is made of
     frames: tuple[Image.Image, ...] = ()  # of a clip, of which `image` is the first
+    captions: tuple[str, ...] = ()
 
 
 def write_images(
@@ -124,6 +127,8 @@ def write_images(
 def _write(path: Path, one: Made) -> int:
     """Write an image, or a folder of frames, and beside it what is known of it; the bytes of the (first) image."""
     path.with_suffix(".json").write_text(json.dumps(one.facts), encoding="utf-8")
+    if one.captions:
+        path.with_suffix(".txt").write_text("\n".join(one.captions) + "\n", encoding="utf-8")
     if one.frames:
         folder = path.with_suffix("")
         folder.mkdir()
@@ -145,7 +150,8 @@ def _draw_sheet(given: Ingredients, rng: np.random.Generator) -> Made:
     image, covers = compose(given.digits[chosen], given.photos[photo], box, rng)
     mask, boxes = outlined(covers, [label] * count)
     facts = {"boxes": boxes, "count": count, "grade": count - DIGITS[0], "labels": [str(label)]}
-    return Made(image, label, {"mask": mask}, facts, {"digits": chosen, "photo": photo, "box": box})
+    entry = {"digits": chosen, "photo": photo, "box": box}
+    return Made(image, label, {"mask": mask}, facts, entry, captions=sheet_captions(label, count, photo))
 
 
 def outlined(covers: Sequence[np.ndarray], numerals: Sequence[int]) -> tuple[np.ndarray, list[list[int]]]:

@@ -25,6 +25,7 @@ from data_pipelines.demo import (
     outlined,
     write_images,
 )
+from data_pipelines.demo_captions import scene_captions
 
 COUNT = (3, 9)  # fewest and most digits in an image
 GRID = 3  # they lie in cells of a grid, moved at random
@@ -36,8 +37,8 @@ MAX_SHIFT = 0.06  # of the image's side, from the middle of the cell
 def build_scenes(
     out: Path, seed: int = 0, train: int = 3000, val: int = 600, side: int = SIDE, progress: bool = False
 ) -> Path:
-    """Write `out/{train,val}/{0..9}/*.jpg` of `side` px, with `.mask.png`, `.depth.png` and `.json` as of `build_demo`;
-    `labels` are the two numerals, `count` all digits, and `grade` counts in steps of two.
+    """Write `out/{train,val}/{0..9}/*.jpg` of `side` px, with `.mask.png`, `.depth.png`, `.txt` and `.json` as
+    of `build_demo`; `labels` are the two numerals, `count` all digits, and `grade` counts in steps of two.
 
     Raises as `build_demo` does; ValueError also for a side of less than 32 px.
     """
@@ -76,4 +77,5 @@ def _draw_scene(given: Ingredients, rng: np.random.Generator, side: int) -> Made
         "labels": sorted(map(str, (often, seldom))),
     }
     entry = {"digits": chosen, "photo": photo, "box": box}
-    return Made(as_image(mixed), often, {"mask": mask, "depth": depth}, facts, entry)
+    maps = {"mask": mask, "depth": depth}
+    return Made(as_image(mixed), often, maps, facts, entry, captions=scene_captions(numerals, photo))

@@ -142,6 +142,18 @@ class Painted(NamedTuple):
     words: Mapping[str, Sequence[str]]
 
 
+class TextSide(Protocol):
+    """What learned beside an encoder to compare its images with words."""
+
+    def of_images(self, pooled: Tensor) -> Tensor:
+        """(n, e) of length 1, of the encoder's own pooled features (n, d)."""
+        ...
+
+    def of_texts(self, texts: Sequence[str]) -> Tensor:
+        """(n, e) of length 1."""
+        ...
+
+
 @dataclass(frozen=True)
 class Store:
     """What a probe is given: the frozen features of one row of the table (an encoder, or a baseline), once for all.
@@ -158,6 +170,8 @@ class Store:
     progress: is told what runs.
     mask_names: of the levels of masks, where the data set has any.
     show: takes what is to be looked at, by the name of the probe; None where nobody looks, as at baselines.
+    text: of the row's encoder, where it learned from captions. captions: of a val sample by its number, for probes that
+        need them.
     """
 
     train: FeatureSet
@@ -172,6 +186,8 @@ class Store:
     again: Again = unchanged
     mask_names: Mapping[int, str] = field(default_factory=dict)
     show: Callable[[str, Painted], None] | None = None
+    text: TextSide | None = None
+    captions: Callable[[int], Sequence[str]] | None = None
 
 
 class Column(NamedTuple):
@@ -227,7 +243,7 @@ class ProbeSpec:
     run: Callable[[Store, Any], Scores]
     columns: Callable[[Scores, str], Sequence[Column]]
     settings: type
-    needs: Literal["pooled", "tokens", "encoder"] = "pooled"
+    needs: Literal["pooled", "tokens", "encoder", "text"] = "pooled"
     labels: LabelKind | Literal["mask", "depth", "none"] | tuple[LabelKind, ...] = "class"
     notes: Callable[[Scores, Any], Sequence[str]] = no_notes
     always: bool = False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from data_pipelines.datasets.fields import field_names, read_field
+from data_pipelines.datasets.fields import field_names, is_no_value, read_field, read_texts, value_of_text
 from data_pipelines.shards.index import NO_LABEL
 from eval.base import LabelKind
 
@@ -82,12 +82,13 @@ def labels_of_field(
     """Of a `field` of each sample's `.json`, and a line that says what they were taken for.
 
     Without a `kind` texts and truth values are classes, lists are several, numbers with a fraction are numbers, and
-    whole numbers are classes. A sample without the field, or with null, has no label. Raises ValueError for values that
+    whole numbers are classes. A sample without the field, or with null, has no label. Texts that are numbers, or lists
+    in JSON, are read as such where all are, or where the `kind` says what they are. Raises ValueError for values that
     are not of the kind, naming the first of them.
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"the kind of label is {kind!r}; it is one of {', '.join(KINDS)}")
-    values = [read_field(split, field) for split in (train, val)]
+    values, from_texts = _with_texts_read([read_field(split, field) for split in (train, val)], kind)
     there = [value for each in values for value in each if value is not None]
     if not there:
         seen = sorted({name for split in (train, val) for name in field_names(split)})
@@ -106,7 +107,35 @@ def labels_of_field(
                     f"{_SAID[taken]} each{asked}"
                 )
     labels = _number(field, values) if taken == "number" else _classes(taken, field, values)
-    return labels, _line(labels, kind is None, len(there))
+    return labels, _line(labels, kind is None, len(there)) + from_texts
+
+
+def _with_texts_read(values: Sequence[Sequence[Any]], kind: LabelKind | None) -> tuple[list[Sequence[Any]], str]:
+    """The values of train and of val, texts that stand for numbers or lists read, and what to say of that."""
+    together = [value for each in values for value in each]
+    if kind is None:
+        read = read_texts(together)
+    elif kind == "class" or not any(isinstance(value, str) for value in together):
+        read = None
+    else:
+        read = [_read(value, kind) for value in together]
+    if read is None or read == together:
+        return list(values), ""
+    what = "lists" if any(isinstance(value, list) for value in read) else "numbers"
+    gone = sum(value is None for value in read) - sum(value is None for value in together)
+    left_out = f", and {gone:,} that say no value left out" if gone else ""
+    parts: list[Sequence[Any]] = [read[: len(values[0])], read[len(values[0]) :]]
+    return parts, f"; they are texts in the .json, read as {what}{left_out}"
+
+
+def _read(value: Any, kind: LabelKind) -> Any:
+    """What a text says of a label of a kind; the text where that is nothing."""
+    if not isinstance(value, str):
+        return value
+    if is_no_value(value):
+        return None
+    found = value_of_text(value)
+    return found if found is not None and isinstance(found, list) == (kind == "several") else value
 
 
 def _is(value: Any, kind: LabelKind) -> bool:

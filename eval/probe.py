@@ -34,6 +34,7 @@ from eval.store.description import is_store
 from eval.store.precision import choose_precision
 from eval.stratified import stratified_split
 from eval.target import Target, open_target
+from eval.words import read_prompts
 
 MAX_PIXEL_SIDE = 32  # raw pixels are compared at most this large: 3,072 values of a colour image
 
@@ -62,6 +63,7 @@ def run_probe(
     store: str | Path | None = None,
     project: str | None = None,
     group: str | None = None,
+    prompts: Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Probe `target` on `data` and write everything to a JSON file; returns what it wrote.
@@ -87,6 +89,7 @@ def run_probe(
         label: A field of each sample's `.json` that is to be predicted; default: the sample's class. label_kind: what
             it is: class, several, number or grade; default: what its values look like, see `eval.labels`.
         precision: Of the features, auto, fp32 or bf16; see `eval.store.precision`.
+        prompts: A file with words for classes and sentences around them, see `eval.words`.
         store: A folder that `selfsight embed` made of the target and these data: features are read there. Others are
             kept for the next probe, see `eval.sources`.
         project: Of wandb, with `group`: where the probe of a target that is no run of this machine becomes a wandb run
@@ -100,7 +103,7 @@ def run_probe(
     # masks and label-free measures need no label, where nothing else is asked for
     unlabelled = bool(only) and all(spec.labels in ("mask", "depth", "none") for spec in named) and label is None
     splits = open_splits(data, val_data, group_by, label, label_kind, unlabelled)
-    protocol = protocol_of(also, seeds, epochs, full, only, splits.labels.kind)
+    protocol = protocol_of(also, seeds, epochs, full, only, splits.labels.kind, prompts)
     train, val = splits.train, splits.val
     groups = None if splits.groups is None else torch.from_numpy(splits.groups[0][splits.wanted()[0]])
     too_few = ""
@@ -124,6 +127,11 @@ def run_probe(
         subject = open_target(target, image_size, windows, native)
     if subject.native:
         protocol.check_native()
+    if protocol.needs("text") and subject.text is None:
+        raise ValueError(
+            f"a probe of words is asked for (zero_shot, image_text), and {subject.name} did not learn from captions: "
+            "probe a run of method clip, or leave it out"
+        )
     if windows and store is not None:
         raise ValueError(f"{store} holds features of whole crops; leave it out, or the windows")
 
@@ -230,9 +238,11 @@ def protocol_of(
     full: bool,
     only: Sequence[str] = (),
     kind: LabelKind = "class",
+    prompts: Path | None = None,
 ) -> Protocol:
     """The protocol of `run_probe` with these arguments, on labels of that kind."""
-    return Protocol.of(also, seeds, {"epochs": epochs, **({"full": True} if full else {})}, only, kind)
+    options: dict[str, Any] = {"epochs": epochs} | ({"full": True} if full else {})
+    return Protocol.of(also, seeds, options | ({} if prompts is None else read_prompts(prompts)), only, kind)
 
 
 def _results_path(subject: Target, key: dict[str, Any]) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from data_pipelines.datasets.captions import Captions
 from eval.base import Again, Change, FeatureSet, NativeTokens, Painted, Store
 from eval.dense import maps_for, native_pixel_tokens, pixel_tokens
 from eval.features import Keys, centred, pixels
@@ -165,6 +166,7 @@ class Rows:
         headline: str,
         again: Again,
     ) -> dict[str, Any]:
+        text = self.target.text if row == "pretrained" and self.protocol.needs("text") else None
         with self.console.status(row) as status:
 
             def tell(what: str) -> None:
@@ -176,6 +178,7 @@ class Rows:
                 self.protocol.seeds, self.source.device, tell, self.splits.labels.kind,
                 tuple(map(self.splits.labels.name, range(self.splits.num_classes))), again,
                 self.train.mask_names, self.painted.__setitem__ if row == "pretrained" else None,
+                text, None if text is None else Captions(self.val, text.card.captions).of,
             )  # fmt: skip
             scores, outcomes = score(store, self.protocol)
             if row == "pretrained":

@@ -15,6 +15,7 @@ from pretrain.config import EncoderConfig
 from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
 from pretrain.encoders import Encoder
 from pretrain.encoders.load import load_any
+from pretrain.text.saved import TextSide, has_text, load_text
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Target:
     frames: int = 1  # of a stack, see `Frames`
     frame_stride: int | None = None
     native: bool = False
+    text: TextSide | None = None  # of an encoder that learned from captions
 
     @property
     def most_patches(self) -> int:
@@ -133,6 +135,7 @@ def open_target(target: str, image_size: int | None = None, windows: bool = Fals
         trained_size=size,
         frames=card.frames,
         frame_stride=card.frame_stride,
+        text=load_text(folder) if has_text(folder) else None,
     )
 
 

@@ -16,6 +16,7 @@ EXPORT_EXAMPLES = (
 )
 IMPORT_EXAMPLES = (
     "Examples:\n\n[bold]selfsight import mae_pretrain_vit_base.pth imported/mae_b --as mae[/]\n\n"
+    "[bold]selfsight import dinov2-base/ imported/dinov2_b[/]\n\n"
     "[bold]selfsight import simmim_swin.pth imported/swin --as simmim --image-size 224[/]\n\n"
     "[bold]selfsight import small.pth imported/small --as dino heads=6[/]"
 )
@@ -57,13 +58,17 @@ def import_(
     layout: Annotated[
         str | None,
         typer.Option(
-            "--as", help="Its layout: mae, dino, pvt, timm ...; a wrong one lists all. Default: as its keys tell."
+            "--as", help="Its layout: mae, dinov2, clip, timm ...; a wrong one lists all. Default: as its keys tell."
         ),
     ] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Fit positions to images of this side in px.")] = None,
     mean: Annotated[str | None, typer.Option(help="Of its pixels, a value a channel: 0.5,0.5,0.5.")] = None,
     std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     which: Annotated[str, typer.Option(help="teacher or student, where a checkpoint holds both.")] = "teacher",
+    along: Annotated[
+        str | None,
+        typer.Option("--with", help="heads (and decoders: there must be some) or none. Default: those there are."),
+    ] = None,
 ) -> None:
     """Read an official checkpoint, every key accounted for."""
     from pretrain.interop.official import describe, import_checkpoint
@@ -77,8 +82,15 @@ def import_(
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
         which=which,
+        heads=_heads(along),
     )
     typer.echo(describe(imported, out))
+
+
+def _heads(along: str | None) -> bool | None:
+    if along not in (None, "heads", "none"):
+        raise ValueError(f"--with is {along!r}; it takes heads or none")
+    return None if along is None else along == "heads"
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

@@ -60,6 +60,9 @@ def probe(
         Path | None,
         typer.Option(help="What `selfsight embed` wrote of TARGET and DATA: read, not computed."),
     ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="For zero_shot: JSON with templates, and names of classes in words.")
+    ] = None,
     project: Annotated[str | None, typer.Option(help="Of wandb, for a TARGET that is no run.")] = None,
     group: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     group_by: Annotated[
@@ -120,6 +123,8 @@ def probe(
         raise ValueError("--windows is of a single probe; leave it out, or --follow and --all")
     if native and (follow or whole_run):
         raise ValueError("--native is of a single probe; leave it out, or --follow and --all")
+    if prompts is not None and (follow or whole_run):
+        raise ValueError("--prompts is of a single probe; leave it out, or --follow and --all")
     if follow:
         if store is not None:
             raise ValueError("--store holds features of one encoder and --follow probes many; leave out one of them")
@@ -152,7 +157,7 @@ def probe(
             log_overview(Path(target), overview)
         refresh(target)
         return
-    Console().print(probe_table(measure(target, out=out)))
+    Console().print(probe_table(measure(target, out=out, prompts=prompts)))
     refresh(target)
 
 

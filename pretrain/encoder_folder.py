@@ -8,6 +8,7 @@ from pathlib import Path
 from data_pipelines.files import read_json
 
 ENCODER_FILES = ("config.json", "model.safetensors")
+HEADS_FILE = "heads.safetensors"  # what the method around an encoder learned
 TIMM_PREFIX = "timm:"
 
 

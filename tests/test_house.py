@@ -23,7 +23,14 @@ PACKAGES = ("data_pipelines", "eval", "launch", "pretrain", "slurm")
 MAY_IMPORT = {
     "data_pipelines": (),
     "pretrain": ("data_pipelines", "eval.label_free", "eval.probes.few_shot", "eval.probes.knn"),
-    "eval": ("data_pipelines", "pretrain.encoder_folder", "pretrain.encoders", "pretrain.config", "pretrain.tracking"),
+    "eval": (
+        "data_pipelines",
+        "pretrain.encoder_folder",
+        "pretrain.encoders",
+        "pretrain.config",
+        "pretrain.text",
+        "pretrain.tracking",
+    ),
     "slurm": (),
 }
 HEAVY = ("torch", "torchvision", "timm", "deepspeed", "wandb", "matplotlib", "sklearn", "webdataset")

@@ -23,6 +23,8 @@ class Sample(NamedTuple):
 #: By kind, what names of its members end with, behind the image's own name.
 SUFFIXES = {"mask": ("mask.png",), "depth": ("depth.png", "depth.npy")}
 KINDS = tuple(SUFFIXES)
+#: What a member with the captions of an image is called behind its key, and its kind.
+TEXT_SUFFIX, TEXT = "txt", "text"
 
 
 class MapName(NamedTuple):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.images.sample import SUFFIXES
+from data_pipelines.images.sample import SUFFIXES, TEXT_SUFFIX
 
 GROUP_KEY = "group"  # in the json of an image whose group was found in its path
 _MAX_KEY_LENGTH = 80  # so that key and suffix fit into a ustar header
@@ -25,11 +25,11 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _RECORD = struct.Struct("<iqqqI")  # file, offset, json_offset, json_size, bytes of the path
 _HAS_MAPS = 1 << 31  # in the last: how many maps there are follows, in a byte, and then each of them
 _MAP = struct.Struct("<Bqq")  # place in `_MAP_SUFFIXES`, offset, bytes
-_MAP_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+_MAP_SUFFIXES = (*(suffix for suffixes in SUFFIXES.values() for suffix in suffixes), TEXT_SUFFIX)
 
 
 class MapPlace(NamedTuple):
-    """A map that lies beside an image of a source, see `images.maps`."""
+    """A map that lies beside an image of a source, see `images.maps`; or its captions."""
 
     suffix: str  # what it is called behind the key, such as mask.png
     offset: int  # the source's own: where it finds the bytes

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from data_pipelines.images.issues import shown
 from data_pipelines.images.maps import BadMapError, encode_map, read_map, resized_nearest, upright_size
-from data_pipelines.images.sample import KINDS, SUFFIXES
+from data_pipelines.images.sample import KINDS, SUFFIXES, TEXT, TEXT_SUFFIX
 from data_pipelines.packing.listing import Listing, key_text
 from data_pipelines.packing.reencode import REENCODED, Prepared
 from data_pipelines.packing.sources.base import read_exactly
@@ -56,7 +56,7 @@ class MapFolder:
 
 
 class Beside(NamedTuple):
-    """The maps of one image as they go into its shard, and what is wrong with others, by kind."""
+    """The maps of one image, and its captions, as they go into its shard, and what is wrong with others, by kind."""
 
     maps: dict[str, tuple[str, bytes]]  # what it is called behind the key, and its bytes
     refused: dict[str, str]  # why it is left out
@@ -83,7 +83,13 @@ def maps_of(
             found[folder.kind] = there
     if not found:
         return NOTHING_BESIDE
-    size, kept, refused = upright_size(image), {}, {}
+    kept, refused = {}, {}
+    if (text := found.pop(TEXT_SUFFIX, None)) is not None:
+        if (reason := _bad_text(text[1])) is None:
+            kept[TEXT] = text
+        else:
+            refused[TEXT] = f"{shown(path)}: {reason}"
+    size = upright_size(image) if found else None
     for kind, (suffix, content) in sorted(found.items()):
         try:
             values = read_map(kind, content, size, shown(path))
@@ -97,20 +103,31 @@ def maps_of(
     return Beside(kept, refused)
 
 
+def _bad_text(content: bytes) -> str | None:
+    """Why captions can't be used; None where they can."""
+    try:
+        return None if content.decode("utf-8").strip() else "its .txt is empty"
+    except UnicodeDecodeError as error:
+        return f"its .txt is no UTF-8 ({error.reason} at byte {error.start})"
+
+
+_COUNTED = (*KINDS, TEXT)
+
+
 class MapCount:
-    """How many images of a shard, or of all, have maps."""
+    """How many images of a shard, or of all, have maps and captions."""
 
     def __init__(self) -> None:
-        self._there = dict.fromkeys(KINDS, 0)
-        self._refused: dict[str, list[str]] = {kind: [] for kind in KINDS}
-        self._num_refused = dict.fromkeys(KINDS, 0)
-        self._missing: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        self._there = dict.fromkeys(_COUNTED, 0)
+        self._refused: dict[str, list[str]] = {kind: [] for kind in _COUNTED}
+        self._num_refused = dict.fromkeys(_COUNTED, 0)
+        self._missing: dict[str, list[str]] = {kind: [] for kind in _COUNTED}
         self._num_images = 0
 
     def add(self, path: str, beside: Beside) -> None:
         """Count an image in."""
         self._num_images += 1
-        for kind in KINDS:
+        for kind in _COUNTED:
             if kind in beside.maps:
                 self._there[kind] += 1
             elif kind in beside.refused:
@@ -122,7 +139,7 @@ class MapCount:
     def add_receipt(self, receipt: Mapping[str, Any], num_images: int) -> None:
         """Count in what `as_json` gave of a shard."""
         self._num_images += num_images
-        for kind in KINDS:
+        for kind in _COUNTED:
             one = receipt.get(kind, {"samples": 0, "refused": 0, "refusals": [], "missing": []})
             self._there[kind] += one["samples"]
             self._num_refused[kind] += one["refused"]
@@ -140,7 +157,7 @@ class MapCount:
                 "num_missing": self._num_images - self._there[kind] - self._num_refused[kind],
                 "missing": self._missing[kind],
             }
-            for kind in KINDS
+            for kind in _COUNTED
             if self._there[kind] or self._num_refused[kind]
         }
 

@@ -12,7 +12,8 @@ from data_pipelines.shards.index import NO_LABEL
 NO_IMAGE = -1
 #: Of an entry, as they are kept: places are a block and bytes.
 COLUMNS = ("image_blocks", "image_sizes", "labels", "json_blocks", "json_sizes",
-           "mask_blocks", "mask_sizes", "depth_blocks", "depth_sizes", "image_rank", "has_label")  # fmt: skip
+           "mask_blocks", "mask_sizes", "depth_blocks", "depth_sizes", "text_blocks", "text_sizes",
+           "image_rank", "has_label")  # fmt: skip
 _WIDTH = len(COLUMNS)
 _NOWHERE = (0, 0)
 
@@ -29,18 +30,21 @@ class Entry:
     json: tuple[int, int] = _NOWHERE
     mask: tuple[int, int] = _NOWHERE
     depth: tuple[int, int] = _NOWHERE
+    text: tuple[int, int] = _NOWHERE
     frames_from: int | None = None  # where the headers of the first of its numbered images begin: what may be a stack
     image_field: str = ""  # what stands between the first dot of the image's name and its suffix
     labels: dict[str, int | None] = field(default_factory=dict)  # by such a field: a.b.c.cls is of a.b.c.jpg
     jsons: dict[str, tuple[int, int]] = field(default_factory=dict)
     masks: dict[str, tuple[int, int]] = field(default_factory=dict)
     depths: dict[str, tuple[int, int]] = field(default_factory=dict)
+    texts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def settle(self) -> bool:
         """Take what is of the image's own name, where the key has no such member; whether its label is none."""
         self.json = self.json if self.json[1] else self.jsons.get(self.image_field, _NOWHERE)
         self.mask = self.mask if self.mask[1] else self.masks.get(self.image_field, _NOWHERE)
         self.depth = self.depth if self.depth[1] else self.depths.get(self.image_field, _NOWHERE)
+        self.text = self.text if self.text[1] else self.texts.get(self.image_field, _NOWHERE)
         if self.has_label or self.image_field not in self.labels:
             return False
         label = self.labels[self.image_field]
@@ -49,7 +53,7 @@ class Entry:
 
 
 _Places = dict[str, tuple[int, int]]
-_Dotted = tuple[str, dict[str, int | None], _Places, _Places, _Places]
+_Dotted = tuple[str, dict[str, int | None], _Places, _Places, _Places, _Places]
 
 
 class Rows:
@@ -78,9 +82,9 @@ class Rows:
 
     def entry(self, row: int) -> Entry:
         block, size, label, *places, rank, has_label = self.numbers[_WIDTH * row : _WIDTH * (row + 1)]
-        json, mask, depth = zip(places[::2], places[1::2], strict=True)
-        plain = (self.key(row), (block, size), rank, label, bool(has_label), json, mask, depth, None)
-        return Entry(*plain, *self.dotted.get(row, ("", {}, {}, {}, {})))
+        json, mask, depth, text = zip(places[::2], places[1::2], strict=True)
+        plain = (self.key(row), (block, size), rank, label, bool(has_label), json, mask, depth, text, None)
+        return Entry(*plain, *self.dotted.get(row, ("", {}, {}, {}, {}, {})))
 
     def put(self, row: int, entry: Entry) -> None:
         self.numbers[_WIDTH * row : _WIDTH * (row + 1)] = array("q", _numbers(entry))
@@ -91,8 +95,9 @@ class Rows:
         return np.frombuffer(self.numbers, np.int64).reshape(-1, _WIDTH)
 
     def _keep_fields(self, row: int, entry: Entry) -> None:
-        if entry.image_field or entry.labels or entry.jsons or entry.masks or entry.depths:
-            self.dotted[row] = (entry.image_field, entry.labels, entry.jsons, entry.masks, entry.depths)
+        fields = (entry.labels, entry.jsons, entry.masks, entry.depths, entry.texts)
+        if entry.image_field or any(fields):
+            self.dotted[row] = (entry.image_field, *fields)
 
     def repeats(self) -> list[tuple[int, int]]:
         """(row of the first, later row) for keys whose members do not lie together, in the order of the later."""
@@ -109,4 +114,13 @@ class Rows:
 
 
 def _numbers(entry: Entry) -> tuple[int, ...]:
-    return (*entry.image, entry.label, *entry.json, *entry.mask, *entry.depth, entry.image_rank, entry.has_label)
+    return (
+        *entry.image,
+        entry.label,
+        *entry.json,
+        *entry.mask,
+        *entry.depth,
+        *entry.text,
+        entry.image_rank,
+        entry.has_label,
+    )

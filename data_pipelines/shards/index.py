@@ -24,7 +24,7 @@ _PIECE = 1 << 20  # entries looked at at a time
 #: The tables with one row a shard.
 TABLES = ("sizes", "stamps", "ends", "keys_ends", "image_bytes", "digests")
 #: What may lie beside an image, besides its label; the arrays of each are empty where no sample has any.
-BESIDE = ("json", "mask", "depth")
+BESIDE = ("json", "mask", "depth", "text")
 _ALWAYS = ("key_ends", "image_blocks", "image_sizes", "labels")
 #: The arrays with one entry a sample.
 PER_SAMPLE = (*_ALWAYS, *(f"{kind}_{what}" for kind in BESIDE for what in ("blocks", "sizes")))
@@ -78,8 +78,11 @@ class Index:
     mask_sizes: np.ndarray
     depth_blocks: np.ndarray  # of `KEY.depth.png` or `KEY.depth.npy`
     depth_sizes: np.ndarray
+    text_blocks: np.ndarray  # of `KEY.txt`, captions
+    text_sizes: np.ndarray
     keys_bytes: np.ndarray  # uint8, the keys one after the other, UTF-8; other bytes as in the tar
     knows_maps: bool = True  # False: written by a version that did not look for masks and depths
+    knows_texts: bool = True  # nor for captions
     file: Any = None  # the open one that is mapped, if one is
 
     def __len__(self) -> int:
@@ -183,6 +186,7 @@ class Index:
             findings={0: self.findings[shard]} if shard in self.findings else {},
             keys_bytes=self.keys_bytes[keys],
             knows_maps=self.knows_maps,
+            knows_texts=self.knows_texts,
             **{name: getattr(self, name)[samples] for name in PER_SAMPLE},
         )
 

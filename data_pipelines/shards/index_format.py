@@ -35,8 +35,8 @@ _TYPES = frozenset(("|u1", "<u4", "<u8", "<i4", "<i8"))
 _MAX_SECTIONS = 64
 _SMALL = 1 << 22  # bytes
 _PIECE = 1 << 24  # bytes written or hashed at a time
-_MAPS = tuple(f"{kind}_{what}" for kind in ("mask", "depth") for what in ("blocks", "sizes"))  # not in older indexes
-_MAPS_KNOWN = "maps_known"  # there where they were looked for
+_LATER = tuple(f"{kind}_{what}" for kind in BESIDE[1:] for what in ("blocks", "sizes"))  # not in older indexes
+_MAPS_KNOWN, _TEXTS_KNOWN = "maps_known", "texts_known"  # there where they were looked for
 
 
 def create(file: BinaryIO, tables: Mapping[str, np.ndarray], arrays: Mapping[str, tuple[str, int]]) -> dict[str, int]:
@@ -117,7 +117,7 @@ def write_joined(file: BinaryIO, sources: Sequence[Callable[[], Index]]) -> None
     tables: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
     kinds = dict.fromkeys(PER_SAMPLE, "")
     there = dict.fromkeys(BESIDE, False)
-    knows_maps = True
+    knows_maps = knows_texts = True
     for source in sources:
         index = source()
         findings |= {len(names) + shard: found for shard, found in index.findings.items()}
@@ -128,6 +128,7 @@ def write_joined(file: BinaryIO, sources: Sequence[Callable[[], Index]]) -> None
             kinds[name] = max(kinds[name], getattr(index, name).dtype.str, key=_width)
         there = {kind: found or index.has(kind) for kind, found in there.items()}
         knows_maps &= index.knows_maps
+        knows_texts &= index.knows_texts
     counts = np.concatenate([np.diff(ends, prepend=0) for ends in tables.pop("ends")])
     keys_counts = np.concatenate([np.diff(ends, prepend=0) for ends in tables.pop("keys_ends")])
     stored = {name: np.concatenate(parts).reshape(-1) for name, parts in tables.items()}
@@ -136,6 +137,8 @@ def write_joined(file: BinaryIO, sources: Sequence[Callable[[], Index]]) -> None
     stored["findings"] = _bytes(json.dumps([[shard, asdict(found)] for shard, found in findings.items()]))
     if knows_maps:  # else some shard was indexed by a version that did not look for them
         stored[_MAPS_KNOWN] = np.ones(1, np.uint8)
+    if knows_texts:
+        stored[_TEXTS_KNOWN] = np.ones(1, np.uint8)
     num_samples, num_bytes = int(counts.sum()), int(keys_counts.sum())
     lengths = {name: (kinds[name], num_samples if there.get(name.partition("_")[0], True) else 0) for name in kinds}
     offsets = create(file, stored, lengths | {"keys_bytes": ("|u1", num_bytes)})
@@ -203,7 +206,7 @@ def store(place: Path, write: Callable[[BinaryIO], None]) -> bool:
 
 
 def _index_of(found: dict[str, np.ndarray], path: str) -> Index:
-    found = {**dict.fromkeys(_MAPS, np.zeros(0, "<u4")), **found}
+    found = {**dict.fromkeys(_LATER, np.zeros(0, "<u4")), **found}
     missing = {*TABLES, *PER_SAMPLE, "names", "findings", "keys_bytes"} - found.keys()
     if missing:
         raise DamageError(f"{path}: there is no section {min(missing)!r}")
@@ -238,6 +241,7 @@ def _index_of(found: dict[str, np.ndarray], path: str) -> Index:
         findings=findings,
         keys_bytes=found["keys_bytes"],
         knows_maps=_MAPS_KNOWN in found,
+        knows_texts=_TEXTS_KNOWN in found,
         **tables,
         **arrays,
     )

@@ -139,6 +139,13 @@ def _enter(entry: Entry, suffix: str, member: Member, descriptor: int, begin: in
         if entry.json[1]:
             return "repeated_member"
         entry.json = place
+        return None
+    if kind == "txt" and name_of_field:
+        entry.texts.setdefault(name_of_field, place)
+    elif suffix == "txt":
+        if entry.text[1]:
+            return "repeated_member"
+        entry.text = place
     return None
 
 
@@ -183,7 +190,7 @@ def _merge(rows: Rows, first: int, later: int) -> int:
     entry, other = rows.entry(first), rows.entry(later)
     num_repeated = int(other.image[0] != NO_IMAGE and _is_second_image(entry, other.image, other.image_rank))
     num_repeated += entry.has_label and other.has_label
-    num_repeated += bool(entry.json[1] and other.json[1])
+    num_repeated += bool(entry.json[1] and other.json[1]) + bool(entry.text[1] and other.text[1])
     if entry.image == other.image:
         entry.image_field = other.image_field
     if not entry.has_label:
@@ -192,10 +199,12 @@ def _merge(rows: Rows, first: int, later: int) -> int:
         entry.json = other.json
     entry.mask = entry.mask if entry.mask[1] else other.mask
     entry.depth = entry.depth if entry.depth[1] else other.depth
+    entry.text = entry.text if entry.text[1] else other.text
     entry.labels = {**other.labels, **entry.labels}
     entry.jsons = {**other.jsons, **entry.jsons}
     entry.masks = {**other.masks, **entry.masks}
     entry.depths = {**other.depths, **entry.depths}
+    entry.texts = {**other.texts, **entry.texts}
     rows.dotted.pop(later, None)
     rows.put(first, entry)
     return num_repeated

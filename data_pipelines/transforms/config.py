@@ -126,6 +126,16 @@ class TeacherCrops:
 
 
 @section
+class MixedSizes:
+    """Sizes that the crops of some steps have, all images alike; px, one number is a square."""
+
+    share: Annotated[float, Field(gt=0)] = 1.0  # of the steps, by ratio
+    global_crops: Size  # theirs, and so that of what is masked
+    local_crops: Size | None = None  # null: as views.local_crops has it
+    teacher_crops: Size | None = None  # null: as views.teacher_crops has it
+
+
+@section
 class Views:
     """All crops of one image: `v` global, `u` local, and perhaps some for a tokenizer or a teacher."""
 
@@ -133,6 +143,8 @@ class Views:
     local_crops: LocalCrops | None = None  # small crops, of DINO
     target_crop: TargetCrop | None = None  # for a tokenizer
     teacher_crops: TeacherCrops | None = None  # for a teacher that sees more, or other, pixels than the student
+    mixed_sizes: tuple[MixedSizes, ...] = ()
+    """Sizes between which steps change, drawn by step; the sizes above are the largest, which the loader makes."""
 
     @model_validator(mode="after")
     def _check(self) -> Views:
@@ -148,6 +160,7 @@ class Views:
         for name in ("target_crop", "teacher_crops"):
             if self.native and getattr(self, name) is not None:
                 raise ValueError(f"{name} have one size; they go with no crops of their own shape (shape=native)")
+        self._check_mixed()
         height, width = self.global_size
         seen = None if self.teacher_crops is None else self.teacher_crops.size
         if seen is not None and seen[0] * width != seen[1] * height:
@@ -156,6 +169,23 @@ class Views:
                 "region, so their sides must be in one proportion"
             )
         return self
+
+    def _check_mixed(self) -> None:
+        if self.mixed_sizes and self.native:
+            raise ValueError("mixed_sizes are of crops of one size; they go with no crops of their own shape")
+        for number, sizes in enumerate(self.mixed_sizes):
+            for name in ("global_crops", "local_crops", "teacher_crops"):
+                size, crops = getattr(sizes, name), getattr(self, name)
+                if size is None:
+                    continue
+                if crops is None:
+                    raise ValueError(f"mixed_sizes.{number}.{name} is set, and views.{name} is null: set both or none")
+                most = self.global_size if name == "global_crops" else crops.size
+                if size[0] > most[0] or size[1] > most[1] or size[0] * most[1] != size[1] * most[0]:
+                    raise ValueError(
+                        f"mixed_sizes.{number}.{name} is {size[0]}x{size[1]} px and views.{name} {most[0]}x{most[1]}; "
+                        "it must be smaller, and in the same proportion"
+                    )
 
     @property
     def native(self) -> bool:

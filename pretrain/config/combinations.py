@@ -129,6 +129,8 @@ def _check_views(config: Config) -> None:
         raise ValueError(f"method {name} as it is set reads no views.target_crop; remove it")
     if views.teacher_crops is not None and crops.teacher is None:
         raise ValueError(f"method {name} as it is set reads no views.teacher_crops; remove it")
+    if views.mixed_sizes and not crops.mixed:
+        raise ValueError(f"method {name} takes crops of the same sizes in all steps; remove views.mixed_sizes")
 
 
 def _check_native(config: Config) -> None:
@@ -183,6 +185,10 @@ def _check_sizes(config: Config) -> None:
     named = [("views.global_crops", config.views.global_size)]
     if config.views.local_crops is not None:
         named.append(("views.local_crops", config.views.local_crops.size))
+    for number, sizes in enumerate(config.views.mixed_sizes):
+        named.append((f"views.mixed_sizes.{number}.global_crops", sizes.global_crops))
+        if sizes.local_crops is not None:
+            named.append((f"views.mixed_sizes.{number}.local_crops", sizes.local_crops))
     for where, size in named:
         for side in size:
             if side % stride:

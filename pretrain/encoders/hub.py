@@ -46,6 +46,7 @@ SETTINGS = {
     "mlp": "hidden_act",
     "rope_theta": "rope_theta",
 }
+KINDS: dict[str, Any] = {"heads": int, "norm_eps": (int, float), "mlp": str, "rope_theta": (int, float)}
 MARK = r"(^|\.)embeddings\.(patch_embeddings|cls_token)"
 
 
@@ -95,7 +96,7 @@ def told_by(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[
     """What a model's config.json and preprocessor_config.json tell, in our words.
 
     Of: model_type, the names of SETTINGS, image_size (h, w px), normalisation (mean, std). Nothing where it is no model
-    of transformers.
+    of transformers. Raises ValueError for what can't be such a value.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str):
@@ -103,14 +104,25 @@ def told_by(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[
     inner = config.get("vision_config")
     own = inner if isinstance(inner, Mapping) else config
     told: dict[str, Any] = {"model_type": kind}
-    told |= {name: own[theirs] for name, theirs in SETTINGS.items() if own.get(theirs) is not None}
+    for name, theirs in SETTINGS.items():
+        value = own.get(theirs)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, KINDS[name]) or (name != "mlp" and not value > 0):
+            raise ValueError(f"the config.json beside it tells {theirs} {value!r}, which can't be")
+        told[name] = value
     size = own.get("image_size")
-    if isinstance(size, (int, list)):
-        told["image_size"] = (size, size) if isinstance(size, int) else tuple(size)
+    sides = [size, size] if isinstance(size, int) else size
+    if isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides):
+        told["image_size"] = (sides[0], sides[1])
     mean, std = preprocessor.get("image_mean"), preprocessor.get("image_std")
-    if preprocessor.get("do_normalize", True) and isinstance(mean, list) and isinstance(std, list):
+    if preprocessor.get("do_normalize", True) and _are_numbers(mean) and _are_numbers(std):
         told["normalisation"] = (tuple(map(float, mean)), tuple(map(float, std)))
     return told
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
 
 
 def activation(found: str) -> str:

@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -69,6 +68,7 @@ class CheckpointState:
     ) -> None:
         """told: what a configuration beside the file tells (`hub.told_by`)."""
         self.which, self.image_size, self.told = which, image_size, dict(told or {})
+        self.told_by = "the config.json beside it tells"
         self.notes: list[str] = []
         self.grid, self._grid_is_used = _grid_of(overrides), False
         self.overrides = tuple(override for override in overrides if not override.startswith("grid="))
@@ -84,6 +84,7 @@ class CheckpointState:
         self.tensors = {
             key: value.float() if value.is_floating_point() else value for key, value in self.tensors.items()
         }
+        self.file_tensors = dict(self.tensors)  # by the file's own names
 
     def side(self) -> None:
         """Keep the teacher or the student, as asked for, where the first word of names tells which it is."""
@@ -147,7 +148,7 @@ class CheckpointState:
         """What a configuration beside the file tells of a setting, which is said; else `otherwise`."""
         if name not in self.told:
             return otherwise
-        note = f"{name}={self.told[name]}, as the config.json beside it tells"
+        note = f"{name}={self.told[name]}, as {self.told_by}"
         if note not in self.notes:
             self.notes.append(note)
         return self.told[name]
@@ -263,11 +264,6 @@ def simmim_encoder(state: CheckpointState) -> State:
     return head
 
 
-def layouts() -> list[str]:
-    """The names of all layouts, as `selfsight import --as` takes them."""
-    return list(dict.fromkeys(name for spec in FAMILIES.values() for name in spec.layouts))
-
-
 def recognised(state: CheckpointState) -> list[str]:
     """The layouts whose signs `state` bears, that is, those of which it is with certainty one."""
     words = [*state.tensors, f"model_type={state.told.get('model_type')}"]
@@ -277,41 +273,6 @@ def recognised(state: CheckpointState) -> list[str]:
 
     named = [(name, layout) for spec in FAMILIES.values() for name, layout in spec.layouts.items()]
     return list(dict.fromkeys(name for name, layout in named if any(borne(signs) for signs in layout.signs)))
-
-
-def recognised_layout(state: CheckpointState) -> str:
-    """The one layout that `state` is of, by its signs; ValueError, naming the possible ones, where they do not tell."""
-    sure = recognised(state)
-    known = {layout.read for spec in FAMILIES.values() for name, layout in spec.layouts.items() if name in sure}
-    if len(sure) == 1 or len(known) == 1:
-        state.notes.append(f"read as {sure[0]}, whose names its keys have")
-        return sure[0]
-    if sure:
-        raise ValueError(
-            f"its keys may be of several layouts; name one: {' or '.join(f'--as {name}' for name in sure)}"
-        )
-    raise ValueError(
-        f"its keys, which begin with {', '.join(list(state.tensors)[:4])}, do not tell its layout; name one: --as "
-        f"takes one of {', '.join(layouts())}"
-    )
-
-
-def read_layout(name: str, state: CheckpointState) -> Imported:
-    """What `state` holds in the layout `name`, by the family whose marks its keys bear.
-
-    Raises ValueError for a key that is missing and for a layout whose signs tell that it is another's, pydantic's
-    ValidationError where the weights tell of no such encoder.
-    """
-    sure = recognised(state)
-    readers = [spec.layouts[name] for spec in FAMILIES.values() if name in spec.layouts]
-    if not readers:
-        raise ValueError(f"there is no layout {name!r}; --as takes one of {', '.join(layouts())}")
-    if sure and name not in sure:
-        raise ValueError(f"this looks like another layout than {name}: {' or '.join(f'--as {each}' for each in sure)}")
-    if name == "timm" and any(key.startswith("visual.trunk.") for key in state.tensors):  # OpenCLIP's, of timm's models
-        state.keep("visual.trunk.", "not of the image encoder")
-    marked = [found for found in readers if found.marks and any(re.search(found.marks, key) for key in state.tensors)]
-    return resolve_name((marked or [found for found in readers if not found.marks] or readers)[0].read)(state)
 
 
 def _grid_of(overrides: Sequence[str]) -> tuple[int, int] | None:

@@ -48,9 +48,11 @@ class EncoderCard:
 
 def headline_feature(config: Config) -> Literal["class", "mean"] | None:
     """For a method that trains the class token what the encoder's family says: that, the mean of the patch tokens, or
-    None, its own pooled feature; for other methods the mean."""
-    trained = spec_of(config.method).headline == "class"
-    return family_of(config.encoder).headline(config.encoder) if trained else "mean"
+    None, its own pooled feature; None for one that trains whatever is pooled; for other methods the mean."""
+    trained = spec_of(config.method).headline
+    if trained == "pooled":
+        return None
+    return family_of(config.encoder).headline(config.encoder) if trained == "class" else "mean"
 
 
 def timm_recipe(card: EncoderCard) -> dict[str, Any] | None:

@@ -106,6 +106,11 @@ def check_encoder(config: Config) -> None:
         reason = why_not(encoder, spec.needs(method), size, teacher.size, config.data.channels)
         if reason is not None:
             raise ConfigError(f"{name} does not see views.teacher_crops: {reason[0]}. Set views.teacher_crops=null")
+    for other in config.views.mixed_sizes:
+        for shown in filter(None, (other.global_crops, other.local_crops)):
+            reason = why_not(encoder, spec.needs(method), size, shown, config.data.channels)
+            if reason is not None:
+                raise ConfigError(f"{name} does not see views.mixed_sizes: {reason[0]}. Set views.mixed_sizes=[]")
     if found is None:
         return
     try:

@@ -31,9 +31,9 @@ class Stretch(NamedTuple):
 class AdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter 2019), fused, over wherever a parameter lies.
 
-    Each of `param_groups` has its own rate and decay. DeepSpeed's ZeRO makes a flat tensor of every group, and a
-    collective and a few host waits of every flat tensor; `merge` shows it a single group, and `attach` says which
-    parameter lies where in what it made of that.
+    Each of `param_groups` has its own rate and decay, and perhaps `bounds` that a step does not leave. DeepSpeed's ZeRO
+    makes a flat tensor of every group, and a collective and a few host waits of every flat tensor; `merge` shows it a
+    single group, and `attach` says which parameter lies where in what it made of that.
 
     A step whose gradients are not finite changes neither weights nor moments; nobody waits to learn of it.
 
@@ -127,6 +127,10 @@ class AdamW(torch.optim.Optimizer):
             grad_scale=scale,
             found_inf=bad,
         )
+        if group.get("bounds") is not None:
+            low, high = group["bounds"]
+            for stretch, _ in part:
+                stretch.of(stretch.master).clamp_(low, high)
 
     def _global_norm(self, held: list[tuple[Stretch, Tensor]]) -> Tensor:
         apart = [(stretch, gradient) for stretch, gradient in held if division_of(stretch.parameter) is not None]

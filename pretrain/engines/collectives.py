@@ -78,6 +78,16 @@ def all_gather_scalars(values: Mapping[str, Tensor | float], device: torch.devic
     return begin_all_gather_scalars(values, device).read()
 
 
+def gathered_rows(rows: Tensor) -> Tensor:
+    """Rows (n, ...) of each rank, equally many, as (ranks * n, ...) in the order of ranks; without a gradient.
+    Collective."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows.detach()
+    gathered = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+    dist.all_gather_into_tensor(gathered, rows.detach().contiguous())
+    return gathered
+
+
 def all_gather_objects(value: Any, device: torch.device) -> list[Any]:
     """Every rank's JSON value, on all ranks. Collective, in two steps: for what is seldom told."""
     text = json.dumps(value).encode()

@@ -86,10 +86,11 @@ def initialise_distributed(device: torch.device) -> tuple[int, int]:
 def deepspeed_config(config: Config, world_size: int, num_parameters: int) -> dict[str, Any]:
     """The DeepSpeed dictionary: ours, with `engine.deepspeed` merged in; sizes of buckets are those of the latter.
 
-    ZeRO's buckets are no larger than the model: DeepSpeed fills its default of 5e8 elements (2 GB) every step.
+    ZeRO's buckets are no larger than the model, but for an even number of elements, which DeepSpeed asks for: it fills
+    its default of 5e8 elements (2 GB) every step.
     """
     engine = config.engine
-    bucket = min(500_000_000, max(num_parameters, 1))
+    bucket = min(500_000_000, max(num_parameters + num_parameters % 2, 2))
     sizes: dict[str, Any] = {"reduce_bucket_size": bucket} if engine.zero_stage else {}
     zero: dict[str, Any] = {"stage": engine.zero_stage}
     if engine.zero_stage == 1:

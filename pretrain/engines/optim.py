@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -17,20 +18,23 @@ from pretrain.methods.base import Method
 #: Parameters that are tokens or positions, whatever their shape: not decayed but for `Encoder.decayed`.
 TOKENS = ("cls_token", "dist_token", "reg_token", "mask_token", "pos_embed", "relative_position_bias_table")
 
+_ANYWHERE = (-math.inf, math.inf)
+
 
 def parameter_groups(method: Method, layer_decay: float, patch_embed_lr_scale: float = 1.0) -> list[dict[str, Any]]:
     """Trainable parameters grouped by what differs between them.
 
     Each group carries `lr_scale` (layer decay: rate of a layer relative to the one above it; times
     `patch_embed_lr_scale` for the patch embedding), `decay` (whether weight decay applies: not to biases, norms and
-    tokens) and `frozen_until` (steps with neither rate nor decay).
+    tokens) `frozen_until` (steps with neither rate nor decay) and `bounds` (within which
+    they are kept, or None).
 
     Raises ValueError when the patch embedding is to have a rate of its own and the encoder names none.
     """
     encoder = method.encoder
     top = encoder.depth + 1 if encoder else 0
     num_scaled = 0
-    groups: dict[tuple[float, bool, int], list[tuple[str, nn.Parameter]]] = defaultdict(list)
+    groups: dict[tuple[float, bool, int, tuple[float, float]], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -43,7 +47,8 @@ def parameter_groups(method: Method, layer_decay: float, patch_embed_lr_scale: f
         if layer == 0 and _in_patch_embedding(name):
             scale *= patch_embed_lr_scale
             num_scaled += 1
-        groups[scale, decay, method.frozen_until(name)].append((name, parameter))
+        key = (scale, decay, method.frozen_until(name), method.bounds(name) or _ANYWHERE)
+        groups[key].append((name, parameter))
     if patch_embed_lr_scale != 1 and not num_scaled:
         raise ValueError(
             f"optim.patch_embed_lr_scale is {patch_embed_lr_scale:g}, but {type(encoder).__name__} has no "
@@ -56,8 +61,9 @@ def parameter_groups(method: Method, layer_decay: float, patch_embed_lr_scale: f
             "lr_scale": scale,
             "decay": decay,
             "frozen_until": frozen_until,
+            "bounds": None if bounds == _ANYWHERE else bounds,
         }
-        for (scale, decay, frozen_until), members in sorted(groups.items(), key=lambda item: item[0])
+        for (scale, decay, frozen_until, bounds), members in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 

@@ -114,6 +114,12 @@ def _of_ranks(master: Path) -> dict[str, Tensor]:
 
 
 def _read(file: Path) -> Any:
+    if _is_script(file):
+        raise ValueError(
+            f"{file} is a TorchScript archive, as OpenAI released CLIP: it holds code, which is not read. Take the "
+            "same weights from the Hub (openai/clip-vit-*: model.safetensors); or, where you trust the file, save "
+            "torch.jit.load(FILE, map_location='cpu').state_dict() with safetensors"
+        )
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -121,26 +127,26 @@ def _read(file: Path) -> Any:
         # yacs' class, a dictionary; torch's unpickler fills no subclass of dict but this one
         with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if _is_script(file):
-            raise ValueError(
-                f"{file} is a TorchScript archive, as OpenAI released CLIP: it holds code, which is not read. Take the "
-                "same weights from the Hub (openai/clip-vit-*: model.safetensors); or, where you trust the file, save "
-                "torch.jit.load(FILE, map_location='cpu').state_dict() with safetensors"
-            ) from None
-        # torch raises pickle's, zip's and its own errors for files it will not read
+    except Exception as error:  # torch raises pickle's, zip's and its own errors for files it will not read
         raise ValueError(
-            f"{file} can't be read as tensors ({type(error).__name__}: {_reason(error)}). Is the file whole? Files "
+            f"{file} can't be read as tensors ({type(error).__name__}: {_reason(error)}). {_hint(error)}Files "
             "that hold objects of other code are refused; where you trust one, save only its state dict with "
             "safetensors"
         ) from error
 
 
 def _is_script(file: Path) -> bool:
-    if not zipfile.is_zipfile(file):
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
         return False
-    with zipfile.ZipFile(file) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _hint(error: Exception) -> str:
+    if "lightly_train" in str(error):
+        return "Export it with lightly_train.export(..., format='torch_state_dict'), and import what that writes. "
+    return "Is the file whole? "
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from pretrain.config import Config, EncoderConfig
 from pretrain.config.load import ConfigError
-from pretrain.encoder_folder import TIMM_PREFIX, find_encoder
+from pretrain.encoder_folder import HEADS_FILE, TIMM_PREFIX, find_encoder
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.load import load_any
 from pretrain.encoders.saved import read_card
@@ -20,7 +20,7 @@ from pretrain.encoders.transfer import fit
 from pretrain.interop.earlier_run import take_rest
 from pretrain.methods.base import Method
 
-METHOD_FILE = "method.safetensors"
+EARLIER_HEADS_FILE = "method.safetensors"  # of imports of earlier versions
 
 
 def check_init_from(config: Config) -> None:
@@ -110,8 +110,8 @@ def _heads(model: nn.Module) -> list[int]:
 def _rest_of_method(method: Method, source: Path, method_name: str) -> list[str]:
     """Take decoder, heads and mask token from an imported folder, or from a run of the same method."""
     folder = find_encoder(source)
-    file = folder / METHOD_FILE
-    if not file.is_file():
+    file = next((path for path in (folder / HEADS_FILE, folder / EARLIER_HEADS_FILE) if path.is_file()), None)
+    if file is None:
         return take_rest(method, source) if read_card(folder).method == method_name else []
     saved = load_file(file)
     if read_card(folder).method != method_name:

@@ -14,11 +14,13 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 
 from data_pipelines.files import staged, write_json
-from pretrain.encoders.layouts import CheckpointState, Imported, State, layouts, read_layout, recognised_layout
+from pretrain.encoders.layouts import CheckpointState, Imported, State
+from pretrain.encoders.read_layout import layouts, read_layout, recognised_layout
 from pretrain.encoders.registry import build_encoder, family_of
 from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.encoders.transfer import fit
 from pretrain.interop.checkpoint_file import is_export, read_tensors, read_told, weights_in
+from pretrain.interop.initialise import HEADS_FILE
 from pretrain.methods.registry import METHODS
 
 
@@ -32,20 +34,22 @@ def import_checkpoint(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     which: str = "teacher",
+    heads: bool | None = None,
 ) -> Imported:
     """Read `file` in a family's `layout` and write an encoder folder `out`, which probes, exports and starts runs.
 
     Args:
         file: A .pth, .pt or .bin of tensors, .safetensors, or a folder with the files of a model of the Hub, whose
             config.json is asked for what weights do not tell.
-        layout: One of `encoders.layouts.layouts()`; None: the one that its keys are certainly of.
+        layout: One of `encoders.read_layout.layouts()`; None: the one that its keys are certainly of.
         overrides: `key=value` of the encoder's configuration that the weights do not tell, such as heads=6, and
             grid=HxW, the rows and columns of its positions where they are no square.
         image_size: Side in px to fit positions to; default: what they were made for.
         mean, std: Of the pixels it was trained on; default: the layout's.
         which: teacher or student, where the checkpoint holds both.
+        heads: Whether the decoder or heads of its method are taken along; None: where it has some.
 
-    Writes `model.safetensors` and `config.json`, `method.safetensors` with the decoder or heads, and `import.json` with
+    Writes `model.safetensors` and `config.json`, `heads.safetensors` with the decoder or heads, and `import.json` with
     what became of every key. Raises ValueError for a key it can't account for, FileExistsError where `out` exists.
     `out` is there whole or not at all.
     """
@@ -67,9 +71,14 @@ def import_checkpoint(
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ValueError(f"{file} is not in layout {layout} (--as): {reason}") from None
     imported.normalisation = told.get("normalisation", imported.normalisation)
+    if heads is False:
+        imported.left |= dict.fromkeys(imported.method, "of its method, left out with --with none")
+        imported.method = {}
+    if heads and not imported.method:
+        raise ValueError(f"{file} holds no head or decoder of its method (--with heads); leave --with out")
     if imported.mask_token is not None:
         imported.method["encoder.mask_token"] = imported.mask_token
-    _check_numbers({**imported.weights, **imported.method}, file)
+    _check_numbers({**imported.weights, **imported.method}, state.file_tensors, file)
     size = imported.image_size if image_size is None else (image_size, image_size)
     stride = imported.encoder.stride
     if any(side % stride for side in size):
@@ -117,7 +126,7 @@ def import_checkpoint(
         save_encoder(folder, encoder.state_dict(), card)
         if imported.method:
             method = {key: value.contiguous() for key, value in imported.method.items()}
-            save_file(method, folder / "method.safetensors")
+            save_file(method, folder / HEADS_FILE)
         write_json(
             folder / "import.json",
             {
@@ -128,16 +137,16 @@ def import_checkpoint(
     return imported
 
 
-def _check_numbers(weights: State, file: Path) -> None:
-    """Raise ValueError, by key, for weights that are no floating-point numbers, or not finite."""
+def _check_numbers(weights: State, in_file: State, file: Path) -> None:
+    """Raise ValueError, by the keys of the file, for weights that are no floating-point numbers, or not finite."""
     for key, value in weights.items():
         if not value.is_floating_point() and not key.endswith("num_batches_tracked"):  # a batch norm's count
             raise ValueError(
                 f"{key} holds {value.dtype}, which is no floating-point number: quantised weights, perhaps"
             )
-    broken = {key: int((~value.isfinite()).sum()) for key, value in weights.items() if not value.isfinite().all()}
-    if broken:
-        listed = ", ".join(f"{key} ({count} of {weights[key].numel()})" for key, count in list(broken.items())[:6])
+    if not all(value.isfinite().all() for value in weights.values()):
+        broken = {key: int((~value.isfinite()).sum()) for key, value in in_file.items() if not value.isfinite().all()}
+        listed = ", ".join(f"{key} ({count} of {in_file[key].numel()})" for key, count in list(broken.items())[:6])
         more = f" and {len(broken) - 6} more" if len(broken) > 6 else ""
         raise ValueError(
             f"{file} holds weights that are NaN, infinite, or too large for float32: {listed}{more}. No encoder "
@@ -184,7 +193,7 @@ def describe(imported: Imported, out: Path) -> str:
     lines += imported.notes
     lines += [f"resized: {key} ({shapes})" for key, shapes in imported.resized.items()]
     if imported.method:
-        lines.append(f"{len(imported.method)} of its method (in method.safetensors): {', '.join(imported.method)}")
+        lines.append(f"{len(imported.method)} of its method (in {HEADS_FILE}): {', '.join(imported.method)}")
     reasons: dict[str, list[str]] = {}
     for key, why in imported.left.items():
         reasons.setdefault(why, []).append(key)

@@ -134,6 +134,10 @@ class Method(nn.Module):
         """Optimizer steps during which a parameter keeps its start value."""
         return 0
 
+    def bounds(self, name: str) -> tuple[float, float] | None:
+        """Between which values a parameter is kept by each optimizer step; None: it may go anywhere."""
+        return None
+
     def schedules(self, step: int) -> dict[str, float]:
         """What the method itself changes with time, as of the end of optimizer step `step`, to log."""
         return {}

@@ -22,6 +22,7 @@ class Crops(NamedTuple):
     num_global: int = 1
     local: bool = False
     target: str | None = None  # what the target crop is for; None: it is not read
+    mixed: bool = False  # whether steps may have crops of other sizes, see `views.mixed_sizes`
     teacher: Literal["encoder", "other"] | None = None
     """Who sees teacher crops where there are any: an encoder like the run's, or another; None: they are not read."""
 
@@ -67,7 +68,7 @@ class MethodSpec:
         build: (config, normalisation, timeline) -> Method, freshly initialised from torch's generator.
         example: The smallest section that trains on crops of 32 px, for tests and the table of encoders.
         exports: What a run leaves: a frozen encoder, or a tokenizer.
-        headline: The feature that probes read, of encoders that have it.
+        headline: The feature that probes read, of encoders that have it; pooled: what stands for an image by itself.
         crops: Which crops it reads.
         stride: Px of a token of its own network, for a method that takes no encoder; each crop is a multiple of it.
         needs: What it asks of an encoder.
@@ -99,7 +100,7 @@ class MethodSpec:
     build: str
     example: Mapping[str, Any]
     exports: Literal["encoder", "tokenizer"] = "encoder"
-    headline: Literal["class", "mean"] = "mean"
+    headline: Literal["class", "mean", "pooled"] = "mean"
     crops: Callable[[Any], Crops] = lambda section: Crops()
     stride: Callable[[Any], int] | None = None
     needs: Callable[[Any], Needs] = lambda section: Needs()

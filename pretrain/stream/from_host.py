@@ -1,4 +1,4 @@
-"""Numbers that the host knows, on their way to the device."""
+"""Numbers that the host knows, and such on their way to the device."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def from_host(values: np.ndarray, device: torch.device) -> Tensor:
     if device.type == "cuda" and torch.cuda.is_available():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def on_host(numbers: Tensor) -> np.ndarray:
+    """Of what a batch keeps on the host."""
+    return numbers.numpy()

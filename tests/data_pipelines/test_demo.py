@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from data_pipelines.demo import MASK_NAMES, build_demo
+from data_pipelines.demo_captions import NUMERALS, scene_captions
 from data_pipelines.packing.mask_names import read_mask_names
 from data_pipelines.scenes import WALL, build_scenes
 
@@ -69,6 +70,14 @@ def test_what_is_drawn_stays_what_it_was(demo: Path) -> None:
     assert hashlib.sha256(json.dumps(drawn).encode()).hexdigest()[:16] == "b9e0b79f283f015e"
 
 
+def test_a_scene_is_called_by_what_is_often_and_what_is_seldom() -> None:
+    assert scene_captions([3, 8, 3, 3], 1) == (
+        "three threes and an eight on flowers",
+        "mostly threes and also an eight",
+    )
+    assert scene_captions([6, 6, 6, 1, 1], 0)[0] == "three sixes and two ones on a temple"
+
+
 def facts_of(folder: Path, path: str) -> tuple[dict, np.ndarray, np.ndarray]:
     stem = (folder / path).with_suffix("")
     pixels = np.asarray(Image.open(folder / path), dtype=np.float32)
@@ -94,6 +103,19 @@ def test_masks_boxes_and_counts_are_of_the_digits(demo: Path) -> None:
         facts, mask, pixels = facts_of(demo, entry["path"])
         check_facts(facts, mask, pixels)
         assert facts["count"] == len(entry["digits"]) == facts["grade"] + 12
+
+
+def test_captions_say_what_is_there_and_change_no_image(demo: Path) -> None:
+    for entry in entries(demo)[0][:20]:
+        label = int(entry["path"].split("/")[1])
+        first, second, third = (demo / entry["path"]).with_suffix(".txt").read_text().splitlines()
+        assert NUMERALS[label] in first
+        assert NUMERALS[label] in second
+        assert NUMERALS[label] in third
+        assert ("flowers" in first) == (entry["photo"] == 1) == ("flowers" in second)
+    pixels = hashlib.sha256(b"".join((demo / entry["path"]).read_bytes() for entry in entries(demo)[1]))
+    assert len({(demo / entry["path"]).with_suffix(".txt").read_text() for entry in entries(demo)[1]}) > 60
+    assert pixels.hexdigest()[:16] == "c1924c2e8406259b"
 
 
 def test_scenes_have_two_numerals_near_and_far(tmp_path: Path) -> None:

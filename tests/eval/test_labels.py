@@ -55,6 +55,25 @@ def test_whole_numbers_are_classes_unless_it_is_said_otherwise() -> None:
     assert line == "label what of 4 samples: numbers to predict"
 
 
+def test_texts_that_are_numbers_are_read_where_all_are_or_where_it_is_said() -> None:
+    labels, line = read(("15.9", "3", "nan", None), ("", "4.5"))
+    assert labels.kind == "number"
+    assert labels.known(False).tolist() == [True, True, False, False]
+    assert labels.val[1] == 4.5
+    assert line.endswith(
+        "numbers to predict; they are texts in the .json, read as numbers, and 2 that say no value left out"
+    )
+    labels, _ = read(("3", "10"), ("3",))
+    assert (labels.kind, labels.classes, labels.train.tolist()) == ("class", (3, 10), [0, 1])
+    assert read(("3", "10"), ("3",), "grade")[0].classes == (3, 10)
+    assert read(("3", 10.5), ("7",), "number")[0].train.tolist() == [3, 10.5]
+    assert read(("007", "8"), ("8",))[0].classes == ("007", "8")
+    assert read(("3", "10"), ("3",), "class")[0].classes == ("10", "3")
+    assert read(('["a"]', "[]"), ('["b"]',))[0].kind == "several"
+    with pytest.raises(ValueError, match=r"k1 of .* is 'x'; labels of kind number are a number each"):
+        read(("3", "x"), ("7",), "number")
+
+
 def test_numbers_with_a_fraction_are_numbers() -> None:
     assert read((1, 2.5), (3,))[0].kind == "number"
 

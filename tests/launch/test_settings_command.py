@@ -58,7 +58,7 @@ def test_a_section_of_several_kinds_lists_them_and_shows_the_one_asked_for() -> 
 
 def test_the_default_is_that_of_the_kind() -> None:
     defaults = {s.kind: default_of(s) for s in all_settings(Config) if s.path == "method.mask.ratio"}
-    assert defaults == {"mae": "0.75", "mim": "0.6"}
+    assert {kind: defaults[kind] for kind in ("mae", "mim")} == {"mae": "0.75", "mim": "0.6"}
 
 
 def test_a_word_is_looked_for_in_names_and_meanings() -> None:
@@ -73,7 +73,10 @@ def test_a_word_is_looked_for_in_names_and_meanings() -> None:
     [
         (["learning_rate"], "did you mean optim.lr?"),
         (["train.accumulation"], "is called train.grad_accum_steps now"),
-        (["method", "--of", "moco"], "there are dino, dvae, finetune, ijepa, lejepa, mae, mim, mp3, vqkd"),
+        (
+            ["method", "--of", "moco"],
+            "there are clip, dino, distill, dvae, finetune, ijepa, lejepa, mae, mim, mp3",
+        ),
         (["optim", "--of", "adam"], "it has one kind only"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pretrain.encoders import build_encoder
-from pretrain.encoders.base import Encoder
+from pretrain.encoders.base import Encoder, Features
 from pretrain.encoders.layouts import Imported
 from pretrain.encoders.saved import load_encoder
 from pretrain.interop.official import import_checkpoint
@@ -46,4 +46,23 @@ def imported(
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12))
+    return float(((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)).detach())
+
+
+def everything(features: Features) -> Tensor:
+    """(b, p + n, d) class and register tokens, then patches."""
+    parts = [features.tokens] if features.prefix_tokens is None else [features.prefix_tokens, features.tokens]
+    return torch.cat(parts, dim=1)
+
+
+def gradients_as_state(record: dict[str, Any]) -> dict[str, Tensor]:
+    """The recorded gradients in the place of the weights: what an importer does to weights, it does to gradients."""
+    known = dict(record["grads"])
+    known |= {
+        f"norms.3.{end}": known[f"norm.{end}"] for end in ("weight", "bias") if f"norms.3.{end}" in record["state_dict"]
+    }
+    without = set(record.get("without_grad", ()))
+    return {
+        name: known[name] if name in known else torch.zeros_like(value) if name in without else value
+        for name, value in record["state_dict"].items()
+    }

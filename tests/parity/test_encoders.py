@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from einops import rearrange
-from parity_files import imported, recorded, relative_error
+from parity_files import everything, gradients_as_state, imported, recorded, relative_error
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,12 +29,6 @@ Outputs = dict[str, Tensor]
 def classified(features: Features, record: Record, head: str = "head") -> Tensor:
     state = record["state_dict"]
     return F.linear(features.pooled, state[f"{head}.weight"], state[f"{head}.bias"])
-
-
-def everything(features: Features) -> Tensor:
-    """(b, p + n, d) class and register tokens, then patches."""
-    parts = [features.tokens] if features.prefix_tokens is None else [features.prefix_tokens, features.tokens]
-    return torch.cat(parts, dim=1)
 
 
 def as_map(features: Features) -> Tensor:
@@ -157,19 +151,6 @@ CASES = (
     Case("hf_dinov3_vit2", "dinov3", transformers_vit, ("heads=3",)),
     Case("hf_dinov3_convnext", "dinov3", transformers_convnext),
 )
-
-
-def gradients_as_state(record: Record) -> dict[str, Tensor]:
-    """The recorded gradients in the place of the weights: what an importer does to weights, it does to gradients."""
-    known = dict(record["grads"])
-    known |= {
-        f"norms.3.{end}": known[f"norm.{end}"] for end in ("weight", "bias") if f"norms.3.{end}" in record["state_dict"]
-    }
-    without = set(record.get("without_grad", ()))
-    return {
-        name: known[name] if name in known else torch.zeros_like(value) if name in without else value
-        for name, value in record["state_dict"].items()
-    }
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.file)

@@ -19,8 +19,10 @@ CASES = {
     "dino": {},
     "dinov2": {"ibot": {"min_block": 1, "separate_head": True}, "koleo_weight": 0.1},
     "gram": {"gram": {}, "koleo_weight": 0.1, "koleo_over": "batch"},
+    "distill": {},
     "vqkd": {},
     "dvae": {},
+    "clip": {},
     "finetune": {"rand_augment": {"prob": 1.0}, "mix_mode": "row"},
 }
 

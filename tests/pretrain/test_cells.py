@@ -23,9 +23,12 @@ from pretrain.tokenizers.saved import load_tokenizer
 
 ENCODERS = [row for row in SMALL if not row.startswith("timm:")] + ["timm:convnext_tiny", "timm:hiera_tiny_224"]
 #: Every pair, and what else a method can be told to do on a few encoders.
-CELLS = [(method, row) for row in ENCODERS for method in COLUMNS if method not in ("probe", "lejepa", "ijepa")]
+FEWER = ("probe", "lejepa", "ijepa", "distill", "clip")
+CELLS = [(method, row) for row in ENCODERS for method in COLUMNS if method not in FEWER]
 CELLS += [("lejepa", row) for row in ("vit", "swin")]  # which asks of an encoder what DINO does
 CELLS += [("ijepa", row) for row in ("vit", "beit", "deepvit", "dinov3", "t2t", "swin")]  # where MAE drops at random
+CELLS += [("distill", row) for row in ("vit", "swin", "pvt_v2", "convnext", "timm:convnext_tiny")]  # whose maps differ
+CELLS += [("clip", row) for row in ("vit", "swin", "timm:convnext_tiny")]  # which asks nothing of an encoder
 CELLS += [("mae", "timm:cait_xxs24_224"), ("mae", "timm:eva02_tiny_patch14_224")]
 CELLS += [("dinov2", "vit"), ("dinov2", "swin"), ("dinov2", "pvt"), ("hog", "swin"), ("normalised_pixels", "pvt_v2")]
 

@@ -121,7 +121,7 @@ def test_overrides_reach_into_sections_and_lists() -> None:
         ("engine.compile", "banana", "this takes true or false (given: 'banana')"),
         ("engine.precision", "fp8", "engine.precision: Input should be 'fp32' or 'bf16' (given: 'fp8')"),
         ("engine.precision", "fp16", "engine.precision: fp16 is refused: DeepSpeed leaves autocast's loss scale"),
-        ("method.name", "maee", "'dino', 'dvae', 'finetune', 'ijepa', 'lejepa', 'mae'"),
+        ("method.name", "maee", "'clip', 'dino', 'distill', 'dvae', 'finetune', 'ijepa', 'lejepa', 'mae'"),
         ("encoder.patch", 5, "multiple of it, such as 30 or 35"),
         ("encoder.positions", "sinus", "'learned', 'sincos'"),
         ("train.grad_accum_steps", 3, "does not divide into 3"),

@@ -23,8 +23,8 @@ from torch import Tensor
 from pretrain.config.load import ConfigError, parse_config
 from pretrain.encoders import build_encoder
 from pretrain.encoders.beit.config import BeitConfig
-from pretrain.encoders.layouts import layouts
 from pretrain.encoders.pvt.config import PvtConfig
+from pretrain.encoders.read_layout import layouts
 from pretrain.encoders.saved import load_encoder
 from pretrain.encoders.swin.config import SwinConfig
 from pretrain.encoders.timm.config import TimmConfig
@@ -143,7 +143,7 @@ def test_dinov2_with_registers_and_chunks(tmp_path: Path) -> None:
     named["student.backbone.cls_token"] = torch.zeros(1, 1, 64)
     found = imported({"model": named}, "dinov2", tmp_path)
     assert found.encoder.registers == 4
-    assert "dino_head" in " ".join(found.left)
+    assert set(found.method) == {"head.mlp.0.weight", "encoder.mask_token"}
     assert "student.backbone.cls_token" in found.left
     same_features(tmp_path, model)
 
@@ -411,7 +411,7 @@ def test_a_decoder_comes_along_where_it_fits(source: str, shards: Path, tmp_path
     started = build(parse_config(data))
     before = started.decoder_pred.weight.clone()
     lines = "\n".join(start_from(started, source, "mae"))
-    saved = load_file(Path(source) / "method.safetensors")
+    saved = load_file(Path(source) / "heads.safetensors")
     for key in ("decoder_pred.weight", "decoder_blocks.0.attn.qkv.weight", "mask_token"):
         assert torch.equal(started.state_dict()[key], saved[key])
     assert not torch.equal(before, started.decoder_pred.weight)

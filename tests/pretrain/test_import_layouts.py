@@ -121,6 +121,16 @@ def test_sides_are_told_by_the_first_word_of_names_too(prefix: str, tmp_path: Pa
     assert torch.equal(theirs.weights["cls_token"], vit().state_dict()["cls_token"] + 1)
 
 
+@pytest.mark.parametrize("prefix", ["backbone.", "teacher.backbone.", "model.", "student.model.", "visual.trunk."])
+def test_a_model_of_timm_within_another(prefix: str, tmp_path: Path) -> None:
+    state = {f"{prefix}{key}": value for key, value in vit().state_dict().items()}
+    around = {} if "model." in prefix else {prefix.rpartition("backbone.")[0] + "projector.weight": torch.randn(3, 3)}
+    which = "student" if "student" in prefix else "teacher"
+    found = imported({"state_dict": state | around}, "timm", tmp_path, which=which)
+    same_features(tmp_path, vit())
+    assert len(found.left) == len(around)
+
+
 def test_a_file_of_the_other_side_alone_is_refused(tmp_path: Path) -> None:
     state = {f"student.backbone.{key}": value for key, value in vit().state_dict().items()}
     with pytest.raises(ValueError, match="holds the student alone; import it with --which student"):

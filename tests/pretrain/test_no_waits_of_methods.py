@@ -51,6 +51,8 @@ def test_no_method_waits(name: str, shards: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("pretrain.methods.finetune.method.on_host", lambda fake: np.indices(fake.shape)[0] % 100)
     monkeypatch.setattr("pretrain.methods.finetune.labels.Table.rows", lambda table, samples, _: np.zeros(4, np.int64))
     case = name if name in CASES else "dinov2"
+    monkeypatch.setattr("pretrain.methods.clip.captions.DrawnCaptions.tokens", lambda *_: np.zeros((4, 12), np.int64))
+    monkeypatch.setattr("pretrain.methods.clip.method.on_host", lambda fake: fake)
     config = config_of(case, shards, tmp_path, drop_path=0.0, method=VARIANTS[name])
     method = build(config).train()
     batch: dict[str, Any] = note_hidden(random_batch(config))

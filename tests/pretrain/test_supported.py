@@ -65,7 +65,7 @@ def test_readme_shows_the_table() -> None:
 @pytest.mark.parametrize("row", SMALL)
 def test_every_yes_runs_forward_and_backward(row: str) -> None:
     size = SMALL[row][1]
-    assert COLUMNS == ("mae", "ijepa", "mim", "dino", "lejepa", "mp3", "finetune", "probe")
+    assert COLUMNS == ("mae", "ijepa", "mim", "dino", "lejepa", "distill", "mp3", "clip", "finetune", "probe")
     for name in COLUMNS[:4]:  # LeJEPA asks what DINO does
         says = cell(EXAMPLES[row], name)
         local = size if says == "yes, crops of one size" else 32

@@ -34,7 +34,7 @@ NORMALISATION = Normalisation((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 
 
 def write_shards(folder: Path, num_images: int = 120, shards: int = 2) -> None:
-    """Smooth random 32x32 JPEGs of ten classes, as WebDataset itself writes them."""
+    """Smooth random 32x32 JPEGs of ten classes with two captions each, as WebDataset itself writes them."""
     per_shard = num_images // shards
     for shard in range(shards):
         with wds.TarWriter(str(folder / f"train-{shard:06d}.tar")) as writer:
@@ -42,7 +42,10 @@ def write_shards(folder: Path, num_images: int = 120, shards: int = 2) -> None:
                 coarse = np.random.default_rng(number).integers(0, 256, (5, 5, 3), dtype=np.uint8)
                 file = io.BytesIO()
                 Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-                writer.write({"__key__": f"{number:06d}", "jpg": file.getvalue(), "cls": str(number % 10)})
+                kind = number % 10
+                captions = f"picture {number} of class {kind}\nof {kind}: the picture {number}\n"
+                sample = {"__key__": f"{number:06d}", "jpg": file.getvalue(), "cls": str(kind), "txt": captions}
+                writer.write(sample)
 
 
 def write_sources(folder: Path) -> None:
@@ -61,11 +64,12 @@ def config_data(method: str, family: str, shards: Path, runs: Path, **sections: 
     """The nested dictionary of a run of 8 steps with 8 images; `sections` are merged in.
 
     `method` may also be a target of masked image modelling: `hog`, `normalised_pixels`, `codes` (BEiT), and `beitv2`
-    for codes with aggregation. Those of codes, and `vqkd`, need `write_sources(shards)`.
+    for codes with aggregation. Those of codes, `vqkd` and `distill` need `write_sources(shards)`.
     """
     whole = {"size": 32, "scale": [0.5, 1.0]}
     methods: dict[str, dict[str, Any]] = {name: copy.deepcopy(dict(spec.example)) for name, spec in METHODS.items()}
-    methods["vqkd"]["teacher"] = str(shards / "teacher")
+    for name in ("vqkd", "distill"):
+        methods[name]["teacher"] = str(shards / "teacher")
     if family == "swin":
         methods["mae"]["mask"] = {"kind": "one_in_2x2", "unit": 4}
     blocks = {"kind": "blockwise", "ratio": 0.5, "min_block": 4}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_pipelines.images.dicom import SUFFIXES as DICOM_SUFFIXES
-from data_pipelines.images.sample import SUFFIXES
+from data_pipelines.images.sample import SUFFIXES, TEXT_SUFFIX
 from data_pipelines.packing.listing import Listing, ListingEntry, MapPlace, Membership, Skipped, key_text
 from data_pipelines.packing.sources.base import Content, ListedSource, read_exactly
 from data_pipelines.packing.sources.dicom_files import DicomFiles, group_of, path_of
@@ -36,8 +36,8 @@ class FolderSource(ListedSource):
     What its folders mean, says `memberships_of_folders`. Names that begin with a dot or with `__` are passed over. A
     `.json` of an image's name beside it is its metadata, of a DICOM file that of each frame; a DICOM without a suffix
     of its own, such as IM000001, has its whole name before it. A `.mask.png`, `.depth.png` or `.depth.npy` is a map of
-    the image of that name, see `images.maps`. Files of other suffixes are counted in `notes`: they may
-    be images of a kind that is not read.
+    the image of that name, see `images.maps`; a `.txt` has its captions. Files of other suffixes are counted
+    in `notes`: they may be images of a kind that is not read.
 
     Raises:
         FileNotFoundError: No image in it.
@@ -165,14 +165,14 @@ def _walk(
 
 
 def _maps_in(files: dict[str, os.DirEntry[str]]) -> dict[str, tuple[MapPlace, ...]]:
-    """Of the images of a folder that have any, by the name without its suffix."""
+    """Maps and captions of the images of a folder that have any, by the name without its suffix."""
     endings = [f".{suffix}" for suffixes in SUFFIXES.values() for suffix in suffixes]
-    if not any(name.endswith(tuple(endings)) for name in files):
+    if not any(name.endswith((*endings, f".{TEXT_SUFFIX}")) for name in files):
         return {}
     found = {}
     for stem in {key_text(name) for name in files if _is_image(name, but=()) and not name.endswith(tuple(endings))}:
-        named = {kind: [one for one in suffixes if f"{stem}.{one}" in files] for kind, suffixes in SUFFIXES.items()}
-        places = [MapPlace(one[0], 0, files[f"{stem}.{one[0]}"].stat().st_size) for one in named.values() if one]
+        named = [[one for one in each if f"{stem}.{one}" in files] for each in (*SUFFIXES.values(), (TEXT_SUFFIX,))]
+        places = [MapPlace(one[0], 0, files[f"{stem}.{one[0]}"].stat().st_size) for one in named if one]
         if places:
             found[stem] = tuple(places)
     return found

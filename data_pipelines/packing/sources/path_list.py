@@ -25,6 +25,7 @@ from data_pipelines.packing.sources.cells import (
     unlabelled_note,
     usual_columns,
 )
+from data_pipelines.packing.sources.csv_fields import CsvFields
 from data_pipelines.packing.sources.dicom_files import DicomFiles, group_of, path_of
 from data_pipelines.packing.sources.splits import membership
 
@@ -36,10 +37,9 @@ class PathListSource(ListedSource):
     """The images that a table names, in its order.
 
     A row names a file by its path, below `root` or absolute, and may name its label, its split, its group and its mask,
-    a file likewise; all
-    columns but path, label and split become its json, of a CSV as text. Of several rows with one path the first counts.
-    Files that are not there are in `skipped`. Columns are found whatever the case of their names and the blanks around
-    them, and blanks around values are left out.
+    a file likewise; all columns but path, label and split become its json, of a CSV as `CsvFields` says. Of several
+    rows with one path the first counts. Files that are not there are in `skipped`. Columns are found whatever the case
+    of their names and the blanks around them, and blanks around values are left out.
 
     What its labels and splits mean, say `look_at_labels`, `label_of_cell` and `split_of_cell`.
 
@@ -95,6 +95,11 @@ class PathListSource(ListedSource):
         self._mask_column = None
         if columns.mask is not None:
             self._mask_column = find_column(names, columns.mask, (), table, "paths of masks", "--mask-column")
+        fields = None
+        if table.suffix in _DELIMITERS:
+            others = [name for name in names if name not in (path_column, label_column, split_column)]
+            stay = [name for name in (group_column, self._mask_column) if name is not None]
+            fields = CsvFields(others, open_rows(table)[1], stay)
         missing = num_unlabelled = 0
         for row in rows:
             path = stripped(row.pop(path_column))
@@ -108,6 +113,7 @@ class PathListSource(ListedSource):
             group = (
                 None if group_column is None else group_text(row.get(group_column), group_column, f"{table}: {path}")
             )
+            row = row if fields is None else fields.of_row(row)
             metadata = json.dumps(row, default=str).encode() if row else b""
             frames = self._dicom.entries(root / path, path)
             if isinstance(frames, Skipped):
@@ -127,6 +133,7 @@ class PathListSource(ListedSource):
                 self.listing.note(str(_size_of(root, stripped(row.get(self._mask_column)))).encode())
         if label_column is not None and num_unlabelled:
             self.notes.append(unlabelled_note(num_unlabelled, label_column))
+        self.notes += fields.notes() if fields is not None else []
         self.notes += self._dicom.notes()
         self._metadata.flush()
         self.listing.finish()

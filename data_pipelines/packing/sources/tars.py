@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from data_pipelines.datasets.description import DESCRIPTION
 from data_pipelines.files import read_json
 from data_pipelines.images.issues import shown
-from data_pipelines.images.sample import KINDS, map_name
+from data_pipelines.images.sample import KINDS, TEXT, TEXT_SUFFIX, map_name
 from data_pipelines.packing.listing import Listing, ListingEntry, MapPlace, Membership, Skipped
 from data_pipelines.packing.sources.base import Content, ListedSource, read_piece
 from data_pipelines.packing.sources.splits import membership, memberships_of_folders, split_kind, splits_of_files
@@ -189,6 +189,8 @@ class TarSource(ListedSource):
                     sample.maps.setdefault((named.field, named.kind), (named.suffix, member))
                 elif kind in IMAGE_SUFFIXES:
                     sample.images.append((suffix, member))
+                elif kind == TEXT_SUFFIX:
+                    sample.maps.setdefault((name_of_field, TEXT), (TEXT_SUFFIX, member))
                 elif kind in ("cls", "json"):
                     (sample.labels if kind == "cls" else sample.jsons).setdefault(name_of_field, member)
                 else:
@@ -196,7 +198,7 @@ class TarSource(ListedSource):
             with self._tars[file].open("rb") as tar:
                 for key, sample in samples.items():
                     if not sample.images:  # what is named as a map is the image where nothing else is
-                        sample.images, sample.maps = list(sample.maps.values()), {}
+                        sample.images = [sample.maps.pop(one) for one in list(sample.maps) if one[1] != TEXT]
                     if not sample.images:
                         self.skipped.append(Skipped(f"{name}/{key}", "a key without an image"))
                         continue
@@ -238,7 +240,9 @@ class TarSource(ListedSource):
     def _note_others(self, others: Counter[str]) -> None:
         if others:
             told = ", ".join(f"{count:,} .{suffix}" for suffix, count in others.most_common(10))
-            self.notes.append(f"members other than one image, its maps, .cls and .json a key are left out: {told}")
+            self.notes.append(
+                f"members other than one image, its maps, .cls, .json and .txt a key are left out: {told}"
+            )
 
     def _stored(self, fact: str, what: str, advice: str) -> Any:
         """What the `dataset.json` beside the tars call `what`, under `fact`, if all of them do."""
@@ -316,7 +320,9 @@ class _Sample:
         """Those of the image of a field: of each kind the one of the key, or else of the field; keys that go on: of the
         field first."""
         fields = (name, "") if named_by_more else ("", name)
-        found = (next((self.maps[one, kind] for one in fields if (one, kind) in self.maps), None) for kind in KINDS)
+        found = (
+            next((self.maps[one, kind] for one in fields if (one, kind) in self.maps), None) for kind in (*KINDS, TEXT)
+        )
         return [one for one in found if one is not None]
 
 

@@ -67,7 +67,10 @@ def timm_recipe(config: ConvnextConfig, image_size: tuple[int, int], channels: i
 
 
 #: Names of the authors', DINOv3's and transformers' DINOv3 (all have the first), and of transformers' ConvNext.
-SIGNS = ((r"(^|\.)downsample_layers\.\d",), (r"(^|\.)stages\.\d+\.layers\.\d+\.layer_scale_parameter$",))
+SIGNS = (
+    (r"(^|\.)downsample_layers\.\d", r"\.\d+\.(dwconv|depthwise_conv)\."),  # HorNet has the first, too
+    (r"(^|\.)stages\.\d+\.layers\.\d+\.layer_scale_parameter$",),
+)
 
 SPEC = EncoderSpec(
     name="convnext",

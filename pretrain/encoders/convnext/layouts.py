@@ -7,14 +7,13 @@ import re
 import torch
 
 from pretrain.encoders.convnext.config import ConvnextConfig
+from pretrain.encoders.heads import dino_heads
 from pretrain.encoders.layouts import CheckpointState, Imported, count
 
 
 def read_convnext(state: CheckpointState) -> Imported:
     """facebookresearch/ConvNeXt and DINOv3's students, transformers' DINOv3ConvNextModel and ConvNextModel."""
-    for prefix in (f"{state.which}.backbone.", "backbone."):
-        if any(key.startswith(prefix) for key in state.tensors):
-            state.keep(prefix, f"not of the {state.which}'s backbone")
+    heads = dino_heads(state.backbone(), state.left)
     hub = any(".depthwise_conv." in key for key in state.tensors)
     if hub:
         _rename_hub(state)
@@ -34,7 +33,9 @@ def read_convnext(state: CheckpointState) -> Imported:
         state.rename(r"\.dwconv\.", ".conv_dw.")
         state.rename(r"\.pwconv([12])\.", r".mlp.fc\1.")
         state.rename(r"^norm\.", "head.norm.")
-    return _convnext(state, "dino" if hub else "timm")
+    imported = _convnext(state, "dino" if hub or heads else "timm")
+    imported.method = heads
+    return imported
 
 
 def read_timm(state: CheckpointState) -> Imported:

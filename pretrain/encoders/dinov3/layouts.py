@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor
 
 from pretrain.encoders.dinov3.config import SIZES, Dinov3Config
+from pretrain.encoders.heads import dino_heads
 from pretrain.encoders.layouts import CheckpointState, Imported, count
 from pretrain.encoders.position_settings import RotaryPositions
 from pretrain.encoders.rotary import periods
@@ -17,11 +18,7 @@ USUAL_GRID = 16
 
 def read_dinov3(state: CheckpointState) -> Imported:
     """facebookresearch/dinov3: a backbone, or {"teacher": backbone.*, heads}; or transformers' DINOv3ViTModel."""
-    for prefix in (f"{state.which}.backbone.", "backbone."):
-        if any(key.startswith(prefix) for key in state.tensors):
-            state.leave(r"(dino|ibot)_head\.|dino_loss|ibot_patch_loss|gram", "a head of DINOv3's own layout")
-            state.keep(prefix, f"not of the {state.which}'s backbone")
-            break
+    heads = dino_heads(state.backbone(), state.left)
     if any(key.startswith("embeddings.") for key in state.tensors):
         _rename_hub(state)
     else:
@@ -32,6 +29,7 @@ def read_dinov3(state: CheckpointState) -> Imported:
     _split_bias(state)
     mask_token = state.tensors.pop("mask_token", None)
     imported = _dinov3(state, "dino")
+    imported.method = heads
     if mask_token is not None:
         imported.mask_token = rearrange(mask_token, "... d -> 1 1 (... d)")
     return imported

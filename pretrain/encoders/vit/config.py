@@ -17,7 +17,7 @@ class VitConfig(VitShape):
     """A vision transformer (Dosovitskiy et al. 2021), and DeiT's with a distillation token."""
 
     family: Literal["vit"] = "vit"
-    decisive = ("dim", "depth", "heads", "stem", "positions", "mlp", "pre_norm", "norm_eps")
+    decisive = ("dim", "depth", "heads", "stem", "positions", "mlp", "pre_norm", "inner_norm", "norm_eps")
     positions: Literal[
         "learned", "sincos", "sincos_1d", "relative_bias", "relative_shift", "rotary", "conditional", "none"
     ] = "learned"
@@ -36,7 +36,8 @@ class VitConfig(VitShape):
     mlp: Literal["gelu", "quick_gelu", "swiglu"] = "gelu"
     """Two layers with a GELU; with CLIP's x * sigmoid(1.702 x); or gated by a SiLU (DINOv2's giant)."""
     pre_norm: bool = False  # a norm before the first block, of patches that are projected without a bias (CLIP)
-    norm_eps: PositiveFloat = 1e-6  # of the layer norms; 1e-5 in CLIP
+    inner_norm: bool = False  # further norms before the last layer of attention and of the MLP (Magneto's, BEiT-3)
+    norm_eps: PositiveFloat = 1e-6  # of the layer norms; 1e-5 in CLIP and BEiT-3
     interpolation: Literal["offset", "bicubic", "antialias"] = "offset"
     """How a table of positions is brought to other grids: DINO's scale, plain, or smoothed where it shrinks."""
 
@@ -59,6 +60,8 @@ class VitConfig(VitShape):
             raise ValueError(f"rotary belongs to positions=rotary, and positions is {self.positions}; leave it out")
         if self.pre_norm and self.stem != "patch":
             raise ValueError(f"pre_norm is CLIP's: of stem=patch, not {self.stem}")
+        if self.inner_norm and (self.mlp == "swiglu" or self.distillation_token):
+            raise ValueError("inner_norm is BEiT-3's: of an MLP of two layers, without a distillation token")
         if self.pool == "class" and not self.class_token:
             raise ValueError("pool is 'class' but class_token is false; set pool=mean or class_token=true")
         if self.distillation_token and (self.registers or not self.class_token or self.stem != "patch"):
@@ -91,8 +94,11 @@ def timm_recipe(config: VitConfig, image_size: tuple[int, int], channels: int) -
         own["pos_embed"] = "none"
     own |= {"mlp_ratio": config.mlp_ratio} if config.hidden or config.mlp == "swiglu" else {}
     own |= {"pre_norm": True} if config.pre_norm else {}
+    own |= {"scale_attn_norm": True, "scale_mlp_norm": True} if config.inner_norm else {}
     own |= {"act_layer": "quick_gelu"} if config.mlp == "quick_gelu" else {}
     model = TIMM_MODELS.get((config.mlp == "swiglu", config.norm_eps))
+    if config.inner_norm and config.norm_eps == 1e-5:
+        model = "beit3_base_patch16_224" if not config.pre_norm else None
     if model is None or (config.distillation_token and model != PLAIN):
         return None
     if config.distillation_token:  # it knows no other pooling, so with pool=mean its pooled feature is not ours
@@ -129,10 +135,19 @@ SIGNS = {
     ),
     "ijepa": ((r"^target_encoder\.", r"^predictor\."), ("^model_type=ijepa$",)),
     "transformers": (("^model_type=vit$",),),
+    "beit3": ((r"(^|\.)vision_embed\.proj\.weight$", r"\.self_attn\.inner_attn_ln\.A\.weight$"),),
+    "torchvision": ((r"^encoder\.layers\.encoder_layer_0\.",),),
     "clip": (
         (r"^visual\.conv1\.weight$", r"^visual\.transformer\.resblocks\."),
         (r"^vision_model\.embeddings\.class_embedding$",),
     ),
+}
+SIGNS["openclip"] = SIGNS["clip"]
+READERS = {
+    "layouts": ("mae", "dino", "dinov2", "ijepa", "transformers", "timm"),
+    "clip": ("clip", "openclip"),
+    "torchvision": ("torchvision",),
+    "beit3": ("beit3",),
 }
 _SMALL = {"dim": 32, "depth": 2, "heads": 2, "patch": 16}
 
@@ -149,10 +164,10 @@ SPEC = EncoderSpec(
     native=lambda config: config.stem == "patch" and config.positions in ("learned", "sincos", "sincos_1d"),
     why_not_placeless=_why_not_placeless,
     layouts={
-        name: Layout(f"pretrain.encoders.vit.layouts:read_{name}", signs=SIGNS.get(name, ()))
-        for name in ("mae", "dino", "dinov2", "ijepa", "transformers", "timm")
-    }
-    | {name: Layout(f"pretrain.encoders.vit.clip:read_{name}", signs=SIGNS["clip"]) for name in ("clip", "openclip")},
+        name: Layout(f"pretrain.encoders.vit.{module}:read_{name}", signs=SIGNS.get(name, ()))
+        for module, names in READERS.items()
+        for name in names
+    },
     examples=(
         Example(small=_SMALL),
         Example({"positions": "relative_shift"}, _SMALL),

@@ -31,7 +31,7 @@ from pretrain.encoders.relative import RelativeBias, RelativeShift
 from pretrain.encoders.rotary import packed_turns, turns_of
 from pretrain.encoders.vit import native, placeless
 from pretrain.encoders.vit.config import VitConfig
-from pretrain.encoders.vit.parts import mlp_of, norm_of
+from pretrain.encoders.vit.parts import block_of, mlp_of, norm_of
 from pretrain.encoders.vit.stems import OVERLAPPING, STEMS
 from pretrain.encoders.vit.windowed import WindowedVit
 
@@ -244,16 +244,19 @@ class SkippingBlock(Block):
         """
         (attention, left), (mlp, _) = ((path, None) for path in paths or (None, None)) if groups is None else paths
 
+        def projected(values: Tensor) -> Tensor:
+            return self.ls1(self.attn.proj(self.attn.norm(values)))
+
         def attend(part: Tensor, rows: Tensor | None) -> Tensor:
             normed = self.norm1(part)
             if isinstance(place, placeless.Context):
-                return self.ls1(self.attn.proj(place.attend(self.attn, self.norm1, normed, rows)))
+                return projected(place.attend(self.attn, self.norm1, normed, rows))
             if place is not None and (place.turn is not None or self.relative is not None):
                 qkv = self.attn.qkv(normed)
-                return self.ls1(self.attn.proj(attend_at(place, qkv, self.attn.num_heads, self.relative, rows, left)))
+                return projected(attend_at(place, qkv, self.attn.num_heads, self.relative, rows, left))
             if left is None:
                 return self.ls1(self.attn(normed))
-            return self.ls1(self.attn.proj(attend_packed(self.attn.qkv(normed), self.attn.num_heads, left)))
+            return projected(attend_packed(self.attn.qkv(normed), self.attn.num_heads, left))
 
         x = drop_path.add_branch(x, attend, self.drop_path1, attention)
         return drop_path.add_branch(x, lambda part, _: self.ls2(self.mlp(self.norm2(part))), self.drop_path2, mlp)
@@ -267,15 +270,7 @@ class FurtherBlocks(nn.Module):
         dim, depth, heads = config.shape
         self.config, self.num_prefix = config, num_prefix
         self.blocks = nn.ModuleList(
-            SkippingBlock(
-                dim,
-                heads,
-                qkv_bias=True,
-                init_values=config.layer_scale,
-                drop_path=rate,
-                **mlp_of(config),
-                norm_layer=norm_of(config),
-            )
+            SkippingBlock(dim, heads, drop_path=rate, **block_of(config))
             for rate in drop_path_rates(config.drop_path, depth, after, count)
         )
         named_apply(init_weights_vit_timm, self.blocks)

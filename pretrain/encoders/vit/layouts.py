@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from einops import rearrange
 
+from pretrain.encoders.heads import dino_heads
 from pretrain.encoders.hub import activation, rename_hub
 from pretrain.encoders.layouts import INCEPTION, CheckpointState, Imported, count, is_square, usual_heads
 from pretrain.encoders.patches import sincos_positions
@@ -105,26 +106,27 @@ def read_mae(state: CheckpointState) -> Imported:
 
 
 def read_dino(state: CheckpointState) -> Imported:
-    """{"student", "teacher"}, each backbone.* and head.*, or a backbone alone; transformers' ViT."""
-    head = state.backbone()
-    imported = read_vit(state, "dino", interpolation="bicubic" if rename_hub(state) else "offset")
-    imported.method = head
+    """{"student", "teacher"}, each backbone.* and head.*, or a backbone alone; iBOT's; transformers' ViT."""
+    heads = dino_heads(state.backbone(), state.left)
+    hub = rename_hub(state)
+    mask_token = state.tensors.pop("masked_embed", None)  # iBOT's
+    imported = read_vit(state, "dino", interpolation="bicubic" if hub else "offset")
+    imported.method = heads
+    if mask_token is not None:
+        imported.mask_token = rearrange(mask_token, "1 d -> 1 1 d")
     return imported
 
 
 def read_dinov2(state: CheckpointState) -> Imported:
     """A released backbone, or {"teacher": backbone.*, dino_head.*, ibot_head.*}, blocks perhaps in chunks; or
     transformers' Dinov2 and Dinov2WithRegisters."""
-    for prefix in (f"{state.which}.backbone.", "backbone."):
-        if any(key.startswith(prefix) for key in state.tensors):
-            state.leave(r"(dino|ibot)_head\.|dino_loss|ibot_patch_loss", "a head of DINOv2's own layout")
-            state.keep(prefix, f"not of the {state.which}'s backbone")
-            break
+    heads = dino_heads(state.backbone(), state.left)
     state.rename(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.")  # blocks.CHUNK.N of training checkpoints
     hub = rename_hub(state)
     mask_token = state.tensors.pop("mask_token", None)
     smooth = "register_tokens" in state.tensors
     imported = read_vit(state, "dino", interpolation="antialias" if smooth else "bicubic" if hub else "offset")
+    imported.method = heads
     if mask_token is not None:
         imported.mask_token = rearrange(mask_token, "... d -> 1 1 (... d)")
     return imported
@@ -151,7 +153,10 @@ def read_ijepa(state: CheckpointState) -> Imported:
 
 def read_timm(state: CheckpointState) -> Imported:
     """A timm ViT or DeiT."""
-    return read_vit(state, "timm", eps=1e-5 if "norm_pre.weight" in state.tensors else 1e-6)
+    if "norm_pre.weight" not in state.tensors:
+        return read_vit(state, "timm")
+    mlp = state.guess("mlp", "gelu", "as in most towers of CLIP; timm's *_quickgelu_* and OpenAI's have quick_gelu")
+    return read_vit(state, "timm", eps=1e-5, mlp=mlp)
 
 
 def read_transformers(state: CheckpointState) -> Imported:

@@ -103,7 +103,7 @@ class WindowedVit(nn.Module):
         prefix = rearrange(prefix, "(b m) p d -> b m p d", m=num).mean(dim=1)
         cells = rearrange(cells, "(b n m) (i j) d -> b (n i) (m j) d", n=counts[0], m=counts[1], i=window[0])
         cells = rearrange(cells[:, : grid[0], : grid[1]], "b h w d -> b (h w) d")
-        return attention.proj(torch.cat([prefix, cells], dim=1))
+        return attention.proj(attention.norm(torch.cat([prefix, cells], dim=1)))
 
 
 class RelativePositions(nn.Module):

@@ -129,6 +129,13 @@ def _check(config: Config, tokens: Tokens | None) -> None:
     for side in size:
         if side % unit:
             raise ValueError(f"method.ibot.unit is {unit} px and does not divide the image's side of {side} px")
+    for sizes in config.views.mixed_sizes if tokens is not None else ():
+        for side, most in zip(sizes.global_crops, size, strict=True):
+            if side // tokens.stride % (most // unit):
+                raise ValueError(
+                    f"method.ibot.unit is {unit} px of {most} px, {most // unit} units, which are no whole tokens of "
+                    f"{tokens.stride} px in views.mixed_sizes of {side} px; take a larger unit"
+                )
     from pretrain.methods.dino.masks import check_ibot_counts
 
     check_ibot_counts(ibot, unit, size)
@@ -190,7 +197,7 @@ SPEC = MethodSpec(
         "freeze_last_layer_epochs": 0.1,
     },
     headline="class",
-    crops=lambda section: Crops(num_global=2, local=True, teacher="encoder" if section.gram else None),
+    crops=lambda section: Crops(num_global=2, local=True, mixed=True, teacher="encoder" if section.gram else None),
     needs=_needs,
     native=lambda section: section.ibot is None and section.gram is None,
     native_with="method.ibot=null and method.gram=null: masks and similarities are of the grid of one size of image",

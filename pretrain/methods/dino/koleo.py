@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from data_pipelines.loader import Batch
+from pretrain.engines.collectives import gathered_rows
 
 
 def koleo_loss(features: Tensor, neighbours: int = 1, eps: float = 1e-8) -> Tensor:
@@ -98,12 +99,7 @@ class ClassFeatures:
 
 def of_all_ranks(views: Tensor) -> Tensor:
     """Features (v, b, d) of each rank, equally many, as (v, ranks * b, d) in the order of ranks. Collective."""
-    if _ranks() == 1:
-        return views
-    rows = rearrange(views, "v b d -> b v d").contiguous()
-    gathered = rows.new_empty(_ranks() * len(rows), *rows.shape[1:])
-    dist.all_gather_into_tensor(gathered, rows)
-    return rearrange(gathered, "b v d -> v b d")
+    return rearrange(gathered_rows(rearrange(views, "v b d -> b v d")), "b v d -> v b d")
 
 
 def _ranks() -> int:

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
+from data_pipelines.transforms.config import MixedSizes
 from pretrain.config import Config
 from pretrain.encoders import Encoder, Features, Mask, build_encoder
 from pretrain.encoders.attention_maps import attention_pictures
@@ -27,6 +28,7 @@ from pretrain.methods.dino.head import DinoHead
 from pretrain.methods.dino.koleo import ClassFeatures, koleo_loss
 from pretrain.methods.dino.losses import dino_loss, ibot_loss, moved_center, sinkhorn_tables
 from pretrain.stream.hidden import finer_index, hidden_index
+from pretrain.stream.mixed_sizes import resized, sizes_of_step
 
 
 def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> Dino:
@@ -40,7 +42,8 @@ def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> D
     anchor = None
     if method.gram is not None:
         anchor = GramAnchor(method.gram, build_encoder(still, size, channels, frames=frames))
-    return Dino(method, encoder, teacher, normalisation, timeline, config.seed, anchor)
+    mixed = config.views.mixed_sizes
+    return Dino(method, encoder, teacher, normalisation, timeline, config.seed, anchor, mixed)
 
 
 class Dino(Method):
@@ -60,9 +63,10 @@ class Dino(Method):
         timeline: Timeline,
         seed: int = 0,
         anchor: GramAnchor | None = None,
+        mixed: Sequence[MixedSizes] = (),
     ) -> None:
         super().__init__(normalisation, timeline)
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.mixed = config, seed, mixed
         self.encoder = encoder
         self.head = DinoHead(encoder.dim, config)
         self.teacher = nn.ModuleDict({"encoder": teacher_encoder, "head": DinoHead(encoder.dim, config)})
@@ -114,6 +118,8 @@ class Dino(Method):
             self.class_features.begin(micro_batches, look)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        if self.mixed:
+            batch = resized(batch, sizes_of_step(self.mixed, self.seed, step))
         images, local = self._crops(batch)
         size = len(batch["rows"] if isinstance(images, PackedImages) else batch["global_crops"])
         num_global = (len(images.grids) if isinstance(images, PackedImages) else len(images)) // size

@@ -29,7 +29,7 @@ from pretrain.methods.finetune.network import Head, classify, freeze, head_for, 
 from pretrain.methods.finetune.rand_augment import augment, draw_ops
 from pretrain.methods.finetune.saved import HeadCard, save_classifier
 from pretrain.methods.finetune.validation import Validation
-from pretrain.stream.from_host import from_host
+from pretrain.stream.from_host import from_host, on_host
 
 
 def build(config: Config, normalisation: Normalisation, timeline: Timeline) -> Finetune:
@@ -238,11 +238,6 @@ class Finetune(Method):
         encoder = parts["encoder"]
         assert isinstance(encoder, Encoder)
         return encoder
-
-
-def on_host(numbers: Tensor) -> np.ndarray:
-    """Of what a batch keeps on the host."""
-    return numbers.numpy()
 
 
 def _in_order(parts: list[np.ndarray], numbers: np.ndarray) -> np.ndarray:

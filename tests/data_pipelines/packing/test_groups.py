@@ -232,7 +232,7 @@ def test_frames_of_one_file_are_not_divided(kind: str, seed: int, tmp_path: Path
     assert abs(len(found["val"]) - 12) <= 3
     assert {sample["label"] for sample in found["val"].values()} == {0, 1}
     assert result["groups"] is None, "nobody named any, so there is none in the json"
-    told = {"group": "3"} if kind == "list" else None
+    told = {"group": 3} if kind == "list" else None
     assert all(sample.get("json") == told for samples in found.values() for image, sample in samples.items()
                if owners[image] == "v3")  # fmt: skip
 

@@ -71,8 +71,47 @@ def test_numbers_are_labels_as_they_are_and_text_is_sorted(folder: Path) -> None
 def test_other_columns_are_json_and_quotes_are_read(folder: Path) -> None:
     text = '\ufefffile_name\tnote\tage\r\nscans/0.png\t"two\nlines, ""quoted"""\t7\r\n\r\nscans/1.png\té\t\r\n'
     _, found = pack_list(folder, text, "list.tsv")
-    assert found[IMAGES[0]]["json"] == {"note": 'two\nlines, "quoted"', "age": "7"}
-    assert found[IMAGES[1]]["json"] == {"note": "é", "age": ""}
+    assert found[IMAGES[0]]["json"] == {"note": 'two\nlines, "quoted"', "age": 7}
+    assert found[IMAGES[1]]["json"] == {"note": "é"}
+
+
+def test_columns_of_numbers_and_of_lists_are_no_text(folder: Path) -> None:
+    """007 is a name, +1, inf and 1e999 are no numbers of JSON, and what mixes numbers and lists is neither."""
+    columns = {
+        "size": ("15.908", "-3", "1e-2"),
+        "grade": ("3", "", "0"),
+        "id": ("007", "8", "9"),
+        "plus": ("+1", "2", "3"),
+        "endless": ("inf", "1e999", "1"),
+        "shapes": ('["round", 1]', "[]", "null"),
+        "open": ("[NaN]", "[1", "[2]"),
+        "both": ("1", "[2]", "3"),
+    }
+    rows = ["\t".join([f"scans/{n}.png", *(cells[n] for cells in columns.values())]) for n in range(3)]
+    result, found = pack_list(folder, "\n".join(["\t".join(["path", *columns]), *rows]).replace('"', '""').replace(
+        '[""round"", 1]', '"[""round"", 1]"'), "list.tsv")  # fmt: skip
+    first, second, third = (found[image]["json"] for image in IMAGES[:3])
+    assert first == {
+        "size": 15.908, "grade": 3, "id": "007", "plus": "+1", "endless": "inf", "shapes": ["round", 1],
+        "open": "[NaN]", "both": "1",
+    }  # fmt: skip
+    assert (second["size"], type(second["size"]), second["shapes"], second["id"]) == (-3, int, [], "8")
+    assert "grade" not in second
+    assert (third["size"], third["grade"], third["endless"], third["both"]) == (0.01, 0, "1", "3")
+    assert "shapes" not in third
+    told = "\n".join(result["notes"])
+    assert "no text but numbers: grade, size; lists: shapes" in told
+    assert "2 of 3 cells of id are numbers, and it stays text, as '007' is none" in told
+    assert "2 of 3 cells of both are numbers, and it stays text" in told
+    assert "(empty, nan, NA, N/A, null) are left out of the json: 1 of grade, 1 of shapes" in told
+
+
+def test_cells_without_a_value_are_left_out_and_counted(folder: Path) -> None:
+    text = "path,stage,patient\nscans/0.png,I,1\nscans/1.png,,2\nscans/2.png,nan,3\nscans/3.png, N/A ,4\n"
+    result, found = pack_list(folder, text + "scans/4.png,NA,5\nscans/5.png,null,6\n", columns=Columns(group="patient"))
+    assert [found[image]["json"] for image in IMAGES[:2]] == [{"stage": "I", "patient": "1"}, {"patient": "2"}]
+    assert all(found[image]["json"].keys() == {"patient"} for image in IMAGES[1:])
+    assert any("left out of the json: 5 of stage" in note for note in result["notes"])
 
 
 def test_splits_paths_and_the_root(folder: Path, tmp_path: Path) -> None:
@@ -195,7 +234,7 @@ def test_numbers_to_predict_are_no_classes(folder: Path, kind: str) -> None:
     if kind == "csv":
         rows = "".join(f"scans/{number}.png,{value:g}\n" for number, value in enumerate(values))
         result, found = pack_list(folder, f"path,Label\n{rows}")
-        expected = [{"Label": f"{value:g}"} for value in values]
+        expected = [{"Label": float(f"{value:g}")} for value in values]
     else:
         paths = [f"scans/{number}.png" for number in range(6)]
         pq.write_table(pa.table({"path": paths, "Label": values}), folder / "list.parquet")

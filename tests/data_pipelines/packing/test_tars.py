@@ -71,8 +71,8 @@ def test_a_sample_is_what_our_reader_takes_for_one(tmp_path: Path) -> None:
     assert {image: sample["label"] for image, sample in read_back(tmp_path / "out", "train").items()} == expected
     assert result["skipped"] == [{"path": "a.tar/3", "reason": "a key without an image"}]
     assert result["notes"] == [
-        "members other than one image, its maps, .cls and .json a key are left out: "
-        "1 .txt, 1 .jpg, 1 .features.npy, 1 .npy",
+        "members other than one image, its maps, .cls, .json and .txt a key are left out: "
+        "1 .jpg, 1 .features.npy, 1 .npy",
         "1 .cls members are no number of 0 or more; their images have no label",
     ]
 
@@ -299,7 +299,9 @@ def test_fields_of_a_sample_are_no_images_of_their_own(tmp_path: Path) -> None:
     result = pack(write_tar(tmp_path / "x.tar", files), tmp_path / "out", progress=False)
     found = read_back(tmp_path / "out", "train")
     assert [found[IMAGES[2 * n]]["label"] for n in range(3)] == [0, 1, 2]
-    assert result["notes"] == ["members other than one image, its maps, .cls and .json a key are left out: 3 .seg.png"]
+    assert result["notes"] == [
+        "members other than one image, its maps, .cls, .json and .txt a key are left out: 3 .seg.png"
+    ]
 
 
 @pytest.mark.parametrize(

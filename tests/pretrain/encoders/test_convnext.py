@@ -16,7 +16,8 @@ from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Mask
 from pretrain.encoders.convnext.config import ConvnextConfig
 from pretrain.encoders.convnext.encoder import ConvnextEncoder
-from pretrain.encoders.layouts import CheckpointState, read_layout
+from pretrain.encoders.layouts import CheckpointState
+from pretrain.encoders.read_layout import read_layout
 from pretrain.encoders.saved import EncoderCard, save_encoder, timm_recipe
 from pretrain.interop.export import export_encoder
 

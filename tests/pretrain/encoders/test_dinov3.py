@@ -18,7 +18,8 @@ from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Mask, several_passes
 from pretrain.encoders.dinov3.config import Dinov3Config
 from pretrain.encoders.dinov3.encoder import Dinov3Encoder
-from pretrain.encoders.layouts import CheckpointState, read_layout
+from pretrain.encoders.layouts import CheckpointState
+from pretrain.encoders.read_layout import read_layout
 from pretrain.encoders.saved import EncoderCard, load_encoder, save_encoder
 from pretrain.interop.export import export_encoder
 from pretrain.interop.official import import_checkpoint
@@ -178,6 +179,20 @@ def test_official_layouts_are_read_with_every_key_accounted_for(mlp: str, names:
     assert {key.rpartition(".")[2] for key in found.left} == ({"periods", "bias_mask"} if names is official else set())
     assert found.weights.keys() == encoder.inner().state_dict().keys()
     assert all(torch.equal(value, found.weights[key]) for key, value in encoder.inner().state_dict().items())
+
+
+def test_a_whole_checkpoint_brings_its_heads_along() -> None:
+    encoder = make()
+    state = {f"teacher.backbone.{key}": value for key, value in official(encoder).items()}
+    heads = {"mlp.0.weight": torch.randn(8, 16), "last_layer.weight": torch.randn(5, 8)}  # its last layer is plain
+    state |= {f"teacher.{name}_head.{key}": value for name in ("dino", "ibot") for key, value in heads.items()}
+    state |= {"student.backbone.cls_token": torch.zeros(1), "dino_loss.center": torch.zeros(1, 5)}
+    found = read_layout("dinov3", CheckpointState(state, "teacher", ("heads=2",)))
+    wanted = {f"{name}.{key}": value for name in ("head", "patch_head") for key, value in heads.items()}
+    assert found.method.keys() == wanted.keys()
+    assert all(torch.equal(value, found.method[key]) for key, value in wanted.items())
+    assert {"student.backbone.cls_token", "dino_loss.center"} <= found.left.keys()
+    assert found.weights.keys() == encoder.inner().state_dict().keys()
 
 
 def test_a_timm_model_is_read() -> None:

@@ -10,12 +10,17 @@ import pytest
 import torch
 from hub_models import SHAPE, SIZES, everything, images, random_model
 from safetensors.torch import load_file, save_file
+from tiny import build, config_data
 from torch import nn
 
-from pretrain.encoders.layouts import CheckpointState, read_layout
+from pretrain.config.load import parse_config
+from pretrain.encoders.base import Mask
+from pretrain.encoders.layouts import CheckpointState
 from pretrain.encoders.patches import sincos_positions
+from pretrain.encoders.read_layout import read_layout
 from pretrain.encoders.saved import load_encoder
 from pretrain.interop.export import export_encoder
+from pretrain.interop.initialise import start_from
 from pretrain.interop.official import describe, import_checkpoint
 
 transformers = pytest.importorskip("transformers")
@@ -138,6 +143,63 @@ def test_mae(size: tuple[int, int], tmp_path: Path) -> None:
 KINDS = ("weight", "bias")
 
 
+def test_its_decoder_goes_on_predicting_what_it_did(shards: Path, tmp_path: Path) -> None:
+    model = mae(mask_ratio=0.5)
+    with torch.no_grad():
+        model.decoder.decoder_pos_embed[0, 1:] = sincos_positions(16, (4, 4))
+        model.decoder.decoder_pos_embed[0, 0] = 0
+    model.save_pretrained(tmp_path / "hub")
+    import_checkpoint(tmp_path / "hub", "mae", tmp_path / "out")
+    data = config_data("mae", "vit", shards, tmp_path / "runs")
+    shape = {"dim": 32, "depth": 2, "heads": 4, "patch": 8, "hidden": 64, "norm_eps": 1e-12, "pool": "mean"}
+    data["encoder"] = {"family": "vit", **shape}
+    data["method"] |= {"decoder_dim": 16, "decoder_depth": 2, "decoder_heads": 2}
+    data["method"]["mask"]["unit"] = 8
+    method = build(parse_config(data)).eval()
+    assert "31 tensors of the method around it" in "\n".join(start_from(method, str(tmp_path / "out"), "mae"))
+    pixels = images(32, 32)
+    order = torch.randn(2, 16, generator=torch.Generator().manual_seed(4)).argsort(dim=1)
+    drop = (order >= 8).view(2, 4, 4)  # half of the patches, of which the noise is the largest
+    with torch.no_grad():
+        theirs = model(pixels, noise=order / 16).logits  # (b, n, (h w c))
+        ours = method.decode(method.encoder(pixels, Mask(drop=drop)))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_weights_that_are_not_finite_are_named_as_the_file_has_them(tmp_path: Path) -> None:
+    model = random_model(*CASES["vit"][1]())
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    key = "encoder.layer.1.attention.attention.key.weight"
+    saved[key][0, :3] = float("nan")
+    save_file(saved, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"too large for float32: {key} \(3 of 1024\)\."):
+        import_checkpoint(tmp_path, "transformers", tmp_path / "out")
+
+
+def numbers(state: dict[str, Any]) -> int:
+    return sum(value.numel() for value in state.values())
+
+
+@pytest.mark.parametrize("name", ["dinov2_swiglu", "dinov3_gated", "vit", "ijepa", "mae", "beit"])
+def test_no_number_of_a_file_is_lost(name: str, tmp_path: Path) -> None:
+    if name == "mae":
+        layout, model = "mae", mae()
+    elif name == "beit":
+        config = transformers.BeitConfig(**SHAPE, use_relative_position_bias=True)
+        layout, model = "beit", random_model(transformers.BeitModel, config)
+    else:
+        layout, make = CASES[name]
+        model = random_model(*make())
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    found = read_layout(layout, CheckpointState(saved, "teacher", ("heads=4",)))
+    taken = numbers(found.weights) + numbers(found.method)
+    taken += 0 if found.mask_token is None else found.mask_token.numel()
+    left = {"decoder_pos_embed": "decoder.decoder_pos_embed"}
+    assert taken + sum(saved[left.get(key, key)].numel() for key in found.left) == numbers(saved)
+
+
 def test_fixed_positions_of_the_hub_are_known(tmp_path: Path) -> None:
     model = mae()
     with torch.no_grad():
@@ -228,6 +290,24 @@ def test_what_the_configuration_beside_it_tells_is_taken_and_said(tmp_path: Path
     save_file(load_file(tmp_path / "hub/model.safetensors"), tmp_path / "hub/renamed.safetensors")
     alone = import_checkpoint(tmp_path / "hub/renamed.safetensors", None, tmp_path / "alone")
     assert "heads=1 is guessed" in describe(alone, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": "four"}, "tells num_attention_heads 'four', which can't be"),
+        ({"layer_norm_eps": -1.0}, "tells layer_norm_eps -1.0, which can't be"),
+        ({"hidden_act": ["gelu"]}, r"tells hidden_act \['gelu'\], which can't be"),
+        ({"num_attention_heads": 5}, "dim 32 does not divide into 5 heads"),
+    ],
+)
+def test_a_configuration_that_can_not_be_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    random_model(*dinov2()).save_pretrained(tmp_path / "hub")
+    config = tmp_path / "hub/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        import_checkpoint(tmp_path / "hub", "dinov2", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_in_several_files_is_read_whole(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pretrain.encoders import build_encoder, drop_path
 from pretrain.encoders.base import Mask
-from pretrain.encoders.layouts import CheckpointState, read_layout
+from pretrain.encoders.layouts import CheckpointState
+from pretrain.encoders.read_layout import read_layout
 from pretrain.encoders.timesformer.config import TimesformerConfig
 from pretrain.encoders.timesformer.encoder import TimesformerEncoder
 from pretrain.encoders.transfer import fit

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from pretrain.config.load import override_section
 from pretrain.encoders import build_encoder
 from pretrain.encoders.base import Mask, Windows, several_passes
 from pretrain.encoders.drop_path import drawn
@@ -18,6 +19,7 @@ from pretrain.encoders.relative import RelativeBias, RelativeShift, relative_to_
 from pretrain.encoders.transfer import fit
 from pretrain.encoders.vit.config import VitConfig, timm_recipe
 from pretrain.encoders.vit.encoder import VitEncoder
+from pretrain.interop.initialise import settings_of
 
 ATTENDING = ("relative_bias", "relative_shift", "rotary", "conditional")
 STEMS = ("norm", "mlp", "overlap")
@@ -222,6 +224,22 @@ def test_what_cannot_be_is_refused() -> None:
         VitConfig(rotary={"rescale": 2.0})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has no form of windows"):
         make(positions="rotary").windowed(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("dim", "hidden", "mlp"),
+    [(384, None, "gelu"), (1280, None, "gelu"), (1408, 6144, "gelu"), (1664, 8192, "gelu"), (1536, 4096, "swiglu")],
+)
+def test_the_ratio_names_the_published_widths_of_mlps(dim: int, hidden: int | None, mlp: Any) -> None:
+    config = VitConfig(dim=dim, heads=dim // 32, hidden=hidden, mlp=mlp)
+    assert int(dim * config.mlp_ratio) == (hidden or 4 * dim) * (2 if mlp == "swiglu" else 1)
+
+
+def test_another_epsilon_is_another_encoder() -> None:
+    told = override_section(VitConfig(), ["norm_eps=1e-12"])
+    assert told.norm_eps == 1e-12
+    assert settings_of(told) != settings_of(VitConfig())
+    assert timm_recipe(told, (32, 32), 3) is None
 
 
 @pytest.mark.parametrize("settings", [{"mlp": "swiglu", "hidden": 24}, {"mlp": "quick_gelu", "pre_norm": True}])

@@ -1,0 +1,1 @@
+"""Text beside images: captions of a data set, their tokens, and the tower that encodes them."""
