@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -13,6 +13,9 @@ from data_pipelines.packing.grouping import Grouping
 from launch.data_commands import GroupColumn, GroupPattern, ValShare
 from launch.pretrain_command import show_plan, train
 from launch.ranks import rank_environment
+
+if TYPE_CHECKING:
+    from pretrain.config import Config
 
 FINETUNE_EXAMPLES = (
     "Examples:\n\n[bold]selfsight finetune runs/photos --data shards/[/]\n\n"
@@ -70,7 +73,8 @@ class Chosen(NamedTuple):
 
 
 def prepare(target: str, preset: str | None, overrides: Sequence[str], data: str | None, grouping: Grouping) -> Chosen:
-    """The run that fine-tunes `target`. Images are packed once.
+    """The run that fine-tunes `target`. Images are packed once. What follows from the task, the length and the number
+    of images is told.
 
     Raises ValueError and OSError where target, preset or data are not as they should be.
     """
@@ -98,12 +102,38 @@ def prepare(target: str, preset: str | None, overrides: Sequence[str], data: str
         settings["encoder"] = _encoder(settings["encoder"], config.encoder)
     say = print if rank_environment(os.environ).rank == 0 else lambda line: None
     shards = shards_of(data, grouping, say, progress=rank_environment(os.environ).rank == 0)
-    kept = [override for override in overrides if not override.startswith("data.train=")]
-    return Chosen(
-        preset,
-        [f"{key}={written(value)}" for key, value in settings.items() if key not in given]
-        + [*kept, f"data.train={shards}"],
+    typed = [*(override for override in overrides if not override.startswith("data.train=")), f"data.train={shards}"]
+    own = [f"{key}={written(value)}" for key, value in settings.items() if key not in given]
+    return Chosen(preset, [*own, *_following(preset, config, [*own, *typed], given, say), *typed])
+
+
+def _following(
+    preset: str, config: Config, overrides: list[str], given: dict[str, str], say: Callable[[str], None]
+) -> list[str]:
+    """Overrides that follow from others and from the data, where the user typed none; each is told."""
+    from launch.finetune_defaults import of_epochs, of_samples, of_task, overrides_of, typed_epochs
+    from pretrain.config.load import load_config
+    from pretrain.stream.datasets import training_datasets
+
+    shown = dict(override.partition("=")[::2] for override in overrides)
+    channels, bits = (
+        int(found) if (found := shown.get(f"data.{key}", "")).isdigit() else getattr(config.data, key)
+        for key in ("channels", "bits")
     )
+    found, lines = of_task(config, given, channels, bits)
+    warmup, more = of_epochs(config, given, typed_epochs(given))
+    found, lines = found | warmup, lines + more
+    resolved = load_config(preset, [*overrides_of(found), *overrides])
+    num = sum(dataset.num_samples for dataset in training_datasets(resolved))
+    batch, more = of_samples(resolved, given, num, rank_environment(os.environ).world_size)
+    found, lines = found | batch, lines + more
+    if "train.steps" in given and resolved.train.steps is not None:
+        epochs = resolved.train.steps * batch.get("train.batch_size", resolved.train.batch_size) / num
+        warmup, more = of_epochs(config, given, epochs)
+        found, lines = found | warmup, lines + more
+    for line in lines:
+        say(line)
+    return list(overrides_of(found))
 
 
 def finetune_folder(target: str, preset: str | None, overrides: Sequence[str]) -> Path:

@@ -92,7 +92,7 @@ def train(preset: str, overrides: Sequence[str]) -> None:
     """Train on every rank that was started; see `pretrain.run.pretrain` for the errors and exit codes."""
     from pretrain.config.load import check_batch, load_noting
     from pretrain.quiet import quiet_profiler
-    from pretrain.stream.datasets import open_datasets
+    from pretrain.stream.datasets import training_datasets
     from pretrain.survival.startup import StartUp
     from pretrain.survival.stopping import EXIT_TROUBLE, StopRequest
 
@@ -110,7 +110,7 @@ def train(preset: str, overrides: Sequence[str]) -> None:
     ranks.export(os.environ)
     check_batch(config, ranks.world_size)
     startup.mark("config")
-    datasets = open_datasets(config.data)  # so that data which are missing are told of at once
+    datasets = training_datasets(config)  # so that data which are missing are told of at once
     startup.mark("data")
     # a reader of the progress lines can't act on torch's notes about its own future names
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
@@ -160,11 +160,11 @@ def check_run(config: Config, world_size: int) -> Checked:
     from pretrain.config.auto_hparams import resolve_auto
     from pretrain.config.load import check_batch, check_sources
     from pretrain.engines.schedules import Timeline, check_warmup
-    from pretrain.stream.datasets import data_lines, open_datasets, sampler_of
+    from pretrain.stream.datasets import data_lines, sampler_of, training_datasets
 
     check_batch(config, world_size)
     check_continues(Path(config.runs) / config.name, config.checkpoint)
-    datasets = open_datasets(config.data)
+    datasets = training_datasets(config)
     config, chosen = resolve_auto(config, sum(dataset.num_samples for dataset in datasets))
     sampler = sampler_of(config, datasets)
     timeline = Timeline.of(config.train, sampler.steps_per_epoch)
@@ -185,7 +185,7 @@ def check_run(config: Config, world_size: int) -> Checked:
     check_init_from(config)
     config, known = resolve_normalisation(config)
     config = resolve_backend(config)
-    chosen += known + left_out_line(config.views, config.data.channels) + data_lines(config.data, datasets)
+    chosen += known + left_out_line(config.views, config.data.channels) + data_lines(config, datasets)
     choose_normalisation(config, datasets)
     return Checked(config, datasets, sampler, chosen)
 

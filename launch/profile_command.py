@@ -14,11 +14,11 @@ def show_profile(preset: str, overrides: Sequence[str], gpu_rate: float | None, 
     from data_pipelines.loader import Loader
     from data_pipelines.profile import profile, ranks_for_profiling
     from pretrain.config.load import load_config
-    from pretrain.stream.datasets import open_datasets, sampler_of
+    from pretrain.stream.datasets import sampler_of, training_datasets
     from pretrain.stream.loading import loader_of, resolve_backend
 
     config = resolve_backend(load_config(preset, overrides))
-    datasets = open_datasets(config.data)
+    datasets = training_datasets(config)
     sampler = sampler_of(config, datasets)
     world_size = ranks_for_profiling(sampler.batch_size)
 

@@ -31,13 +31,15 @@ from pretrain.engines.schedules import Timeline, check_warmup
 from pretrain.interop.initialise import check_init_from
 from pretrain.methods.registry import spec_of
 from pretrain.start_checks import check_machine, check_profile
-from pretrain.stream.datasets import data_lines, open_datasets, sampler_of
+from pretrain.stream.datasets import data_lines, sampler_of, training_datasets
 from pretrain.stream.growth import continued
 from pretrain.stream.loading import resolve_backend
 from pretrain.stream.normalisation import choose_normalisation, keep_normalisation, resolve_normalisation
+from pretrain.survival.failures import noted
 from pretrain.survival.history import recorded_end
 from pretrain.survival.nccl import dump_flight_recorder, set_defaults
 from pretrain.survival.parent import end_with_parent
+from pretrain.survival.rank_log import write_apart
 from pretrain.survival.run_folder import alone_in, begun_config, check_run_folder, write_config
 from pretrain.survival.startup import StartUp
 from pretrain.survival.stopping import EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, StopRequest
@@ -66,7 +68,7 @@ def pretrain(
     check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_encoder(config)
     startup.mark("encoder check")
-    datasets = datasets or open_datasets(config.data)
+    datasets = datasets or training_datasets(config)
     config, chosen = resolve(config, datasets)
     chosen += [line for line in [slow_precision(config.engine, device)] if line]
     folder = check_run_folder(config)
@@ -93,6 +95,8 @@ def pretrain(
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     limits, about = Limits.of(config.engine, world_size), dict[str, Any](step=0)
     with ExitStack() as held:
+        held.enter_context(noted(folder, rank, about))
+        write_apart(folder, rank, world_size)
         if rank == 0:
             held.enter_context(alone_in(folder))
             held.enter_context(logged(folder))
@@ -140,7 +144,7 @@ def resolve(config: Config, datasets: Sequence[Dataset]) -> tuple[Config, list[s
     num_samples = sum(dataset.num_samples for dataset in datasets)
     config, chosen = resolve_auto(config, num_samples, begun_config(config))
     config, known = resolve_normalisation(config)
-    chosen += known + left_out_line(config.views, config.data.channels) + data_lines(config.data, datasets)
+    chosen += known + left_out_line(config.views, config.data.channels) + data_lines(config, datasets)
     return keep_normalisation(resolve_backend(config), datasets), chosen
 
 

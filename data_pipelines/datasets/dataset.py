@@ -128,6 +128,17 @@ class Dataset:
         return digest.hexdigest()
 
     @property
+    def state(self) -> str:
+        """A hash over sizes and times of the shards of this disk, which `checksum` leaves out: another one after any of
+        them was written to, be names and lengths of its members as before, and after a copy of a new time."""
+        digest = hashlib.sha256(self.checksum.encode())
+        for shard in self.shards:
+            if isinstance(shard, Path):
+                status = shard.stat()
+                digest.update(f"{status.st_size} {status.st_mtime_ns}\0".encode())
+        return digest.hexdigest()
+
+    @property
     def num_image_bytes(self) -> int:
         """Of all images, as stored."""
         return int(self.index.image_bytes.sum())
@@ -222,9 +233,10 @@ class Dataset:
         if now.size != indexed.size or (now.stamp != indexed.stamp and None not in (now.stamp, indexed.stamp)):
             raise ShardChangedError(place, "has changed")
 
-    def over(self, shards: Sequence[Shard]) -> Dataset:
-        """A data set of other shards that is read in the same way."""
-        return Dataset(shards, cache=self.cache if self.fetches else self._given_cache, stage=self.stage)
+    def over(self, shards: Sequence[Shard], index: Index | None = None) -> Dataset:
+        """A data set of other shards, or of these by another `index`, that is read in the same way."""
+        cache = self.cache if self.fetches else self._given_cache
+        return Dataset(shards, cache=cache, stage=self.stage, index=index)
 
     def close(self) -> None:
         """Close the shards; a later read opens them again."""

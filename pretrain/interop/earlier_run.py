@@ -18,10 +18,11 @@ def take_rest(method: Method, source: Path) -> list[str]:
     it trains; says what was taken.
 
     Of what has a slow average that is taken, as the encoder is. `source` of other kinds, such as RUN/encoder, holds
-    the encoder alone: nothing is taken.
+    the encoder alone: nothing is taken. Nor is it for a method that saves a head beside its encoder, which belongs to
+    that run's labels.
     """
     checkpoint = _checkpoint(source)
-    if checkpoint is None:
+    if checkpoint is None or method.beside_encoder() is not None:
         return []
     world_size, averages = read_state(checkpoint).world_size, _averages(method)
     taken, left = 0, []

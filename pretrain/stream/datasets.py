@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 from data_pipelines.datasets.bad_samples import check_losses
 from data_pipelines.datasets.dataset import Dataset, open_dataset
+from data_pipelines.datasets.narrowed import only
 from data_pipelines.images.depth import depth_warning
 from data_pipelines.remote.cache import Cache, default_folder
 from data_pipelines.remote.fetch import Patience
@@ -15,6 +16,7 @@ from data_pipelines.remote.urls import redact
 from data_pipelines.sampler import Sampler
 from pretrain.config import Config
 from pretrain.config.sections import DataConfig, SourceConfig
+from pretrain.methods.registry import spec_of
 
 _HELD_OUT = ("dev", "test", "val", "valid", "validation")
 
@@ -30,10 +32,23 @@ def open_datasets(data: DataConfig) -> tuple[Dataset, ...]:
     return datasets
 
 
-def data_lines(data: DataConfig, datasets: Sequence[Dataset]) -> list[str]:
+def training_datasets(config: Config) -> tuple[Dataset, ...]:
+    """The data sets that a run is shown, without the samples that its method can't learn from, such as those without
+    a label; one of which that is so of all samples stays whole. Raises as `open_datasets` does."""
+    datasets = open_datasets(config.data)
+    wanted = [spec_of(config.method).call("learns_from", config, dataset) for dataset in datasets]
+    return tuple(
+        dataset if which is None or which.all() or not which.any() else only(dataset, which)
+        for dataset, which in zip(datasets, wanted, strict=True)
+    )
+
+
+def data_lines(config: Config, datasets: Sequence[Dataset]) -> list[str]:
     """What to tell of the data when a run begins: training shards named with held-out ones, as `*.tar` of a folder
-    does, and grey levels that a run of fewer bits loses, as far as `dataset.json` tells."""
-    lines = []
+    does, grey levels that a run of fewer bits loses, as far as `dataset.json` tells, and how many samples are left
+    out."""
+    data = config.data
+    lines = list(spec_of(config.method).call("left_out", config) or ())
     for source, dataset in zip(sources(data), datasets, strict=True):
         splits = {shard.name.partition("-")[0].removesuffix(".tar") for shard in dataset.shards}
         others = sorted(splits & set(_HELD_OUT))

@@ -18,7 +18,7 @@ from pretrain.checkpoints.folder import CheckpointFolder, damage, read_state
 from pretrain.config import Config
 from pretrain.config.load import ConfigError, check_batch, load_config
 from pretrain.methods.registry import draw_fields_for
-from pretrain.stream.datasets import open_datasets, sampler_of
+from pretrain.stream.datasets import sampler_of, training_datasets
 from pretrain.stream.growth import opened_at
 
 
@@ -36,7 +36,7 @@ class Trace:
         self.run = folder if stored.is_file() else None
         self.config: Config = load_config(stored if self.run else target, overrides)
         self._draw = draw_fields_for(self.config)
-        self._fresh = sampler_of(self.config, open_datasets(self.config.data))
+        self._fresh = sampler_of(self.config, training_datasets(self.config))
         self._state = None if self.run is None else _last_state(self.run, self.config)
         #: Steps that the run's newest checkpoint has behind it; of a preset, 0.
         self.reached: int = 0 if self._state is None else self._state.step

@@ -79,3 +79,33 @@ def test_what_is_refused(given: tuple[Any, ...], message: str, run: Path) -> Non
     target, *rest = given
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         prepare(str(run) if target == "RUN" else target, *rest, NO_GROUPS)
+
+
+def test_defaults_follow_the_task_the_length_and_the_data(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """4 images, masks, 2 epochs: nothing of it was the preset's, and nothing has to be typed."""
+    data = str(run.parents[1])
+    config = load_config(*prepare(str(run), None, ["method.task=segmentation", "train.epochs=2"], data, NO_GROUPS))
+    assert (config.method.mixup, config.method.label_smoothing, config.method.rand_augment) == (0, 0, None)
+    assert (config.optim.warmup_epochs, config.train.batch_size) == (0.2, 2)
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "for task segmentation: method.label_smoothing=0 method.mixup=0 method.rand_augment=null in place of the "
+        "preset's",
+        "for 2 epochs: optim.warmup_epochs=0.2 in place of the 3 of 30",
+        "for 4 images: train.batch_size=2 in place of 64",
+    ]
+    numbers = ["method.task=numbers", "method.label=age", "train.steps=10", "train.batch_size=4"]
+    config = load_config(*prepare(str(run), None, numbers, data, NO_GROUPS))
+    assert (config.method.mixup, config.method.label_smoothing, config.optim.warmup_epochs) == (0.2, 0, 1)
+    assert "for 1 channels of 16 bits: method.rand_augment=null" in capsys.readouterr().out
+
+
+def test_what_was_typed_stands_and_is_refused_for_all_reasons_at_once(run: Path) -> None:
+    data = str(run.parents[1])
+    typed = ["method.task=segmentation", "method.mixup=0.3", "method.cutmix=1", "method.rand_augment.ops=1"]
+    with pytest.raises(ValueError, match=r"set method\.mixup=0 method\.cutmix=0 method\.rand_augment=null"):
+        prepare(str(run), None, typed, data, NO_GROUPS)
+    with pytest.raises(ValueError, match=r"warmup_epochs is 3, more than"):
+        prepare(str(run), None, ["train.epochs=2", "optim.warmup_epochs=3"], data, NO_GROUPS)
+    chosen = prepare(str(run), None, ["train.epochs=60", "train.batch_size=64"], data, NO_GROUPS)
+    assert not [override for override in chosen.overrides if override.startswith(("optim.", "train.batch_size=2"))]

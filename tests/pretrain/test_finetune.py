@@ -17,6 +17,8 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, r2_score
 from tiny import build, config_data, random_batch
 
+from data_pipelines.datasets.dataset import open_dataset
+from data_pipelines.datasets.narrowed import only
 from data_pipelines.loader import Batch
 from data_pipelines.rng import Stream
 from pretrain.config import Config
@@ -29,8 +31,15 @@ from pretrain.methods.finetune.method import Finetune
 from pretrain.methods.finetune.mixing import mix, partners
 from pretrain.methods.finetune.network import classify
 from pretrain.methods.finetune.saved import load_classifier
-from pretrain.methods.finetune.scores import average_precision, bootstrap_error, r_squared
+from pretrain.methods.finetune.scores import (
+    average_precision,
+    blind_overlap,
+    bootstrap_error,
+    mean_overlap,
+    r_squared,
+)
 from pretrain.run import pretrain
+from pretrain.stream.datasets import data_lines, training_datasets
 
 COLOURS = ((220, 30, 30), (30, 200, 30), (40, 40, 220))
 
@@ -294,6 +303,7 @@ def test_a_run_learns_the_classes_of_pixels(tmp_path: Path) -> None:
     assert told["classes"] == ["4", "9"]
     assert told["networks"]["val"]["miou"] > 0.7
     assert told["networks"]["val"]["miou_standard_error"] < 0.1
+    assert 0 < told["chance"] < told["networks"]["val"]["miou"]
     classifier = load_classifier(run / "encoder")
     assert classifier(torch.zeros(2, 3, 32, 32)).shape == (2, 2, 32, 32)
 
@@ -314,15 +324,60 @@ def test_every_judged_pixel_of_the_global_batch_weighs_the_same(tmp_path: Path) 
 
 def test_masks_that_cannot_be_learned_are_refused(tmp_path: Path) -> None:
     write_split(tmp_path, "train", 12)
-    with pytest.raises(ValueError, match=r"12 of 12 samples .* have no mask"):
+    with pytest.raises(ValueError, match=r"all of 12 samples .* have no mask"):
         pretrain(config_of(tmp_path, tmp_path / "runs", {"task": "segmentation"}))
-    with pytest.raises(ConfigError, match="mixup=0"):
-        config_of(tmp_path, tmp_path, {"task": "segmentation", "mixup": 0.8})
+    with pytest.raises(
+        ConfigError, match=r"label_smoothing, mixup and erasing: set method.label_smoothing=0 method.mi"
+    ):
+        config_of(tmp_path, tmp_path, {"task": "segmentation", "mixup": 0.8, "label_smoothing": 0.1, "erasing": 0.2})
+
+
+def test_images_without_a_mask_are_left_out_and_counted(tmp_path: Path) -> None:
+    """By the index, so that no batch has one; masks keep the names that they were packed with."""
+    for split in ("train", "val"):
+        with wds.TarWriter(str(tmp_path / f"{split}-000000.tar")) as writer:
+            for place in range(12):
+                image, mask = masked(place)
+                beside = {} if place % 4 == 1 else {"mask.png": png(mask)}
+                writer.write({"__key__": f"{split}{place:05d}", "png": png(image), **beside})
+    (tmp_path / "dataset.json").write_text(json.dumps({"mask_names": {"4": "sky", "9": "tree"}}))
+    config = config_of(tmp_path, tmp_path / "runs", {"task": "segmentation"})
+    (train,) = training_datasets(config)
+    assert train.index.keys == tuple(f"train{place:05d}" for place in range(12) if place % 4 != 1)
+    whole = open_dataset(tmp_path)
+    for place, sample in enumerate([0, 2, 3, 4]):
+        assert train.read(place).image == whole.read(sample).image
+        assert train.read_beside(place, "mask") == whole.read_beside(sample, "mask")
+    assert train.checksum != whole.checksum
+    assert only(whole, np.ones(12, dtype=bool)).checksum == whole.checksum
+    labels = read_labels(config)
+    assert labels.space.classes == ("sky", "tree")
+    assert labels.val is not None
+    assert labels.val.dataset.num_samples == 9
+    told = data_lines(config, [train])
+    assert [line.partition(" samples")[0] for line in told] == ["3 of 12", "3 of 12"]
+    assert "no mask, such as train00001, and are left out" in told[0]
+
+
+@pytest.mark.parametrize("method", [{}, {"label": "what"}, {"label": "what", "task": "numbers"}])
+def test_images_without_a_label_are_left_out(method: dict[str, Any], tmp_path: Path) -> None:
+    def label(place: int) -> dict[str, Any]:
+        beside = {} if place == 2 or not method else field(None if place == 5 else f"{place % 3}")
+        return beside | ({"cls": str(place % 3)} if place not in (2, 5) else {})
+
+    write_split(tmp_path, "train", 12, label)
+    config = config_of(tmp_path, tmp_path / "runs", method)
+    labels, (train,) = read_labels(config), training_datasets(config)
+    assert train.num_samples == len(labels.train[0].values) == 10
+    assert "2 of 12 samples" in data_lines(config, [train])[0]
+    values = labels.train[0].values.reshape(-1)
+    if "task" in method:
+        values = values * labels.space.std[0] + labels.space.mean[0]
+    assert np.allclose(values, [place % 3 for place in range(12) if place not in (2, 5)])
 
 
 WRONG: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "no labels": (lambda place: {}, None, {}, "all of 12 samples .* no .cls"),
-    "some": (lambda place: {"cls": "0"} if place else {}, None, {}, "1 of 12 samples .* train00000"),
     "one class": (lambda place: {"cls": "7"}, None, {}, "one class, 7"),
     "only in val": (None, lambda place: {"cls": str(place % 4)}, {}, "1 class of .* in no training image: 3 .3 images"),
     "no field": (None, None, {"label": "what"}, "no 'what'"),
@@ -330,9 +385,14 @@ WRONG: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "a list": (lambda place: field([place % 2]), None, {"label": "what"}, "task=several_labels"),
     "no list": (lambda place: field("a"), None, {"label": "what", "task": "several_labels"}, "task=one_label"),
     "fractions": (lambda place: field(place / 2), None, {"label": "what"}, "task=numbers"),
-    "no numbers": (lambda place: field("a"), None, {"label": "what", "task": "numbers"}, "not a number"),
+    "no numbers": (
+        lambda place: field("a"),
+        None,
+        {"label": "what", "task": "numbers"},
+        "not a number .*what of sample",
+    ),
     "ragged": (lambda place: field([1] * (1 + place % 2)), None, {"label": "what", "task": "numbers"}, "equally many"),
-    "nan": (lambda place: field(float("nan")), None, {"label": "what", "task": "numbers"}, "finite"),
+    "nan": (lambda place: field(float("nan")), None, {"label": "what", "task": "numbers"}, "what of .* nan, no finite"),
     "constant": (lambda place: field(3), None, {"label": "what", "task": "numbers"}, "the same number"),
     "other count": (
         lambda place: field([place, 1 - place]),
@@ -383,3 +443,9 @@ def test_settings_that_contradict_each_other(shards: Path, tmp_path: Path) -> No
             config_of(shards, tmp_path, method)
     with pytest.raises(ConfigError, match="zero_stage"):
         config_of(shards, tmp_path, engine={"zero_stage": 3})
+
+
+def test_who_says_the_most_frequent_class_of_pixels_everywhere_has_some_overlap() -> None:
+    counts = np.array([[90.0, 0, 0, 100, 0, 0, 90, 10, 0]])  # right, taken for, of: of three classes, the last nowhere
+    assert blind_overlap(np.array([90.0, 10, 0])) == pytest.approx(mean_overlap(counts, counts)) == 0.45
+    assert blind_overlap(np.zeros(2)) == 0

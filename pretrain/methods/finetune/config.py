@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -36,6 +36,13 @@ class LoraConfig:
     layers: tuple[str, ...] = ("qkv", "q", "kv", "proj")  # the names of the linear layers, of those that there are
 
 
+#: Why a task goes without what `FinetuneConfig.unfit` names.
+_WITHOUT = {
+    "segmentation": "learns from masks, which say nothing to",
+    "numbers": "learns from numbers, which have no classes and no parts of an image, as have",
+}
+
+
 @section
 class FinetuneConfig:
     """An encoder trained on with labels."""
@@ -67,30 +74,37 @@ class FinetuneConfig:
 
     @model_validator(mode="after")
     def _check(self) -> FinetuneConfig:
-        if self.task == "segmentation":
-            self._check_segmentation()
-        elif self.label is None and self.task != "one_label":
-            raise ValueError(f"task {self.task} reads a field of each sample's .json: name it, label=FIELD")
-        if self.label_smoothing and self.task == "numbers":
-            raise ValueError(f"label_smoothing is {self.label_smoothing:g}, and numbers have no classes: set it to 0")
-        if self.cutmix and self.task == "numbers":
-            raise ValueError(f"cutmix is {self.cutmix:g}; a box of another image says nothing of a number: set it to 0")
+        wrong = []
+        if self.task not in ("one_label", "segmentation") and self.label is None:
+            wrong.append(f"task {self.task} reads a field of each sample's .json: name it, method.label=FIELD")
+        if (unfit := self.unfit()) and self.task in _WITHOUT:
+            said = " and ".join([", ".join([*unfit][:-1]), [*unfit][-1]] if len(unfit) > 1 else unfit)
+            advice = " ".join(f"method.{key}={written}" for key, written in unfit.items())
+            wrong.append(f"task {self.task} {_WITHOUT[self.task]} {said}: set {advice}")
         if self.lora is not None and self.train_blocks is not None:
-            raise ValueError("lora freezes the encoder and train_blocks trains a part of it: set one of them to null")
+            wrong.append(
+                "lora freezes the encoder and train_blocks trains a part of it: set one of them to null "
+                "(method.lora=null)"
+            )
         if self.fc_norm and self.pool == "class":
-            raise ValueError("fc_norm is the norm after a mean; with pool class set fc_norm=false")
+            wrong.append("fc_norm is the norm after a mean; with pool class set method.fc_norm=false")
         low, high = self.erasing_area
         if not low <= high <= 1:
-            raise ValueError(f"erasing_area is {low:g} .. {high:g}; it must rise, to 1 at most")
+            wrong.append(f"erasing_area is {low:g} .. {high:g}; it must rise, to 1 at most")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
-    def _check_segmentation(self) -> None:
-        off = {"label": None, "pool": None, "fc_norm": False, "label_smoothing": 0, "mixup": 0, "cutmix": 0}
-        off |= {"rand_augment": None, "erasing": 0}
-        for key, value in off.items():
-            if getattr(self, key) != value:
-                told = "null" if value is None else str(value).lower()
-                raise ValueError(f"task segmentation learns from masks, which {key} does not change: set {key}={told}")
+    def unfit(self, task: str | None = None) -> dict[str, str]:
+        """The settings that say nothing to a task, by default `task`, and what each is to be set to."""
+        task, off = task or self.task, dict[str, Any]()
+        if task == "segmentation":
+            off = {"label": None, "pool": None, "fc_norm": False, "label_smoothing": 0, "mixup": 0, "cutmix": 0}
+            off |= {"rand_augment": None, "erasing": 0}
+        elif task == "numbers":
+            off = {"label_smoothing": 0, "cutmix": 0}
+        written = {key: "null" if value is None else str(value).lower() for key, value in off.items()}
+        return {key: written[key] for key, value in off.items() if getattr(self, key) != value}
 
     @property
     def mixes(self) -> bool:
@@ -152,6 +166,8 @@ SPEC = MethodSpec(
     masks=lambda section: section.task == "segmentation",
     check=_check,
     check_batch=_check_batch,
+    learns_from="pretrain.methods.finetune.labels:are_labelled",
+    left_out="pretrain.methods.finetune.labels:left_out",
     sources="pretrain.methods.finetune.labels:check_labels",
     metrics={
         "train_top1": Metric("of the training batch, top-1 (of the label that weighs more)", percent=True),

@@ -14,15 +14,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipelines.datasets import maps
 from data_pipelines.datasets.dataset import NO_LABEL, Dataset
-from data_pipelines.datasets.fields import read_field
+from data_pipelines.datasets.fields import is_no_value, read_field, read_texts
 from data_pipelines.datasets.held_out import held_out_of, open_held_out
+from data_pipelines.datasets.narrowed import only
 from data_pipelines.images.issues import shown
+from data_pipelines.remote.remote_files import Shard
 from data_pipelines.remote.urls import redact
+from data_pipelines.wording import counted
 from pretrain.config import Config
 from pretrain.config.load import ConfigError
-from pretrain.methods.finetune.masks import levels_of
-from pretrain.stream.datasets import open_datasets, sources
+from pretrain.methods.finetune.masks import levels_of, names_of
+from pretrain.stream.datasets import open_datasets, sources, training_datasets
 
 _MOST_NAMED = 5
 
@@ -80,14 +84,51 @@ class Labels(NamedTuple):
 
 
 def check_labels(config: Config) -> None:
-    """Raise ValueError unless every image has a label that can be learned, and those held out are of the same kinds."""
+    """Raise ValueError unless there are labels that can be learned, and those held out are of the same kinds."""
     read_labels(config)
 
 
-def read_labels(config: Config) -> Labels:
-    """The labels that `config` names.
+def are_labelled(config: Config, dataset: Dataset) -> np.ndarray:
+    """(n,) bool: the samples of a data set that have a label of the run's task."""
+    method = config.method
+    if method.task == "segmentation":
+        return maps.which_have(dataset, "mask")
+    if method.label is None:
+        return np.asarray(dataset.labels != NO_LABEL)
+    no_text = method.task in ("several_labels", "numbers")  # whatever is no value of a text is no name of a class
+    return np.array(
+        [not (value is None or (no_text and is_no_value(value))) for value in read_field(dataset, method.label)]
+    )
 
-    Raises ValueError for images without a label, for labels of another kind than `method.task`, fewer than two
+
+def left_out(config: Config) -> list[str]:
+    """A line for each data set, and for the held-out one, of which some samples have no label, or mask."""
+    names = [redact(source.path) for source in sources(config.data)]
+    asked = list(zip(open_datasets(config.data), names, strict=True))
+    held_out = _held_out(config)
+    lines = []
+    for dataset, name in [*asked, *([held_out] if held_out is not None else [])]:
+        missing = np.flatnonzero(~are_labelled(config, dataset))
+        if 0 < len(missing) < dataset.num_samples:
+            key, _ = dataset.key(int(missing[0]))
+            lines.append(
+                f"{len(missing):,} of {dataset.num_samples:,} samples of {name} have {_lacking(config)}, such as "
+                f"{shown(key)}, and are left out"
+            )
+    return lines
+
+
+def _lacking(config: Config) -> str:
+    """What a sample without a label has none of."""
+    if config.method.task == "segmentation":
+        return "no mask"
+    return "no .cls" if config.method.label is None else f"no {config.method.label!r} in their .json"
+
+
+def read_labels(config: Config) -> Labels:
+    """The labels that `config` names, of the samples that have one.
+
+    Raises ValueError where none has, for labels of another kind than `method.task`, fewer than two
     classes, and classes of the held-out images that training never shows; FileNotFoundError for a `val_data` that is
     not there.
     """
@@ -95,26 +136,26 @@ def read_labels(config: Config) -> Labels:
     if method.task == "segmentation":
         return _masks(config)
     names = [redact(source.path) for source in sources(config.data)]
-    train = [_raw(dataset, method.label, name) for dataset, name in zip(open_datasets(config.data), names, strict=True)]
+    train = [_raw(dataset, config, name) for dataset, name in zip(training_datasets(config), names, strict=True)]
     space = _space(method.task, method.label, train, names)
-    held_out = _held_out(config)
+    held_out = _labelled(config, _held_out(config))
     val = None
     if held_out is not None:
         dataset, name = held_out
-        val = HeldOut(dataset, _table(space, _raw(dataset, method.label, name), name), name)
+        val = HeldOut(dataset, _table(space, _raw(dataset, config, name), name), name)
     return Labels(space, tuple(_table(space, raw, name) for raw, name in zip(train, names, strict=True)), val)
 
 
 def _masks(config: Config) -> Labels:
     """The classes of the masks beside the images; tables hold nothing, as pixels have their classes in each batch."""
     names = [redact(source.path) for source in sources(config.data)]
-    datasets = open_datasets(config.data)
+    datasets = training_datasets(config)
     levels = [levels_of(dataset, name) for dataset, name in zip(datasets, names, strict=True)]
     keys = tuple(sorted({level for each in levels for level in each}))
     if len(keys) < 2:
         raise ValueError(f"the masks of {' and '.join(names)} have {len(keys)} classes; there must be two at least")
-    space = LabelSpace("segmentation", tuple(map(str, keys)), keys)
-    held_out = _held_out(config)
+    space = LabelSpace("segmentation", names_of(datasets, names, keys), keys)
+    held_out = _labelled(config, _held_out(config))
     val = None
     if held_out is not None:
         dataset, name = held_out
@@ -136,7 +177,32 @@ def _held_out(config: Config) -> tuple[Dataset, str] | None:
         dataset, split = open_held_out(spec)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"method.val_data: {error}") from error
-    return dataset, f"{split} of {PurePath(redact(spec)).name}"
+    name = f"{split} of {PurePath(redact(spec)).name}"
+    for learned in open_datasets(config.data):
+        both = {str(shard) for shard in map(_place, learned.shards)} & {
+            str(shard) for shard in map(_place, dataset.shards)
+        }
+        if both:
+            raise ConfigError(
+                f"method.val_data: {counted(len(both), 'shard')} of {name} are learned from, too, the first of them "
+                f"{redact(min(both))}; hold images back that training never sees"
+            )
+        if learned.checksum == dataset.checksum:
+            raise ConfigError(f"method.val_data: {name} holds the very samples that are learned from")
+    return dataset, name
+
+
+def _place(shard: Shard) -> str:
+    return str(shard.resolve()) if isinstance(shard, Path) else shard.url
+
+
+def _labelled(config: Config, held_out: tuple[Dataset, str] | None) -> tuple[Dataset, str] | None:
+    """The same without the images that have no label."""
+    if held_out is None:
+        return None
+    dataset, name = held_out
+    wanted = are_labelled(config, dataset)
+    return (dataset if wanted.all() or not wanted.any() else only(dataset, wanted)), name
 
 
 class _Raw(NamedTuple):
@@ -144,29 +210,29 @@ class _Raw(NamedTuple):
 
     values: Sequence[Any] | np.ndarray
     names: tuple[str, ...] | None
+    dataset: Dataset
+    field: str | None
+
+    def told(self, sample: int) -> str:
+        """A sample's label and where it lies, in words."""
+        key, shard = self.dataset.key(sample)
+        return f"{self.field or '.cls'} of sample {shown(key)} in {shard} is {shown(repr(self.values[sample]))}"
 
 
-def _raw(dataset: Dataset, field: str | None, name: str) -> _Raw:
+def _raw(dataset: Dataset, config: Config, name: str) -> _Raw:
+    field = config.method.label
+    if not are_labelled(config, dataset).all():  # of all samples, else they were left out
+        key, shard = dataset.key(0)
+        raise ValueError(
+            f"all of {dataset.num_samples} samples of {name} have {_lacking(config)}, such as {shown(key)} in {shard}; "
+            "fine-tuning learns from labels: pack those that have (a folder a class, or --labels), or name a field of "
+            "the .json, method.label=FIELD"
+        )
     if field is None:
-        missing = np.flatnonzero(dataset.labels == NO_LABEL)
-        if len(missing):
-            raise ValueError(_unlabelled(dataset, name, missing, "no .cls"))
-        return _Raw(dataset.labels, dataset.classes)
+        return _Raw(dataset.labels, dataset.classes, dataset, field)
     values = read_field(dataset, field)
-    missing = np.flatnonzero([value is None for value in values])
-    if len(missing):
-        raise ValueError(_unlabelled(dataset, name, missing, f"no {field!r} in their .json"))
-    return _Raw(values, None)
-
-
-def _unlabelled(dataset: Dataset, name: str, missing: np.ndarray, what: str) -> str:
-    key, shard = dataset.key(int(missing[0]))
-    every = len(missing) == dataset.num_samples
-    advice = "pack those that have (a folder a class, or --labels), or name a field of the .json, method.label=FIELD"
-    return (
-        f"{'all' if every else len(missing)} of {dataset.num_samples} samples of {name} have {what}, such as "
-        f"{shown(key)} in {shard}; fine-tuning learns from labels: {advice}"
-    )
+    texts = read_texts(values) if config.method.task == "several_labels" else None  # lists of a CSV packed before
+    return _Raw(values if texts is None else texts, None, dataset, field)
 
 
 def _space(task: str, field: str | None, train: Sequence[_Raw], names: Sequence[str]) -> LabelSpace:
@@ -228,13 +294,32 @@ def _numbers(raw: _Raw, name: str) -> np.ndarray:
     try:
         found = np.array(raw.values, dtype=np.float64)
     except (ValueError, TypeError) as error:
+        odd = next((sample for sample, value in enumerate(raw.values) if not _is_number(value)), None)
+        such = str(error) if odd is None else raw.told(odd)
         raise ValueError(
-            f"the labels of {name} are not a number each, or equally many ({error}); set method.task, or another "
+            f"the labels of {name} are not a number each, or equally many ({such}); set method.task, or another "
             "method.label"
         ) from None
-    if not np.isfinite(found).all():
-        raise ValueError(f"a label of {name} is no finite number: nothing can be learned of NaN; mend or leave it out")
-    return found.reshape(len(found), -1)
+    found = found.reshape(len(found), -1)
+    endless = np.flatnonzero(~np.isfinite(found).all(axis=1))
+    if len(endless):
+        raise ValueError(
+            f"{raw.told(int(endless[0]))}, no finite number{_and_others(len(endless))}: nothing can be learned of it; "
+            "mend it, or let it be null and it is left out"
+        )
+    return found
+
+
+def _and_others(count: int) -> str:
+    return f" (and so of {count - 1:,} more)" if count > 1 else ""
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a label is a number, or several."""
+    try:
+        return bool(np.array(value, dtype=np.float64).size)
+    except (ValueError, TypeError):
+        return False
 
 
 def _table(space: LabelSpace, raw: _Raw, name: str) -> Table:

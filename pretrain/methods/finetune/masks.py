@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,7 +10,6 @@ import numpy as np
 from data_pipelines.cores import cores_per_process
 from data_pipelines.datasets import maps
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.images.issues import shown
 
 #: By the data's places and checksum: checks before a run and the run itself read each mask once.
 _levels: dict[tuple[str, ...], tuple[int, ...]] = {}
@@ -18,17 +18,16 @@ _levels: dict[tuple[str, ...], tuple[int, ...]] = {}
 def levels_of(dataset: Dataset, name: str) -> tuple[int, ...]:
     """The levels of all masks of a data set, ascending, but for the highest, which is not to be judged.
 
-    Raises ValueError for a sample without a mask, or a damaged one.
+    Raises ValueError where no sample has a mask, or one is damaged.
     """
     of = (*map(str, dataset.shards), dataset.checksum)
     if of in _levels:
         return _levels[of]
-    missing = np.flatnonzero(~maps.which_have(dataset, "mask"))
-    if len(missing):
-        key, shard = dataset.key(int(missing[0]))
+    there = np.flatnonzero(maps.which_have(dataset, "mask"))
+    if not len(there):
         raise ValueError(
-            f"{len(missing):,} of {dataset.num_samples:,} samples of {name} have no mask, such as {shown(key)} of "
-            f"{shard}; pack images with theirs (`selfsight pack IMAGES SHARDS --masks FOLDER`)"
+            f"all of {dataset.num_samples:,} samples of {name} have no mask; pack images with theirs (`selfsight pack "
+            "IMAGES SHARDS --masks FOLDER`)"
         )
 
     def levels(sample: int) -> np.ndarray:
@@ -39,10 +38,26 @@ def levels_of(dataset: Dataset, name: str) -> tuple[int, ...]:
 
     with ThreadPoolExecutor(cores_per_process()) as pool:
         found = set[int]()
-        for each in pool.map(levels, range(dataset.num_samples)):
+        for each in pool.map(levels, there.tolist()):
             found.update(each.tolist())
     _levels[of] = tuple(sorted(found))
     return _levels[of]
+
+
+def names_of(datasets: Sequence[Dataset], sources: Sequence[str], keys: Sequence[int]) -> tuple[str, ...]:
+    """What the levels `keys` are called by the data, each once; the level where they do not say. Raises ValueError
+    where two data sets call one differently."""
+    names: dict[int, tuple[str, str]] = {}
+    for dataset, source in zip(datasets, sources, strict=True):
+        for level, name in dataset.mask_names.items():
+            told, by = names.setdefault(level, (name, source))
+            if told != name and level in keys:
+                raise ValueError(
+                    f"level {level} of masks is {told} in {by} and {name} in {source}, so that a number of one may "
+                    "stand for another class of the other; pack them with the same --mask-names"
+                )
+    called = [names[key][0] if key in names else str(key) for key in keys]
+    return tuple(name if called.count(name) == 1 else f"{key} {name}" for key, name in zip(keys, called, strict=True))
 
 
 def places_of(keys: tuple[int, ...]) -> np.ndarray:
