@@ -188,8 +188,8 @@ def _check_native(config: Config) -> None:
     if encoder is None or not family_of(encoder).native(encoder):
         name = "no encoder" if encoder is None else f"encoder {encoder.family}"
         raise ValueError(
-            f"{name} takes no crops of their own shape (shape=native); set encoder.family=navit, or vit with its "
-            "encoder.stem=patch"
+            f"{name} takes no crops of their own shape (shape=native); set encoder.family=navit, vit with its "
+            "encoder.stem=patch and positions of learned, sincos or rotary, or dinov3 without local_class_norm"
         )
     patch = views.global_crops[0].patch
     if encoder.patch != patch:
@@ -197,6 +197,11 @@ def _check_native(config: Config) -> None:
     mask = getattr(config.method, "mask", None)
     if mask is not None and mask.unit != patch:
         raise ValueError(f"method.mask.unit is {mask.unit} px; with shape=native it is one patch: set it to {patch}")
+    ibot = getattr(config.method, "ibot", None)
+    if ibot is not None and ibot.unit not in (None, patch):
+        raise ValueError(
+            f"method.ibot.unit is {ibot.unit} px; with shape=native it is one patch: set it to {patch}, or null"
+        )
     if config.data.backend == "device":
         raise ValueError("data.backend=device makes crops of one size; for shape=native set data.backend=auto")
     if config.engine.compile:
