@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from data_pipelines.datasets.dataset import Dataset
+from data_pipelines.datasets.dataset import Dataset
+from data_pipelines.datasets.groups import NO_GROUP, groups_of
 
-NO_GROUP = -1  # of samples without a label, which no probe reads
 _MOST_NAMED = 5
 
 
@@ -24,7 +21,7 @@ def read_groups(
     """
     numbers: dict[str, int] = {}
     wanted = known or tuple(np.ones(split.num_samples, dtype=bool) for split in (train, val))
-    found = [_groups_of(split, which, field, numbers) for split, which in zip((train, val), wanted, strict=True)]
+    found = [groups_of(split, which, field, numbers) for split, which in zip((train, val), wanted, strict=True)]
     both = np.intersect1d(found[0], found[1])
     both = both[both != NO_GROUP]
     if len(both):
@@ -36,19 +33,3 @@ def read_groups(
             "would be too good. Pack again so that each group lies in one split"
         )
     return found[0], found[1]
-
-
-def _groups_of(split: Dataset, wanted: np.ndarray, field: str, numbers: dict[str, int]) -> np.ndarray:
-    groups = np.full(split.num_samples, NO_GROUP)
-    for sample in np.flatnonzero(wanted).tolist():
-        known = split.read_metadata(sample)
-        value = known.get(field)
-        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-            key, shard = split.key(sample)
-            there = f"{field} is {value!r}" if field in known else f"it has {', '.join(sorted(known)) or 'no .json'}"
-            raise ValueError(
-                f"sample {key} of {shard} belongs to no group: its .json has no text or whole number as {field} "
-                f"({there[:200]}); name a field that every labelled sample has"
-            )
-        groups[sample] = numbers.setdefault(str(value), len(numbers))
-    return groups

@@ -36,6 +36,7 @@ def conditions_of(results: dict[str, Any]) -> tuple[Any, ...]:
     return (
         data["train"]["checksum"], data["val"]["checksum"], data.get("label"), data.get("label_kind", "class"),
         data.get("group_by"), results["target"].get("image_size"), results["target"].get("window"),
+        results["target"].get("native", False),
     )  # fmt: skip
 
 

@@ -117,9 +117,9 @@ def run_probe(
             f"train has too few groups by {splits.group_by} to choose a head on some of them: it is chosen on images "
             "of groups that it learns from, too, and looks better there than it is"
         )
-        splits = replace(splits, groups=None, group_by=None)
+        splits = replace(splits, choose_by_groups=False)
         stratified_split(splits.strata(), 0.1, 0)
-    group_by = splits.group_by
+    group_by = splits.group_by if splits.choose_by_groups else None
     if is_store(target):
         store = store or target
         target, subject = target_of_store(target, image_size, native)
@@ -156,11 +156,12 @@ def run_probe(
     for problem in registry.problems():
         probe.say(f"warning: {problem}", always=True)
     pixel_size = min(subject.image_size, MAX_PIXEL_SIDE)
-    pixel_key = {"pixels": pixel_size, "channels": subject.channels, "bits": subject.bits, **common}
+    told = {"state": (train.state, val.state), "known": splits.digest}  # a field's values are not in the checksum
+    pixel_key = {"pixels": pixel_size, "channels": subject.channels, "bits": subject.bits, **told, **common}
     untrained_key: dict[str, Any] = {
         "untrained": subject.architecture, "size": subject.image_size, "channels": subject.channels,
         "bits": subject.bits,
-        "mean": subject.mean, "std": subject.std, "headline": subject.headline, **common,
+        "mean": subject.mean, "std": subject.std, "headline": subject.headline, **told, **common,
     }  # fmt: skip
     if subject.native:
         untrained_key["native"] = common["native"] = True
@@ -193,7 +194,7 @@ def run_probe(
             "name": subject.name, "method": subject.method, "step": subject.step, "epoch": subject.epoch,
             "architecture": subject.architecture, "image_size": subject.image_size, "channels": subject.channels,
             "bits": subject.bits, "mean": subject.mean, "std": subject.std, "arithmetic": source.arithmetic,
-            "window": subject.window,
+            "window": subject.window, "native": subject.native,
         },
         "data": {
             "train": {"spec": redact(data), "checksum": train.checksum, "num_labelled": num_train},

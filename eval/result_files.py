@@ -46,7 +46,7 @@ def results_for(
             continue
         if group_by is not None and data.get("group_by") != group_by:
             continue
-        if result["target"].get("window") is not None:  # of what is seen otherwise
+        if result["target"].get("window") is not None or result["target"].get("native"):  # of what is seen otherwise
             continue
         if image_size is not None and result["target"]["image_size"] != image_size:
             continue

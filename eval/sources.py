@@ -22,6 +22,7 @@ from eval.store.encoding import Crops, FrozenEncoder, encoder_digest
 from eval.store.growing import write_arrays
 from eval.store.precision import Precision
 from eval.store.reading import StoredFeatures, open_store
+from eval.store.same_images import check_same_images
 from eval.target import Target, open_target
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class FeatureSource:
             "libraries": versions(("torch", "timm", "pillow")),  # any of them may change the numbers
             "encoder": encoder_digest(encoder.encoder, self.target.architecture),
             "data": dataset.checksum,
+            "state": dataset.state,
             "samples": hashlib.sha256(samples.astype("<i8").tobytes()).hexdigest(),
             "crops": self.crops.as_json(),
             "arithmetic": self.precision.arithmetic,
@@ -157,7 +159,10 @@ class FeatureSource:
                 raise ValueError(f"{place} holds other features than are to be probed ({'; '.join(differences)})")
             if self.tokens and there.identity["tokens"] is None:
                 raise ValueError(f"{place} holds no patch tokens, and a probe reads them; make it again with --tokens")
-            (self.store[dataset.checksum],) = open_store(place, self.say).values()
+            (stored,) = open_store(place, self.say).values()
+            patch = self.target.encoder.patch
+            check_same_images(stored.samples, stored.digests, dataset, self.crops, patch, place)
+            self.store[dataset.checksum] = stored
 
 
 def target_of_store(folder: str, image_size: int | None = None, native: bool = False) -> tuple[str, Target]:

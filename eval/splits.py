@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,14 @@ import numpy as np
 import torch
 
 from data_pipelines.datasets.dataset import Dataset, open_dataset
+from data_pipelines.datasets.groups import NO_GROUP
 from data_pipelines.datasets.held_out import open_held_out
 from data_pipelines.remote.remote_files import Shard
 from data_pipelines.remote.urls import redact
 from data_pipelines.shards.index import NO_LABEL
 from data_pipelines.wording import counted
 from eval.base import LabelKind
-from eval.groups import NO_GROUP, read_groups
+from eval.groups import read_groups
 from eval.labels import Labels, labels_of_field, labels_of_samples
 
 #: Fewer val images than this, or of a class, are warned of.
@@ -31,7 +33,8 @@ class Splits:
 
     held_out: what the split to test on is called: val, or test where there is no val.
     labels: what is to be predicted of each sample; probes count classes from 0.
-    groups: of every sample of train, and of val, see `read_groups`; `group_by`: by which field.
+    groups: of every sample of train, and of val, see `read_groups`; `group_by`: by which field. choose_by_groups: train
+    has enough of them that a head may be chosen on groups that it does not learn from.
     notes: what was taken for what. unlabelled: no label is asked for, and all samples are probed.
     """
 
@@ -43,6 +46,15 @@ class Splits:
     group_by: str | None = None
     notes: tuple[str, ...] = ()
     unlabelled: bool = False
+    choose_by_groups: bool = True
+
+    @property
+    def digest(self) -> str:
+        """A hash of what is known of the samples: labels and groups, which lie in fields that no checksum reads."""
+        digest = hashlib.sha256(repr(self.labels.classes).encode())
+        for values in (self.labels.train, self.labels.val, *(self.groups or ())):
+            digest.update(repr((values.shape, values.dtype.str)).encode() + values.tobytes())
+        return digest.hexdigest()
 
     @property
     def num_classes(self) -> int:
@@ -169,10 +181,19 @@ def open_splits(
             _check_samples(train, val, held_out)
     if not unlabelled:
         _check(labels, held_out)
-    if group_by is None and val_data is None:
+    by_default = group_by is None and (val_data is None or train.group_key == val.group_key)
+    if by_default:
         group_by = train.group_key
     known = (labels.known(False), labels.known(True))
-    groups = None if group_by is None else read_groups(train, val, held_out, group_by, None if unlabelled else known)
+    groups = None
+    if group_by is not None:
+        try:
+            groups = read_groups(train, val, held_out, group_by, None if unlabelled else known)
+        except ValueError as error:
+            if not by_default or val_data is None:
+                raise
+            notes += (f"warning: {error}. Where the names of two packs only happen to be the same, never mind",)
+            group_by = None
     return Splits(train, val, held_out, labels, groups, group_by, notes, unlabelled)
 
 

@@ -34,7 +34,16 @@ from launch.pack_command import PACK_EXAMPLES, pack
 from launch.pretrain_command import PRETRAIN_EXAMPLES, pretrain
 from launch.probe_command import PROBE_EXAMPLES, probe
 from launch.ranks import after_the_first, rank_of
-from launch.run_commands import CANCEL_EXAMPLES, PREFLIGHT_EXAMPLES, STATUS_EXAMPLES, cancel, preflight, status
+from launch.run_commands import (
+    CANCEL_EXAMPLES,
+    LOGS_EXAMPLES,
+    PREFLIGHT_EXAMPLES,
+    STATUS_EXAMPLES,
+    cancel,
+    logs,
+    preflight,
+    status,
+)
 from launch.settings_command import SETTINGS_EXAMPLES, settings
 from launch.verify_command import VERIFY_EXAMPLES, verify
 from pretrain.survival.stopping import EXIT_USER_ERROR, is_user_error
@@ -152,6 +161,7 @@ app.command(
 app.command(epilog=SUBMIT_EXAMPLES)(submit)
 app.command(epilog=PREFLIGHT_EXAMPLES)(preflight)
 app.command(epilog=STATUS_EXAMPLES)(status)
+app.command(epilog=LOGS_EXAMPLES)(logs)
 app.command(epilog=CANCEL_EXAMPLES)(cancel)
 app.command(epilog=EMBED_EXAMPLES)(embed)
 app.command(epilog=PROBE_EXAMPLES)(probe)
@@ -194,12 +204,18 @@ def demo_data(
         bool, typer.Option("--scenes", help="Two kinds of numerals an image, near and far, and their depths.")
     ] = False,
     side: Annotated[int, typer.Option(min=32, help="Of the images of --scenes, in px.")] = 64,
+    shapes: Annotated[bool, typer.Option("--shapes", help="On paper of several shapes, from 1:4 to 4:1.")] = False,
 ) -> None:
     """Draw the built-in images that the demo learns from, with labels, masks, boxes and counts."""
     from data_pipelines.demo import build_demo
     from data_pipelines.scenes import build_scenes
+    from data_pipelines.shapes import build_shapes
 
-    if scenes:
+    if scenes and shapes:
+        raise ValueError("--scenes and --shapes are data sets apart; leave out one of them")
+    if shapes:
+        build_shapes(out, seed=seed, train=train, val=val, progress=True)
+    elif scenes:
         build_scenes(out, seed=seed, train=train, val=val, side=side, progress=True)
     else:
         build_demo(out, seed=seed, train=train, val=val, progress=True)

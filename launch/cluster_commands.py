@@ -63,6 +63,25 @@ def submit(
             min=0, help="In a row without a newer checkpoint; then the job stays away. 3.", rich_help_panel=_JOB
         ),
     ] = None,
+    restarts: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="In a row, on the same nodes, before a failed job goes through the queue. 2.",
+            rich_help_panel=_JOB,
+        ),
+    ] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Any other option of sbatch, such as reservation=x; repeatable.",
+            rich_help_panel=_SITE,
+        ),
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A place that the site profile names.", rich_help_panel=_SITE)
+    ] = None,
     partition: Annotated[str | None, typer.Option(help="One, or several: a,b.", rich_help_panel=_SITE)] = None,
     account: Annotated[str | None, typer.Option(rich_help_panel=_SITE)] = None,
     qos: Annotated[str | None, typer.Option(rich_help_panel=_SITE)] = None,
@@ -139,12 +158,12 @@ def submit(
     from launch.cluster.site import find_site, load_site
     from launch.cluster.submit import Request, plan_submission, queue
 
-    profile = load_site(find_site(site))
+    profile = load_site(find_site(site), at)
     options = JobOptions(
         nodes=nodes, gpus_per_node=gpus_per_node, tasks_per_node=tasks_per_node, cpus_per_task=cpus_per_task,
         memory=memory, time=time, partition=partition, account=account, qos=qos, constraint=constraint,
         exclude=exclude, signal_seconds=signal_seconds, probe_gpus=probe_gpus, probe_cpus=probe_cpus,
-        probe_time=probe_time, probe_partition=probe_partition,
+        probe_time=probe_time, probe_partition=probe_partition, sbatch=tuple(sbatch or ()),
     )  # fmt: skip
     resources = training_resources(options, profile)
     request = Request(
@@ -158,7 +177,7 @@ def submit(
         arrays=tuple(array or ()),
         array_file=array_file,
         array_max=array_max,
-        variables=job_variables(preflight, exclude_sick, max_failures),
+        variables=job_variables(preflight, exclude_sick, max_failures, restarts),
         probe=ProbeOptions(
             data=tuple(probe or ()),
             every=probe_every,

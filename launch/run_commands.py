@@ -1,4 +1,4 @@
-"""The `selfsight` commands that look after runs, on a cluster or not: preflight, status, cancel."""
+"""The `selfsight` commands that look after runs, on a cluster or not: preflight, status, logs, cancel."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ PREFLIGHT_EXAMPLES = (
 STATUS_EXAMPLES = (
     "Examples:\n\n[bold]selfsight status[/]\n\n[bold]selfsight status runs/photos --watch 10[/]"
     "\n\n[bold]selfsight status /shared/runs --json[/]"
+)
+LOGS_EXAMPLES = (
+    "Examples:\n\n[bold]selfsight logs runs/photos[/]\n\n[bold]selfsight logs runs/photos --first-error[/]"
+    "\n\n[bold]selfsight logs runs/photos --rank 17 --lines 200[/]"
 )
 CANCEL_EXAMPLES = "Examples:\n\n[bold]selfsight cancel runs/photos[/]\n\n[bold]selfsight cancel runs/sweep --now[/]"
 
@@ -56,6 +60,21 @@ def status(
     if places is None and not Path("runs").is_dir():
         raise FileNotFoundError("there is no folder runs here; name a run, or the folder of many: selfsight status DIR")
     show(places or [Path("runs")], as_json, watch)
+
+
+def logs(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    rank: Annotated[int | None, typer.Option(min=0, help="What this rank printed; default: the job's log.")] = None,
+    first_error: Annotated[
+        bool, typer.Option("--first-error", help="The rank that failed first, and what it said.")
+    ] = False,
+    lines: Annotated[int, typer.Option(min=1, help="So many, from the end.")] = 40,
+) -> None:
+    """Show what a run's job printed, or one of its ranks, or who failed first and why."""
+    from launch.cluster.logs import lines_of
+
+    for line in lines_of(run, rank, first_error, lines):
+        typer.echo(line)
 
 
 def cancel(

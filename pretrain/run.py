@@ -35,9 +35,11 @@ from pretrain.stream.datasets import data_lines, sampler_of, training_datasets
 from pretrain.stream.growth import continued
 from pretrain.stream.loading import resolve_backend
 from pretrain.stream.normalisation import choose_normalisation, keep_normalisation, resolve_normalisation
+from pretrain.survival.failures import noted
 from pretrain.survival.history import recorded_end
 from pretrain.survival.nccl import dump_flight_recorder, set_defaults
 from pretrain.survival.parent import end_with_parent
+from pretrain.survival.rank_log import write_apart
 from pretrain.survival.run_folder import alone_in, begun_config, check_run_folder, write_config
 from pretrain.survival.startup import StartUp
 from pretrain.survival.stopping import EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, StopRequest
@@ -93,6 +95,8 @@ def pretrain(
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     limits, about = Limits.of(config.engine, world_size), dict[str, Any](step=0)
     with ExitStack() as held:
+        held.enter_context(noted(folder, rank, about))
+        write_apart(folder, rank, world_size)
         if rank == 0:
             held.enter_context(alone_in(folder))
             held.enter_context(logged(folder))

@@ -14,7 +14,7 @@ _FIRST = 20  # samples whose fields are named
 #: What programs write into a table where a value is missing, in small letters.
 NO_VALUE = frozenset({"", "nan", "-nan", "<na>", "na", "n/a", "#n/a", "null"})
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,307})(\.[0-9]+)?([eE][-+]?[0-9]+)?")
-#: By the data's places and checksum, and the field: checks before a run and the run itself read each file once.
+#: By the data's places and state, and the field: checks before a run and the run itself read each file once.
 _known: dict[tuple[str, ...], tuple[Any, ...]] = {}
 
 
@@ -23,7 +23,7 @@ def read_field(dataset: Dataset, field: str) -> Sequence[Any]:
 
     Raises ValueError and OSError as `Dataset.read_metadata` does.
     """
-    key = (*map(str, dataset.shards), dataset.checksum, field)
+    key = (*map(str, dataset.shards), dataset.state, field)
     if key not in _known:
         _known[key] = tuple(dataset.read_metadata(sample).get(field) for sample in range(dataset.num_samples))
     return _known[key]

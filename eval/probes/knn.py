@@ -17,6 +17,8 @@ from eval.scores import HEADLINE_K
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 CHUNK_ELEMENTS = 2**25  # similarities held at once: 128 MiB in float32
+BANK_BYTES = 2**30  # of train's features in float32 that are held at once
+_ROWS = 8192  # brought to length 1 at a time
 
 
 def knn_accuracy(
@@ -69,15 +71,15 @@ def knn_ranks(
     clipped = sorted(k for k in ks if k > len(train))
     if clipped:
         warnings.warn(f"k = {clipped} is more than the {len(train)} train samples; all of them vote", stacklevel=3)
-    train = F.normalize(train.float(), dim=1)
     train_labels, val_labels = train_labels.to(train.device), val_labels.to(train.device)
     largest = min(max(ks), len(train))
     ranks: dict[int, list[Tensor]] = {k: [] for k in ks}
 
-    chunk = max(1, CHUNK_ELEMENTS // len(train))
+    bank = _Bank(train)
+    chunk = max(1, CHUNK_ELEMENTS // bank.rows)
     for queries, labels in zip(val.split(chunk), val_labels.split(chunk), strict=True):
         queries = F.normalize(queries.to(train.device).float(), dim=1)
-        similarities, neighbours = (queries @ train.T).topk(largest, dim=1)
+        similarities, neighbours = bank.nearest(queries, largest)
         # relative to the nearest: the same votes, which no temperature can overflow
         weights = ((similarities - similarities[:, :1]) / temperature).exp()
         neighbour_labels = train_labels[neighbours]
@@ -86,6 +88,40 @@ def knn_ranks(
             votes.scatter_add_(1, neighbour_labels[:, :k], weights[:, :k])
             ranks[k].append(_rank(votes, labels))
     return {k: torch.cat(parts) for k, parts in ranks.items()}
+
+
+class _Bank:
+    """Features (n, d) of length 1 in float32: all of them, or of very many some `rows` at a time, which are made anew
+    for each chunk of queries."""
+
+    def __init__(self, features: Tensor) -> None:
+        most = max(1, BANK_BYTES // (4 * features.shape[1]))
+        self.features, self.rows = features, min(len(features), most)
+        self._whole = _unit(features) if self.rows == len(features) else None
+
+    def nearest(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """(m, count) the largest cosine similarities of queries (m, d), falling, and whose they are."""
+        if self._whole is not None:
+            return (queries @ self._whole.T).topk(count, dim=1)
+        best = (
+            queries.new_empty(len(queries), 0),
+            torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device),
+        )
+        for first in range(0, len(self.features), self.rows):
+            part = _unit(self.features[first : first + self.rows])
+            values, places = (queries @ part.T).topk(min(count, len(part)), dim=1)
+            best = torch.cat([best[0], values], dim=1), torch.cat([best[1], places + first], dim=1)
+            values, chosen = best[0].topk(min(count, best[0].shape[1]), dim=1)
+            best = values, best[1].gather(1, chosen)
+        return best
+
+
+def _unit(features: Tensor) -> Tensor:
+    """(n, d) float32 of length 1, made some rows at a time: memory for one copy."""
+    found = torch.empty(features.shape, device=features.device)
+    for into, part in zip(found.split(_ROWS), features.split(_ROWS), strict=True):
+        into.copy_(F.normalize(part.float(), dim=1))
+    return found
 
 
 def _rank(votes: Tensor, labels: Tensor) -> Tensor:

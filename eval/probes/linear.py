@@ -268,7 +268,7 @@ def notes(result: Scores, settings: LinearRecipe) -> list[str]:
 
 def columns(result: Scores, headline: str) -> list[Column]:
     """Its accuracy; more of its measures."""
-    return [Column("linear", "linear"), *measure_columns("linear")]
+    return [Column("linear", "linear"), *measure_columns("linear", result["measures"])]
 
 
 SPEC = ProbeSpec("linear", run, columns, LinearRecipe, labels=("class", "grade"), notes=notes, always=True)

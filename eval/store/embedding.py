@@ -19,9 +19,10 @@ from eval.store.decode import array_bytes
 from eval.store.description import MOST_NAMED, PARTS, Description
 from eval.store.encoding import Batch, FrozenEncoder, unreadable
 from eval.store.matrix import check_room
-from eval.store.parts import Part, part_rows, part_samples, write_part
+from eval.store.parts import Part, part_digests, part_rows, part_samples, write_part
 from eval.store.precision import kept
 from eval.store.progress import counting
+from eval.store.same_images import check_same_images
 
 if TYPE_CHECKING:
     from data_pipelines.datasets.dataset import Dataset
@@ -50,6 +51,9 @@ def embed_split(
     start_store(folder, description)
     mine = range(rank, description.num_parts, world_size)
     missing = [number for number in mine if part_rows(description.path(folder, number), description.digest) is None]
+    for number in sorted(set(mine) - set(missing))[:1]:  # what is kept is of the images that are there now
+        path = description.path(folder, number)
+        check_same_images(part_samples(path), part_digests(path), dataset, encoder.crops, encoder.encoder.patch, folder)
     if missing:
         if done := len(mine) - len(missing):
             say(f"{folder}: {done} of {len(mine)} parts are there already")
@@ -95,7 +99,7 @@ def finish_store(folder: Path, description: Description, dataset: Dataset) -> De
     complete = before.completed(rows, lost, tuple(named))
     if complete != before:
         complete.write(folder)
-    for litter in (folder / PARTS).glob(".part-*.tmp"):  # of processes that were killed
+    for litter in (folder / PARTS).glob(".part-*.tmp"):  # of processes that were killed, or write what is there already
         litter.unlink(missing_ok=True)
     return complete
 
@@ -179,7 +183,12 @@ def _write_part(block: _Block, dataset: Dataset, folder: Path, description: Desc
     metadata = [_metadata(dataset, sample) for sample in samples]
     grids = None if batch.tokens is None else batch.grids
     part = Part(batch.rows, batch.tokens, batch.labels, batch.samples, batch.digests, keys, metadata, grids)
-    write_part(description.path(folder, number), part, layout, description.digest)
+    path = description.path(folder, number)
+    try:
+        write_part(path, part, layout, description.digest)
+    except FileNotFoundError:  # another process has made all parts meanwhile, and taken ours for litter
+        if part_rows(path, description.digest) is None:
+            raise
 
 
 def _metadata(dataset: Dataset, sample: int) -> str | None:

@@ -77,12 +77,7 @@ class MappedFeatures:
         The inputs are views of one mapped matrix, float32 or float16 as kept. Of a choice of rows with gaps, they are a
         copy: in memory up to 1 GiB, beyond that in a file that goes when they do.
         """
-        if samples is None:
-            rows = np.arange(len(self))
-        else:
-            rows = np.searchsorted(self.samples, samples)
-            rows = rows[np.minimum(rows, len(self) - 1) == rows]
-            rows = rows[np.isin(self.samples[rows], samples)]
+        rows = np.arange(len(self)) if samples is None else np.flatnonzero(np.isin(self.samples, samples))
         whole = len(rows) == len(self)
         consecutive = len(rows) > 0 and int(rows[-1]) - int(rows[0]) + 1 == len(rows)
         if consecutive:

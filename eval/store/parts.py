@@ -103,6 +103,12 @@ def part_samples(path: Path) -> np.ndarray:
     return samples
 
 
+def part_digests(path: Path) -> np.ndarray:
+    """(n,) int64 digests of the crops in a part."""
+    digests: np.ndarray = pq.read_table(path, columns=["digest"])["digest"].to_numpy()
+    return digests
+
+
 def read_part(path: Path, layout: Layout) -> Iterator[Part]:
     """A part, some rows at a time, so that tokens need not all be in memory."""
     file = pq.ParquetFile(path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launch.cluster.passed_through import passed_through
 from launch.cluster.resources import Resources, lead_time
 from launch.cluster.site import Site
 from launch.cluster.slurm import gpus_of, seconds_of
@@ -34,6 +36,7 @@ class JobOptions:
     probe_cpus: int | None = None
     probe_time: str | None = None
     probe_partition: str | None = None
+    sbatch: tuple[str, ...] = ()  # further options, NAME=VALUE
 
 
 def training_resources(options: JobOptions, site: Site, environ: Mapping[str, str] = os.environ) -> Resources:
@@ -50,7 +53,7 @@ def training_resources(options: JobOptions, site: Site, environ: Mapping[str, st
         gpus_per_node=str(asked) if gpus else None,
         tasks_per_node=gpus or options.tasks_per_node or 1,
         cpus_per_task=options.cpus_per_task or site.cpus_per_task,
-        memory=options.memory or _text(site.memory),
+        memory=_memory(options.memory or _text(site.memory)),
         time=time,
         partition=options.partition or site.partition or environ.get("SBATCH_PARTITION"),
         account=options.account or site.account or environ.get("SBATCH_ACCOUNT"),
@@ -59,6 +62,8 @@ def training_resources(options: JobOptions, site: Site, environ: Mapping[str, st
         exclude=options.exclude or site.exclude,
         mail=site.mail,
         signal_seconds=lead_time(options.signal_seconds or site.signal_seconds, time),
+        gpus_by=site.gpus_by,
+        further=passed_through(options.sbatch, site.sbatch),
     )
 
 
@@ -85,13 +90,17 @@ def probe_resources(options: JobOptions, site: Site, training: Resources) -> Res
     )
 
 
-def job_variables(preflight: bool, exclude_sick: bool, max_failures: int | None) -> dict[str, str]:
+def job_variables(
+    preflight: bool, exclude_sick: bool, max_failures: int | None, restarts: int | None = None
+) -> dict[str, str]:
     """What `slurm/pretrain.sbatch` reads from its environment."""
     chosen = {} if preflight else {"SELFSIGHT_PREFLIGHT": "0"}
     if exclude_sick:
         chosen["SELFSIGHT_EXCLUDE_SICK"] = "1"
     if max_failures is not None:
         chosen["SELFSIGHT_MAX_FAILURES"] = str(max_failures)
+    if restarts is not None:
+        chosen["SELFSIGHT_RESTARTS"] = str(restarts)
     return chosen
 
 
@@ -100,6 +109,12 @@ def python_of(site: Site, environ: Mapping[str, str] = os.environ) -> str:
     if site.venv is not None:
         return str(Path(site.venv) / "bin" / "python")
     return environ.get("SELFSIGHT_PYTHON") or sys.executable
+
+
+def _memory(text: str | None) -> str | None:
+    if text is not None and not re.fullmatch(r"\d+[KMGT]?", text, re.IGNORECASE):
+        raise ConfigError(f"--memory is {text!r}; give a node's megabytes, or a number with K, M, G or T such as 200G")
+    return text
 
 
 def _text(value: object) -> str | None:

@@ -10,7 +10,8 @@ the highest of all tasks', killed ones too, so that a batch script asks afterwar
 
     python -m launch.cluster.preflight --result PRESET key=value ...
 
-which ends with the code of the verdict that stands in `runs/NAME/preflight/JOB-RESTART/result.json`. The step wants
+which ends with the code of the verdict that stands in `runs/NAME/preflight/JOB-RESTART/result.json`. With --quick in
+front of the preset nothing is added up: where training was running a moment ago. The step wants
 `srun --kill-on-bad-exit=0`: a node that cannot even start Python then ends nobody before it is named. Tasks that hang
 are killed, with the rest of the step, once they are named; `--wait=300` does so where there is no scancel.
 """
@@ -54,20 +55,20 @@ SILENT_SECONDS = 15.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    only_result = given[:1] == ["--result"]
-    given = given[only_result:]
+    only_result, quick = given[:1] == ["--result"], given[:1] == ["--quick"]
+    given = given[only_result or quick :]
     stop = StopRequest.install()
     ranks = None
     try:
         if not given or given[0].startswith("-"):
-            raise ValueError("usage: python -m launch.cluster.preflight [--result] PRESET key=value ...")
+            raise ValueError("usage: python -m launch.cluster.preflight [--quick | --result] PRESET key=value ...")
         ranks = rank_environment(os.environ)
         config = load_config(given[0], given[1:])
         if only_result:
             return result_of(config, ranks)
         if begun_config(config) is None:  # of a run that has begun, training compares what its settings came to
             check_run_folder(config)
-        return Preflight(config, ranks, stop).run()
+        return Preflight(config, ranks, stop, quick).run()
     except (ValueError, OSError) as error:
         if os.environ.get("SELFSIGHT_TRACEBACK") == "1":
             raise
@@ -89,8 +90,8 @@ def result_of(config: Config, ranks: Ranks) -> int:
 class Preflight:
     """One task's part."""
 
-    def __init__(self, config: Config, ranks: Ranks, stop: StopRequest) -> None:
-        self.config, self.ranks, self.stop = config, ranks, stop
+    def __init__(self, config: Config, ranks: Ranks, stop: StopRequest, quick: bool = False) -> None:
+        self.config, self.ranks, self.stop, self.quick = config, ranks, stop, quick
         self.run_folder = Path(config.runs) / config.name
         place, start = names_of_start(os.environ, ranks)
         self.meeting = Meeting(self.run_folder / "preflight" / place, start)
@@ -119,7 +120,7 @@ class Preflight:
         judge_presence(reports, self.ranks.world_size, self.expected(), time.monotonic() - self.began, found)
         judge_facts(reports, found)
         self.seconds["waiting for all"] = time.monotonic() - self.began - self.seconds["looking"]
-        if found.code == 0:
+        if found.code == 0 and not self.quick:
             nodes = [reports[rank].node for rank in range(self.ranks.world_size)]
             self.meeting.tell("go", {"to": [report.nonce for report in reports.values()], "nodes": nodes})
             self.add_up(nodes)

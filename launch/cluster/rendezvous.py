@@ -16,6 +16,7 @@ from typing import Any
 
 from data_pipelines.files import write_json
 from launch.ranks import Ranks
+from pretrain.survival.failures import ATTEMPT
 
 #: Reports that are older than one's own by so much, in seconds of the file system's clock, are of an earlier start
 #: under the same name, as launchers other than SLURM may give one twice.
@@ -124,6 +125,8 @@ def names_of_start(environ: Mapping[str, str], ranks: Ranks) -> tuple[str, str]:
     """The name of the folder, and what all tasks of one start call it without asking each other."""
     if "SLURM_JOB_ID" in environ:
         folder = f"{environ['SLURM_JOB_ID']}-{environ.get('SLURM_RESTART_COUNT') or 0}"
+        if (attempt := environ.get(ATTEMPT) or "0") != "0":  # of an earlier one, the verdict is none
+            folder += f"-{attempt}"
         return folder, f"{folder}-{environ.get('SLURM_STEP_ID')}"
     if ranks.world_size == 1:
         return "local", f"local-{os.getpid()}"

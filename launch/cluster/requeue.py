@@ -4,62 +4,42 @@
     python -m launch.cluster.requeue CODE PRESET key=value ...       after it, with the exit code of srun
 
 The exit code is the answer: BACK (0: go on, or back into the queue), GIVEN_UP (4), ALREADY_BACK (5: SLURM itself has
-put the job back), FINISHED (6: the run says so, whatever its processes died of afterwards). Any other means that the
-question could not be asked. The reason is printed to stderr and recorded in the run's history, as `requeued` or
-`given_up`; printed to stdout are the nodes that the job should be kept from.
+put the job back), FINISHED (6: the run says so, whatever its processes died of afterwards), AGAIN (7: start training
+once more in this job). Any other means that the question could not be asked. The reason, with the rank that failed
+first, is printed to stderr and recorded in the run's history, as `requeued`, `given_up` or `restarted`; printed to
+stdout are the nodes that the job should be kept from. What all ranks said is gathered in the run's `errors.log`.
 
 A job that was preempted, or stopped near its time limit, goes back; unless the time limit leaves it too little time to
 get anywhere: STANDSTILLS stops in a row without a newer checkpoint. What would go wrong again never does. Everything
 else, a crash, a hang, a lost node, is a failure: back as long as there were fewer than SELFSIGHT_MAX_FAILURES (3) in a
 row without a newer checkpoint, and fewer than CEILING times as many in all. Only this job's ends count: whoever submits
-anew starts anew.
+anew starts anew. As long as all of its nodes are there, a job that failed keeps them and starts training again,
+SELFSIGHT_RESTARTS (2) times in a row without a newer checkpoint; only then it goes through the queue.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.files import read_json
 from launch.cluster.queue import WAITING
+from launch.cluster.verdict import CONTINUES, EXIT_SICK, NEVER, Event, Failures, Verdict, judge
 from launch.run_facts import CANCELLED
 from pretrain.config.load import load_config
+from pretrain.survival.failures import first_to_fail, forget_signs_of_life, gather_errors, start_of
 from pretrain.survival.history import read_history, record
-from pretrain.survival.stopping import EXIT_HUNG, EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, EXIT_USER_ERROR
+from pretrain.survival.stopping import EXIT_HUNG, EXIT_STOPPED, EXIT_USER_ERROR
 
-BACK, GIVEN_UP, ALREADY_BACK, FINISHED = 0, 4, 5, 6
-EXIT_SICK = 3  # of launch.cluster.preflight: nodes that should not be used
-CEILING = 20  # times the failures in a row
+BACK, GIVEN_UP, ALREADY_BACK, FINISHED, AGAIN = 0, 4, 5, 6, 7
 STANDSTILLS = 3  # stops in a row, other than by preemption, after the one that wrote the newest checkpoint
-CONTINUES = "the same command, submitted again, continues from the last checkpoint"
-
-Event = Mapping[str, Any]
-
-NEVER = {
-    EXIT_USER_ERROR: ("what was asked for can't be run", "the message is in the log above; correct it"),
-    EXIT_TROUBLE: (
-        "training went wrong, and would again",
-        "look at the alarms in the log above, change what they name",
-    ),
-    EXIT_NOT_SAVED: ("no checkpoint could be written", "make room where the run folder lies"),
-}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What becomes of a job, and why."""
-
-    back: bool
-    failure: bool
-    reason: str
-    advice: str = ""
+RESTARTS = 2  # of training within a job, in a row without a newer checkpoint
 
 
 @dataclass(frozen=True)
@@ -81,68 +61,6 @@ class Queued:
         return self.state in ("COMPLETING", "CANCELLED", "DEADLINE") and self.reason != "TimeLimit"
 
 
-def judge(code: int | None, said: str, failures: Failures, sick: Sequence[str] = (), exclude: bool = False) -> Verdict:
-    """What becomes of a job whose training ended with `code`, or without a word (None).
-
-    said: the reason that the run itself gave, if it did. sick: nodes that the preflight named; `exclude`: they may be
-    left out. `failures` are those before this end.
-    """
-    if code == EXIT_STOPPED:
-        return Verdict(True, False, said or "stopped after a checkpoint, as asked")
-    if code in NEVER:
-        reason, advice = NEVER[code]
-        return Verdict(False, True, f"{reason}: {said}" if said else reason, f"{advice} and submit again")
-    if code == EXIT_SICK and sick and not exclude:
-        advice = f"submit again with --exclude={','.join(sick)}, or have sick nodes left out: SELFSIGHT_EXCLUDE_SICK=1"
-        return Verdict(False, True, f"sick nodes: {', '.join(sick)}", advice)
-    reason = describe(code, sick) + (f"; the run says: {said}" if said else "")
-    if spent := failures.spent():
-        return Verdict(False, True, f"{reason}; {spent}", f"find the first error in the log above; {CONTINUES}")
-    return Verdict(True, True, f"{reason}; failure {failures.in_a_row + 1} of at most {failures.limit} in a row")
-
-
-@dataclass(frozen=True)
-class Failures:
-    """How often a job has failed: since the checkpoint it has now, and in all."""
-
-    in_a_row: int
-    in_all: int
-    limit: int
-    stops: int = 0  # as asked, in a row without a newer checkpoint, preemptions left out
-
-    @classmethod
-    def of(cls, history: Iterable[Event], job: str | None, checkpoint: int, limit: int) -> Failures:
-        """Count the failed ends in a run's history; `checkpoint` is the step of its newest one, -1 without."""
-        ends = [event for event in history if event["event"] == "requeued" and event.get("job") == job]
-        here = [event for event in ends if event.get("checkpoint", -1) >= checkpoint]
-        failed, failed_here = (sum(bool(event.get("failure")) for event in some) for some in (ends, here))
-        stops = sum(event.get("code") == EXIT_STOPPED and not event.get("preempted", True) for event in here)
-        return cls(failed_here, failed, limit, stops)
-
-    def spent(self) -> str:
-        """Why the job may not fail once more; empty if it may."""
-        if self.in_a_row + 1 > self.limit:
-            return f"more than {self.limit} failures in a row without a newer checkpoint"
-        if self.in_all + 1 > CEILING * self.limit:
-            return f"more than {CEILING * self.limit} failures of this job"
-        return ""
-
-
-def describe(code: int | None, sick: Sequence[str] = ()) -> str:
-    """The exit code of a job step in words."""
-    if code is None:
-        return "the job ended without a word: its first node was lost, or it was killed before it could save"
-    if code == EXIT_SICK and sick:
-        return f"sick nodes, left out from now on: {', '.join(sick)}"
-    if code == EXIT_HUNG:
-        return "a rank hung and ended itself (86)"
-    if code == 128 + signal.SIGKILL:
-        return "a rank was killed (137): by hand, out of memory, or because another one was lost"
-    if code > 128 and code - 128 in set(signal.Signals):
-        return f"a rank died of {signal.Signals(code - 128).name} ({code})"
-    return f"training crashed ({code})" if code == 1 else f"training ended with exit code {code}"
-
-
 def newest_checkpoint(run: Path) -> int:
     """The step of the newest finished checkpoint, damaged or not; -1 without any."""
     steps = [path.name[5:] for path in (run / "checkpoints").glob("step-*")]
@@ -156,12 +74,11 @@ class Requeue:
         self.run, self.environ = run, environ
         self.job = environ.get("SLURM_JOB_ID")
         self.restart = int(environ.get("SLURM_RESTART_COUNT") or 0)
-        limit = environ.get("SELFSIGHT_MAX_FAILURES", "3")
-        if not limit.isdigit():
-            raise ValueError(f"SELFSIGHT_MAX_FAILURES is {limit!r}; give a whole number, 0 to never come back")
+        limit = _whole(environ, "SELFSIGHT_MAX_FAILURES", 3, "0 to never come back")
+        self.restarts = _whole(environ, "SELFSIGHT_RESTARTS", RESTARTS, "0 to go through the queue every time")
         self.history = read_history(run)
         self.checkpoint = newest_checkpoint(run)
-        self.failures = Failures.of(self.history, self.job, self.checkpoint, int(limit))
+        self.failures = Failures.of(self.history, self.job, self.checkpoint, limit)
 
     def at_start(self) -> int:
         """Before training: judge the start before this one, if it ended without being judged."""
@@ -191,6 +108,9 @@ class Requeue:
             return self.answer(code, Verdict(False, False, "cancelled by scancel", CONTINUES))
         sick = [node for event in self.of("preflight", self.restart)[-1:] for node in event.get("sick", ())]
         exclude = self.environ.get("SELFSIGHT_EXCLUDE_SICK") == "1"
+        start = start_of(self.environ)
+        if start is not None and code not in (EXIT_STOPPED, EXIT_HUNG, EXIT_SICK, *NEVER):
+            said = first_to_fail(self.run, start) or said
         verdict = judge(code, said, self.failures, sick, exclude)
         preempted = queued is None or queued.preempted  # where nobody knows, it is not held against the job
         if code == EXIT_STOPPED and not preempted and self.failures.stops > STANDSTILLS:
@@ -200,7 +120,19 @@ class Requeue:
         if verdict.back and code == EXIT_SICK and sick:
             known = [queued.excluded] if queued is not None and queued.excluded else []  # n[1,3] is not to be cut
             print(",".join([*known, *sick]))
-        return self.answer(code, verdict, preempted=preempted)
+        if start is not None and code != EXIT_STOPPED:
+            gather_errors(self.run, start, verdict.reason)
+            forget_signs_of_life(self.run)
+        return self.answer(code, verdict, self.can_start_again(code, verdict, queued), preempted=preempted)
+
+    def can_start_again(self, code: int | None, verdict: Verdict, queued: Queued | None) -> bool:
+        """Whether training may start again in this job, on the nodes that it has."""
+        if not (verdict.back and verdict.failure) or code == EXIT_SICK or self.environ.get("SELFSIGHT_ASKED") == "1":
+            return False
+        if queued is not None and queued.state != "RUNNING":
+            return False
+        done = [event for event in self.all_of("restarted", self.restart) if event["checkpoint"] >= self.checkpoint]
+        return len(done) < self.restarts and not lost_nodes(self.environ.get("SLURM_JOB_NODELIST", ""))
 
     def ended(self, code: int | None, restart: int) -> tuple[int | None, str]:
         """The code and reason of a start. srun's code is the highest of all ranks', killed ones too, so the run's own
@@ -213,26 +145,36 @@ class Requeue:
         return code, ""
 
     def of(self, event: str, restart: int) -> list[Event]:
-        """The events of a name that one start of this job left."""
-        return [
-            row
-            for row in self.history
-            if row["event"] == event and row.get("job") == self.job and row.get("of_restart", row["restart"]) == restart
-        ]
+        """The events of a name that one start of this job left, since it last started training."""
+        return self.all_of(event, restart, since_restarted=True)
 
-    def answer(self, code: int | None, verdict: Verdict, **details: Any) -> int:
-        """Say and record it."""
+    def all_of(self, event: str, restart: int, since_restarted: bool = False) -> list[Event]:
+        found: list[Event] = []
+        for row in self.history:
+            if row.get("job") != self.job or row.get("of_restart", row["restart"]) != restart:
+                continue
+            if since_restarted and row["event"] == "restarted":
+                found = []
+            elif row["event"] == event:
+                found.append(row)
+        return found
+
+    def answer(self, code: int | None, verdict: Verdict, again: bool = False, **details: Any) -> int:
+        """Say and record it; `again`: training starts anew in this job."""
         about = {"failure": verdict.failure, "checkpoint": self.checkpoint, **details}
         at = f"step {self.checkpoint}" if self.checkpoint >= 0 else "the start"
         if verdict.back:
-            print(f"back into the queue: {verdict.reason}; it continues from {at}", file=sys.stderr)
+            where = "training starts again in this job" if again else "back into the queue"
+            print(f"{where}: {verdict.reason}; it continues from {at}", file=sys.stderr)
         else:
             print(f"given up: {verdict.reason}.\nWhat to do: {verdict.advice}.", file=sys.stderr)
         try:
-            record(self.run, "requeued" if verdict.back else "given_up", code=code, reason=verdict.reason, **about)
+            event = "restarted" if again else "requeued" if verdict.back else "given_up"
+            record(self.run, event, code=code, reason=verdict.reason, **about)
         except OSError as error:
             print(f"this could not be written to {self.run}: {error}", file=sys.stderr)
-        return BACK if verdict.back else GIVEN_UP
+            return BACK if verdict.back else GIVEN_UP  # uncounted, it could start again for ever
+        return AGAIN if again else BACK if verdict.back else GIVEN_UP
 
 
 def ask_queue(environ: Mapping[str, str]) -> Queued | None:
@@ -272,6 +214,13 @@ def lost_nodes(names: str) -> list[str]:
     text = _ask(["sinfo", "--noheader", "--Node", "--nodes", names, "--format", "%N %T"]) or ""
     pairs = [line.split() for line in text.splitlines() if line.count(" ") == 1]
     return sorted({node for node, state in pairs if state.endswith("*") or state.startswith(("down", "fail", "error"))})
+
+
+def _whole(environ: Mapping[str, str], name: str, default: int, hint: str) -> int:
+    given = environ.get(name, str(default))
+    if not given.isdigit():
+        raise ValueError(f"{name} is {given!r}; give a whole number, {hint}")
+    return int(given)
 
 
 def _ask(command: Sequence[str]) -> str | None:

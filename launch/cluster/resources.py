@@ -31,6 +31,8 @@ class Resources:
     exclude: str | None = None
     mail: str | None = None
     signal_seconds: int = SIGNAL_SECONDS
+    gpus_by: str = "gpus-per-node"  # or gres
+    further: tuple[tuple[str, str | None], ...] = ()  # options of sbatch that are passed on, and their values
 
     @property
     def ranks(self) -> int:
@@ -46,7 +48,8 @@ class Resources:
             ("constraint", self.constraint),
             ("exclude", self.exclude),
             ("nodes", self.nodes),
-            ("gpus-per-node", self.gpus_per_node),
+            ("gpus-per-node", self.gpus_per_node if self.gpus_by == "gpus-per-node" else None),
+            ("gres", f"gpu:{self.gpus_per_node}" if self.gpus_by == "gres" and self.gpus_per_node else None),
             ("ntasks-per-node", self.tasks_per_node),
             ("cpus-per-task", self.cpus_per_task),
             ("mem", self.memory),
@@ -55,7 +58,8 @@ class Resources:
             ("mail-type", None if self.mail is None else "END,FAIL"),
             ("signal", f"B:USR1@{self.signal_seconds}"),
         ]
-        return [sbatch_line(option, value) for option, value in options if value is not None]
+        own = [sbatch_line(option, value) for option, value in options if value is not None]
+        return own + [sbatch_line(option, value) for option, value in self.further]
 
 
 def lead_time(asked: int | None, time: str | None) -> int:

@@ -71,6 +71,8 @@ class Site:
     time: Line | int | None = None
     signal_seconds: PositiveInt | None = None  # how long before the time limit a run is asked to write a checkpoint
     mail: Line | None = None  # an address that SLURM writes to when a job ends or fails
+    gpus_by: Literal["gpus-per-node", "gres"] = "gpus-per-node"  # how this site's sbatch is asked for GPUs
+    sbatch: dict[str, Line | int | float | bool | None] = Field(default_factory=dict)  # further options of its own
     modules: tuple[Line, ...] = ()  # for `module load`
     venv: Place | None = None  # default: the environment that submits
     container: ContainerSite | None = None
@@ -79,6 +81,7 @@ class Site:
     scratch: Line | None = None  # a folder of each node's own disk: /local/scratch, or a variable such as $JOBFS
     wandb: Literal["online", "offline", "disabled"] | None = None  # default: offline
     probe: ProbeSite = ProbeSite()
+    at: dict[str, dict[str, Any]] = Field(default_factory=dict)  # what differs elsewhere on it, by name
 
     @model_validator(mode="after")
     def _check(self) -> Site:
@@ -106,18 +109,27 @@ def find_site(named: Path | None, environ: Mapping[str, str] = os.environ) -> Pa
     return home if home.is_file() else None
 
 
-def load_site(path: Path | None) -> Site:
-    """Read a profile; without one, a site of which nothing is known.
+def load_site(path: Path | None, at: str | None = None) -> Site:
+    """Read a profile, with what its `at` says of a place over the rest; without one, a site of which nothing is known.
 
     Raises FileNotFoundError, and ConfigError for keys and values that are not allowed, naming the nearest that are.
     """
     if path is None:
+        if at is not None:
+            raise ConfigError(f"--at {at}: there is no site profile that could say what {at} is")
         return Site()
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no site profile {path}; `selfsight submit --site-example > {path}` writes one to edit"
         )
     data = read_yaml(path, may_be_empty=True)
+    if at is not None:
+        places = data.get("at") or {}
+        if not isinstance(places, Mapping) or not isinstance(places.get(at), Mapping):
+            known = f"those there are: {', '.join(map(str, places))}" if places else "it names none"
+            raise ConfigError(f"--at {at}: {path} has no such place under `at`; {known}")
+        _check_keys(path, Site, places[at], f"at.{at}.")
+        data = {**data, **places[at]}
     for kind, values, prefix in (
         (Site, data, ""),
         (ContainerSite, data.get("container"), "container."),

@@ -12,6 +12,7 @@ from pretrain.config import ALARMS
 from pretrain.survival.history import last_told
 
 Event = Mapping[str, Any]
+ENDS = ("ended", "restarted", "requeued", "given_up")
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Job:
     @property
     def closed(self) -> bool:
         """Whether it has told itself how it ended, or a batch script has."""
-        return any(event.get("event") in ("ended", "requeued", "given_up") for event in self.events)
+        return any(event.get("event") in ENDS for event in self.events)
 
 
 def jobs_of(history: Sequence[Event]) -> list[Job]:
@@ -69,7 +70,7 @@ def jobs_of(history: Sequence[Event]) -> list[Job]:
         if jobs:
             job = jobs[-1]
             job.events.append(event)
-            if event.get("event") in ("ended", "requeued", "given_up"):
+            if event.get("event") in ENDS:
                 _close(job, event)
     for job in jobs[:-1]:
         job.outcome = job.outcome or "ended without a word (killed, or its node lost)"
@@ -176,7 +177,7 @@ def _close(job: Job, event: Event) -> None:
         return
     job.ended = job.ended or str(event.get("time", ""))
     reason = str(event.get("reason") or "")
-    what = "requeued" if kind == "requeued" else "given up"
+    what = {"restarted": "started again in its job", "requeued": "requeued"}.get(str(kind), "given up")
     job.outcome = f"{job.outcome or reason or 'ended'}; {what}" + (
         f": {reason}" if job.outcome and reason and reason not in job.outcome else ""
     )

@@ -5,6 +5,7 @@ The run's data stay unlabelled to it: the labels are only looked at here, and no
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipelines.datasets.dataset import NO_LABEL, Dataset
+from data_pipelines.datasets.groups import groups_of
 from data_pipelines.datasets.held_out import held_out_of, open_held_out
 from data_pipelines.eval_loader import center_crops
 from data_pipelines.remote.urls import redact
@@ -31,6 +33,7 @@ from pretrain.methods.registry import spec_of
 
 CHUNK = 64  # images of a forward pass: always the same ones together, so that their number of ranks changes no bit
 FEWEST = 30  # labelled samples of which an accuracy says anything
+MOST_LOOKED_AT = 4  # times the samples that are wanted, of data in groups
 SEED = 0  # of which samples are taken: the same ones in every run, so that runs compare
 
 
@@ -42,6 +45,14 @@ class KnnData:
     bank: np.ndarray  # sample numbers
     queries: np.ndarray
     classes: np.ndarray  # their labels, ascending; k-NN counts them from 0, as they may be any integers
+
+    @property
+    def digest(self) -> str:
+        """Equal where the same samples vote and are classified, with the same labels."""
+        digest = hashlib.sha256(self.dataset.checksum.encode())
+        for values in (self.bank, self.queries, self.dataset.labels[self.bank], self.dataset.labels[self.queries]):
+            digest.update(np.ascontiguousarray(values, dtype="<i8").tobytes())
+        return digest.hexdigest()
 
 
 def find_data(config: Config) -> tuple[str | None, str]:
@@ -93,12 +104,36 @@ def open_data(spec: str, num_bank: int, num_queries: int) -> KnnData:
         )
     share = min(1.0, len(labelled) / wanted)
     chosen = np.random.default_rng(SEED).permutation(labelled)
-    num_bank = max(1, int(num_bank * share))
-    bank, queries = chosen[:num_bank], chosen[num_bank : num_bank + max(1, int(num_queries * share))]
-    classes = np.unique(dataset.labels[chosen[: num_bank + len(queries)]])
+    num_bank, num_queries = max(1, int(num_bank * share)), max(1, int(num_queries * share))
+    bank, queries = _drawn(dataset, chosen, num_bank, num_queries)
+    classes = np.unique(dataset.labels[np.concatenate([bank, queries])])
     if len(classes) < 2:
         raise ValueError(f"all labelled samples of {redact(spec)} are of one class; k-NN tells classes apart")
     return KnnData(dataset, np.sort(bank), np.sort(queries), classes)
+
+
+def _drawn(dataset: Dataset, order: np.ndarray, num_bank: int, num_queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """The samples that vote and those that are classified, in this order of them.
+
+    Where the data were packed by groups, such as of patients, no group is among both; unless there is one only, or a
+    sample belongs to none.
+    """
+    plain = order[:num_bank], order[num_bank : num_bank + num_queries]
+    if dataset.group_key is None:
+        return plain
+    order = order[: MOST_LOOKED_AT * (num_bank + num_queries)]
+    try:
+        groups = groups_of(dataset, np.isin(np.arange(dataset.num_samples), order), dataset.group_key, {})[order]
+    except ValueError:
+        return plain
+    of_queries = np.zeros(len(order), dtype=bool)
+    for group in list(dict.fromkeys(groups.tolist()))[:-1]:  # the last one is left to vote
+        if of_queries.sum() >= num_queries:
+            break
+        of_queries |= groups == group
+    if not of_queries.any():
+        return plain
+    return order[~of_queries][:num_bank], order[of_queries][:num_queries]
 
 
 def named_data(config: Config) -> KnnData | None:
@@ -161,6 +196,16 @@ class OnlineKnn:
             self._fails(self._open(), trains=False)
         return self.line
 
+    def _differs(self) -> str | None:
+        """The reason where this rank sees other data than rank 0, as on a node with a stale copy: it would give numbers
+        of its own, or none. Collective."""
+        data = self._data
+        mine = None if data is None else data.digest
+        told = all_gather_objects(mine, self.device)
+        if mine is not None and told[0] is not None and mine != told[0]:
+            return f"{redact(str(self.found[0]))} holds other labelled samples here than rank 0 sees"
+        return None
+
     def measure(self, encoder: Encoder) -> dict[str, float]:
         """knn_top1 of the queries, its standard error, what is measured beside it, and the seconds all of it took;
         inside of `evaluating`. Collective.
@@ -168,7 +213,8 @@ class OnlineKnn:
         The same to the last bit on any number of ranks of one kind. Without data that serve, {} and never again.
         """
         began = time.monotonic()
-        if self._fails(self._open()):
+        reason, other = self._open(), self._differs()  # both by every rank
+        if self._fails(reason or other):
             return {}
         assert self._data is not None
         data = self._data

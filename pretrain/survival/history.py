@@ -10,7 +10,8 @@ depends on the event:
     alarm       step, name, text, begins   trouble with training, as diagnostics names it; begins: false when it is over
     ended       step, code, reason         by the run itself: finished, stopped, hung, trouble, an error
     preflight   sick, text                 nodes that failed their checks before a start
-    requeued    code, reason               by the batch script: the job goes back into the queue
+    restarted   code, reason               by the batch script: training starts again in the same job
+    requeued    code, reason               the job goes back into the queue
     given_up    code, reason               or does not
 """
 
@@ -29,7 +30,7 @@ from typing import Any
 from pretrain.survival.stopping import EXIT_STOPPED, EXIT_USER_ERROR, exit_code
 
 FILE = "history.jsonl"
-EVENTS = ("submitted", "started", "saved_not", "alarm", "ended", "preflight", "requeued", "given_up")
+EVENTS = ("submitted", "started", "saved_not", "alarm", "ended", "preflight", "restarted", "requeued", "given_up")
 
 
 def record(run: Path, event: str, **details: Any) -> dict[str, Any]:

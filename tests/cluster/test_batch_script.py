@@ -29,14 +29,16 @@ def fake(workplace: Workplace, training: str) -> dict[str, str]:
     return {"SELFSIGHT_PYTHON": str(python), **NO_PREFLIGHT}
 
 
-def test_a_job_that_crashes_each_time_is_given_up_after_the_bound(workplace: Workplace) -> None:
-    env = fake(workplace, "exit 1") | {"SELFSIGHT_MAX_FAILURES": "1"}
+def test_a_job_that_crashes_each_time_starts_again_then_goes_through_the_queue_and_is_given_up(
+    workplace: Workplace,
+) -> None:
+    env = fake(workplace, "exit 1") | {"SELFSIGHT_RESTARTS": "1", "SELFSIGHT_MAX_FAILURES": "2"}
     job = workplace.pretrain(workplace.preset("run"), **env)
     record = workplace.cluster.wait(job, "FAILED", timeout=180)
     assert record["Restarts"] == "1"
     assert record["ExitCode"] == "1:0"
-    assert [event["event"] for event in workplace.history("run")] == ["requeued", "given_up"]
-    assert "given up: training crashed (1); more than 1 failures in a row" in workplace.printed(job)
+    assert [event["event"] for event in workplace.history("run")] == ["restarted", "requeued", "given_up"]
+    assert "given up: training crashed (1); more than 2 failures in a row" in workplace.printed(job)
     assert "What to do" in workplace.printed(job)
 
 

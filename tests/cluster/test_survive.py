@@ -82,12 +82,34 @@ def test_preempted_and_at_its_time_limit_a_run_goes_on_and_ends_as_an_uninterrup
     assert cluster.job(job)["Restarts"] == "2"
 
 
+def test_a_killed_rank_is_named_and_training_starts_again_in_the_same_job(
+    workplace: Workplace, uninterrupted: list[dict[str, Any]]
+) -> None:
+    cluster = workplace.cluster
+    watched = RUN | {"engine": RUN["engine"] | {"hang_seconds": 1800}}  # with signs of life
+    job = workplace.pretrain(workplace.preset("run", **watched))
+    stop_at(workplace, job, "run", 12)
+    cluster.signal_rank(job, 1, signal.SIGKILL)
+    killed = time.monotonic()
+    cluster.signal_step(job, signal.SIGCONT)
+    starts = lambda: [event for event in workplace.history("run") if event["event"] == "started"]  # noqa: E731
+    cluster.until(lambda: len(starts()) == 2, 120, "the next step", lambda: cluster.log(job))
+    print(f"from a rank's death to the next step: {time.monotonic() - killed:.1f} s")
+    check_whole(workplace, job, "run", uninterrupted)
+    (event,) = [event for event in workplace.history("run") if event["event"] == "restarted"]
+    assert event["failure"]
+    assert "killed without a word: rank 1 on n2, last seen in" in event["reason"]
+    assert "rank 1 on n2" in (workplace.runs / "run" / "errors.log").read_text()
+    assert cluster.job(job)["Restarts"] == "0"
+    assert workplace.requeued("run") == []
+
+
 @pytest.mark.cluster_full  # without SLURM, tests/pretrain kills and truncates the same
 def test_a_killed_rank_and_a_truncated_checkpoint_cost_the_steps_since_the_one_before(
     workplace: Workplace, uninterrupted: list[dict[str, Any]]
 ) -> None:
     cluster = workplace.cluster
-    job = workplace.pretrain(workplace.preset("run", **RUN), **NO_PREFLIGHT)
+    job = workplace.pretrain(workplace.preset("run", **RUN), **NO_PREFLIGHT, SELFSIGHT_RESTARTS="0")
     stop_at(workplace, job, "run", 22)
     cluster.signal_rank(job, 1, signal.SIGKILL)
     killed = time.monotonic()

@@ -19,7 +19,7 @@ class Split:
         self.metadata = [{} if value is ... else {field: value} for value in values]
         self.labels = np.array(labels)
         self.num_samples = len(values)
-        self.shards, self.checksum = ("train-000000.tar",), repr(self.metadata)
+        self.shards, self.state = ("train-000000.tar",), repr(self.metadata)
 
     def read_metadata(self, sample: int) -> dict[str, Any]:
         return self.metadata[sample]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,3 +72,33 @@ def test_what_is_measured_beside_it_is_what_the_probes_say() -> None:
     assert measured((), *given) == {}
     features[3, 3] = float("nan")
     assert measured(("rankme",), *given) == {}
+
+
+def test_a_node_with_another_copy_of_the_data_turns_it_off_instead_of_hanging(monkeypatch: pytest.MonkeyPatch) -> None:
+    knn = object.__new__(OnlineKnn)
+    knn.found, knn.device = ("shards", "on"), torch.device("cpu")
+    for theirs, fails in (("a", False), ("b", True)):
+        knn._data = SimpleNamespace(digest="a")
+        monkeypatch.setattr(
+            "pretrain.diagnostics.knn.all_gather_objects", lambda mine, device, told=theirs: [told, mine]
+        )
+        assert bool(knn._differs()) == fails
+
+
+def test_groups_that_vote_are_not_classified(tmp_path: Path) -> None:
+    """Images of a patient look alike: those that the data were packed by stay together."""
+    with tarfile.open(tmp_path / "val-000000.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number in range(60):
+            png = io.BytesIO()
+            Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(png, "PNG")
+            known = json.dumps({"slide": f"s{number // 5}"}).encode()
+            for suffix, content in (("png", png.getvalue()), ("cls", str(number % 2).encode()), ("json", known)):
+                entry = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    plain = open_data(str(tmp_path), 30, 15)
+    assert len(np.intersect1d(plain.bank // 5, plain.queries // 5))
+    (tmp_path / "dataset.json").write_text(json.dumps({"groups": {"key": "slide"}}))
+    found = open_data(str(tmp_path), 30, 15)
+    assert not len(np.intersect1d(found.bank // 5, found.queries // 5))
+    assert (len(found.bank), len(found.queries)) == (30, 15)

@@ -20,7 +20,9 @@ from data_pipelines.datasets.fields import is_no_value, read_field, read_texts
 from data_pipelines.datasets.held_out import held_out_of, open_held_out
 from data_pipelines.datasets.narrowed import only
 from data_pipelines.images.issues import shown
+from data_pipelines.remote.remote_files import Shard
 from data_pipelines.remote.urls import redact
+from data_pipelines.wording import counted
 from pretrain.config import Config
 from pretrain.config.load import ConfigError
 from pretrain.methods.finetune.masks import levels_of, names_of
@@ -175,7 +177,23 @@ def _held_out(config: Config) -> tuple[Dataset, str] | None:
         dataset, split = open_held_out(spec)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"method.val_data: {error}") from error
-    return dataset, f"{split} of {PurePath(redact(spec)).name}"
+    name = f"{split} of {PurePath(redact(spec)).name}"
+    for learned in open_datasets(config.data):
+        both = {str(shard) for shard in map(_place, learned.shards)} & {
+            str(shard) for shard in map(_place, dataset.shards)
+        }
+        if both:
+            raise ConfigError(
+                f"method.val_data: {counted(len(both), 'shard')} of {name} are learned from, too, the first of them "
+                f"{redact(min(both))}; hold images back that training never sees"
+            )
+        if learned.checksum == dataset.checksum:
+            raise ConfigError(f"method.val_data: {name} holds the very samples that are learned from")
+    return dataset, name
+
+
+def _place(shard: Shard) -> str:
+    return str(shard.resolve()) if isinstance(shard, Path) else shard.url
 
 
 def _labelled(config: Config, held_out: tuple[Dataset, str] | None) -> tuple[Dataset, str] | None:

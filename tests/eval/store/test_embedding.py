@@ -179,3 +179,19 @@ def test_tokens(make, data, target):
     tokens = found.tokens[rows]
     assert (tokens.shape, tokens.dtype) == ((3, 16, 12), torch.float32)
     torch.testing.assert_close(tokens.mean(dim=1), found.inputs["mean"][rows], rtol=2e-3, atol=2e-3)
+
+
+def test_two_that_make_the_same_store_at_once_both_end_well(make, monkeypatch):
+    """Who finds all parts there tidies up, also what the other one is about to rename."""
+    import eval.store.embedding as embedding
+
+    plain, folder = embedding.write_part, make()
+    for path in (folder / "train" / "parquet").glob("part-*"):
+        path.unlink()
+
+    def overtaken(path, *rest):
+        plain(path, *rest)  # the other one's
+        raise FileNotFoundError(path)  # ours, whose file is gone
+
+    monkeypatch.setattr(embedding, "write_part", overtaken)
+    assert embedding.Description.read(make() / "train").rows == 150

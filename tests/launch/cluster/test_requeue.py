@@ -8,10 +8,9 @@ import yaml
 from tiny import config_data
 
 from launch.cluster.requeue import (
+    AGAIN,
     ALREADY_BACK,
     BACK,
-    CEILING,
-    EXIT_SICK,
     FINISHED,
     GIVEN_UP,
     STANDSTILLS,
@@ -20,6 +19,9 @@ from launch.cluster.requeue import (
     ask_queue,
     main,
 )
+from launch.cluster.verdict import CEILING, EXIT_SICK
+from pretrain.survival.failures import ERRORS, noted, start_of
+from pretrain.survival.heartbeat import Heartbeat, read_beats
 from pretrain.survival.history import read_history, record
 from pretrain.survival.stopping import EXIT_HUNG, EXIT_NOT_SAVED, EXIT_STOPPED, EXIT_TROUBLE, EXIT_USER_ERROR
 
@@ -28,8 +30,9 @@ MINE = Queued()
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run folder of job 7, which was not restarted yet."""
+    """A run folder of job 7, which was not restarted yet, and goes through the queue each time."""
     at(monkeypatch, 0)
+    monkeypatch.setenv("SELFSIGHT_RESTARTS", "0")
     return tmp_path
 
 
@@ -218,3 +221,82 @@ def test_the_command_finds_the_run_and_refuses_what_it_cannot_read(
     assert "nmae" in capsys.readouterr().err
     monkeypatch.setenv("SELFSIGHT_MAX_FAILURES", "few")
     assert main(["started", str(preset)]) == EXIT_USER_ERROR
+
+
+def test_a_failed_job_starts_again_where_it_is_before_it_goes_through_the_queue(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(run, 10)
+    inside = {"SELFSIGHT_RESTARTS": "2"}
+    record(run, "ended", step=12, code=1, reason="RuntimeError: boom")
+    assert decision(run, **inside).at_end(1, MINE) == AGAIN
+    assert "training starts again in this job: training crashed (1)" in capsys.readouterr().err
+    assert decision(run, **inside).at_end(137, MINE) == AGAIN
+    assert "boom" not in last(run)["reason"], "that was the start before"
+    assert decision(run, **inside).at_end(1, MINE) == BACK
+    assert [event["event"] for event in read_history(run)] == ["ended", "restarted", "restarted", "requeued"]
+    at(monkeypatch, 1)
+    assert decision(run, **inside).at_start() == BACK
+    assert decision(run, **inside).at_end(1, Queued(1)) == GIVEN_UP, "three in a row are enough, wherever it started"
+
+
+def test_progress_makes_restarts_count_anew(run: Path) -> None:
+    for step in range(4):
+        checkpoint(run, step)
+        assert decision(run, SELFSIGHT_RESTARTS="1").at_end(1, MINE) == AGAIN
+
+
+@pytest.mark.parametrize(
+    ("code", "environ", "queued"),
+    [
+        (1, {"SELFSIGHT_ASKED": "1"}, MINE),  # there is no time left
+        (1, {}, Queued(state="COMPLETING", reason="TimeLimit")),
+        (EXIT_STOPPED, {}, MINE),
+        (1, {"SELFSIGHT_RESTARTS": "0"}, MINE),
+    ],
+)
+def test_it_does_not_start_again_where_that_would_be_for_nothing(
+    run: Path, code: int, environ: dict[str, str], queued: Queued
+) -> None:
+    assert decision(run, **{"SELFSIGHT_RESTARTS": "2"} | environ).at_end(code, queued) == BACK
+
+
+def test_a_job_that_lost_a_node_goes_through_the_queue(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.cluster.requeue.lost_nodes", lambda names: ["n2"] if names == "n[1-2]" else [])
+    inside = {"SELFSIGHT_RESTARTS": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
+    assert decision(run, **inside).at_end(1, MINE) == BACK
+
+
+def fail(run: Path, rank: int, step: int, error: Exception) -> None:
+    with pytest.raises(type(error)), noted(run, rank, {"step": step}):
+        raise error
+
+
+def test_the_first_to_fail_is_named_and_what_all_said_is_gathered(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    fail(run, 0, 8, RuntimeError("[gloo] Connection closed by peer [10.0.0.2]:4711"))
+    monkeypatch.setenv("SLURMD_NODENAME", "n2")
+    fail(run, 3, 8, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert decision(run).at_end(1, MINE) == BACK
+    assert "first to fail: rank 3 on n2 after step 8: RuntimeError: CUDA error: an illegal" in last(run)["reason"]
+    said = (run / ERRORS).read_text()
+    assert said.index("illegal memory access") < said.index("rank 0 on n1")
+    assert "Traceback" in said
+
+
+def test_a_rank_that_says_nothing_more_was_killed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    fail(run, 0, 8, RuntimeError("[gloo] Connection reset by peer"))
+    monkeypatch.setenv("SLURMD_NODENAME", "n2")
+    Heartbeat(run, 1).beat(9, "forward", 0.1, 0.0, None)
+    decision(run).at_end(137, MINE)
+    assert "killed without a word: rank 1 on n2, last seen in `forward` of step 9" in last(run)["reason"]
+    assert read_beats(run) == {}, "the next start has its own"
+
+
+def test_what_failed_in_an_earlier_start_is_not_blamed_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(run, 1, 8, RuntimeError("boom"))
+    monkeypatch.setenv("SELFSIGHT_ATTEMPT", "1")
+    assert start_of({"SLURM_JOB_ID": "7", "SELFSIGHT_ATTEMPT": "1"}) == "7-0-1"
+    decision(run).at_end(137, MINE)
+    assert "boom" not in last(run)["reason"]

@@ -119,3 +119,16 @@ def test_settings_are_what_the_profile_says() -> None:
 def test_python_in_a_container_is_the_containers_process() -> None:
     text = container_python(ContainerSite(image="/my image.sif", binds=("/a",), python="python3"))
     assert text.splitlines()[1] == "exec apptainer exec --nv --bind /a '/my image.sif' python3 \"$@\""
+
+
+def test_a_place_of_the_same_cluster_has_its_own_partition_and_gpus(tmp_path: Path) -> None:
+    path = profile(tmp_path, "partition: cpu\ntime: 60\nat: {a100: {partition: a100, gpus_per_node: 8}}")
+    there = load_site(path, "a100")
+    assert (there.partition, there.gpus_per_node, there.time) == ("a100", 8, 60)
+    assert load_site(path).partition == "cpu"
+    with pytest.raises(ConfigError, match=r"no such place .*: a100"):
+        load_site(path, "h100")
+    with pytest.raises(ConfigError, match="no site profile"):
+        load_site(None, "a100")
+    with pytest.raises(ConfigError, match=r"at.a100.partiton; did you mean at.a100.partition\?"):
+        load_site(profile(tmp_path, "at: {a100: {partiton: x}}"), "a100")
