@@ -6,6 +6,7 @@ are drawn together, because they are no independent witnesses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,14 @@ from torch import Tensor
 
 from data_pipelines.files import atomic_write
 from eval.base import Scores
-from eval.scores import with_error
+from eval.scores import Z95, with_error
 from eval.statistics import STATISTICS
 
 DRAWS = 1000
+#: From so many draws on their quantiles are an interval; of fewer it is of their deviation.
+_ENOUGH_FOR_QUANTILES = 400
+#: Statistics that lie in 0 .. 1 and may have fewer draws.
+_SHARES = ("mean_average_precision", "auroc")
 #: Draws that are weighed at once, times images: 64 MiB of float32.
 _AT_ONCE = 2**24
 _EMPTY = torch.empty(0)
@@ -51,7 +56,7 @@ class Outcome:
         return STATISTICS[self.statistic](self.values, self.targets, weights)
 
     def number(self) -> float:
-        """Of all images once."""
+        """Of all images once; NaN where it is not defined of these."""
         return float(self.of(torch.ones(1, len(self.values)))[0])
 
 
@@ -74,18 +79,49 @@ def bootstrap(outcome: Outcome, seed: int = 0, groups: Tensor | None = None, dra
 
 
 def scored(outcome: Outcome, *, seed: int = 0, groups: Tensor | None = None, draws: int = DRAWS) -> Scores:
-    """`value`, its `standard_error` and 95 % `interval` by a bootstrap over images or `groups`, and the outcome."""
+    """`value`, its `standard_error` and 95 % `interval` by a bootstrap over images or `groups`, and the outcome.
+
+    Draws of which the number is not defined are left out of both, and counted as `undefined_draws`. Raises ValueError
+    where it is not defined of all images.
+    """
     if not len(outcome):
         raise ValueError(f"no image to compute {outcome.statistic} of; give val images that have what it needs")
-    drawn = bootstrap(outcome, seed, groups, draws)
-    low, high = drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
     value = outcome.number()
+    if not math.isfinite(value):
+        raise ValueError(
+            f"{outcome.statistic} of these {len(outcome):,} val images is {value}: they do not have what it is of, "
+            "such as a known pixel, or two targets; give val images that do"
+        )
+    drawn = bootstrap(outcome, seed, groups, draws)
+    defined = drawn[drawn.isfinite()]
+    error = float(defined.std()) if len(defined) > 1 else 0.0
+    low, high = _reach(defined, value, error, outcome.statistic in _SHARES)
+    lost = len(drawn) - len(defined)
     return {
         "value": value,
-        "standard_error": float(drawn.std()),
+        "standard_error": error,
         "interval": [min(low, value), max(high, value)],
+        **({"undefined_draws": lost} if lost else {}),
         "outcome": outcome,
     }
+
+
+def _reach(drawn: Tensor, value: float, error: float, share: bool) -> tuple[float, float]:
+    """The 95 % interval of a value: quantiles of the draws, or 1.96 errors on either side where these are few."""
+    if len(drawn) >= _ENOUGH_FOR_QUANTILES:
+        low, high = drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
+        return low, high
+    low, high = value - Z95 * error, value + Z95 * error
+    return (max(low, 0.0), min(high, 1.0)) if share else (low, high)
+
+
+def undefined_draws(scores: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, int]]:
+    """(path, count) of each score in a result of which draws were left out."""
+    if isinstance(scores, dict):
+        if lost := scores.get("undefined_draws"):
+            yield "/".join(path), int(lost)
+        for name, each in scores.items():
+            yield from undefined_draws(each, (*path, str(name)))
 
 
 def without_outcomes(scores: Any, found: dict[str, Outcome], path: tuple[str, ...] = ()) -> Any:

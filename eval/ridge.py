@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from eval.statistics import r2
 from eval.stratified import stratified_split
 
 #: Of regularisation, in units of the mean variance of the features times the images.
@@ -38,6 +40,13 @@ class RidgeFit:
 def strata(labels: Tensor) -> Tensor:
     """(n,) int64 by which a part of train is held out: the classes of labels (n,) int64; for all others none."""
     return labels if labels.dtype == torch.int64 else torch.zeros(len(labels), dtype=torch.int64)
+
+
+def explained(predicted: Tensor, targets: Tensor) -> float:
+    """R2 of predicted (m, 1) for targets (m, 1); of one target only, where it is not defined, minus the mean square
+    error."""
+    found = float(r2(predicted[:, 0], targets[:, 0], torch.ones(1, len(targets)))[0])
+    return found if math.isfinite(found) else -float((predicted - targets).square().mean())
 
 
 def ridge_probe(

@@ -14,15 +14,19 @@ from data_pipelines.datasets.captions import Captions
 from eval.base import Again, Change, FeatureSet, NativeTokens, Painted, Store
 from eval.dense import maps_for, native_pixel_tokens, pixel_tokens
 from eval.features import Keys, centred, pixels
-from eval.outcomes import Outcome
+from eval.outcomes import DRAWS, Outcome, undefined_draws
 from eval.patches import AnyTokens
 from eval.protocol import Protocol, score
 from eval.sources import FeatureSource
 from eval.splits import Splits
+from eval.stratified import classes_not_held_out
 from eval.target import Target
 
 if TYPE_CHECKING:
     from pretrain.encoders import Encoder
+
+
+_MOST_NAMED = 5
 
 
 class Rows:
@@ -52,6 +56,7 @@ class Rows:
             self.say(line)
         for line in splits.warnings():
             self.warn(line)
+        self._warn_of_choosing()
 
     def encoder(self, row: str, encoder: Encoder) -> dict[str, Any]:
         """Scores of an encoder."""
@@ -135,6 +140,27 @@ class Rows:
         self.warnings.append(line)
         self.say(f"warning: {line}", always=True)
 
+    def _warn_of_choosing(self) -> None:
+        """Classes that the part of train lacks on which heads and their strengths are chosen."""
+        splits = self.splits
+        shares = [
+            settings.held_out for spec, settings in self.protocol.probes
+            if hasattr(settings, "held_out") and spec.labels not in ("mask", "depth", "none", "several")
+        ]  # fmt: skip
+        if splits.unlabelled or splits.labels.kind not in ("class", "grade") or not shares:
+            return
+        groups = None if splits.groups is None else torch.from_numpy(splits.groups[0][splits.wanted()[0]])
+        labels = splits.strata()
+        absent = classes_not_held_out(labels, shares[0], self.protocol.seeds[0], groups).tolist()
+        if absent:
+            unit = "image" if groups is None else "group"
+            named = ", ".join(str(splits.labels.name(place)) for place in absent[:_MOST_NAMED])
+            self.warn(
+                f"{len(absent):,} of {len(labels.unique()):,} classes ({named}"
+                f"{', ...' if len(absent) > _MOST_NAMED else ''}) have no {unit} to spare for the part of train that "
+                "heads and their strengths are chosen on: what is chosen suits the others"
+            )
+
     def _warn_of_twins(self, train: FeatureSet, val: FeatureSet) -> None:
         """Images of val that are in train as well, to the pixel of their crops."""
         twins = np.flatnonzero(np.isin(val.digests.numpy(), train.digests.numpy()))
@@ -187,4 +213,9 @@ class Rows:
             scores, outcomes = score(store, self.protocol)
             if row == "pretrained":
                 self.outcomes, self.ids, self.groups = outcomes, store.val.ids, store.val.groups
+                for path, lost in undefined_draws(scores):
+                    self.warn(
+                        f"{path}: {lost:,} of up to {DRAWS:,} draws of val held nothing that it is of, so that its "
+                        "error and interval are of the others: too few images or groups have what it needs"
+                    )
             return scores

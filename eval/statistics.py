@@ -1,7 +1,8 @@
 """The numbers by which probes are judged, of any weighting of the images: so each can be drawn again for an error.
 
 All take `weights` (k, m): k weightings of the m images at once, as many times as a draw took each (float32). With all
-ones, each is what scikit-learn gives; tests hold them to that.
+ones, each is what scikit-learn gives; tests hold them to that. NaN stands for a draw of which a number is not defined,
+such as R2 of one target only, or of no image that has a class.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def mean_iou(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     flat = values.to(weights.dtype).flatten(1)
     sums = (weights @ flat).unflatten(1, values.shape[1:])
     there = sums[..., 1] > 0
-    return ((sums[..., 0] / sums[..., 1].clamp_min(1)) * there).sum(dim=1) / there.sum(dim=1).clamp_min(1)
+    return ((sums[..., 0] / sums[..., 1].clamp_min(1)) * there).sum(dim=1) / there.sum(dim=1)
 
 
 def ratio(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -41,7 +42,12 @@ def pooled_r2(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """(k,) R2 of many numbers an image; values (m, 4): of each image's, how many, the sums of the targets and of their
     squares, and of the squared errors."""
     num, total, squares, errors = (weights.double() @ values.double()).unbind(1)
-    return (1 - errors / (squares - total.square() / num).clamp_min(1e-12)).float()
+    return _explained(errors, squares - total.square() / num, squares)
+
+
+def _explained(errors: Tensor, spread: Tensor, squares: Tensor) -> Tensor:
+    """(k,) 1 - errors / spread; NaN where the spread is no more than the rounding of `squares`, which it is left of."""
+    return torch.where(spread > 1e-12 * squares, 1 - errors / spread, torch.nan).float()
 
 
 def balanced_accuracy(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -60,24 +66,25 @@ def macro_f1(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 def quadratic_kappa(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """(k,) Cohen's kappa with quadratic weights; values: predicted grades (m,), targets (m,)."""
     num = int(torch.maximum(values.max(), targets.max())) + 1
-    pairs = F.one_hot(values * num + targets, num * num).to(weights)
-    together = (weights @ pairs).unflatten(1, (num, num))
+    pairs = weights.new_zeros(len(weights), num * num).index_add_(1, values * num + targets, weights)
+    together = pairs.unflatten(1, (num, num))
     grades = torch.arange(num, device=weights.device, dtype=weights.dtype)
     cost = (grades[:, None] - grades[None, :]).square()
     total = together.sum(dim=(1, 2))
     expected = together.sum(dim=2)[:, :, None] * together.sum(dim=1)[:, None, :] / total[:, None, None]
     blind = (cost * expected).sum(dim=(1, 2))
     # all of one grade, and predicted so: no disagreement that chance could have avoided
-    return torch.where(blind > 0, 1 - (cost * together).sum(dim=(1, 2)) / blind.clamp_min(1e-9), torch.ones_like(blind))
+    kappa = torch.where(blind > 0, 1 - (cost * together).sum(dim=(1, 2)) / blind.clamp_min(1e-9), 1)
+    return kappa.masked_fill(total == 0, torch.nan)
 
 
 def r2(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """(k,) the share of variance that values (m,) explain of targets (m,); 0 for the mean of these, below for worse."""
     weights = weights.double()
     values, targets = values.to(weights), targets.to(weights)
-    middle = (weights @ targets) / weights.sum(dim=1)
-    spread = weights @ targets.square() - weights.sum(dim=1) * middle.square()
-    return (1 - weights @ (values - targets).square() / spread.clamp_min(1e-12)).float()
+    errors, targets = (values - targets).square(), targets - targets.mean()  # near 0, squares lose nothing
+    squares, total = weights @ targets.square(), weights @ targets
+    return _explained(weights @ errors, squares - total.square() / weights.sum(dim=1), squares)
 
 
 def mean_average_precision(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -87,7 +94,7 @@ def mean_average_precision(values: Tensor, targets: Tensor, weights: Tensor) -> 
         precision, there = average_precision(score, target, weights)
         found += torch.where(there, precision, 0)
         count += there
-    return found / count.clamp_min(1)
+    return found / count
 
 
 def average_precision(scores: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,6 +108,15 @@ def average_precision(scores: Tensor, targets: Tensor, weights: Tensor) -> tuple
     gained = torch.diff(positive, dim=1, prepend=positive.new_zeros(len(positive), 1))
     total = positive[:, -1]
     return (gained * positive / every.clamp_min(1e-9)).sum(dim=1) / total.clamp_min(1e-9), total > 0
+
+
+def blind_average_precision(num: int, positive: Tensor) -> Tensor:
+    """(..) float64: the mean average precision of all orders of `num` images of which `positive` (..) are of a class;
+    0 where none are. It is above their share: with one of n, H(n) / n."""
+    positive = positive.double()
+    harmonic = float((1 / torch.arange(1, num + 1, dtype=torch.float64)).sum())
+    expected = (harmonic + (positive - 1) / max(num - 1, 1) * (num - harmonic)) / num
+    return torch.where(positive > 0, expected, 0.0)
 
 
 def auroc(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -121,7 +137,7 @@ def auroc(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         there = (ones[:, -1] > 0) & (others[:, -1] > 0)
         found += torch.where(there, wins / (ones[:, -1] * others[:, -1]).clamp_min(1e-9), 0)
         count += there
-    return found / count.clamp_min(1)
+    return found / count
 
 
 def _ends(ordered: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ PACKAGES = ("data_pipelines", "eval", "launch", "pretrain", "slurm")
 #: What of the other packages a package may import; `launch` may import all.
 MAY_IMPORT = {
     "data_pipelines": (),
-    "pretrain": ("data_pipelines", "eval.label_free", "eval.probes.few_shot", "eval.probes.knn"),
+    "pretrain": ("data_pipelines", "eval.label_free", "eval.probes.few_shot", "eval.probes.knn", "eval.statistics"),
     "eval": (
         "data_pipelines",
         "pretrain.encoder_folder",

@@ -14,7 +14,7 @@ from torch import Tensor
 from eval.base import Column, FeatureSet, ProbeSpec, Scores, Store
 from eval.outcomes import Outcome, scored
 from eval.patches import Drawn, batches, beside, draw_images, draw_places, means, patch_counts, taken
-from eval.ridge import STRENGTHS, ridge_probe
+from eval.ridge import STRENGTHS, explained, ridge_probe
 
 TITLES = {"r2": "depth R2", "mae": "depth MAE", "rmse": "depth RMSE"}
 
@@ -46,7 +46,7 @@ def run(store: Store, settings: DepthSettings) -> Scores:
     groups = train.images if store.train.groups is None else store.train.groups[train.images]
     fit = ridge_probe(
         {"tokens": train.features}, (train.targets - middle)[:, None], {"tokens": val.features},
-        by=torch.zeros(len(groups), dtype=torch.int64), good=_r2, groups=groups, strengths=STRENGTHS,
+        by=torch.zeros(len(groups), dtype=torch.int64), good=explained, groups=groups, strengths=STRENGTHS,
         held_out=settings.held_out, seed=store.seeds[0], device=store.device, progress=store.progress,
     )  # fmt: skip
     images, of_image = val.images.unique(return_inverse=True)
@@ -63,6 +63,8 @@ def run(store: Store, settings: DepthSettings) -> Scores:
         "mae": ("ratio", [summed(errors.abs()), count]),
         "rmse": ("root_ratio", [summed(errors.square()), count]),
     }
+    if not targets.max() > targets.min():
+        del values["r2"]  # of one depth everywhere it is not defined
     result: Scores = {
         name: scored(Outcome(statistic, torch.stack(columns, dim=1), rows=images), groups=val_groups)
         for name, (statistic, columns) in values.items()
@@ -96,17 +98,12 @@ def _draw(
     return Drawn(torch.cat(values)[known].float(), joined[known], owners[known])
 
 
-def _r2(predicted: Tensor, targets: Tensor) -> float:
-    spread = (targets - targets.mean()).square().sum().clamp_min(1e-12)
-    return float(1 - (predicted - targets).square().sum() / spread)
-
-
 def columns(result: Scores, headline: str) -> list[Column]:
     """R2, and the errors with the notes."""
     return [
         Column(f"depth_{name}", title, ((name,),), key="value", unit="number", chance=result["chance"][name],
                lower_is_better=name != "r2", headline=name == "r2", more=name != "r2")
-        for name, title in TITLES.items()
+        for name, title in TITLES.items() if name in result
     ]  # fmt: skip
 
 

@@ -196,12 +196,13 @@ def run(store: Store, settings: FewShotSettings) -> Scores:
 
 
 def columns(result: Scores, headline: str) -> list[Column]:
-    """Five images a class in the table, the others below it."""
+    """Five images a class in the table, the others below it; blindly each class is as likely, as shots are balanced."""
     titles = {"mean": "nearest mean", "logistic": "logistic"}
     return [
         Column(
             f"few_shot_{shots}{'_logistic' if method == 'logistic' else ''}", f"{shots}-shot {titles[method]}",
-            ((method, shots),), headline=method == "mean", more=int(shots) != HEADLINE_SHOTS,
+            ((method, shots),), headline=method == "mean", chance=1 / result["num_classes"],
+            more=int(shots) != HEADLINE_SHOTS,
         )
         for shots in result["mean"] for method in _METHODS
     ]  # fmt: skip

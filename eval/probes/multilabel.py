@@ -12,7 +12,7 @@ from eval.base import Column, ProbeSpec, Scores, Store
 from eval.measures import ranking_draws
 from eval.outcomes import Outcome, scored
 from eval.scores import HEADLINE_K
-from eval.statistics import average_precision, mean_average_precision
+from eval.statistics import average_precision, blind_average_precision, mean_average_precision
 from eval.stratified import stratified_split
 
 #: scikit-learn's C: the inverse strength of regularisation, on standardised features.
@@ -42,7 +42,8 @@ def run(store: Store, settings: MultilabelSettings) -> Scores:
         store.progress(f"multilabel: C = {strength:g}")
         solution = fit(features[kept], targets[kept], strength, solution)
         logits = apply(solution, features[rest]).cpu()
-        goodness[strength] = float(mean_average_precision(logits, train.labels[rest], torch.ones(1, len(rest)))[0])
+        found = mean_average_precision(logits, train.labels[rest], torch.ones(1, len(rest)))
+        goodness[strength] = float(found.nan_to_num(0.0)[0])  # not defined where none of them has any label
     chosen = max(goodness, key=lambda strength: (goodness[strength], -strength))
     store.progress("multilabel: the chosen C on all of train")
     logits = apply(fit(features, targets, chosen, None), others).cpu()
@@ -54,12 +55,12 @@ def run(store: Store, settings: MultilabelSettings) -> Scores:
     for place, class_name in enumerate(store.class_names):
         precision, there = average_precision(logits[:, place], val.labels[:, place], ones)
         per_class[class_name] = float(precision[0]) if bool(there[0]) else None
-    shares = val.labels.mean(dim=0)
+    blind = blind_average_precision(len(val.labels), val.labels.sum(dim=0))
     return {
         "logistic": scored(Outcome("mean_average_precision", logits, val.labels), groups=val.groups, draws=draws),
         "knn": scored(Outcome("mean_average_precision", votes, val.labels), groups=val.groups, draws=draws),
         "per_class": per_class,
-        "blind": float(shares[shares > 0].mean()),
+        "blind": float(blind[blind > 0].mean()),
         "input": name,
         "chosen": chosen,
         "held_out": goodness[chosen],
@@ -131,7 +132,7 @@ def notes(result: Scores, settings: MultilabelSettings) -> list[str]:
     edge = ", at the edge of what is tried" if result["at_grid_edge"] else ""
     return [
         f"multilabel: on {result['input']}, standardised, C {result['chosen']:g}{edge}, chosen on train; mean over "
-        "classes of average precision; chance is the mean share of images that have a class",
+        "classes of average precision; chance is that of a random order of the images",
         f"multilabel: the classes found worst are {worst}",
     ]
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from eval.base import Column, ProbeSpec, Scores, Store
 from eval.outcomes import Outcome, scored
-from eval.ridge import ridge_probe, strata
+from eval.ridge import explained, ridge_probe, strata
 from eval.scores import HEADLINE_K
-from eval.statistics import r2
 
 _ELEMENTS = 2**25  # similarities held at once
 
@@ -28,12 +27,8 @@ class RegressionSettings:
 def run(store: Store, settings: RegressionSettings) -> Scores:
     """R2 and mean absolute error of both, and the error of the mean of train, which is what is reached blindly."""
     train, val = store.train, store.val
-
-    def good(predicted: Tensor, targets: Tensor) -> float:
-        return float(r2(predicted[:, 0], targets[:, 0], torch.ones(1, len(targets)))[0])
-
     found = ridge_probe(
-        train.inputs, train.labels[:, None], val.inputs, by=strata(train.labels), good=good, groups=train.groups,
+        train.inputs, train.labels[:, None], val.inputs, by=strata(train.labels), good=explained, groups=train.groups,
         held_out=settings.held_out, seed=store.seeds[0], device=store.device, progress=store.progress,
     )  # fmt: skip
     store.progress("k-NN regression")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eval.base import Column, ProbeSpec, Scores, Store
 from eval.outcomes import Outcome, scored
+from eval.statistics import blind_average_precision
 
 RECALL_AT = (1, 5, 10)
 #: Similarities that are sorted at once: 64 MiB of int32.
@@ -92,6 +93,7 @@ def run(store: Store, settings: RetrievalSettings) -> Scores:
         train.inputs[name].to(store.device), val.inputs[name][rows], (train.labels, val.labels[rows])
     )
     groups = None if val.groups is None else val.groups[rows]
+    relevant, num = _relevant(train.labels, val.labels[rows]), len(train.labels)
 
     def told(values: Tensor) -> Scores:
         return scored(Outcome("mean", values, rows=rows), groups=groups)
@@ -102,18 +104,26 @@ def run(store: Store, settings: RetrievalSettings) -> Scores:
         "of": len(val.labels),
         "mean_average_precision": told(precision),
         "recall": {str(k): told((first < k).float()) for k in RECALL_AT},
-        "blind": _blind(train.labels, val.labels[rows]),
+        "blind": float(blind_average_precision(num, relevant).mean()),
+        "blind_recall": {str(k): blind_recall(num, relevant, k) for k in RECALL_AT},
     }
 
 
-def _blind(train: Tensor, queries: Tensor) -> float:
-    """The mean share of train that is relevant: about the average precision of any order that tells nothing."""
+def _relevant(train: Tensor, queries: Tensor) -> Tensor:
+    """(m,) float64 how many of train's images are relevant to each query."""
     if train.ndim == 1:
         counts = torch.bincount(train, minlength=int(queries.max()) + 1)
-        return float(counts[queries].float().mean() / len(train))
+        return counts[queries].double()
     combinations, of = torch.unique(train, dim=0, return_counts=True)
-    shares = ((queries.float() @ rearrange(combinations.float(), "k c -> c k")) > 0).float() @ of.float()
-    return float(shares.mean() / len(train))
+    return ((queries.float() @ rearrange(combinations.float(), "k c -> c k")) > 0).double() @ of.double()
+
+
+def blind_recall(num: int, relevant: Tensor, k: int) -> float:
+    """How often one of the relevant (m,) of `num` images is among the first k of a random order, over queries."""
+    missed = torch.ones_like(relevant)
+    for drawn in range(min(k, num)):  # one after the other, none of them relevant
+        missed *= ((num - relevant - drawn) / (num - drawn)).clamp_min(0)
+    return float((1 - missed).mean())
 
 
 def columns(result: Scores, headline: str) -> list[Column]:
@@ -121,12 +131,9 @@ def columns(result: Scores, headline: str) -> list[Column]:
     found = [
         Column("retrieval", "retrieval mAP", (("mean_average_precision",),), key="value", chance=result["blind"]),
     ]
-    for k in result["recall"]:
-        found.append(
-            Column(
-                f"recall_{k}", f"recall at {k}", (("recall", k),), headline=False, key="value", chance=None, more=True
-            )
-        )
+    for k, blind in result["blind_recall"].items():
+        title = f"recall at {k}"
+        found.append(Column(f"recall_{k}", title, (("recall", k),), False, key="value", chance=blind, more=True))
     return found
 
 

@@ -8,6 +8,7 @@ from train, as in Hummingbird (Balazevic et al. 2023).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -85,6 +86,11 @@ def run(store: Store, settings: SegmentationSettings) -> Scores:
     def best(heads: dict[float, Head]) -> tuple[float, float]:
         found = judge(heads, tokens, masks, rest, levels)
         scores = {setting: Outcome("mean_iou", counts).number() for setting, counts in found.items()}
+        if not all(map(math.isfinite, scores.values())):
+            raise ValueError(
+                f"nothing is known of any pixel of the {len(rest):,} train images that a head is chosen on; give more "
+                "masks with classes"
+            )
         chosen = max(scores, key=scores.__getitem__)  # of equals the first
         return chosen, scores[chosen]
 
@@ -96,6 +102,8 @@ def run(store: Store, settings: SegmentationSettings) -> Scores:
     store.progress(f"segmentation: {len(val_images):,} val images")
     num_known = len(levels)
     found = judge({**heads, "most_frequent": _always(drawn)}, val_tokens, val_masks, val_images, levels)
+    if not found["most_frequent"].any():
+        raise ValueError(f"nothing is known of any pixel of the masks of {len(val_images):,} val images")
     groups = None if store.val.groups is None else store.val.groups[val_images]
     rows = torch.empty(0) if len(val_images) == len(val_tokens) else val_images
     result: Scores = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn import metrics
 
-from eval.measures import class_measures, measure_notes, ranking_draws, ranks
+from eval.measures import against_the_rest, class_measures, measure_columns, measure_notes, ranking_draws, ranks
 
 
 def scores(num: int = 300, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,3 +61,54 @@ def test_many_classes_get_no_confusion_matrix_and_fewer_draws() -> None:
     assert "confusion" not in class_measures(logits, labels, labels)
     assert ranking_draws(10_000, 10) == 1000
     assert ranking_draws(50_000, 1000) == 50
+
+
+def test_scores_that_are_not_finite_are_wrong() -> None:
+    logits = torch.full((3, 4), torch.nan)
+    logits[1] = torch.tensor([0.0, 1.0, torch.inf, 0.0])
+    assert ranks(logits, torch.tensor([0, 2, 3])).tolist() == [4, 4, 4]
+
+
+def test_a_head_that_diverged_has_no_image_right() -> None:
+    labels = torch.tensor([0, 1, 2, 0])
+    logits = 9 * torch.eye(3)[labels]
+    logits[0] = torch.nan
+    measures = class_measures(logits, labels, labels, tuple("abc"))
+    assert measures["not_finite"] == 1
+    assert [row[place] for place, row in enumerate(measures["confusion"])] == [1, 1, 1]
+    assert "the scores of 1 val images are not finite" in measure_notes("linear", measures)[0]
+    assert class_measures(logits * torch.nan, labels, labels)["balanced_accuracy"]["value"] == 0
+
+
+@pytest.mark.parametrize("scale", [1, 30, 1000])
+def test_auroc_does_not_depend_on_how_sure_the_scores_are(scale: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(500, generator=generator) < 0.5).long()
+    score = torch.randn(500, generator=generator) + 1.5 * (2 * labels - 1)
+    found = class_measures(scale * torch.stack([-score / 2, score / 2], dim=1), labels, labels)
+    assert found["auroc"]["value"] == pytest.approx(metrics.roc_auc_score(labels, score), abs=1e-5)
+
+
+def test_scores_against_the_rest_order_as_softmax_does() -> None:
+    logits, _ = scores(50, 5)
+    share = logits.double().softmax(dim=1)
+    assert torch.allclose(against_the_rest(logits), (share / (1 - share)).log())
+
+
+def test_val_of_one_class_has_no_auroc() -> None:
+    logits, labels = scores(20, 3)
+    assert "auroc" not in class_measures(logits, torch.ones_like(labels), labels)
+
+
+def test_what_is_reached_blindly_is_what_the_most_frequent_class_reaches() -> None:
+    logits, _ = scores(60, 3)
+    labels = torch.tensor([0] * 30 + [1] * 20 + [2] * 10)
+    measures = class_measures(logits, labels, torch.tensor([0] * 10 + [1] * 30 + [2] * 9))
+    assert measures["blind"]["balanced_accuracy"] == pytest.approx(1 / 3)
+    expected = metrics.f1_score(labels, torch.ones(60), average="macro", zero_division=0)
+    assert measures["blind"]["macro_f1"] == pytest.approx(expected)
+    assert {c.name: c.chance for c in measure_columns("linear", measures)} == {
+        "linear_balanced_accuracy": measures["blind"]["balanced_accuracy"],
+        "linear_macro_f1": measures["blind"]["macro_f1"],
+        "linear_auroc": 0.5,
+    }

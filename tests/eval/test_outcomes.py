@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from eval.outcomes import Outcome, bootstrap, read_outcomes, scored, weightings, without_outcomes, write_outcomes
+from eval.outcomes import (
+    Outcome,
+    bootstrap,
+    read_outcomes,
+    scored,
+    undefined_draws,
+    weightings,
+    without_outcomes,
+    write_outcomes,
+)
 
 
 def right(share: float, num: int) -> Outcome:
@@ -67,3 +77,39 @@ def test_outcomes_leave_the_result_and_come_back_from_their_file(tmp_path: Path)
     assert back_groups.equal(groups)
     write_outcomes(tmp_path / "probe.npz", found, ids, None)
     assert read_outcomes(tmp_path / "probe.npz")[2] is None
+
+
+def test_draws_of_which_a_number_is_not_defined_are_left_out_and_counted() -> None:
+    pixels = Outcome("ratio", torch.tensor([[0.0, 0.0], [80.0, 100.0], [70.0, 100.0]]))  # of one nothing is known
+    score = scored(pixels, groups=torch.arange(3))
+    assert 0 < score["undefined_draws"] < 100  # 1 in 27
+    assert score["value"] == pytest.approx(0.75)
+    assert 0.02 < score["standard_error"] < 0.06
+    assert score["interval"] == pytest.approx([0.7, 0.8])
+    json.dumps({**score, "outcome": None}, allow_nan=False)
+    assert list(undefined_draws({"segmentation": {"pixels": score}})) == [
+        ("segmentation/pixels", score["undefined_draws"])
+    ]
+    assert "undefined_draws" not in scored(right(0.5, 20))
+    with pytest.raises(ValueError, match="ratio of these 2 val images is nan: they do not have what it is of"):
+        scored(Outcome("ratio", torch.zeros(2, 2)))
+
+
+def test_r2_of_patients_of_one_number_each_has_an_error_of_its_own_size() -> None:
+    groups = torch.arange(5).repeat_interleave(40)
+    targets = torch.tensor([30.1, 45.2, 52.3, 61.4, 70.5])[groups]
+    predicted = targets + 5 * torch.randn(200, generator=torch.Generator().manual_seed(0))
+    score = scored(Outcome("r2", predicted, targets), groups=groups)
+    assert score["undefined_draws"] <= 10  # one patient five times: 1 in 625
+    assert 0.8 < score["value"] < 0.95
+    assert score["standard_error"] < 1
+    assert score["interval"][0] > -1
+
+
+def test_an_interval_of_few_draws_is_of_their_deviation() -> None:
+    score = scored(right(0.9, 100), draws=50)
+    low, high = score["interval"]
+    reach = 1.959964 * score["standard_error"]
+    assert (low, high) == pytest.approx((score["value"] - reach, score["value"] + reach))
+    scores = torch.linspace(0, 1, 20)[:, None]
+    assert scored(Outcome("auroc", scores, scores.round()), draws=50)["interval"] == [1, 1]

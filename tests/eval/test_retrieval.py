@@ -8,7 +8,8 @@ from torch import Tensor
 
 from eval.base import FeatureSet, Store
 from eval.outcomes import bootstrap
-from eval.probes.retrieval import SPEC, RetrievalSettings, ranked, run
+from eval.probes.retrieval import SPEC, RetrievalSettings, blind_recall, ranked, run
+from eval.statistics import blind_average_precision
 
 
 def features(num: int, seed: int, labels: Tensor) -> FeatureSet:
@@ -68,6 +69,25 @@ def test_its_result_has_errors_and_outcomes_of_the_queries_that_were_drawn() -> 
     assert score["interval"][0] < score["value"] < score["interval"][1]
     assert score["standard_error"] == pytest.approx(float(bootstrap(outcome).std()))
     assert whole["recall"]["1"]["value"] <= whole["recall"]["5"]["value"] <= whole["recall"]["10"]["value"]
-    assert whole["blind"] == pytest.approx(1 / 3)
+    assert whole["blind"] == pytest.approx(float(blind_average_precision(60, torch.tensor(20))))
     assert "9 of 21" in SPEC.notes(part, RetrievalSettings())[0]
     assert [column.name for column in SPEC.columns(whole, "mean")] == ["retrieval", "recall_1", "recall_5", "recall_10"]
+
+
+def test_what_is_reached_blindly_is_what_random_features_reach() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 2 + [1] * 8 + [2] * 40)
+    queries = torch.arange(3).repeat(1000)
+    sets = [
+        FeatureSet({"mean": torch.randn(len(each), 64, generator=generator)}, "mean", each, torch.arange(len(each)),
+                   torch.arange(len(each)))
+        for each in (labels, queries)
+    ]  # fmt: skip
+    found = run(Store(*sets, 3, "mean"), RetrievalSettings(full=True))
+    assert found["blind"] > 1.1 * float((labels.bincount() / 50).mean())  # an order is better than its share
+    assert found["mean_average_precision"]["value"] == pytest.approx(found["blind"], abs=0.03)
+    for k, blind in found["blind_recall"].items():
+        assert found["recall"][k]["value"] == pytest.approx(blind, abs=0.06)
+    assert blind_recall(50, torch.tensor([0.0, 45.0]), 10) == 0.5  # nothing to find, nothing to miss
+    chances = [column.chance for column in SPEC.columns(found, "mean")]
+    assert chances == [found["blind"], *found["blind_recall"].values()]

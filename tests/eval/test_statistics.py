@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -95,3 +96,37 @@ def test_grades_further_off_cost_more() -> None:
     near, far = torch.tensor([1, 1, 2, 3]), torch.tensor([3, 1, 2, 3])
     assert statistics.quadratic_kappa(near, targets, weights) > statistics.quadratic_kappa(far, targets, weights)
     assert statistics.quadratic_kappa(torch.ones(4).long(), torch.ones(4).long(), weights).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1, 1990.3])
+def test_r2_of_one_target_is_not_defined_and_does_not_explode(offset: float) -> None:
+    targets = torch.tensor([1.0, 1.0, 2.0]) + offset
+    weights = torch.tensor([[1.0, 3.0, 0.0], [1.0, 1.0, 1.0]])
+    constant, whole = statistics.r2(targets + 0.1, targets, weights).tolist()
+    assert np.isnan(constant)
+    assert whole == pytest.approx(1 - 3 * 0.01 / (2 / 3), abs=1e-3)
+    numbers, away = torch.ones(3).double(), targets.double() - targets.mean()
+    pooled = torch.stack([numbers, away, away.square(), torch.full((3,), 0.01)], dim=1)
+    constant, whole = statistics.pooled_r2(pooled, torch.empty(0), weights).tolist()
+    assert np.isnan(constant)
+    assert whole == pytest.approx(1 - 3 * 0.01 / (2 / 3), abs=1e-3)
+
+
+def test_a_draw_without_anything_that_a_number_is_of_is_not_defined() -> None:
+    weights = torch.tensor([[1.0, 1.0, 0.0]])
+    scores, targets = torch.tensor([[0.1, 0.3], [0.2, 0.1], [0.4, 0.2]]), torch.tensor([[0, 0], [0, 0], [1, 0]])
+    assert statistics.mean_average_precision(scores, targets, weights).isnan().all()
+    assert statistics.auroc(scores, targets, weights).isnan().all()
+    counts = torch.tensor([[[0, 0]], [[0, 0]], [[1, 2]]])
+    assert statistics.mean_iou(counts, torch.empty(0), weights).isnan().all()
+    assert statistics.quadratic_kappa(torch.tensor([1, 2]), torch.tensor([1, 2]), torch.zeros(1, 2)).isnan().all()
+
+
+@pytest.mark.parametrize("positive", [0, 1, 3, 6])
+def test_blind_average_precision_is_the_mean_of_all_orders(positive: int) -> None:
+    targets = torch.tensor([1] * positive + [0] * (6 - positive))
+    orders = torch.tensor(list(itertools.permutations(range(6)))).float()
+    found = [statistics.average_precision(order, targets, torch.ones(1, 6))[0] for order in orders]
+    assert statistics.blind_average_precision(6, torch.tensor(positive)).item() == pytest.approx(
+        float(torch.cat(found).mean()), abs=1e-6
+    )

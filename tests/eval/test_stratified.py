@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eval.stratified import stratified_split
+from eval.stratified import classes_not_held_out, stratified_split
 
 
 def test_split_is_stratified_and_spares_single_samples():
@@ -46,3 +46,25 @@ def test_each_sample_a_group_of_its_own_is_no_group():
     labels = torch.tensor([0] * 100 + [1] * 30)
     _, held_out = stratified_split(labels, 0.1, 0, torch.arange(130))
     assert labels[held_out].bincount().tolist() == [10, 3]
+
+
+def test_one_class_alone_chooses_nothing():
+    labels = torch.tensor([0] * 60 + [1] * 15 + [2] * 15)
+    groups = torch.cat([torch.arange(60) // 30, torch.full((15,), 2), torch.full((15,), 3)])
+    with pytest.raises(ValueError, match="of the 3 classes of the 90 train samples one alone can be held out"):
+        stratified_split(labels, 0.1, 0, groups)
+    with pytest.raises(ValueError, match="no other can spare a sample"):
+        stratified_split(torch.tensor([0] * 5 + [1]), 0.1, 0)
+    assert len(stratified_split(torch.zeros(9, dtype=torch.int64), 0.1, 0)[1]) == 1  # there is one stratum only
+
+
+def test_as_many_classes_as_the_groups_allow_are_in_both_parts():
+    of_group = {1: (0, 2, 4), 2: (0, 3), 3: (1, 2), 4: (1, 3, 4)}  # held out, 1 takes three and bars two
+    labels = torch.tensor([label for classes in of_group.values() for label in classes])
+    groups = torch.tensor([group for group, classes in of_group.items() for _ in classes])
+    for seed in range(20):
+        kept, held_out = stratified_split(labels, 0.1, seed, groups)
+        assert len(labels[held_out].unique()) == 4, seed
+        assert len(labels[kept].unique()) == 5
+        (absent,) = classes_not_held_out(labels, 0.1, seed, groups).tolist()
+        assert absent not in labels[held_out].tolist()

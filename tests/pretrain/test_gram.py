@@ -162,11 +162,13 @@ def test_an_earlier_checkpoint_of_another_run_teaches(shards: Path, gram_data: d
     config = parse_config(gram_data)
     method = build(config)
     lines = start_from(method, str(run), "dino")
-    assert any(line.strip() == "8 tensors of the method around it, of step-00000002" for line in lines)
+    assert any(line.strip() == "9 tensors of the method around it, of step-00000002" for line in lines)
     with Pieces([run / "checkpoints" / "step-00000002" / piece_name(0, 1)]) as pieces:
         for name, value in method.head.state_dict().items():
             assert torch.equal(value, pieces.whole(f"teacher.head.{name}")), name
             assert torch.equal(value, method.teacher["head"].state_dict()[name]), name
+        assert torch.equal(method.center, pieces.whole("center"))
+        assert method.center.abs().sum() > 0
     second = pretrain(config)
     assert rows({"runs": str(second.parent), "name": second.name})[0]["gram"] > 0
     gram_data["data"] |= {"mean": (0.4, 0.4, 0.3)}

@@ -30,6 +30,19 @@ NAMES = (
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 )
 
+#: From timm's names to those of `visual.*`, where they are no tokens or positions.
+OPENCLIP_NAMES = (
+    ("patch_embed.proj.weight", "conv1.weight"),
+    ("norm_pre.", "ln_pre."),
+    ("blocks.", "transformer.resblocks."),
+    (".norm1.", ".ln_1."),
+    (".norm2.", ".ln_2."),
+    (".attn.qkv.", ".attn.in_proj_"),
+    (".attn.proj.", ".attn.out_proj."),
+    (".mlp.fc1.", ".mlp.c_fc."),
+    (".mlp.fc2.", ".mlp.c_proj."),
+)
+
 
 def read_clip(state: CheckpointState) -> Imported:
     """OpenAI's CLIP, whose MLPs have a QuickGELU; with either naming."""

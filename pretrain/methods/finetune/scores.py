@@ -50,6 +50,11 @@ def mean_overlap(counts: np.ndarray, _: np.ndarray) -> float:
     return float(np.nanmean(each)) if np.isfinite(each).any() else 0.0
 
 
+def blind_overlap(pixels: np.ndarray) -> float:
+    """The mean overlap of who says the most frequent class everywhere, of the pixels (c,) of each class."""
+    return float(pixels.max() / pixels.sum() / (pixels > 0).sum()) if pixels.any() else 0.0
+
+
 def bootstrap_error(score: Callable[[np.ndarray, np.ndarray], float], found: np.ndarray, truth: np.ndarray) -> float:
     """The deviation of a score over `DRAWS` draws of the images with replacement; NaN where it would take long."""
     if found.size > _MOST:

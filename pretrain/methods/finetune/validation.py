@@ -22,6 +22,7 @@ from torch import Tensor
 from data_pipelines.eval_loader import center_crops
 from data_pipelines.eval_maps import CenterMaps
 from data_pipelines.files import read_json, staged, write_json
+from eval.statistics import blind_average_precision
 from pretrain.config import Config
 from pretrain.encoders import Encoder
 from pretrain.engines.collectives import all_gather_objects
@@ -31,6 +32,7 @@ from pretrain.methods.finetune.masks import places_of
 from pretrain.methods.finetune.network import Head, classify
 from pretrain.methods.finetune.scores import (
     binomial_error,
+    blind_overlap,
     bootstrap_error,
     mean_average_precision,
     mean_overlap,
@@ -45,10 +47,12 @@ HEADLINE = {"one_label": "top1", "several_labels": "map", "numbers": "r2", "segm
 
 
 class Measured(NamedTuple):
-    """What came out for one network: scores to log, and more to write down."""
+    """What came out for one network: scores to log, and more to write down; `blind`: the headline of who says the most
+    frequent class of pixels everywhere."""
 
     scores: dict[str, float]
     more: dict[str, Any]
+    blind: float = 0.0
 
 
 class Validation:
@@ -217,7 +221,8 @@ class Validation:
         scores = {"miou": mean_overlap(kept, kept), "pixel_accuracy": float(right.sum() / max(of_class.sum(), 1))}
         more = {"images": len(kept), "miou_standard_error": _or_none(bootstrap_error(mean_overlap, kept, kept))}
         shown = zip(self.space.classes, overlaps(kept), strict=True)
-        return Measured(scores, more | {"iou": {name: float(value) for name, value in shown if value == value}})
+        each = {name: float(value) for name, value in shown if value == value}
+        return Measured(scores, more | {"iou": each}, blind_overlap(of_class))
 
     def _crops(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's images in chunks, with their numbers: chunk c is rank c mod R's."""
@@ -252,7 +257,7 @@ class Validation:
                 "held_out": {"name": self.val.name, "checksum": self.val.dataset.checksum},
                 "classes": list(self.space.classes),
                 "rare_classes": few,  # of fewer than ten images to learn from
-                "chance": self._chance(),
+                "chance": self._chance(found),
                 "headline": HEADLINE[task],
                 "networks": {name: _finite(each.scores) | each.more for name, each in found.items()},
                 "best": best,  # chosen on these images, so its score flatters
@@ -260,16 +265,18 @@ class Validation:
             },
         )
 
-    def _chance(self) -> float:
-        """What the headline is without looking at images: the most frequent class, or the mean."""
+    def _chance(self, found: Mapping[str, Measured]) -> float:
+        """What the headline is without looking at images: the most frequent class, the mean, or a random order."""
         assert self.val is not None
         if self.space.task == "one_label":
             return float((self.val.table.values == int(np.argmax(self.train_counts or [0]))).mean())
-        if self.space.task in ("numbers", "segmentation"):
+        if self.space.task == "numbers":
             return 0.0
-        truth = self.val.table.rows(np.arange(self.val.dataset.num_samples), len(self.space.classes))
-        shares = truth.mean(axis=0)
-        return float(shares[shares > 0].mean()) if shares.any() else 0.0
+        if self.space.task == "segmentation":
+            return next(iter(found.values())).blind
+        truth = torch.from_numpy(self.val.table.rows(np.arange(self.val.dataset.num_samples), len(self.space.classes)))
+        blind = blind_average_precision(len(truth), truth.sum(dim=0))
+        return float(blind[blind > 0].mean()) if blind.any() else 0.0
 
 
 def _counts(labels: Labels) -> list[int]:
