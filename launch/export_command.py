@@ -27,7 +27,7 @@ def export(
         raise FileExistsError(f"{out} exists; choose another place, or replace it (--overwrite)")
     from eval.target import run_of
     from pretrain.encoders.saved import read_card
-    from pretrain.interop.classifier import FORMATS, export_classifier, is_classifier
+    from pretrain.interop.classifier import FORMATS, export_classifier, is_classifier, task_of
     from pretrain.interop.export import export_encoder
 
     if native and (head or settings):
@@ -49,8 +49,9 @@ def export(
         if settings:
             raise ValueError(f"{settings[0]} is a setting of --to features, and a classifier has none; leave it out")
         made = export_classifier(source, out, to, overwrite=overwrite)
+        what = f"the encoder and its head for {task_of(source).replace('_', ' ')}"
         print(
-            f"wrote {made.path} ({made.num_bytes / 1e6:.1f} MB), a classifier. Opened again, its outputs for random "
+            f"wrote {made.path} ({made.num_bytes / 1e6:.1f} MB), {what}. Opened again, its outputs for random "
             f"images differ by at most {made.difference:.2g} (allowed {made.tolerance:g}).\n\n{made.usage}"
         )
         return

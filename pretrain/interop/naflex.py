@@ -3,120 +3,46 @@
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import timm
-import torch
-from einops import rearrange
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from pretrain.encoders import Encoder
+from pretrain.encoders.registry import family_of
 from pretrain.encoders.saved import EncoderCard
-from pretrain.encoders.vit.config import VitConfig
-
-#: Settings of a ViT that `recipe_of` tells, or that play no part in what is computed of an image.
-TOLD = (
-    "family", "size", "dim", "depth", "heads", "patch", "positions", "rotary", "class_token", "registers", "pool",
-    "stem", "layer_scale", "interpolation", "drop_path",
-)  # fmt: skip
-TABLES = ("learned", "sincos", "sincos_1d")
-MODEL = "naflexvit_base_patch16_gap"
 
 
 def recipe_of(card: EncoderCard) -> dict[str, Any]:
-    """Arguments of `timm.create_model` whose NaFlexViT takes the weights, renamed by `state_of`.
+    """Arguments of `timm.create_model` whose NaFlexViT takes the weights, by its names.
 
     Raises ValueError with the reason where it computes something else on images of any shape.
     """
-    config = card.encoder
-    if (why := why_not(config)) is not None:
+    family = family_of(card.encoder)
+    why = family.why_not_naflex if family.naflex is None else _of_family(card).why_not(card.encoder)
+    if why is not None:
         raise ValueError(
             f"timm {timm.__version__}'s NaFlexViT {why}. Try instead --to onnx OUT.onnx --native, or --to hf OUT/ "
             "--native, which selfsight opens"
         )
-    assert isinstance(config, VitConfig)
-    dim, depth, heads = config.shape
-    recipe: dict[str, Any] = {
-        "model_name": MODEL, "num_classes": 0, "in_chans": card.channels, "patch_size": config.patch, "embed_dim": dim,
-        "depth": depth, "num_heads": heads, "init_values": config.layer_scale or 1.0, "class_token": config.class_token,
-        "reg_tokens": config.registers, "fc_norm": False, "pos_embed": "none",
-        "global_pool": "token" if config.pool == "class" else "avg",
-    }  # fmt: skip
-    if config.positions == "rotary":
-        recipe |= {"rope_type": "dinov3", "rope_temperature": config.rotary.base, "rope_rotate_half": True}
-    elif config.positions in TABLES:
-        grid = [side // config.patch for side in card.image_size]
-        recipe |= {"pos_embed": "learned", "pos_embed_grid_size": grid}
-        recipe["pos_embed_antialias"] = config.interpolation == "antialias"
+    recipe: dict[str, Any] = _of_family(card).recipe_of(card.encoder, card.image_size, card.channels)
     return recipe
 
 
-def why_not(config: Any) -> str | None:
-    """What NaFlexViT does otherwise than an encoder of these settings; None: nothing."""
-    if not isinstance(config, VitConfig):
-        others = {
-            "navit": "norms no patches before they are embedded, nor queries and keys by a gain of each head, as NaViT",
-            "dinov3": "has norms of another epsilon (1e-6) than DINOv3's",
-        }
-        return others.get(config.family, f"is no {config.family}")
-    if config.positions in TABLES and config.interpolation == "offset":
-        return (
-            f"stretches tables of positions (positions={config.positions}) over another grid otherwise than DINO's "
-            "code, whose scale is (side + 0.1) / old side: the same weights would see other positions"
-        )
-    if config.positions not in (*TABLES, "rotary", "none") or config.stem != "patch":
-        return f"has neither positions={config.positions} with stem={config.stem} nor our weights for them"
-    plain = VitConfig()
-    others = [field.name for field in fields(config) if field.name not in TOLD]
-    changed = [name for name in others if getattr(config, name) != getattr(plain, name)]
-    if changed and not config.distillation_token:
-        return f"is told nothing of {', '.join(changed)} here, and these weights were trained with that"
-    if config.distillation_token:
-        return "has no distillation token"
-    rope = config.rotary
-    if config.positions == "rotary" and (rope.periods, rope.normalise, rope.dtype) != (None, "separate", "fp32"):
-        return "has rotary positions of a base alone, of sides by themselves (normalise=separate), in fp32"
-    return None
-
-
-def state_of(encoder: Encoder) -> dict[str, Tensor]:
-    """The weights by NaFlexViT's names."""
-    state: dict[str, Tensor] = {}
-    folded: dict[str, Tensor] = {}
-    rotary = getattr(encoder.config, "positions", None) == "rotary"
-    for key, value in encoder.inner().state_dict().items():
-        name = re.sub(r"^patch_embed\.", "embeds.", re.sub(r"^(cls_token|reg_token)$", r"embeds.\1", key))
-        if rotary:
-            name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
-        if name == "embeds.proj.weight":
-            value = rearrange(value, "d c p q -> d (p q c)")
-        if key == "pos_embed":
-            count = encoder.inner().num_prefix_tokens
-            for token, where in (("cls_token", slice(1)), ("reg_token", slice(1, None))):  # which have none there
-                beside, own = f"embeds.{token}", value[:, :count][:, where]
-                own = value[:, :count] if encoder.inner().cls_token is None else own
-                if getattr(encoder.inner(), token) is not None:
-                    folded[beside] = own
-            name, value = "embeds.pos_embed", rearrange(value[:, count:], "1 (h w) d -> 1 h w d", h=encoder.grid[0])
-        state[name] = value.detach().to("cpu", torch.float32).contiguous().clone()
-    if encoder.config.layer_scale is None:  # timm takes None for what its model has by default
-        for block in range(encoder.depth):
-            for branch in (1, 2):
-                name = f"gamma_{branch}" if rotary else f"ls{branch}.gamma"
-                state[f"blocks.{block}.{name}"] = torch.ones(encoder.dim)
-    for name, positions in folded.items():
-        state[name] = state[name] + positions.detach().cpu()
-    return state
+def _of_family(card: EncoderCard) -> ModuleType:
+    name = family_of(card.encoder).naflex
+    assert name is not None
+    return import_module(name)
 
 
 def write_naflex(path: Path, encoder: Encoder, card: EncoderCard, recipe: dict[str, Any]) -> None:
     """Write a state dict that `timm.create_model(**recipe)` loads; the recipe, mean and std are in its header."""
     header = {"timm": json.dumps(recipe), "mean": json.dumps(card.mean), "std": json.dumps(card.std)}
-    path.write_bytes(save(state_of(encoder), metadata=header))
+    path.write_bytes(save(_of_family(card).state_of(encoder), metadata=header))
 
 
 def open_naflex(path: Path, recipe: dict[str, Any]) -> nn.Module:

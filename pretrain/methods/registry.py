@@ -56,7 +56,11 @@ def exporting(what: str) -> list[str]:
 
 def build_method(config: Config, normalisation: Normalisation, timeline: Timeline) -> Method:
     """The method that `config` names around the encoder that it names, freshly initialised from torch's generator."""
-    return spec_of(config.method).call("build", config, normalisation, timeline)
+    from pretrain.continuing.parts import choose_parts
+
+    method = spec_of(config.method).call("build", config, normalisation, timeline)
+    choose_parts(method, config)
+    return method
 
 
 def draw_fields_for(config: Config) -> DrawFields | None:

@@ -124,6 +124,7 @@ SPEC = EncoderSpec(
     headline=lambda config: "class",
     has_sequence=lambda config: True,
     native=takes_own_shape,
+    why_not_naflex="has norms of another epsilon (1e-6) than DINOv3's",
     timm_recipe=timm_recipe,
     layouts={
         "dinov3": Layout(

@@ -168,6 +168,7 @@ SPEC = EncoderSpec(
     has_sequence=lambda config: config.class_token,
     timm_recipe=timm_recipe,
     native=takes_own_shape,
+    naflex="pretrain.encoders.vit.naflex",
     why_not_placeless=_why_not_placeless,
     layouts={
         name: Layout(f"pretrain.encoders.vit.{module}:read_{name}", signs=SIGNS.get(name, ()))

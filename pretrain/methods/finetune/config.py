@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from data_pipelines.transforms.config import Share, section
+from pretrain.continuing.config import LoraConfig
 from pretrain.methods.spec import MethodSpec, Metric, Needs, Tokens
 
 if TYPE_CHECKING:
@@ -25,15 +26,6 @@ class RandAugmentConfig:
     magnitude_std: NonNegativeFloat = 0.5  # its deviation from image to image
     prob: Share = 0.5  # of each op that is drawn to be done
     increasing: bool = True  # posterise, solarise and enhance more at a higher magnitude; false: as in the paper's code
-
-
-@section
-class LoraConfig:
-    """Low-rank changes of the attention's linear layers (Hu et al. 2022), the encoder itself frozen."""
-
-    rank: PositiveInt = 8  # of each change, a product of two matrices so narrow
-    alpha: PositiveFloat = 16.0  # what is added is multiplied by alpha / rank
-    layers: tuple[str, ...] = ("qkv", "q", "kv", "proj")  # the names of the linear layers, of those that there are
 
 
 #: Why a task goes without what `FinetuneConfig.unfit` names.
