@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_pipelines.wording import counted
 from pretrain.config import Config
 
 Settings = dict[str, Any]
@@ -28,7 +29,7 @@ def of_task(preset: Config, given: Mapping[str, str], channels: int, bits: int) 
         and not _is_typed("method.rand_augment", given)
     ):
         settings |= colours
-        lines.append(f"for {channels} channels of {bits} bits: {_listed(colours)} in place of the preset's")
+        lines.append(f"for {counted(channels, 'channel')} of {bits} bits: {_listed(colours)} in place of the preset's")
     return settings, lines
 
 
@@ -40,7 +41,8 @@ def of_epochs(preset: Config, given: Mapping[str, str], epochs: float | None) ->
     if usual is None or epochs >= usual:
         return {}, []
     shorter = float(f"{warmup * epochs / usual:.4g}")
-    line = f"for {epochs:.4g} epochs: optim.warmup_epochs={shorter:g} in place of the {warmup:g} of {usual:g}"
+    length = f"{epochs:.4g} epoch{'s' * (epochs != 1)}"
+    line = f"for {length}: optim.warmup_epochs={shorter:g} in place of the {warmup:g} of {usual:g}"
     return {"optim.warmup_epochs": shorter}, [line]
 
 

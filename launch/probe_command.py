@@ -180,11 +180,20 @@ def refuse_early(target: str, data: str, grouping: Grouping, also: Iterable[str]
         check_target(target)
     from eval import registry
 
+    also = list(also)
     registry.check_names(also)
-    from data_pipelines.datasets.dataset import find_shards
+    from data_pipelines.datasets.dataset import find_shards, open_dataset
+    from data_pipelines.datasets.maps import which_have
     from launch.own_data import shards_of
 
     data = shards_of(data, grouping, partial(typer.echo, err=True))
-    if "://" not in data:
-        find_shards(data)
+    if "://" in data:
+        return data
+    find_shards(data)
+    for probe, kind in (("segmentation", "mask"), ("depth", "depth")):
+        if probe in also and not which_have(open_dataset(data), kind).any():
+            raise ValueError(
+                f"no image of train in {data} has a {kind}, and {probe} is a probe of those; pack images with theirs "
+                f"(`selfsight pack IMAGES SHARDS --{kind}s FOLDER`)"
+            )
     return data

@@ -97,7 +97,7 @@ def test_defaults_follow_the_task_the_length_and_the_data(run: Path, capsys: pyt
     numbers = ["method.task=numbers", "method.label=age", "train.steps=10", "train.batch_size=4"]
     config = load_config(*prepare(str(run), None, numbers, data, NO_GROUPS))
     assert (config.method.mixup, config.method.label_smoothing, config.optim.warmup_epochs) == (0.2, 0, 1)
-    assert "for 1 channels of 16 bits: method.rand_augment=null" in capsys.readouterr().out
+    assert "for 1 channel of 16 bits: method.rand_augment=null" in capsys.readouterr().out
 
 
 def test_what_was_typed_stands_and_is_refused_for_all_reasons_at_once(run: Path) -> None:
