@@ -2,102 +2,59 @@
 
 Both were shown the same images, and most are easy or hard for both. So each draw of the bootstrap takes the same images
 for both (or the same groups), and the interval is of their difference: much narrower than two separate ones allow.
+
+Of few units (images, or groups of them) quantiles of a bootstrap are too near to each other. So both ends are taken
+further by what Student's t of as many units less one is beyond the normal, and by the root of n / (n - 1). And where
+fewer than six units differ, even one that favours the same encoder in all of them does so by chance in more than one of
+twenty cases (2 of 2^5, of all signs): there the interval reaches to 0, and no encoder is said to be better.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
-from eval.outcomes import DRAWS, Outcome, read_outcomes, weightings
+from eval.outcomes import DRAWS, Outcome, weightings
 from eval.report import Measured
-from eval.result_files import read_result
+from eval.scores import Z95
+from eval.sides import Measure, Side, together
 
-
-@dataclass(frozen=True)
-class Measure:
-    """A number of one encoder that can be drawn anew.
-
-    column: as results hold it, see `eval.base.Column`. outcome: what each of the images `ids` (m,) came to.
-    """
-
-    column: dict[str, Any]
-    outcome: Outcome
-    ids: Tensor
-
-
-@dataclass(frozen=True)
-class Side:
-    """What is known of one encoder on one data set; of several results the newest that has a measure.
-
-    measures: by the name of the column. lacking: titles of columns without outcomes. group_of: by sample number, or
-    None without groups.
-    """
-
-    name: str
-    results: tuple[dict[str, Any], ...]
-    measures: dict[str, Measure]
-    lacking: tuple[str, ...]
-    group_of: dict[int, int] | None
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """Of the results, which are all of the same."""
-        found: dict[str, Any] = self.results[0]["data"]
-        return found
-
-
-def side_of(paths: Sequence[Path]) -> Side:
-    """What result files of one encoder on one data set say, with the outcomes beside them; the last of them counts.
-
-    Raises ValueError for a file that is no result.
-    """
-    results, measures = [], {}
-    titles: dict[str, str] = {}
-    group_of: dict[int, int] | None = None
-    for path in paths:
-        result = read_result(path)
-        results.append(result)
-        titles |= {column["name"]: column["title"].rstrip("*") for column in result["columns"]}
-        beside = path.with_suffix(".npz")
-        if not beside.is_file():
-            continue
-        outcomes, ids, groups = read_outcomes(beside)
-        if groups is not None:
-            group_of = dict(zip(ids.tolist(), groups.tolist(), strict=True))
-        for column in result["columns"]:
-            outcome = _outcome_of(column, outcomes)
-            if outcome is not None:
-                rows = outcome.rows if len(outcome.rows) else torch.arange(len(ids))
-                measures[column["name"]] = Measure(column, outcome, ids[rows])
-    target = results[-1]["target"]
-    step = "" if target["step"] is None else f", step {target['step']:,}"
-    lacking = tuple(title for name, title in titles.items() if name not in measures)
-    return Side(f"{target['name']}{step}", tuple(results), measures, lacking, group_of)
+#: Of fewer units than that which differ nothing is concluded; fewer than that in all are warned of.
+LEAST_DIFFERING, FEW_UNITS = 6, 20
 
 
 def compared(first: Side, second: Side, *, seed: int = 0, draws: int = DRAWS) -> dict[str, Any]:
     """The difference second - first in every measure of both, as plain JSON values.
 
-    Raises ValueError where the two were measured on different images or labels, or have no measure in common.
+    Measures of other labels or groups are left out, with a note. Raises ValueError where the two were measured on
+    different images, where this leaves none, or where they have no measure in common.
     """
     _check_same_data(first, second)
-    pairs = list(_pairs(first, second))
+    pairs, refused = [], {}
+    for column, one, other, ids in _pairs(first, second):
+        if (why := _unlike(first, second, one, other)) is None:
+            pairs.append((column, one.outcome, other.outcome, ids))
+        else:
+            refused[column["title"]] = why
+    if refused and not pairs:
+        raise ValueError(next(iter(refused.values())))
     if not pairs:
         raise ValueError(
             f"{first.name} has {_listed(first)} and {second.name} {_listed(second)}: no measure of both of which is "
             "kept what each image came to; probe both once more, with the same probes"
         )
     every = np.unique(np.concatenate([ids for *_, ids in pairs]))
-    group_of = first.group_of or second.group_of
-    groups = None if group_of is None else torch.tensor([group_of[number] for number in every.tolist()])
+    known = together([side.group_of for side in (first, second) if side.group_of is not None])
+    groups = None
+    if known is not None:  # what no result puts into a group is one of its own
+        groups = torch.tensor([known.get(number, -1 - number) for number in every.tolist()])
     places = [torch.from_numpy(np.searchsorted(every, ids)) for *_, ids in pairs]
     drawn: list[list[Tensor]] = [[] for _ in pairs]
     for weights in weightings(len(every), seed, groups, draws):
@@ -105,20 +62,22 @@ def compared(first: Side, second: Side, *, seed: int = 0, draws: int = DRAWS) ->
             of_pair = weights if len(place) == len(every) else weights[:, place]
             kept.append(theirs.of(of_pair) - ours.of(of_pair))
     rows = []
-    for (column, ours, theirs, ids), kept in zip(pairs, drawn, strict=True):
-        differences = torch.cat(kept)
-        differences = differences[differences.isfinite()]  # a draw may hold no image that a measure is of
-        low, high = differences.quantile(torch.tensor([0.025, 0.975])).tolist()
+    for (column, ours, theirs, ids), place, kept in zip(pairs, places, drawn, strict=True):
         values = [ours.number(), theirs.number()]
         difference = values[1] - values[0]
+        if not math.isfinite(difference):
+            refused[column["title"]] = f"{column['title']} is not defined of the images of both"
+            continue
+        units, differing = _units(ours, theirs, place if groups is None else groups[place])
+        error, interval = _reach(torch.cat(kept), difference, units, differing)
         rows.append(
             {
                 "name": column["name"], "title": column["title"], "probe": column["probe"],
                 "unit": column.get("unit", "percent"), "lower_is_better": bool(column.get("lower_is_better")),
                 "label_free": bool(column.get("label_free")), "more": bool(column.get("more")),
                 "first": values[0], "second": values[1], "difference": difference,
-                "standard_error": float(differences.std()),
-                "interval": [min(low, difference), max(high, difference)], "images": len(ids),
+                "standard_error": error, "interval": interval, "images": len(ids), "units": units,
+                "differing": differing,
             }
         )  # fmt: skip
     return {
@@ -126,12 +85,33 @@ def compared(first: Side, second: Side, *, seed: int = 0, draws: int = DRAWS) ->
         "first": {"title": first.name, **first.results[-1]["target"]},
         "second": {"title": second.name, **second.results[-1]["target"]},
         "data": first.data,
-        "groups": group_of is not None,
+        "groups": groups is not None,
         "draws": draws,
         "seed": seed,
         "measures": rows,
-        "notes": list(_notes(first, second, rows, group_of is not None)),
+        "notes": [*_notes(first, second, rows, groups is not None), *(f"left out: {why}" for why in refused.values())],
     }
+
+
+def _units(ours: Outcome, theirs: Outcome, unit: Tensor) -> tuple[int, int]:
+    """How many units there are of images (m,) of these units, and in how many of them the two outcomes differ."""
+    unlike = (ours.values != theirs.values).reshape(len(unit), -1).any(dim=1)
+    return len(unit.unique()), len(unit[unlike].unique())
+
+
+def _reach(drawn: Tensor, difference: float, units: int, differing: int) -> tuple[float, list[float]]:
+    """Standard error and 95 % interval of a difference, of its draws over so many units."""
+    drawn = drawn[drawn.isfinite()]  # a draw may hold no image that a measure is of
+    if len(drawn) < 2 or units < 2:
+        return 0.0, [min(difference, 0.0), max(difference, 0.0)]
+    low, high = drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
+    unbiased = math.sqrt(units / (units - 1))
+    further = unbiased * float(student.ppf(0.975, units - 1)) / Z95
+    ends = [min(difference, difference + further * (low - difference))]
+    ends.append(max(difference, difference + further * (high - difference)))
+    if differing < LEAST_DIFFERING:
+        ends = [min(ends[0], 0.0), max(ends[1], 0.0)]
+    return unbiased * float(drawn.std()), ends
 
 
 def said(measure: dict[str, Any]) -> str:
@@ -170,12 +150,12 @@ def _title(measure: Measure) -> str:
     return f"{measure.column['probe'].replace('_', '-')}: {title}" if measure.column.get("more") else title
 
 
-def _pairs(first: Side, second: Side) -> Iterator[tuple[dict[str, Any], Outcome, Outcome, np.ndarray]]:
-    """(column, outcome of first, of second, ids) of the images of both, in one order."""
+def _pairs(first: Side, second: Side) -> Iterator[tuple[dict[str, Any], Measure, Measure, np.ndarray]]:
+    """(column, measure of first, of second, ids) of the images of both, in one order."""
     for column, ours, theirs in _matched(first, second):
         ids, mine, other = np.intersect1d(ours.ids.numpy(), theirs.ids.numpy(), return_indices=True)
         if len(ids):
-            yield column, _only(ours.outcome, mine), _only(theirs.outcome, other), ids
+            yield column, _only(ours, mine), _only(theirs, other), ids
 
 
 def _matched(first: Side, second: Side) -> Iterator[tuple[dict[str, Any], Measure, Measure]]:
@@ -198,22 +178,13 @@ def _headlines(side: Side) -> Iterator[Measure]:
     return (measure for measure in side.measures.values() if measure.column["headline"])
 
 
-def _only(outcome: Outcome, rows: np.ndarray) -> Outcome:
-    """The outcome of some of its images, in that order."""
-    places = torch.from_numpy(rows)
+def _only(measure: Measure, rows: np.ndarray) -> Measure:
+    """The measure of some of its images, in that order."""
+    places, outcome = torch.from_numpy(rows), measure.outcome
     targets = outcome.targets[places] if len(outcome.targets) else outcome.targets
-    return Outcome(outcome.statistic, outcome.values[places], targets)
-
-
-def _outcome_of(column: dict[str, Any], outcomes: dict[str, Outcome]) -> Outcome | None:
-    """By the first path that leads to one; not where the column shows another number of the same score, as top-5."""
-    if column.get("key", "top1") not in ("top1", "value"):
-        return None
-    for path in column["paths"]:
-        found = outcomes.get("/".join((column["probe"], *path)))
-        if found is not None:
-            return found
-    return None
+    return replace(
+        measure, outcome=Outcome(outcome.statistic, outcome.values[places], targets), ids=measure.ids[places]
+    )
 
 
 def _check_same_data(first: Side, second: Side) -> None:
@@ -223,25 +194,45 @@ def _check_same_data(first: Side, second: Side) -> None:
             f"{first.name} was measured on {ours['val']['spec']} and {second.name} on {theirs['val']['spec']}, which "
             "hold different samples to test on; a comparison is of the same images: name the data by --data"
         )
+
+
+def _unlike(first: Side, second: Side, ours: Measure, theirs: Measure) -> str | None:
+    """Why a measure of both is not of the same labels or groups, and what to do; None where it is."""
+    mine, other = first.data_of(ours), second.data_of(theirs)
+    of = f" in {_title(ours)}"
     for what in ("label", "label_kind"):
-        if ours.get(what) != theirs.get(what):
-            raise ValueError(
-                f"{first.name} was measured with {what.replace('_', ' ')} {ours.get(what)} and {second.name} with "
-                f"{theirs.get(what)}; probe both with the same"
+        if mine.get(what) != other.get(what):
+            return (
+                f"{first.name} was measured with {what.replace('_', ' ')} {mine.get(what)} and {second.name} with "
+                f"{other.get(what)}{of}; probe both with the same"
             )
-    if None not in (first.group_of, second.group_of) and ours.get("group_by") != theirs.get("group_by"):
-        raise ValueError(
-            f"{first.name} was measured by groups of {ours.get('group_by')} and {second.name} of "
-            f"{theirs.get('group_by')}; probe both with the same --group-by"
+    if None not in (mine.get("group_by"), other.get("group_by")) and mine["group_by"] != other["group_by"]:
+        return (
+            f"{first.name} was measured by groups of {mine['group_by']} and {second.name} of {other['group_by']}{of}; "
+            "probe both with the same --group-by"
         )
+    return None
 
 
 def _notes(first: Side, second: Side, rows: Sequence[dict[str, Any]], of_groups: bool) -> Iterator[str]:
-    drawn = f"whole {first.data.get('group_by') or second.data.get('group_by')}s" if of_groups else "images"
+    names = {str(name) for s in (first, second) for r in s.results if (name := r["data"].get("group_by"))}
+    unit = " and ".join(sorted(names)) or "group"
+    drawn = f"whole {unit}s" if of_groups else "images"
     yield (
         f"difference: second - first ± its standard error [95 % interval], of a paired bootstrap: {drawn} are drawn, "
         "the same for both"
     )
+    if few := [each for each in rows if each["units"] < FEW_UNITS]:
+        least = min(each["units"] for each in few)
+        yield (
+            f"warning: {', '.join(each['title'] for each in few)}: of {least} {unit if of_groups else 'image'}"
+            f"{'s' * (least != 1)} only; the interval is widened by Student's t, and still rough"
+        )
+    if unclear := [each for each in rows if 0 < each["differing"] < LEAST_DIFFERING and each["difference"]]:
+        yield (
+            f"warning: {', '.join(each['title'] for each in unclear)}: the two differ in fewer than {LEAST_DIFFERING} "
+            f"{f'{unit}s' if of_groups else 'images'}, which may be chance whatever they say: the interval reaches to 0"
+        )
     if len(rows) > 2:
         yield f"each interval stands for itself: of {len(rows)} without any difference, about 1 in 20 leaves out 0"
     if first.data["train"]["checksum"] != second.data["train"]["checksum"]:

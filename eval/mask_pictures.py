@@ -19,6 +19,7 @@ from eval.patches import AnyMasks, AnyTokens, Levels, batches, overlaps, pixel_c
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from data_pipelines.checks.contact_sheet import Tile
     from data_pipelines.datasets.dataset import Dataset
     from eval.target import Target
 
@@ -26,6 +27,7 @@ _OF_EACH = 3  # of the worst images, and of the middle ones
 _SIDE = 112  # px of a picture
 _COLOURS = 256  # of the file, which makes it a third as large
 _MOST_NAMED = 4
+_SWATCH, _MOST_COLOURS = 10, 40  # px of a colour of the legend, and how many
 _TITLES = {"knn": "k-NN"}
 
 
@@ -101,7 +103,23 @@ def sheet(painted: Painted, dataset: Dataset, ids: Tensor, target: Target, title
                 levels = np.where(mask == IGNORED, np.iinfo(np.uint16).max, mask).astype(np.uint16)
                 tiles.append(Tile(fitted(coloured(picture, levels), _SIDE), (painted.words[name][place],)))
             rows.append(tiles)
-    return grid(rows, title)
+    return grid([*rows, *_legend(painted, dataset.mask_names, len(rows[0]) if rows else 1)], title)
+
+
+def _legend(painted: Painted, names: Mapping[int, str], across: int) -> list[list[Tile]]:
+    """Rows of the colours of the classes that are shown, each over its name; the background has none."""
+    from PIL import Image as Images
+
+    from data_pipelines.checks.contact_sheet import Tile
+    from data_pipelines.checks.map_pictures import BACKGROUND, colour_of
+
+    levels = sorted({level for maps in painted.maps.values() for each in maps for level in each.unique().tolist()})
+    tiles = [
+        Tile(Images.new("RGB", (_SIDE, _SWATCH), colour_of(level)), (names.get(level, str(level)),))
+        for level in levels
+        if level not in (IGNORED, BACKGROUND)
+    ][:_MOST_COLOURS]
+    return [tiles[first : first + across] for first in range(0, len(tiles), across)]
 
 
 def write_sheets(

@@ -16,7 +16,8 @@ class Overview(NamedTuple):
 
     columns: titles. rows: (what, a value for each column or None): the baselines, then the checkpoints, earliest first,
     `step N`. falling: the places of columns of which less is better. best: of each column the places of the checkpoints
-    that are best, or not told apart from the best; none where nothing says which way is better.
+    that are best, or not told apart from the best; none where nothing says which way is better, or the checkpoints were
+    measured with different settings.
     """
 
     title: str
@@ -26,6 +27,7 @@ class Overview(NamedTuple):
     best: list[list[int]]
     notes: list[str]
     results: list[dict[str, Any]]  # one a checkpoint, all of its probes in it
+    mixed: list[str] = []  # noqa: RUF012 - a line for each probe that had other settings at some checkpoints
 
 
 def conditions_of(results: dict[str, Any]) -> tuple[Any, ...]:
@@ -112,6 +114,8 @@ def _overview(results: list[dict[str, Any]]) -> Overview:
             name = column.rstrip("*")
             columns[name] = place in each.falling
             judged[name] = place not in each.headlines or place in each.judged
+    mixed = _mixed(results)
+    titles = {c["title"].rstrip("*") for each in results for c in each["columns"] if c["probe"] in mixed}
     rows: list[tuple[str, list[Measured | None]]] = []
     for name in ("chance", "raw pixels", "untrained"):
         beside: dict[str, Measured | None] = {}
@@ -125,14 +129,35 @@ def _overview(results: list[dict[str, Any]]) -> Overview:
         rows.append((f"step {step:,}", [ours.get(column) for column in columns]))
     best = [
         _best([(place, row[1][number]) for place, row in enumerate(rows) if place >= first], columns[name])
-        if judged[name]
+        if judged[name] and name not in titles
         else []
         for number, name in enumerate(columns)
     ]
     newest = told[-1][1]
     title = newest.title.replace(f", step {told[-1][0]:,}", "", 1)
     falling = [place for place, less in enumerate(columns.values()) if less]
-    return Overview(title, list(columns), rows, falling, best, newest.notes, results)
+    lines = list(mixed.values())
+    return Overview(title, list(columns), rows, falling, best, [*lines, *newest.notes], results, lines)
+
+
+def _mixed(results: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """By probe what its settings are at which steps, of probes whose settings differ between checkpoints."""
+    found: dict[str, str] = {}
+    for probe in dict.fromkeys(column["probe"] for each in results for column in each["columns"]):
+        settings = [
+            (step_of(each), {**each["protocol"][probe], "seeds": len(each["protocol"].get("seeds", ()))})
+            for each in results
+            if isinstance(each["protocol"].get(probe), dict) and probe in each["rows"]["pretrained"]
+        ]
+        keys = sorted({key for _, each in settings for key in each})
+        differing = [key for key in keys if len({str(each.get(key)) for _, each in settings}) > 1]
+        by_value: dict[str, list[str]] = {}
+        for step, each in settings:
+            by_value.setdefault(", ".join(f"{key} {each.get(key)}" for key in differing), []).append(f"{step:,}")
+        if differing:
+            told = "; ".join(f"{value} at step {', '.join(steps)}" for value, steps in by_value.items())
+            found[probe] = f"warning: {probe} was measured with different settings, so no checkpoint is best: {told}"
+    return found
 
 
 def _values(told: Any, row: str) -> dict[str, Measured | None]:

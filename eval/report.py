@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from rich.table import Table
@@ -44,6 +45,7 @@ class Results(NamedTuple):
 
     falling: the places of columns of which less is better. judged: of those headlines by which an encoder may be called
     better or worse: not what is measured without labels, which tells encoders apart but not which one is better.
+    ours: what the row `pretrained` is called where it is shown. data: what the images to test on are called.
     """
 
     title: str
@@ -55,6 +57,12 @@ class Results(NamedTuple):
     more_rows: list[tuple[str, list[Measured | None]]] = []  # noqa: RUF012
     falling: list[int] = []  # noqa: RUF012
     judged: list[int] = []  # noqa: RUF012
+    ours: str = "pretrained"
+    data: str = ""
+
+    def shown(self, row: str) -> str:
+        """What a row is called where people see it."""
+        return self.ours if row == "pretrained" else row
 
 
 def probe_table(results: dict[str, Any]) -> Table:
@@ -63,9 +71,9 @@ def probe_table(results: dict[str, Any]) -> Table:
     table = Table(title=told.title, caption="\n".join(told.notes), caption_justify="left")
     header, rows = _laid_out(told)
     for place, column in enumerate(header):
-        table.add_column(column, justify="right" if place else "left", style="bold" if column == "pretrained" else None)
+        table.add_column(column, justify="right" if place else "left", style="bold" if column == told.ours else None)
     for name, *cells in rows:
-        table.add_row(name, *cells, style="bold" if name == "pretrained" else None)
+        table.add_row(name, *cells, style="bold" if name == told.ours else None)
     return table
 
 
@@ -80,7 +88,7 @@ def markdown_table(results: dict[str, Any]) -> str:
 
 def _laid_out(told: Results) -> tuple[list[str], list[list[str]]]:
     """Header and lines: a column for each measure, or a line where there are more than a terminal has room for."""
-    header, lines = ["", *told.columns], [[name, *map(_cell, values)] for name, values in told.rows]
+    header, lines = ["", *told.columns], [[told.shown(name), *map(_cell, values)] for name, values in told.rows]
     if len(told.columns) <= _MOST_COLUMNS:
         return header, lines
     turned = [list(line) for line in zip(header, *lines, strict=True)]
@@ -100,7 +108,10 @@ def read_results(results: dict[str, Any]) -> Results:
     falling = [i for i, c in enumerate(columns) if c.get("lower_is_better")]
     judged = [i for i in headlines if not columns[i].get("label_free")]
     rows = _rows(results, columns)
-    return Results(_title(results), titles, rows, notes, headlines, more_titles, more_rows, falling, judged)
+    ours = "fine-tuned" if results["target"].get("method") == "finetune" else "pretrained"
+    return Results(
+        _title(results), titles, rows, notes, headlines, more_titles, more_rows, falling, judged, ours, data_of(results)
+    )
 
 
 def _rows(results: dict[str, Any], columns: list[dict[str, Any]]) -> list[tuple[str, list[Measured | None]]]:
@@ -162,9 +173,17 @@ def _cell(measured: Measured | None) -> str:
     return "-" if measured is None else str(measured)
 
 
+def data_of(results: dict[str, Any]) -> str:
+    """What the images to test on are called: the folder, or the last part of an address; empty where it is not said."""
+    return PurePath(str(results["data"]["val"].get("spec") or "")).name
+
+
 def _title(results: dict[str, Any]) -> str:
     target, data = results["target"], results["data"]
     step = "" if target["step"] is None else f", step {target['step']:,}"
+    named = f" of {name}" if (name := data_of(results)) else ""
+    if _is_label_free(results):
+        return f"{target['name']}{step}: on {data['train']['num_labelled']:,} train images{named}, without labels"
     kind, label = data.get("label_kind", "class"), data.get("label")
     what = "top-1 % on" if kind == "class" else "on"
     of = f"{label}: " if label else ""
@@ -172,9 +191,14 @@ def _title(results: dict[str, Any]) -> str:
         f", {data['num_classes']} {'grades' if kind == 'grade' else 'classes'}" if kind not in (None, "number") else ""
     )
     return (
-        f"{target['name']}{step}: {of}{what} {data['val']['num_labelled']:,} {data['val'].get('split', 'val')} images, "
-        f"{data['train']['num_labelled']:,} to learn from{classes}"
+        f"{target['name']}{step}: {of}{what} {data['val']['num_labelled']:,} {data['val'].get('split', 'val')} "
+        f"images{named}, {data['train']['num_labelled']:,} to learn from{classes}"
     )
+
+
+def _is_label_free(results: dict[str, Any]) -> bool:
+    """Whether all that was measured is of train's images alone."""
+    return bool(results["columns"]) and all(column.get("label_free") for column in results["columns"])
 
 
 def _over_seeds(found: list[Scores | None], column: dict[str, Any]) -> Measured | None:
@@ -203,6 +227,8 @@ def _notes(results: dict[str, Any]) -> list[str]:
         "Wilson" if all(accuracies) else "of accuracies Wilson's, else a bootstrap" if any(accuracies) else "bootstrap"
     )
     how = f"bootstrap over {group}s" if group else wilson
+    if _is_label_free(results):
+        return [*(f"warning: {line}" for line in results["warnings"]), *results["notes"]]
     blind = "" if uniform is None else f"; chance is the most frequent class (1 / classes: {100 * uniform:.1f})"
     return [
         *(f"warning: {line}" for line in results["warnings"]),

@@ -21,7 +21,10 @@ def tables_of(results: dict[str, Any]) -> dict[str, Table]:
         measures = result.get("measures")
         if isinstance(measures, dict):
             if counts := measures.get("confusion"):
-                found[f"{probe}_confusion"] = ("true", "taken for", "images"), list(_confused(counts, classes))
+                found[f"{probe}_confusion"] = (
+                    ("true", "taken for", "images"),
+                    list(_confused(counts, measures.get("names") or classes)),
+                )
             if bins := measures.get("reliability"):
                 names = ("confidence", "accuracy", "count")
                 found[f"{probe}_reliability"] = names, [[each[name] for name in names] for each in bins]

@@ -204,12 +204,18 @@ def demo_data(
         bool, typer.Option("--scenes", help="Two kinds of numerals an image, near and far, and their depths.")
     ] = False,
     side: Annotated[int, typer.Option(min=32, help="Of the images of --scenes, in px.")] = 64,
+    shapes: Annotated[bool, typer.Option("--shapes", help="On paper of several shapes, from 1:4 to 4:1.")] = False,
 ) -> None:
     """Draw the built-in images that the demo learns from, with labels, masks, boxes and counts."""
     from data_pipelines.demo import build_demo
     from data_pipelines.scenes import build_scenes
+    from data_pipelines.shapes import build_shapes
 
-    if scenes:
+    if scenes and shapes:
+        raise ValueError("--scenes and --shapes are data sets apart; leave out one of them")
+    if shapes:
+        build_shapes(out, seed=seed, train=train, val=val, progress=True)
+    elif scenes:
         build_scenes(out, seed=seed, train=train, val=val, side=side, progress=True)
     else:
         build_demo(out, seed=seed, train=train, val=val, progress=True)

@@ -13,7 +13,7 @@ from data_pipelines.packing.grouping import Grouping
 from launch.data_commands import Progress
 
 if TYPE_CHECKING:
-    from eval.compare import Side
+    from eval.sides import Side
 
 COMPARE_EXAMPLES = (
     "Examples:\n\n[bold]selfsight compare runs/dino runs/mae --data shards/[/]\n\n"
@@ -61,7 +61,8 @@ def compare(
     from rich.console import Console
 
     from data_pipelines.files import write_json
-    from eval.compare import compared, side_of
+    from eval.compare import compared
+    from eval.sides import side_of
 
     options: dict[str, Any] = {
         "val_data": val_data, "label": label, "label_kind": label_kind_named(label_kind), "group_by": group_by,

@@ -150,6 +150,7 @@ def stats(
         int | None, typer.Option(min=1, help="Measure as data.channels says; default: what the files have.")
     ] = None,
     bits: Annotated[int | None, typer.Option(help="Likewise, as data.bits: 8 or 16.")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="As data.frames; with several, samples are stacks.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of which images are drawn.")] = 0,
     write: Annotated[bool, typer.Option("--write", help="Into the dataset.json beside the shards.")] = False,
     threads: Threads = None,
@@ -163,8 +164,8 @@ def stats(
     if bits not in (None, 8, 16):
         raise typer.BadParameter(f"{bits}; a channel has 8 or 16 bits", param_hint="--bits")
     found = data_stats(
-        shards, split=split, samples=samples, channels=channels, bits=bits, seed=seed, write=write, workers=threads,
-        progress=progress,
+        shards, split=split, samples=samples, channels=channels, bits=bits, frames=frames, seed=seed, write=write,
+        workers=threads, progress=progress,
     )  # fmt: skip
     if not progress:  # for other programs; else it has shown a table
         typer.echo(json.dumps(found, indent=2))

@@ -40,11 +40,14 @@ def export(
         bool | None,
         typer.Option("--head/--no-head", help="With the head of a fine-tuned run; default: to timm and onnx."),
     ] = None,
+    native: Annotated[
+        bool, typer.Option("--native", help="For images at their own shape: to onnx, timm (its NaFlexViT) or hf.")
+    ] = False,
 ) -> None:
     """Write an encoder for use elsewhere, open it again and compare its features."""
     from launch.export_command import export as export_target
 
-    export_target(target, out, to, overwrite, settings or (), head)
+    export_target(target, out, to, overwrite, settings or (), head, native)
 
 
 def import_(

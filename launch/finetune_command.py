@@ -117,7 +117,7 @@ def _following(
 
     shown = dict(override.partition("=")[::2] for override in overrides)
     channels, bits = (
-        int(found) if (found := shown.get(f"data.{key}", "")).isdigit() else getattr(config.data, key)
+        int(told) if (told := shown.get(f"data.{key}", "")).isdigit() else getattr(config.data, key)
         for key in ("channels", "bits")
     )
     found, lines = of_task(config, given, channels, bits)

@@ -240,10 +240,11 @@ def _choose(
     else:
         settings |= choice.settings
         settings["optim.warmup_epochs"] = _warmup(settings, given, found.number)
-        for reason in (
-            choice.reasons[:-1] if {"train.epochs", "train.steps", "train.batch_size"} & set(given) else choice.reasons
-        ):
-            say(f"  {reason}")
+        length = {"train.epochs", "train.steps", "train.batch_size"} & set(given)
+        encoder = any(key == "encoder" or key.startswith("encoder.") for key in given.keys() - {"encoder.patch"})
+        for reason in choice.reasons[:-1] if length else choice.reasons:
+            if not (encoder and reason.startswith("encoder: ")):  # another than the user asks for
+                say(f"  {reason}")
     return choice.preset, settings
 
 

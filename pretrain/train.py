@@ -20,13 +20,14 @@ from pretrain.checkpoints.exports import Export, export_of
 from pretrain.checkpoints.folder import FORM, CheckpointFolder, ResumeState, check_resume
 from pretrain.checkpoints.saving import NotSavedError, Saver, last_of_all
 from pretrain.config import Config
+from pretrain.continuing.optimizer import take_optimizer
+from pretrain.continuing.start import prepare
 from pretrain.diagnostics import Diagnostics, knn_line
 from pretrain.encoders.drop_path import drawn
 from pretrain.engines import live_state
 from pretrain.engines.engine import build_engine, optimizer_of
 from pretrain.engines.optim import set_rates
 from pretrain.engines.schedules import Timeline, check_warmup, learning_rate, weight_decay
-from pretrain.interop.initialise import start_from
 from pretrain.methods.base import Method, Normalisation
 from pretrain.methods.registry import build_method, spec_of
 from pretrain.step_control import StepControl
@@ -43,7 +44,7 @@ from pretrain.tracking.progress import Watched, Window, memory_gb, progress_line
 from pretrain.tracking.step_clock import StepClock
 from pretrain.tracking.step_profile import StepProfile
 from pretrain.tracking.system_metrics import SystemMetrics
-from pretrain.tracking.tracker import Tracker
+from pretrain.tracking.tracker import METRICS, Tracker
 from pretrain.tracking.work import rates_of
 
 
@@ -89,11 +90,12 @@ class Trainer:
         self.weight_decay = weight_decay(config.optim, self.timeline)
         torch.manual_seed(config.seed)
         self.method: Method = build_method(config, normalisation, self.timeline)
-        if config.init_from is not None and saved is None:
-            self.say("\n".join(start_from(self.method, config.init_from, config.method.name)))
+        start, lines = prepare(self.method, config, normalisation, folder, rank, begins=saved is None)
+        self.say("\n".join(lines))
         self.startup.mark("model")
         self.engine = build_engine(config, self.method, device, world_size)
         self.startup.mark("engine")
+        self.say(take_optimizer(self.engine, config) if saved is None else None)
         self.optimizer = optimizer_of(self.engine)
         self.saver = Saver(self.checkpoints, device)
         self.step = self.first = 0 if saved is None else self._resume(saved)
@@ -108,7 +110,7 @@ class Trainer:
         self.watched: Watched | None = None
         self.drawing = Drawing(config, normalisation, device)
         self.diagnostics = Diagnostics(
-            config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank
+            config, folder, self.engine, self.method, self.loader, self.timeline, self.lr, device, rank, start
         )
         self.control = StepControl(
             config, folder, self.method, self.loader, self.diagnostics, device, rank, self.saver.settle
@@ -119,6 +121,8 @@ class Trainer:
         """Run to the end of the timeline, or to the end of the step in which a stop is requested."""
         self._announce()
         self.say(self.diagnostics.begin(self.step))
+        with watchdog.allowing("diagnostics"):
+            self.begin_course()
         self.engine.train()
         if self.rank == 0:
             self.watched = Watched(self.step, self.timeline.total_steps, self.config.train.batch_size, self.window)
@@ -153,7 +157,7 @@ class Trainer:
                 looked = self.diagnostics.look(self.step, micro_batches)
             with watchdog.allowing("report"):
                 self.report(looked, micro_batches)
-            if finished or self._is_checkpoint() or self._is_milestone():
+            if finished or self._is_checkpoint() or self._is_milestone() or self.diagnostics.is_best:
                 with watchdog.allowing("checkpoint"):
                     self.save(wait=finished)
             if self.agreement.stopping and self.step < self.timeline.total_steps:
@@ -161,6 +165,13 @@ class Trainer:
                 return
         with watchdog.allowing("publish"):
             self.publish()
+
+    def begin_course(self) -> None:
+        """Measure what a run goes on from before its first step, for all that comes to be compared with."""
+        found = self.diagnostics.begin_course(self.step, self.folder / METRICS)
+        if found and self.tracker:
+            self.tracker.metrics(0, {"epoch": 0.0, **found})
+            self.say(f"the start: {knn_line({'knn_share': 0.0, **found})}" if "knn_top1" in found else None)
 
     def look(self, batch: Batch) -> None:
         """A forward pass that nothing is learned from."""
@@ -222,6 +233,8 @@ class Trainer:
                 self.tracker.say(progress_line(self.step, self.timeline.total_steps, epoch, metrics, seconds))
                 if "knn_top1" in metrics:
                     self.tracker.say(knn_line(metrics))
+                if "drift_cka" in metrics and (words := self.diagnostics.course.words()) is not None:
+                    self.tracker.say(words)
                 if (line := self.method.measured_line(metrics)) is not None:
                     self.tracker.say(line)
                 for change in changes:
@@ -247,6 +260,7 @@ class Trainer:
             zero_stage=self.config.engine.zero_stage,
             order=self._pinned(),
             milestone=self._is_milestone(),
+            best=self.diagnostics.is_best,
             form=FORM,
             counters=live_state.counters(self.engine),
         )

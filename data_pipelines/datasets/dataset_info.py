@@ -34,6 +34,7 @@ def data_stats(
     samples: int = 10_000,
     channels: int | None = None,
     bits: int | None = None,
+    frames: int = 1,
     seed: int = 0,
     write: bool = False,
     workers: int | None = None,
@@ -47,6 +48,7 @@ def data_stats(
         samples: At most.
         channels: What the images are measured as, as `data.channels`; default: what the files have.
         bits: Likewise, 8 or 16.
+        frames: As `data.frames`; with several, samples are stacks.
         seed: Of which images are drawn.
         write: Put mean, std and the rest into the `dataset.json` beside the shards. What else is in there stays.
         workers: Threads; default: the cores this process may use.
@@ -75,12 +77,13 @@ def data_stats(
         columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, disable=not progress) as bar:
             task = bar.add_task("measuring", total=len(numbers))
-            measured = measure(dataset.read, numbers, kind, workers, lambda count: bar.advance(task, count))
+            measured = measure(dataset.read, numbers, kind, workers, lambda count: bar.advance(task, count), frames)
         entry = {
             "mean": list(measured.mean),
             "std": list(measured.std),
             "statistics": {
                 **measured.for_json(),
+                **({"frames": frames} if frames > 1 else {}),
                 "split": split if Path(shards).expanduser().is_dir() else None,
                 "of": dataset.num_samples,
                 "seed": seed,

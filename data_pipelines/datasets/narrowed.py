@@ -29,7 +29,7 @@ def only(dataset: Dataset, wanted: np.ndarray) -> Dataset:
 
 def _rows(part: Index, wanted: np.ndarray) -> Index:
     """The index of one shard with some of its rows."""
-    lengths = np.diff(part.key_ends.astype(np.int64), prepend=0)
+    lengths: np.ndarray = np.diff(part.key_ends.astype(np.int64), prepend=0)
     arrays = {name: getattr(part, name)[wanted].astype(np.int64) for name in PER_SAMPLE if len(getattr(part, name))}
     arrays |= {name: np.zeros(0, np.int64) for name in PER_SAMPLE if not wanted.any()}
     keys = part.keys_bytes[np.repeat(wanted, lengths)].tobytes()

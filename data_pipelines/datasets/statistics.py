@@ -20,8 +20,10 @@ from data_pipelines.images.decode import DAMAGE, BadSampleError, decode_picture,
 from data_pipelines.images.issues import CASES, shown
 from data_pipelines.images.pixels import Header
 from data_pipelines.images.sample import Sample
+from data_pipelines.images.stacks import decode_stack
 from data_pipelines.images.tolerance import best_channels
 from data_pipelines.rng import Purpose, random_bits, stream_key
+from data_pipelines.transforms.frames import Frames
 
 PERCENTILES = (1, 50, 99)
 _PIECE = 16  # images counted together, whatever the number of threads: so sums are the same to the bit
@@ -98,6 +100,7 @@ def measure(
     kind: Kind,
     workers: int,
     advance: Callable[[int], object] = lambda count: None,
+    frames: int = 1,
 ) -> Statistics:
     """Statistics of the samples of these numbers, the same to the bit for any number of workers.
 
@@ -107,6 +110,7 @@ def measure(
         kind: What the images are decoded as.
         workers: Threads.
         advance: Called with how many samples were done, by the caller's thread.
+        frames: Of a stack; with several, samples are stacks, and those in the middle of as many parts count alike.
 
     Raises:
         ValueError: None of them can be decoded as `kind`; the first one's reason.
@@ -119,7 +123,7 @@ def measure(
     with ThreadPoolExecutor(min(workers, most), thread_name_prefix="statistics") as pool:
         while True:
             while len(pending) < most and (piece := next(pieces, None)) is not None:
-                pending.append(pool.submit(_count_levels, read, piece, kind))
+                pending.append(pool.submit(_count_levels, read, piece, kind, frames))
             if not pending:
                 break
             levels, good, refused, notes = pending.popleft().result()
@@ -169,7 +173,7 @@ def summarise_headers(headers: Sequence[Header]) -> dict[str, Any]:
 
 
 def _count_levels(
-    read: Callable[[int], Sample], numbers: Sequence[int], kind: Kind
+    read: Callable[[int], Sample], numbers: Sequence[int], kind: Kind, frames: int
 ) -> tuple[np.ndarray, int, list[BadSampleError], Counter[str]]:
     """(channels, levels) the sum over images of each level's share of the pixels; how many images, the bad ones, and
     how often what was noted."""
@@ -177,20 +181,28 @@ def _count_levels(
     bad, noted = [], Counter[str]()
     for number in numbers:
         try:
-            image, *_, notes = decode_picture(read(number), kind.channels, bits=kind.bits)
+            if frames == 1:
+                pictures = [decode_picture(read(number), kind.channels, bits=kind.bits)]
+            else:
+                pictures = decode_stack(read(number), Frames(frames).chosen, kind.channels, bits=kind.bits)
         except BadSampleError as error:
             bad.append(error)
             continue
-        noted.update(notes)
-        height, width, _ = image.shape
-        rows = max(1, _MAX_COUNTED // width)
-        for channel in range(kind.channels):
-            plane = np.ascontiguousarray(image[:, :, channel])
-            for top in range(0, height, rows):
-                size = 1 << kind.bits
-                counts = cv2.calcHist([plane[top : top + rows]], [0], None, [size], [0, size])
-                total[channel] += counts.ravel() / float(height * width)
+        noted.update({note for picture in pictures for note in picture.notes})
+        for picture in pictures:
+            _add_levels(total, picture.pixels, kind, 1 / len(pictures))
     return total, len(numbers) - len(bad), bad, noted
+
+
+def _add_levels(total: np.ndarray, image: np.ndarray, kind: Kind, weight: float) -> None:
+    """Add to `total` (channels, levels) each level's share of the pixels of an image (h, w, c), times `weight`."""
+    height, width, _ = image.shape
+    rows, size = max(1, _MAX_COUNTED // width), 1 << kind.bits
+    for channel in range(kind.channels):
+        plane = np.ascontiguousarray(image[:, :, channel])
+        for top in range(0, height, rows):
+            counts = cv2.calcHist([plane[top : top + rows]], [0], None, [size], [0, size])
+            total[channel] += counts.ravel() / float(height * width) * weight
 
 
 def _summarise(shares: np.ndarray, kind: Kind, samples: int, bad: Sequence[BadSampleError]) -> Statistics:

@@ -244,7 +244,8 @@ def run(store: Store, settings: LinearRecipe) -> Scores:
         "chosen": asdict(found.chosen),
         **with_right({"top1": mean_of(found.top1)}, found.right, val.groups),
         "top5": None if found.top5 is None else mean_of(found.top5),
-        "measures": class_measures(found.logits, val.labels, train.labels, store.class_names, val.groups),
+        "measures": class_measures(found.logits, val.labels, train.labels, store.class_names, val.groups)
+        | {"names": list(store.class_names)},
         "top1_of_seed": dict(zip(map(str, store.seeds), found.top1, strict=True)),
         "std_over_seeds": deviation_of(found.top1),
     }

@@ -58,7 +58,7 @@ def matrix(measures: dict[str, Any], results: dict[str, Any]) -> Html | None:
     if not counts:
         return None
     num = len(counts)
-    classes = [str(each) for each in results["data"].get("classes") or range(num)]
+    classes = [str(each) for each in measures.get("names") or results["data"].get("classes") or range(num)]
     names = [name if len(name) <= _LETTERS else name[: _LETTERS - 1] + "…" for name in classes]
     cell = max(4, min(26, _SIDE // num))
     named = num <= _MOST_NAMED and cell >= 10

@@ -16,6 +16,8 @@ from pretrain.methods.registry import METHODS
 
 #: Of all series of a page together; the buckets of each are joined until they are no more.
 MOST_POINTS = 60_000
+#: Measures of a run that goes on from released weights in which these have a line of their own.
+OF_START = ("knn_top1", "few_shot_5", "held_out_rankme", "slice_rankme", "slice_patch_rank")
 #: Of a kind, over every curve; of more, some that are evenly spread.
 MOST_MARKS = 200
 #: Nodes that have a line of their own; of more, one line for their mean and a band from the lowest to the highest.
@@ -98,6 +100,10 @@ def _series(label: str, number: int, thinned: Thinned, errors: Sequence[float] =
 
 def _references(name: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Values that a curve should be compared with: of DINO, for example, those of a teacher that tells nothing."""
+    if len(runs) == 1 and name in OF_START and name in runs[0].metrics.series:
+        points = runs[0].metrics.series[name].columns()
+        if points["x"][:1] == [0]:  # measured before the first step
+            return [{"label": "the start", "y": points["y"][0]}]
     names = [(run, str(run.setting("method", "name"))) for run in runs]
     guessing = [(run, METHODS[method].guessing) for run, method in names if method in METHODS]
     counts = {run.setting("method", settings[name]) for run, settings in guessing if name in settings}

@@ -14,13 +14,14 @@ _ABREAST = 3  # panels
 _MOST_TICKS = 5
 
 
-def dots(columns: Sequence[str], rows: Sequence[Row]) -> Html:
-    """Every column as a panel with an axis of its own; of shares from 0 on, of other numbers as they lie."""
+def dots(columns: Sequence[str], rows: Sequence[Row], ours: str = "pretrained") -> Html:
+    """Every column as a panel with an axis of its own; of shares from 0 on, of other numbers as they lie. `ours` is
+    the row that stands out."""
     panels = range(len(columns))
     return joined(
         element("div", _drawing([columns[place] for place in panels[first : first + _ABREAST]], [
             (name, values[first : first + _ABREAST]) for name, values in rows
-        ]))
+        ], ours))
         for first in range(0, len(columns), _ABREAST)
     )  # fmt: skip
 
@@ -46,7 +47,7 @@ def _step(reach: float) -> float:
     return next(factor * size for factor in (1, 2, 2.5, 5, 10) if reach / (factor * size) <= _MOST_TICKS)
 
 
-def _drawing(columns: Sequence[str], rows: Sequence[Row]) -> Html:
+def _drawing(columns: Sequence[str], rows: Sequence[Row], ours: str) -> Html:
     height = _ROW * len(rows) + 34
     marks: list[Html] = []
     for number, (name, _) in enumerate(rows):
@@ -69,7 +70,7 @@ def _drawing(columns: Sequence[str], rows: Sequence[Row]) -> Html:
         for number, (name, values) in enumerate(rows):
             if (value := values[place]) is None:
                 continue
-            y, kind = _middle(number), "ours" if name == "pretrained" else "other"
+            y, kind = _middle(number), "ours" if name == ours else "other"
             if value.interval:
                 ends = [across(end) for end in value.interval]
                 path = f"M{ends[0]:.1f} {y - 4}v8m0 -4H{ends[1]:.1f}m0 -4v8"

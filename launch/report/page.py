@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from data_pipelines.files import write_text
+from launch.report.course import course_of
 from launch.report.curves import charts_of
 from launch.report.facts import facts, metrics_table, state_of, tiles
 from launch.report.finetuned import finetuned
@@ -115,6 +116,7 @@ def render(runs: Sequence[Run]) -> str:
         policy=POLICY,
         title=one.name if one else f"{len(runs)} runs: " + ", ".join(run.name for run in runs),
         lead=list(filter(None, (own_words(one.config), describe(one.config)))) if one else [],
+        courses=list(filter(None, map(course_of, runs))),
         verdicts=[(run, _kind(number), verdict_of(run)) for number, run in enumerate(runs)],
         several=len(runs) > 1,
         tiles=tiles(one) if one else None,

@@ -45,13 +45,14 @@ def _readable(run: Run, problems: list[str]) -> list[dict[str, Any]]:
 def _article(results: dict[str, Any], with_details: bool) -> Html:
     """A checkpoint's probes."""
     told = read_results(results)
+    rows = [(told.shown(name), values) for name, values in told.rows]
     return element(
         "article",
         element("h3", told.title),
         element(
             "div",
-            element("div", dots(told.columns, told.rows), class_="scroll"),
-            _table(told.columns, told.rows, told.falling),
+            element("div", dots(told.columns, rows, told.ours), class_="scroll"),
+            _table(told.columns, rows, told.falling),
             class_="beside",
         ),
         _further(told),
@@ -74,7 +75,7 @@ def _overviews(checkpoints: Sequence[dict[str, Any]]) -> Iterator[Html]:
             "article",
             element("h3", f"All checkpoints of {each.title}"),
             _table(each.columns, cells, each.falling, "bold: the best checkpoint, and those within its 95 % reach"),
-            *(element("p", line, class_="note") for line in preferred(each)),
+            *(element("p", line, class_="note") for line in [*each.mixed, *preferred(each)]),
         )
 
 

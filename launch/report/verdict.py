@@ -105,9 +105,9 @@ def verdict_of(run: Run) -> Verdict:
         worst = min(of, key=lambda each: worst_first.index(each.said))
         by = [each.measure for each in of if each.said == worst.said]
         parts.append(worst.words + (f" (by {' and '.join(by)})" if len(by) < len(of) else ""))
-    words = ", ".join(parts)
+    words, on = ", ".join(parts), f", on {told.data}" if told.data else ""
     kind = _KINDS[min((each.said for each in found), key=worst_first.index)]
-    return Verdict(kind, f"{words[0].upper()}{words[1:]}, at step {step:,}.", found)
+    return Verdict(kind, f"{words[0].upper()}{words[1:]}, at step {step:,}{on}.", found)
 
 
 def _error_of(measured: Measured) -> float:

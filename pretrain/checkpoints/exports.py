@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pretrain.config import Config
+from pretrain.continuing.low_rank import without_changes
 from pretrain.encoders.saved import EncoderCard, headline_feature, save_encoder
 from pretrain.methods.base import Method, Normalisation
 from pretrain.tokenizers.card import TokenizerCard
@@ -62,4 +63,8 @@ def export_of(method: Method, config: Config, normalisation: Normalisation, step
     beside = method.beside_encoder()
     if beside is not None:
         return Export("encoder", beside.module, partial(beside.write, card=described))
-    return Export("encoder", encoder, partial(save_encoder, card=described))
+    return Export("encoder", encoder, partial(_write, encoder=encoder, card=described))
+
+
+def _write(folder: Path, weights: dict[str, Tensor], encoder: nn.Module, card: EncoderCard) -> None:
+    save_encoder(folder, without_changes(encoder, weights), card)

@@ -36,6 +36,7 @@ class ResumeState:
     zero_stage: int
     order: dict[str, Any]  # the sampler's state, and what else the batches and the method depend on
     milestone: bool = False
+    best: bool = False  # of a run that is compared with its start, the best until then
     form: int = 0
     counters: dict[str, int] = field(default_factory=dict)  # DeepSpeed's, of the engine
 
@@ -151,7 +152,9 @@ class CheckpointFolder:
                 (good if _damage(path) is None else going).append(path)
             except OSError as error:
                 print(f"checkpoint {path} can't be read now and is left as it is: {error}", flush=True)
-        going += [path for path in good[: -self.config.keep_last] if not read_state(path).milestone]
+        best = [path for path in good if read_state(path).best][-1:]
+        old = [path for path in good[: -self.config.keep_last] if path not in best]
+        going += [path for path in old if not read_state(path).milestone]
         for path in going:
             if path != just_saved:
                 _remove(path)

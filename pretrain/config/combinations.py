@@ -17,6 +17,7 @@ def check_combinations(config: Config) -> None:
     _check_channels(config)
     _check_schedule(config)
     _check_encoder(config)
+    _check_continuing(config)
     _check_frames(config)
     _check_views(config)
     _check_native(config)
@@ -93,6 +94,44 @@ def _check_encoder(config: Config) -> None:
         raise ValueError(f"{name} needs an encoder; set encoder.family=vit, for example")
 
 
+def _check_continuing(config: Config) -> None:
+    continuing, steps = config.continuing, config.train.steps
+    if continuing is None:
+        return
+    if config.init_from is None:
+        raise ValueError(
+            "continuing says what becomes of weights, and init_from is null: name a run, a checkpoint, an imported "
+            "folder or timm:NAME in init_from, or set continuing=null"
+        )
+    if spec_of(config.method).exports != "encoder":
+        raise ValueError(f"{config.method.name} leaves no encoder to be continued: set continuing=null")
+    if config.method.name == "finetune" and (continuing.lora is not None or continuing.train_blocks is not None):
+        raise ValueError(
+            "fine-tuning has lora and train_blocks of its own: set method.lora or method.train_blocks, and "
+            "continuing.lora=null continuing.train_blocks=null"
+        )
+    first = continuing.heads_first_steps + continuing.ramp_steps
+    if steps is not None and first >= steps:
+        raise ValueError(
+            f"continuing.heads_first_steps {continuing.heads_first_steps} and ramp_steps {continuing.ramp_steps} take "
+            f"{first} steps of train.steps = {steps:g}, and the encoder shall learn after them; set them lower"
+        )
+    height, width = (0, 0) if config.views.native else config.views.global_size
+    if continuing.measure_every_epochs is not None and (height != width or config.views.native):
+        shown = "of their own shape" if config.views.native else f"{height}x{width} px"
+        raise ValueError(
+            f"continuing.measure_every_epochs compares squares, and views.global_crops are {shown}: set it to null"
+        )
+    if continuing.feature_weight or continuing.gram_weight:
+        if config.views.native:
+            raise ValueError(
+                "continuing.feature_weight and gram_weight compare images of one size, and with shape=native each has "
+                "its own; set both to 0"
+            )
+        if config.engine.expert_parallel:
+            raise ValueError("continuing.feature_weight and gram_weight go with engine.expert_parallel=false")
+
+
 def _check_frames(config: Config) -> None:
     frames, of_encoder = config.data.frames, getattr(config.encoder, "frames", None)
     if of_encoder is not None and of_encoder != frames:
@@ -149,8 +188,8 @@ def _check_native(config: Config) -> None:
     if encoder is None or not family_of(encoder).native(encoder):
         name = "no encoder" if encoder is None else f"encoder {encoder.family}"
         raise ValueError(
-            f"{name} takes no crops of their own shape (shape=native); set encoder.family=navit, or vit with its "
-            "encoder.stem=patch"
+            f"{name} takes no crops of their own shape (shape=native); set encoder.family=navit, vit with its "
+            "encoder.stem=patch and positions of learned, sincos or rotary, or dinov3 without local_class_norm"
         )
     patch = views.global_crops[0].patch
     if encoder.patch != patch:
@@ -158,6 +197,11 @@ def _check_native(config: Config) -> None:
     mask = getattr(config.method, "mask", None)
     if mask is not None and mask.unit != patch:
         raise ValueError(f"method.mask.unit is {mask.unit} px; with shape=native it is one patch: set it to {patch}")
+    ibot = getattr(config.method, "ibot", None)
+    if ibot is not None and ibot.unit not in (None, patch):
+        raise ValueError(
+            f"method.ibot.unit is {ibot.unit} px; with shape=native it is one patch: set it to {patch}, or null"
+        )
     if config.data.backend == "device":
         raise ValueError("data.backend=device makes crops of one size; for shape=native set data.backend=auto")
     if config.engine.compile:

@@ -26,6 +26,7 @@ AlarmName = Literal[
     "rank_collapsed",  # they fill few dimensions (RankMe)
     "dead_codes",  # a tokenizer uses few of its codes
     "weights_grow",
+    "worse_than_start",  # what `init_from` has brought was better, see `continuing`
     "rate_zero",  # nothing is learned at this learning rate
     "data_bound",  # much of the time goes into waiting for data
     "slow",  # the run is much slower than it was

@@ -21,6 +21,7 @@ from pretrain.config.combinations import check_combinations
 from pretrain.config.deepspeed_keys import check_deepspeed
 from pretrain.config.diagnostics import DiagnosticsConfig
 from pretrain.config.wandb_names import check_name, check_wandb_names
+from pretrain.continuing.config import ContinuingConfig
 from pretrain.encoders.registry import EncoderConfig
 from pretrain.methods.registry import MethodConfig
 
@@ -244,6 +245,7 @@ class Config:
     views: Views
     encoder: EncoderConfig | None = None  # null for a method with a network of its own, such as dvae
     init_from: str | None = None  # start from these weights: a run, a checkpoint, an imported folder, or timm:NAME
+    continuing: ContinuingConfig | None = None  # what becomes of these weights; null: they are only begun with
     method: MethodConfig
     optim: OptimConfig
     train: TrainConfig

@@ -95,7 +95,7 @@ class Change:
 class Alarms:
     """Which alarms stand, from one log line to the next.
 
-    patience: log lines on which an alarm of `stop_on` must have stood to end the run.
+    patience: log lines on which an alarm of `stop_on` must have stood to end the run, but for rules with one of theirs.
     """
 
     rules: Sequence[Rule]
@@ -142,8 +142,9 @@ class Alarms:
 
     def fatal(self) -> str | None:
         """The name of an alarm that has stood for too long to go on."""
+        patience = {rule.name: getattr(rule, "patience", self.patience) for rule in self.rules}
         return next(
-            (name for name, stands in self.standing.items() if name in self.stop_on and stands.lines >= self.patience),
+            (name for name, stands in self.standing.items() if name in self.stop_on and stands.lines >= patience[name]),
             None,
         )
 

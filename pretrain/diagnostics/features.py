@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config import Config
+from pretrain.continuing.low_rank import without_changes
 from pretrain.encoders import Encoder, Features, build_encoder
 from pretrain.encoders.native import PackedFeatures, PackedImages, mean_of_each
 from pretrain.engines.engine import whole_state_dict
@@ -44,7 +45,7 @@ def whole_encoder(encoder: Encoder, config: Config, device: torch.device) -> Enc
         size, channels = config.views.global_size, config.data.channels
         mask_token, frames = "mask_token" in state, config.data.frames
         copy = build_encoder(config.encoder, size, channels, mask_token=mask_token, frames=frames)
-    copy.load_state_dict(state)
+    copy.load_state_dict(without_changes(encoder, state))
     return copy.to(device).eval()
 
 

@@ -16,6 +16,7 @@ from pretrain.config import ALARMS, Config
 from pretrain.diagnostics.alarms import Alarms, Change, Moment
 from pretrain.diagnostics.clock import ForwardClock, SlowestRank
 from pretrain.diagnostics.collapse import collapse_rules
+from pretrain.diagnostics.course import Course, WorseThanStart, measured_rows
 from pretrain.diagnostics.features import (
     MOST_ROWS,
     evaluating,
@@ -27,6 +28,7 @@ from pretrain.diagnostics.features import (
 from pretrain.diagnostics.knn import OnlineKnn
 from pretrain.diagnostics.learning import Slow, learning_rules
 from pretrain.diagnostics.spikes import gradient_spikes, loss_spikes
+from pretrain.diagnostics.start import FromStart
 from pretrain.diagnostics.weights import weight_statistics
 from pretrain.encoders import Encoder
 from pretrain.encoders.native import PackedImages
@@ -34,6 +36,7 @@ from pretrain.encoders.saved import headline_feature
 from pretrain.engines.collectives import GatheredScalars, all_gather_objects
 from pretrain.engines.schedules import Cosine, Steps, Timeline
 from pretrain.methods.base import Method
+from pretrain.methods.frozen import Frozen
 from pretrain.stream.native_batch import first_of
 from pretrain.survival.history import read_history, standing_alarms, try_record
 
@@ -55,6 +58,7 @@ class Diagnostics:
         rate: Cosine | Steps,
         device: torch.device,
         rank: int,
+        start: Frozen | None = None,
     ) -> None:
         self.config, self.settings, self.folder = config, config.diagnostics, folder
         self.engine, self.method, self.loader = engine, method, loader
@@ -65,9 +69,16 @@ class Diagnostics:
             *collapse_rules(config, timeline, method),
             *learning_rules(config, timeline, rate.peak, rate.warmup_steps),
         ]
+        self.course = Course()
+        self.from_start: FromStart | None = None
+        if start is not None and config.continuing is not None and config.continuing.measure_every_epochs is not None:
+            datasets = list(loader.sampler.datasets.values())
+            self.from_start = FromStart(config, start, method.normalise, datasets, device)
+            rules.append(WorseThanStart(self.course))
         self.slow = next(rule for rule in rules if isinstance(rule, Slow))
         self.alarms = Alarms(rules, self.settings.stop_on, self.settings.patience)
         self.knn = OnlineKnn(config, method.normalise, device, rank)
+        self.is_best = False  # whether the last measurement of the course was
         self.clock = ForwardClock(method, device)
         self.began = time.monotonic()
 
@@ -97,20 +108,29 @@ class Diagnostics:
 
     def is_due(self, step: int) -> bool:
         """Whether it is time to look, after `step` steps; on all ranks alike."""
-        return self._inspects(step) or self._measures(step) or self.method.is_measured(step)
+        return self._inspects(step) or self._measures(step) or self._compares(step) or self.method.is_measured(step)
 
     def _inspects(self, step: int) -> bool:
         every = self.settings.inspect_every_steps
         return bool(every) and (step % every == 0 or step in (1, self.timeline.total_steps))
 
     def _measures(self, step: int) -> bool:
-        return self.knn.is_on and self.timeline.is_due(step, self.settings.knn_every_epochs)
+        due = self.timeline.is_due(step, self.settings.knn_every_epochs)
+        return self.knn.is_on and (due or self._compares(step))
+
+    def _compares(self, step: int) -> bool:
+        continuing = self.config.continuing
+        if self.from_start is None or continuing is None:
+            return False
+        return self.timeline.is_due(step, continuing.measure_every_epochs) or step == self.timeline.total_steps
 
     def look(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
         """After `step` steps: what the weights, the frozen encoder and the method itself say, when it is time to look.
         Collective."""
+        self.is_best = False
         inspects, measures, by_method = self._inspects(step), self._measures(step), self.method.is_measured(step)
-        if not inspects and not measures and not by_method:
+        compares = self._compares(step)
+        if not (inspects or measures or compares or by_method):
             return {}
         encoder = self.method.frozen_encoder()
         found: dict[str, float] = {}
@@ -123,9 +143,42 @@ class Diagnostics:
             if measures and encoder is not None:
                 found |= self.knn.measure(encoder)
                 found["knn_share"] = self.knn.seconds / max(time.monotonic() - self.began, 1e-9)
+            if compares and encoder is not None:
+                found |= self._of_start(encoder)
             if by_method:
                 found |= self.method.measure(step, self.device)
+        if compares:
+            self.is_best = self.course.take(step, found)
         return found
+
+    def begin_course(self, step: int, rows: Path) -> dict[str, float]:
+        """Measure the start, where a run begins that is compared with it, or read from `rows` how it went so far, up to
+        `step`. What was measured. Collective, after `begin`."""
+        if self.from_start is None:
+            return {}
+        known = measured_rows(rows, step) if self.rank == 0 else []
+        for past, metrics in all_gather_objects(known, self.device)[0]:
+            self.course.take(past, metrics)
+        if self.course.start is not None or step:
+            return {}
+        encoder = self.method.frozen_encoder()
+        assert encoder is not None
+        encoder = whole_encoder(encoder, self.config, self.device)
+        with evaluating(self.engine, self.config.engine.precision, self.device):
+            found = self.knn.measure(encoder) if self.knn.is_on else {}
+            found |= self._of_start(encoder)
+        self.course.take(0, found)
+        return found
+
+    def _of_start(self, encoder: Encoder) -> dict[str, float]:
+        """What the first rank finds, on all ranks: one of them looks, so that all judge alike. Collective."""
+        found: dict[str, float] = {}
+        if self.rank == 0 and self.from_start is not None:
+            try:
+                found = self.from_start.measure(encoder)
+            except OSError as error:  # a file system that fails is no reason not to train, nor to let others wait
+                print(f"the run could not be compared with its start: {error}", flush=True)
+        return all_gather_objects(found, self.device)[0]
 
     def watch(self, step: int, epoch: float, metrics: dict[str, float]) -> list[Change]:
         """Take a log line in, on rank 0: alarms that begin or are over. What stands is added to `metrics`."""

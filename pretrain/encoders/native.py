@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
 
 from pretrain.encoders.packed import in_groups, merged
 from pretrain.stream.from_host import from_host
@@ -81,6 +83,20 @@ def joined(parts: Sequence[PackedImages]) -> PackedImages:
     )
 
 
+def projected(projection: nn.Conv2d, patches: Tensor) -> Tensor:
+    """Patches (t, p * p * c) as tokens (t, d): what a convolution over whole patches makes of them."""
+    weight = rearrange(projection.weight, "d c p q -> d (p q c)")
+    return F.linear(patches, weight, projection.bias)
+
+
+def with_mask_token(tokens: Tensor, mask_token: Tensor | None, hidden: Tensor | None) -> Tensor:
+    """Tokens (t, d) with the mask token where `hidden` (t,)."""
+    if hidden is None:
+        return tokens
+    assert mask_token is not None, "built without mask_token, so no unit can be replaced"
+    return torch.where(rearrange(hidden, "t -> t 1"), mask_token.to(tokens.dtype).view(-1), tokens)
+
+
 def mean_of_each(tokens: Tensor, lengths: Sequence[int]) -> Tensor:
     """The mean (n, d) of the tokens (t, d) of each of n images."""
     return torch.cat([part.mean(dim=1) for part in in_groups(tokens, merged(lengths))])
@@ -106,7 +122,7 @@ def sequences(lengths: Sequence[int], most: int) -> list[range]:
 class Interleaved:
     """Sequences in which each image's prefix tokens stand before its patch tokens.
 
-    lengths: of the sequences, of images with so many patch tokens.
+    lengths: of the sequences, of images with so many patch tokens. num_prefix: prefix tokens of all of them together.
     """
 
     def __init__(self, patches: Sequence[int], prefix: int, device: torch.device) -> None:
@@ -116,14 +132,14 @@ class Interleaved:
         first = (begins[:, None] + np.arange(prefix)).reshape(-1)
         own = np.arange(counts.sum()) + np.repeat(prefix * np.arange(1, len(counts) + 1), counts)
         places = np.concatenate([first, own])
-        self._count = len(first)
+        self.num_prefix = len(first)
         self._order, self._places = from_host(places.argsort(kind="stable"), device), from_host(places, device)
 
     def joined(self, prefix: Tensor, tokens: Tensor) -> Tensor:
-        """Prefix tokens (n p, d), image by image, and patch tokens (t, d) as sequences (n p + t, d)."""
+        """Prefix tokens (n p, ...), image by image, and patch tokens (t, ...) as sequences (n p + t, ...)."""
         return torch.cat([prefix.to(tokens.dtype), tokens]).index_select(0, self._order)
 
     def split(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """The inverse of `joined`."""
         back = states.index_select(0, self._places)
-        return back[: self._count], back[self._count :]
+        return back[: self.num_prefix], back[self.num_prefix :]

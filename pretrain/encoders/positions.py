@@ -20,6 +20,8 @@ def resize_positions(
     how: with the scale (side + .1) / old side, as in the code of DINO and DINOv2; to the new sides; or to those,
         smoothed where they are smaller, as in the code of DINOv2 with registers.
     """
+    if is_symbolic(new):
+        return positions_by_matrices(positions, old, new, how)
     if new == old:
         return positions
     spatial = rearrange(positions, "1 (h w) d -> 1 d h w", h=old[0])
@@ -30,6 +32,48 @@ def resize_positions(
     resized = F.interpolate(spatial.float(), scale_factor=scale, mode="bicubic")
     assert resized.shape[-2:] == new, (resized.shape, new)
     return rearrange(resized, "1 d h w -> 1 (h w) d")
+
+
+def is_symbolic(grid: tuple[int, int]) -> bool:
+    """Whether a side is known only when a graph that is being made will run."""
+    return any(isinstance(side, torch.SymInt) for side in grid)
+
+
+def positions_by_matrices(
+    positions: Tensor, old: tuple[int, int], new: tuple[int, int], how: Interpolation = "offset"
+) -> Tensor:
+    """What `resize_positions` gives, as products with two matrices that a graph can make of sides it does not know."""
+    made = [_weights(*sides, how) for sides in zip(old, new, strict=True)]
+    same = (torch.arange(new[0]).amax(dim=0) + 1 == old[0]) & (torch.arange(new[1]).amax(dim=0) + 1 == old[1])
+    eyes = (torch.arange(after)[:, None] == torch.arange(before) for before, after in zip(old, new, strict=True))
+    by_row, by_column = (
+        torch.where(same, eye.float(), weights).to(positions.device) for eye, weights in zip(eyes, made, strict=True)
+    )
+    table = rearrange(positions[0].float(), "(h w) d -> h w d", h=old[0])
+    return rearrange(torch.einsum("rh,hwd,cw->rcd", by_row, table, by_column), "r c d -> 1 (r c) d")
+
+
+def _weights(old: int, new: int, how: Interpolation) -> Tensor:
+    """(new, old) what each old place along a side weighs at each new one."""
+    scale = old / (new + 0.1 if how == "offset" else new)
+    middles = (torch.arange(new) + 0.5) * scale  # in old places, whose own are at .5, 1.5, ..
+    if how == "antialias":
+        spread = torch.clamp(torch.ones(()) * scale, min=1.0)
+        weights = _cubic((torch.arange(old) + 0.5 - middles[:, None]) / spread, -0.5)
+        return weights / weights.sum(dim=1, keepdim=True)
+    first = (middles - 0.5).floor()
+    taps = first[:, None] + torch.arange(-1, 3)
+    weights = _cubic(taps - (middles[:, None] - 0.5), -0.75)
+    found = taps.clamp(0, old - 1)[..., None] == torch.arange(old)
+    return (weights[..., None] * found).sum(dim=1)
+
+
+def _cubic(away: Tensor, a: float) -> Tensor:
+    """Keys' kernel at these distances."""
+    away = away.abs()
+    near = ((a + 2) * away - (a + 3)) * away * away + 1
+    far = ((a * away - 5 * a) * away + 8 * a) * away - 4 * a
+    return torch.where(away <= 1, near, torch.where(away < 2, far, 0.0))
 
 
 def resize_relative_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], num_extra: int = 0) -> Tensor:

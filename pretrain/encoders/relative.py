@@ -64,16 +64,19 @@ class RelativeShift(nn.Module):
     """Tables of distances (2 h - 1, e) and (2 w - 1, e), row r of key minus query = r - (h - 1), shared by the heads.
 
     A whole map takes them from relative to absolute by shifting; units that are left, by their numbers.
+
+    scaled: whether the queries are scaled by e^-.5 here as they are for keys, or not, as timm's BottleneckAttn has it.
     """
 
-    def __init__(self, width: int, grid: tuple[int, int]) -> None:
+    def __init__(self, width: int, grid: tuple[int, int], scaled: bool = True) -> None:
         super().__init__()
+        self.scale = width**-0.5 if scaled else 1.0
         self.relative_rows = nn.Parameter(torch.randn(2 * grid[0] - 1, width) * width**-0.5)
         self.relative_columns = nn.Parameter(torch.randn(2 * grid[1] - 1, width) * width**-0.5)
 
     def bias(self, query: Tensor, spot: Spot, num_prefix: int) -> Tensor:
-        """(b, heads, p + n, p + n) of queries (b, heads, p + n, e), scaled, times distances; prefix tokens have 0."""
-        (height, width), scaled = spot.grid, query[:, :, num_prefix:] * query.shape[-1] ** -0.5
+        """(b, heads, p + n, p + n) of queries (b, heads, p + n, e) times distances; prefix tokens have 0."""
+        (height, width), scaled = spot.grid, query[:, :, num_prefix:] * self.scale
         rows, columns = (
             resize_line(table, 2 * side - 1).to(query.dtype)
             for table, side in ((self.relative_rows, height), (self.relative_columns, width))
@@ -94,6 +97,29 @@ class RelativeShift(nn.Module):
                 (scaled @ table.T).gather(3, _distances(places, side).expand(-1, query.shape[1], -1, -1))
                 for table, places, side in zip((rows, columns), at, spot.grid, strict=True)
             )
+        return F.pad(logits, (num_prefix, 0, num_prefix, 0))
+
+
+class AbsolutePlaces(nn.Module):
+    """Vectors of rows (h, e) and columns (w, e), shared by the heads: a query's product with those of a key's place is
+    added to that with the key (Srinivas et al. 2021, table 4)."""
+
+    def __init__(self, width: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.scale = width**-0.5
+        self.rows = nn.Parameter(torch.randn(grid[0], width) * width**-0.5)
+        self.columns = nn.Parameter(torch.randn(grid[1], width) * width**-0.5)
+
+    def bias(self, query: Tensor, spot: Spot, num_prefix: int) -> Tensor:
+        """As `RelativeShift.bias`."""
+        rows, columns = (
+            resize_line(table, side).to(query.dtype)
+            for table, side in zip((self.rows, self.columns), spot.grid, strict=True)
+        )
+        places = rearrange(rearrange(rows, "h e -> h 1 e") + columns, "h w e -> (h w) e")
+        if spot.units is not None:
+            places = rearrange(places[spot.units], "b k e -> b 1 k e")
+        logits = query[:, :, num_prefix:] * self.scale @ rearrange(places, "... k e -> ... e k")
         return F.pad(logits, (num_prefix, 0, num_prefix, 0))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_pipelines.rng import Purpose
 from pretrain.encoders import drop_path
+from pretrain.encoders.native import Grids, Interleaved
 from pretrain.encoders.packed import Groups, attend_packed
 from pretrain.encoders.position_settings import RotaryPositions
 from pretrain.encoders.tables import built_once
@@ -39,11 +40,11 @@ def periods(rotary: RotaryPositions, width: int, device: torch.device | str = "c
 def coordinates(rotary: RotaryPositions, grid: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
     """(h * w, 2) row and column of the middle of each patch of a `grid`, in -1 .. 1."""
     dtype = DTYPES[rotary.dtype]
-    sides = (
-        grid if rotary.normalise == "separate" else (max(grid),) * 2 if rotary.normalise == "max" else (min(grid),) * 2
-    )
+    whole = {"max": torch.sym_max, "min": torch.sym_min}.get(rotary.normalise)
+    sides = grid if whole is None else (whole(*grid),) * 2
     rows, columns = (
-        torch.arange(0.5, side, device=device, dtype=dtype) / whole for side, whole in zip(grid, sides, strict=True)
+        (torch.arange(side, device=device, dtype=torch.float32) + 0.5).to(dtype) / whole
+        for side, whole in zip(grid, sides, strict=True)
     )
     both = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
     return 2.0 * rearrange(both, "h w c -> (h w) c") - 1.0
@@ -96,6 +97,41 @@ def turns_of(
     turns = turn_by(places.to(DTYPES[rotary.dtype]), periods(rotary, width, device))
     turns = with_prefix(turns, num_prefix)
     return [chosen(turns[:, block], units, num_prefix) for block in range(blocks)]
+
+
+def native_turns(
+    rotary: RotaryPositions,
+    grids: Grids,
+    kept: Tensor | None,
+    packing: Interleaved,
+    width: int,
+    blocks: int,
+    device: torch.device,
+    training: bool,
+) -> list[Tensor]:
+    """For each of the `blocks` the turns (2, t, width / 2) of images at their own shape, each by its own `grid`, of all
+    patches or of those `kept`; prefix tokens, where `packing` has them, are turned by nothing.
+
+    What is drawn of coordinates in training is drawn once for all images of a pass; see `turns_of`.
+    """
+    drawn = drop_path.uniforms_of_the_step(Purpose.COORDINATES, blocks, 5) if training and rotary.varies else None
+    if drawn is None:
+        each = [torch.cat([turn_of(rotary, grid, width, 0, device) for grid in grids], dim=1)]
+    else:
+        moved, factors = (from_host(part, device) for part in drawn_changes(rotary, drawn))
+        places = torch.cat([coordinates(rotary, grid, device) for grid in grids])
+        places = (places + rearrange(moved, "m c -> m 1 c")) * rearrange(factors, "m c -> m 1 c")
+        each = list(turn_by(places.to(DTYPES[rotary.dtype]), periods(rotary, width, device)).unbind(1))
+
+    def joined(turn: Tensor) -> Tensor:
+        turn = turn if kept is None else turn.index_select(1, kept)
+        flat = rearrange(turn, "two t k -> t two k")
+        still = flat.new_zeros(packing.num_prefix, *flat.shape[1:])
+        still[:, 0] = 1.0
+        return rearrange(packing.joined(still, flat), "t two k -> two t k")
+
+    found = [joined(turn) for turn in each]
+    return found if len(found) == blocks else found * blocks
 
 
 def drawn_changes(rotary: RotaryPositions, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

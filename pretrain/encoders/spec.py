@@ -47,6 +47,8 @@ class EncoderSpec:
     headline: what a method that trains the class token has trained: that, the mean of the patch tokens, or (None)
         the model's own pooled feature.
     has_sequence: whether class and patch tokens go through all blocks in one sequence (`Features.states`).
+    naflex: "module" whose `why_not`, `recipe_of` and `state_of` tell when and how timm's NaFlexViT takes an encoder of
+        images at their own shape; None: never, and `why_not_naflex` says what that does otherwise.
     timm_recipe: from (config, image size, channels) to the arguments of `timm.create_model` whose model takes the
         weights; None where timm has no such model.
     layouts: of official checkpoints, by name. examples: rows of the table of encoders.
@@ -67,6 +69,8 @@ class EncoderSpec:
     headline: Callable[[Any], Literal["class", "mean"] | None] = lambda config: "mean"
     has_sequence: Callable[[Any], bool] = lambda config: False
     timm_recipe: Callable[[Any, tuple[int, int], int], dict[str, Any] | None] = lambda *settings: None
+    naflex: str | None = None
+    why_not_naflex: str = "is of another architecture"
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     examples: tuple[Example, ...] = (Example(),)
     native: Callable[[Any], bool] = lambda config: False

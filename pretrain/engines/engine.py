@@ -132,7 +132,7 @@ def build_engine(config: Config, method: Method, device: torch.device, world_siz
     allow_fast_products(device)
     prepare_blocks(method.blocks(), config.engine)
     method.to(device)
-    optimizer = build_optimizer(method, config.optim)
+    optimizer = build_optimizer(method, config.optim, config.continuing)
     optimizer.merge()
     with _local_rank(device):
         engine, *_ = deepspeed.initialize(

@@ -71,6 +71,27 @@ def restore(engine: Any, pieces: Pieces, counted: dict[str, int]) -> None:
     # here, and DeepSpeed 0.19 then fails in the second step ("tracing error") with modules that run twice in a pass
 
 
+@torch.no_grad()
+def restore_moments(engine: Any, pieces: Pieces) -> list[str]:
+    """Give a fresh engine the moments of a checkpoint, and its count of steps; the names of parameters that learn and
+    of which it has none in their shape: then nothing is taken. All ranks call it."""
+    stage = engine.zero_optimization_stage()
+    learned = {name: whole_shape(p) for name, p in engine.module.named_parameters() if p.requires_grad}
+    lacking = [
+        name for name, shape in learned.items()
+        if pieces.shapes.get(name) != shape or not all(pieces.has(moment, name) for moment in MOMENTS)
+    ]  # fmt: skip
+    if lacking:
+        return lacking
+    if stage == 3:
+        engine.optimizer.checkpoint_event_prologue()  # all parameters divided
+    (engine.optimizer.optimizer if stage else engine.optimizer).begin(max(pieces.steps.values()))
+    for part in _parts(engine):
+        if part.kind in MOMENTS:
+            part.write(pieces.read(part.kind, part.name, part.offset, part.numel))
+    return []
+
+
 def _check_names(module: nn.Module, pieces: Pieces) -> None:
     shapes = {name: whole_shape(parameter) for name, parameter in module.named_parameters()}
     shapes |= {name: tuple(buffer.shape) for name, buffer in _buffers(module)}

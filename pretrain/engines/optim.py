@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from pretrain.config import OptimConfig
+from pretrain.continuing.config import ContinuingConfig
+from pretrain.continuing.low_rank import is_low_rank
 from pretrain.encoders.base import depth_of
 from pretrain.engines.adamw import AdamW
 from pretrain.engines.schedules import Schedule
@@ -21,33 +23,43 @@ TOKENS = ("cls_token", "dist_token", "reg_token", "mask_token", "pos_embed", "re
 _ANYWHERE = (-math.inf, math.inf)
 
 
-def parameter_groups(method: Method, layer_decay: float, patch_embed_lr_scale: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    method: Method,
+    layer_decay: float,
+    patch_embed_lr_scale: float = 1.0,
+    continuing: ContinuingConfig | None = None,
+) -> list[dict[str, Any]]:
     """Trainable parameters grouped by what differs between them.
 
     Each group carries `lr_scale` (layer decay: rate of a layer relative to the one above it; times
     `patch_embed_lr_scale` for the patch embedding), `decay` (whether weight decay applies: not to biases, norms and
-    tokens) `frozen_until` (steps with neither rate nor decay) and `bounds` (within which
-    they are kept, or None).
+    tokens), `frozen_until` (steps with neither rate nor decay), `ramp_steps` (after these, in which the rate rises) and
+    `bounds` (within which they are kept, or None).
 
     Raises ValueError when the patch embedding is to have a rate of its own and the encoder names none.
     """
     encoder = method.encoder
     top = encoder.depth + 1 if encoder else 0
     num_scaled = 0
-    groups: dict[tuple[float, bool, int, tuple[float, float]], list[tuple[str, nn.Parameter]]] = defaultdict(list)
+    waits, ramp = (0, 0) if continuing is None else (continuing.heads_first_steps, continuing.ramp_steps)
+    groups: dict[tuple[float, bool, int, int, tuple[float, float]], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
             continue
         own = encoder is not None and name.startswith("encoder.")
-        layer = depth_of(encoder, name) if own else top
-        exempt = method.no_decay(name) or (own and encoder.no_decay(name))
+        changes = own and is_low_rank(name)
+        layer = depth_of(encoder, name) if own and not changes else top
+        # decay would draw changes, and the weights with them, back to those that training began with, not to zero
+        exempt = changes or method.no_decay(name) or (own and encoder.no_decay(name))
         token = name.endswith(TOKENS) and not (own and name.endswith(encoder.decayed))
         decay = not (parameter.ndim <= 1 or name.endswith(".bias") or token or exempt)
         scale = layer_decay ** (top - layer)
         if layer == 0 and _in_patch_embedding(name):
             scale *= patch_embed_lr_scale
             num_scaled += 1
-        key = (scale, decay, method.frozen_until(name), method.bounds(name) or _ANYWHERE)
+        brought = own and not name.endswith("mask_token")
+        frozen_until = max(method.frozen_until(name), waits if brought else 0)
+        key = (scale, decay, frozen_until, ramp if brought else 0, method.bounds(name) or _ANYWHERE)
         groups[key].append((name, parameter))
     if patch_embed_lr_scale != 1 and not num_scaled:
         raise ValueError(
@@ -61,9 +73,12 @@ def parameter_groups(method: Method, layer_decay: float, patch_embed_lr_scale: f
             "lr_scale": scale,
             "decay": decay,
             "frozen_until": frozen_until,
+            "ramp_steps": ramp_steps,
             "bounds": None if bounds == _ANYWHERE else bounds,
         }
-        for (scale, decay, frozen_until, bounds), members in sorted(groups.items(), key=lambda item: item[0])
+        for (scale, decay, frozen_until, ramp_steps, bounds), members in sorted(
+            groups.items(), key=lambda item: item[0]
+        )
     ]
 
 
@@ -72,9 +87,9 @@ def _in_patch_embedding(name: str) -> bool:
     return any(part.startswith("patch_embed") for part in name.split(".")[:-1])
 
 
-def build_optimizer(method: Method, config: OptimConfig) -> AdamW:
+def build_optimizer(method: Method, config: OptimConfig, continuing: ContinuingConfig | None = None) -> AdamW:
     """AdamW over the method's groups; `set_rates` gives it its rates before each step."""
-    groups = parameter_groups(method, config.layer_decay, config.patch_embed_lr_scale)
+    groups = parameter_groups(method, config.layer_decay, config.patch_embed_lr_scale, continuing)
     return AdamW(groups, config.betas, config.eps, config.clip_grad)
 
 
@@ -87,6 +102,12 @@ def set_rates(groups: Iterable[dict[str, Any]], step: int, lr: Schedule, weight_
     rate, decay = lr(step), weight_decay(step)
     for group in groups:
         frozen = step < group["frozen_until"]
-        group["lr"] = 0.0 if frozen else rate * group["lr_scale"]
+        group["lr"] = 0.0 if frozen else rate * group["lr_scale"] * _risen(step, group)
         group["weight_decay"] = decay if group["decay"] and not frozen else 0.0
     return rate, decay
+
+
+def _risen(step: int, group: dict[str, Any]) -> float:
+    """The share of its rate that a group has in its ramp: all of it in the ramp's last step, and without one."""
+    ramp = group["ramp_steps"]
+    return 1.0 if not ramp else min(1.0, (step - group["frozen_until"] + 1) / ramp)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from data_pipelines.files import read_json
 from pretrain.encoders.hub import told_by
+from pretrain.encoders.saved import CARD_KEY
 
 #: What the Hub calls a model's weights, and the parts of large ones.
 HUB_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -50,6 +52,17 @@ def read_told(file: Path) -> dict[str, Any]:
             f"{file.parent} is an encoder folder already: probe it, export it, or set init_from={file.parent}"
         )
     return told_by(config, preprocessor if isinstance(preprocessor, dict) else {})
+
+
+def is_export(file: Path) -> bool:
+    """Whether `file` is one that `selfsight export` wrote, with the card of its encoder in its header."""
+    if file.suffix != ".safetensors" or not file.is_file():
+        return False
+    try:
+        with safe_open(file, "pt") as opened:
+            return CARD_KEY in (opened.metadata() or {})
+    except SafetensorError:  # `read_tensors` says why
+        return False
 
 
 def weights_in(folder: Path) -> Path:

@@ -26,6 +26,15 @@ HEAD_KEY = "selfsight_head"  # of the header, and of the graph's metadata
 _POOLED_NORM = ("fc_norm", "use_fc_norm")
 
 
+#: What the outputs are, by task.
+_OUTPUTS = {
+    "one_label": "(b, classes) logits, shares by softmax",
+    "several_labels": "(b, classes) logits, each a share by sigmoid",
+    "numbers": "(b, numbers) in the units of the labels",
+    "segmentation": "(b, classes, h, w) logits of each pixel, its class by argmax over classes",
+}
+
+
 class OfPixels(nn.Module):
     """Images (b, c, h, w) in 0 .. 1, not normalised, to a classifier's outputs, in a tuple."""
 
@@ -70,6 +79,11 @@ def export_classifier(source: Path, out: Path, to: str, overwrite: bool = False)
         difference = _difference(path, kind, recipe, classifier)
         num_bytes = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
     return Exported(out, num_bytes, difference, TOLERANCES[kind], _usage(out, kind, recipe, classifier))
+
+
+def task_of(source: Path) -> str:
+    """What the head in an encoder folder was trained for."""
+    return load_classifier(source).head_card.task
 
 
 def _recipe(classifier: Classifier) -> dict[str, Any]:
@@ -144,18 +158,18 @@ def _usage(out: Path, kind: Format, recipe: dict[str, Any], classifier: Classifi
     """A few lines of Python that use the export."""
     card, head = classifier.card, classifier.head_card
     shape = f"(b, {card.channels}, {card.image_size[0]}, {card.image_size[1]})"
-    first = ", ".join(head.classes[:5]) + (", ..." if len(head.classes) > 5 else "")
+    first = f"{_OUTPUTS[head.task]}: {', '.join(head.classes[:5])}{', ...' if len(head.classes) > 5 else ''}"
     if kind == "onnx":
         return (
             "import onnxruntime\n"
             f"session = onnxruntime.InferenceSession({str(out)!r})\n"
             f'[outputs] = session.run(["logits"], {{"images": images}})  '
-            f"# float32 {shape}: pixels in 0 .. 1, not normalised; for {first}"
+            f"# float32 {shape}: pixels in 0 .. 1, not normalised; {first}"
         )
     mean, std = (tuple(round(value, 6) for value in values) for values in (card.mean, card.std))
     arguments = [f"{key}={value!r}" for key, value in recipe.items() if key != "model_name" and value is not None]
     arguments = [repr(recipe["model_name"]), *arguments, f"checkpoint_path={str(out)!r}"]
     return (
         f"import timm\nmodel = timm.create_model({', '.join(arguments)}).eval()\n"
-        f"outputs = model(images)  # {shape}: of pixels in 0 .. 1, minus mean {mean}, by std {std}; for {first}"
+        f"outputs = model(images)  # {shape}: of pixels in 0 .. 1, minus mean {mean}, by std {std}; {first}"
     )

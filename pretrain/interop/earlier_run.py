@@ -21,7 +21,7 @@ def take_rest(method: Method, source: Path) -> list[str]:
     the encoder alone: nothing is taken. Nor is it for a method that saves a head beside its encoder, which belongs to
     that run's labels.
     """
-    checkpoint = _checkpoint(source)
+    checkpoint = checkpoint_of(source)
     if checkpoint is None or method.beside_encoder() is not None:
         return []
     world_size, averages = read_state(checkpoint).world_size, _averages(method)
@@ -36,10 +36,23 @@ def take_rest(method: Method, source: Path) -> list[str]:
                 continue
             parameter.copy_(pieces.whole(theirs))
             taken += 1
+        taken += _take_buffers(method, pieces)
     if not taken:
         return []
     lines = [f"{taken} tensors of the method around it, of {checkpoint.name}"]
     return lines + ([f"fresh: {', '.join(left[:6])} (not there, or of another shape)"] if left else [])
+
+
+def _take_buffers(method: Method, pieces: Pieces) -> int:
+    """Centres and running statistics of what surrounds the encoders: without its centre a head that has learned tells
+    every image the same at first."""
+    kept, taken = method.state_dict().keys(), 0
+    for name, buffer in method.named_buffers():
+        around = name in kept and not any(part.endswith("encoder") for part in name.split("."))
+        if around and pieces.shapes.get(name) == tuple(buffer.shape):
+            buffer.copy_(pieces.whole(name))
+            taken += 1
+    return taken
 
 
 def _averages(method: Method) -> dict[str, str]:
@@ -52,7 +65,8 @@ def _averages(method: Method) -> dict[str, str]:
     }
 
 
-def _checkpoint(source: Path) -> Path | None:
+def checkpoint_of(source: Path) -> Path | None:
+    """The checkpoint that a run has last, or that `source` is; None where it is neither."""
     latest = source / "checkpoints" / "latest"
     if latest.is_file():
         source = latest.parent / latest.read_text(encoding="utf-8").strip()

@@ -91,7 +91,7 @@ def export_encoder(
         encoder, card = backbone.plain, backbone.card
     with staged(out, overwrite) as path:
         if kind == "onnx":
-            with _told(kind):
+            with told(kind):
                 write_onnx(path, encoder, card)
         elif kind == "hf":
             assert recipe is not None
@@ -148,7 +148,7 @@ def check_export(path: Path, kind: Format, encoder: Encoder, card: EncoderCard, 
     model = WholeImages(encoder, card)
     with torch.no_grad():
         expected = dict(zip(model.names, model(images), strict=True))
-        with _told(kind):
+        with told(kind):
             found = _features_of(path, kind, recipe, images)
         if kind in ("timm", "hf") and encoder.norm_in_head:
             found["tokens"] = encoder.final_norm(found["tokens"])
@@ -176,7 +176,7 @@ def check_export(path: Path, kind: Format, encoder: Encoder, card: EncoderCard, 
 
 
 @contextmanager
-def _told(kind: Format) -> Iterator[None]:
+def told(kind: Format) -> Iterator[None]:
     """torch's exporter, timm, onnxruntime and safetensors each raise kinds of their own: ValueError for all."""
     try:
         yield
@@ -211,10 +211,12 @@ def _features_of(path: Path, kind: Format, recipe: dict[str, Any] | None, images
         data = timm.data.resolve_model_data_config(model)
         mean, std = data["mean"], data["std"]
     channels = (rearrange(torch.tensor(values), "c -> c 1 1") for values in (mean, std))
-    return _timm_features(model, *channels, images)
+    return timm_features(model, *channels, images)
 
 
-def _timm_features(model: nn.Module, mean: Tensor, std: Tensor, images: Tensor) -> dict[str, Tensor]:
+def timm_features(model: nn.Module, mean: Tensor, std: Tensor, images: Tensor) -> dict[str, Tensor]:
+    """What a model of timm makes of images (b, c, h, w) in 0 .. 1: `pooled`, and `tokens` and `class` where it has
+    them."""
     images = (images - mean) / std
     found = {"pooled": model(images)}
     tokens = model.forward_features(images)

@@ -64,11 +64,11 @@ def settings_of(encoder: EncoderConfig) -> dict[str, Any]:
     return {name: shape.get(name, getattr(encoder, name)) for name in encoder.decisive}
 
 
-def start_from(method: Method, source: str, method_name: str) -> list[str]:
+def start_from(method: Method, source: str, method_name: str, heads: bool = True) -> list[str]:
     """Put the weights that `source` names into a method before it trains; says what was taken, and what was not.
 
     Decoder and heads are taken as well where an imported folder, a run or a checkpoint has those of the same method and
-    they fit.
+    they fit, unless `heads` is false.
     Raises ValueError when nothing of the encoder's blocks could be taken.
     """
     encoder = method.encoder
@@ -93,7 +93,7 @@ def start_from(method: Method, source: str, method_name: str) -> list[str]:
         )
     encoder.inner().load_state_dict(fitted.weights)
     lines = [f"started from {source}:", *(f"  {line}" for line in fitted.lines())]
-    if not source.startswith(TIMM_PREFIX):
+    if heads and not source.startswith(TIMM_PREFIX):
         lines += [f"  {line}" for line in _rest_of_method(method, Path(source).expanduser(), method_name)]
     method.encoder_loaded()
     return lines

@@ -30,15 +30,16 @@ def model_card(
     """README.md of a Hugging Face Hub folder, with the head that the Hub reads.
 
     Args:
-        recipe: timm's, as in `timm_recipe`.
+        recipe: timm's, as in `timm_recipe`; None: of an encoder of images at their own shape, which selfsight opens.
         run: The run folder; its configuration and what its checkpoints say of the data go into the card.
         probes: Markdown, one piece a probe.
         source: The encoder folder; where it was imported, the card names the checkpoint and its layout.
     """
+    by_timm = [] if recipe is None else ["timm"]
     head = {
-        "library_name": "timm",
+        "library_name": "selfsight" if recipe is None else "timm",
         "pipeline_tag": "image-feature-extraction",
-        "tags": ["image-feature-extraction", "timm", "self-supervised", "selfsight", card.method],
+        "tags": ["image-feature-extraction", *by_timm, "self-supervised", "selfsight", card.method],
         "license": "unknown",
     }
     config, imported = _config_of(run), _import_of(source)
@@ -49,7 +50,7 @@ def model_card(
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {card.run}",
         _summary(card, config, imported),
-        "## How to load\n\n" + _loading(card),
+        "## How to load\n\n" + (_loading(card) if recipe is not None else _loading_native(card)),
         "## Recipe\n\n" + _recipe(card, recipe, config),
         "## Data\n\n" + _data(card, run, config),
         "## Probes\n\n" + _probes(card, probes),
@@ -106,6 +107,22 @@ model = timm.create_model("hf-hub:USER/NAME", pretrained=True).eval()  # or "loc
 Pixels of {card.bits} bits are divided by {2**card.bits - 1}, minus mean ({mean}), divided by std ({std}), as in
 training. The probes resize the short side to 256 / 224 of the crop by bicubic interpolation and crop the centre; images
 of exactly the crop's size are taken whole. Their headline feature is {_headline(card)}."""
+
+
+def _loading_native(card: EncoderCard) -> str:
+    return f"""```python
+from pathlib import Path
+
+from pretrain.encoders.saved import load_encoder  # of selfsight
+
+encoder, card = load_encoder(Path("FOLDER"))  # where this folder lies
+```
+
+or `selfsight embed FOLDER --data photos/ --out features/ --native`.
+
+Images are seen whole and at their own shape, cut into patches of {card.encoder.patch} px. Pixels of {card.bits} bits
+are divided by {2**card.bits - 1}, minus mean ({", ".join(f"{value:g}" for value in card.mean)}), divided by std
+({", ".join(f"{value:g}" for value in card.std)}). The headline feature of the probes is {_headline(card)}."""
 
 
 def _headline(card: EncoderCard) -> str:

@@ -19,7 +19,7 @@ from pretrain.encoders.read_layout import layouts, read_layout, recognised_layou
 from pretrain.encoders.registry import build_encoder, family_of
 from pretrain.encoders.saved import EncoderCard, save_encoder
 from pretrain.encoders.transfer import fit
-from pretrain.interop.checkpoint_file import read_tensors, read_told, weights_in
+from pretrain.interop.checkpoint_file import is_export, read_tensors, read_told, weights_in
 from pretrain.interop.initialise import HEADS_FILE
 from pretrain.methods.registry import METHODS
 
@@ -60,6 +60,8 @@ def import_checkpoint(
     if out.exists():
         raise FileExistsError(f"{out} exists; name a new folder, or remove it")
     file = weights_in(file) if file.is_dir() else file
+    if layout is None and is_export(file):
+        raise ValueError(f"{file} is an encoder as `selfsight export` wrote it: probe it, or set init_from={file}")
     told = read_told(file)
     try:
         state = CheckpointState(read_tensors(file), which, overrides, image_size, told)

@@ -57,24 +57,38 @@ def check_packages() -> None:
         )
 
 
-def write_onnx(path: Path, encoder: Encoder, card: EncoderCard) -> None:
-    """Write the graph to `path`; weights beyond ONNX's 2 GB go to `path`.data. The batch may have any size.
+def write_onnx(path: Path, encoder: Encoder, card: EncoderCard, native: bool = False) -> None:
+    """Write the graph to `path`; weights beyond ONNX's 2 GB go to `path`.data. The batch may have any size; of a
+    `native` graph it is one image, whose sides are any multiples of the patch.
 
     What training alone keeps apart is merged (`Encoder.merged`). The graph normalises the images itself. Its metadata
     hold the card, mean, std and the range of the images.
     """
     model = WholeImages(encoder.merged(), card)
-    write_graph(path, model, model.names, card, {CARD_KEY: TypeAdapter(EncoderCard).dump_json(card).decode()})
+    about = {CARD_KEY: TypeAdapter(EncoderCard).dump_json(card).decode()}
+    write_graph(path, model, model.names, card, about, encoder.patch if native else None)
 
 
-def write_graph(path: Path, model: nn.Module, names: tuple[str, ...], card: EncoderCard, about: dict[str, str]) -> None:
+def write_graph(
+    path: Path,
+    model: nn.Module,
+    names: tuple[str, ...],
+    card: EncoderCard,
+    about: dict[str, str],
+    multiples: int | None = None,
+) -> None:
     """Write a module of images (b, c, h, w) in 0 .. 1 to a tuple of outputs called `names`, which are its rows'.
 
-    about: metadata beside mean, std and the range of the images.
+    about: metadata beside mean, std and the range of the images. multiples: of one image (1, c, h, w), whose sides are
+    any multiples of so many px.
     """
     model.eval()
     # of two images: torch would take a batch of one for a constant
     example = torch.zeros(2, card.planes, *card.image_size)
+    sizes: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if multiples is not None:
+        example = torch.zeros(1, card.planes, 3 * multiples, 5 * multiples)
+        sizes = {axis: multiples * torch.export.Dim(name) for axis, name in ((2, "rows"), (3, "columns"))}
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -87,7 +101,7 @@ def write_graph(path: Path, model: nn.Module, names: tuple[str, ...], card: Enco
                 (example,),
                 input_names=[INPUT],
                 output_names=list(names),
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=(sizes,),
                 dynamo=True,
                 verbose=False,
             )

@@ -56,7 +56,11 @@ def exporting(what: str) -> list[str]:
 
 def build_method(config: Config, normalisation: Normalisation, timeline: Timeline) -> Method:
     """The method that `config` names around the encoder that it names, freshly initialised from torch's generator."""
-    return spec_of(config.method).call("build", config, normalisation, timeline)
+    from pretrain.continuing.parts import choose_parts
+
+    method = spec_of(config.method).call("build", config, normalisation, timeline)
+    choose_parts(method, config)
+    return method
 
 
 def draw_fields_for(config: Config) -> DrawFields | None:
@@ -66,10 +70,11 @@ def draw_fields_for(config: Config) -> DrawFields | None:
 
     spec, size = spec_of(config.method), config.views.global_size
     if config.views.native:
-        if spec.draw_native(config.method) is None:
+        if spec.draw_native(config.method, config.train.batch_size) is None:
             return None
         section = TypeAdapter(spec.config).dump_python(config.method, mode="json")
-        return NamedDraw("pretrain.methods.registry:native_fields_of", {"method": section})
+        given = {"method": section, "batch_size": config.train.batch_size}
+        return NamedDraw("pretrain.methods.registry:native_fields_of", given)
     stride, batch_size = getattr(config.encoder, "stride", None), config.train.batch_size
     if spec.draw(config.method, size, stride, batch_size) is None:
         return None
@@ -88,4 +93,4 @@ def draw_fields_of(given: Mapping[str, Any]) -> DrawFields | None:
 def native_fields_of(given: Mapping[str, Any]) -> DrawFields | None:
     """What `draw_fields_for` found for crops of their own shape."""
     spec = METHODS[given["method"]["name"]]
-    return spec.draw_native(TypeAdapter(spec.config).validate_python(given["method"]))
+    return spec.draw_native(TypeAdapter(spec.config).validate_python(given["method"]), given["batch_size"])

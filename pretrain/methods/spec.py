@@ -83,7 +83,8 @@ class MethodSpec:
         masks: Whether its batches hold the masks beside the images.
         draw: What its batches hold beside crops, ids, rows and labels: from (section, image size, stride of the
             encoder, global batch size) to what draws these fields for a row, or None.
-        draw_native: `draw` for crops of their own shape: from the section to what draws of a row's patches.
+        draw_native: `draw` for crops of their own shape: from the section and the batch size to what draws of a row's
+            patches.
         learns_from: (config, dataset) -> (n,) bool, of which of its samples it can learn; others are left out.
         left_out: (config) -> a line for each data set of which samples are left out.
         sources: (config) -> None, raises ValueError unless the other runs that it learns from are there and fit.
@@ -114,7 +115,7 @@ class MethodSpec:
     native_with: str = ""
     masks: Callable[[Any], bool] = lambda section: False
     draw: Callable[[Any, tuple[int, int], int | None, int], DrawFields | None] = lambda *given: None
-    draw_native: Callable[[Any], DrawFields | None] = lambda section: None
+    draw_native: Callable[[Any, int], DrawFields | None] = lambda section, batch_size: None
     learns_from: str | None = None
     left_out: str | None = None
     sources: str | None = None

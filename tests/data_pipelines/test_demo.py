@@ -15,6 +15,7 @@ from data_pipelines.demo import MASK_NAMES, build_demo
 from data_pipelines.demo_captions import NUMERALS, scene_captions
 from data_pipelines.packing.mask_names import read_mask_names
 from data_pipelines.scenes import WALL, build_scenes
+from data_pipelines.shapes import SHAPES, build_shapes
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +159,20 @@ def test_raw_pixels_know_little(demo: Path) -> None:
     for row, (labels, weight) in enumerate(zip(train_labels[nearest], weights, strict=True)):
         np.add.at(votes[row], labels, weight)
     assert (votes.argmax(axis=1) == val_labels).mean() < 0.25
+
+
+def test_sheets_of_several_shapes(tmp_path: Path) -> None:
+    made = build_shapes(tmp_path / "shapes", seed=3, train=30, val=10)
+    again = build_shapes(tmp_path / "again", seed=3, train=6, val=10)
+    sizes = set()
+    for path in made.rglob("*.jpg"):
+        with Image.open(path) as image:
+            sizes.add(image.size)
+        facts = json.loads(path.with_suffix(".json").read_text())
+        assert facts["labels"] == [path.parent.name]
+        assert 12 <= facts["count"] <= 16
+    assert sizes == {(16 * columns, 16 * rows) for rows, columns in SHAPES}
+    train, val = entries(made)
+    assert not {d for entry in train for d in entry["digits"]} & {d for entry in val for d in entry["digits"]}
+    for path in again.rglob("*.jpg"):
+        assert path.read_bytes() == (made / path.relative_to(again)).read_bytes()

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.compare import compared, rows_of, said, side_of
+from eval.compare import compared, rows_of, said
 from eval.outcomes import Outcome, write_outcomes
+from eval.sides import Measure, Side, side_of
 
 Write = Callable[..., Path]
 
@@ -145,3 +146,75 @@ def test_what_can_not_be_compared_is_refused(write: Write, tmp_path: Path) -> No
     (tmp_path / "none.json").write_text("{}")
     with pytest.raises(ValueError, match="is no result of `selfsight probe`"):
         side_of([tmp_path / "none.json"])
+
+
+def bare(name: str, values: Tensor, groups: Tensor | None = None) -> Side:
+    """Of one share, by images or groups."""
+    split = {"checksum": "v", "spec": "shards/"}
+    data = {"train": split, "val": split, "group_by": None if groups is None else "patient"}
+    result = {"data": data, "target": {"name": name, "step": None}, "protocol": {}}
+    column = {"name": "knn", "title": "k-NN", "probe": "knn", "headline": True}
+    group_of = None if groups is None else dict(enumerate(groups.tolist()))
+    measure = Measure(column, Outcome("mean", values), torch.arange(len(values)))
+    return Side(name, (result,), {"knn": measure}, (), group_of)
+
+
+def test_of_fewer_than_six_that_differ_no_difference_is_said() -> None:
+    for num, expected in ((3, "no difference shown"), (5, "no difference shown"), (6, "second is better")):
+        found = compared(bare("a", torch.zeros(num)), bare("b", torch.ones(num)))
+        assert said(found["measures"][0]) == expected
+        assert found["measures"][0]["interval"] == [0 if num < 6 else 1, 1]
+        assert any(f"of {num} images only" in note for note in found["notes"])
+        assert any("differ in fewer than 6" in note for note in found["notes"]) == (num < 6)
+    few = torch.zeros(1000)
+    few[:5] = 1  # five of a thousand, all for the same: 2 of 2^5
+    found = compared(bare("a", torch.zeros(1000)), bare("b", few))
+    assert said(found["measures"][0]) == "no difference shown"
+    assert not any("images only" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize("units", [4, 8, 20])
+def test_where_there_is_no_difference_about_one_of_twenty_says_one_or_none_of_few(units: int) -> None:
+    """Of groups that are each easier for one of the two at random."""
+    groups, generator = torch.arange(units).repeat_interleave(4), torch.Generator().manual_seed(units)
+    wrong, num = 0, 300
+    for seed in range(num):
+        easier = (0.3 * torch.randn(units, generator=generator))[groups]
+        noise = torch.randn(2, len(groups), generator=generator) * 0.2
+        ours, theirs = noise[0] - easier / 2, noise[1] + easier / 2
+        (measure,) = compared(bare("a", ours, groups), bare("b", theirs, groups), seed=seed, draws=250)["measures"]
+        wrong += said(measure) != "no difference shown"
+        of_unit = (theirs - ours).unflatten(0, (units, 4)).mean(dim=1)
+        assert measure["standard_error"] == pytest.approx(float(of_unit.std()) / units**0.5, rel=0.2)
+    assert wrong == 0 if units < 6 else 0.01 < wrong / num < 0.09  # 5 % ± 1.3 %
+
+
+def test_results_of_other_images_and_other_numbers_of_groups_are_joined(write: Write, tmp_path: Path) -> None:
+    column = {"paths": [[]], "key": "value"}
+    masks = ({**column, "probe": "segmentation", "name": "segmentation", "title": "mIoU"},)
+    patients = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]).repeat(10) + 4 * torch.arange(80).div(8, rounding_mode="floor")
+    labelled = torch.arange(1, 80, 2)
+    sides = []
+    for name, turned in (("a", False), ("b", True)):
+        whole = write(
+            f"{name}-masks", {"segmentation": Outcome("mean", right(80, 0.5, int(turned)))}, torch.arange(80),
+            groups=patients, columns=masks, data={"label_kind": None, "group_by": "patient"},
+        )  # fmt: skip
+        part = write(
+            f"{name}-knn", {"knn/class/20": Outcome("mean", right(40, 0.5, 2 + turned))}, labelled,
+            groups=torch.arange(40).flip(0), data={"label_kind": "class", "group_by": "patient"},
+        )  # fmt: skip
+        sides.append(side_of([part, whole] if turned else [whole, part]))
+    assert sides[0].group_of == sides[1].group_of
+    assert len(set(sides[0].group_of.values())) == 40
+    found = compared(*sides)
+    assert {each["name"]: (each["images"], each["units"]) for each in found["measures"]} == {
+        "segmentation": (80, 40), "knn_class": (40, 40),
+    }  # fmt: skip
+    assert found["groups"]
+    grades = write("c", {"knn/class/20": Outcome("mean", torch.ones(40))}, labelled, data={"label_kind": "grade"})
+    mixed = side_of([tmp_path / "b-masks.json", grades])
+    found = compared(sides[0], mixed)
+    assert [each["name"] for each in found["measures"]] == ["segmentation"]
+    why = "step 40 was measured with label kind class and c, step 40 with grade in k-NN class"
+    assert any(note.startswith("left out: ") and why in note for note in found["notes"])

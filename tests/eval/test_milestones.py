@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from eval.milestones import by_checkpoint, merged, overviews, preferred
-from eval.report import read_results
+from eval.report import markdown_table, read_results
 from eval.result_files import missing
+from eval.result_tables import tables_of
+from launch.report.confused import matrix
 
 
 def result(step: int, started: str = "1", val: str = "v", **scores: float) -> dict[str, Any]:
@@ -89,3 +91,41 @@ def test_what_was_measured_otherwise_is_missing(tmp_path: Any, monkeypatch: pyte
     asked = {"seeds": [0], "last_blocks": 4, "knn": {"k": 1}, "linear": {"k": 2}, "ridge": {}}
     assert missing(files, asked, ["knn", "linear", "ridge"]) == ["linear", "ridge"]
     assert missing(files, {**asked, "seeds": [1]}, ["knn"]) == ["knn"]
+
+
+def test_checkpoints_measured_with_different_settings_are_told() -> None:
+    """And none of them is called the best by that probe."""
+    one, two = result(10, linear=0.5, knn=0.5), result(20, linear=0.9, knn=0.6)
+    (alike,) = overviews([one, two])
+    assert (alike.mixed, alike.best) == ([], [[1 + 2 + 1], [1 + 2 + 1]])
+    two["protocol"]["linear"] = {"k": 1, "epochs": 2}
+    (found,) = overviews([one, two])
+    assert found.mixed == [
+        "warning: linear was measured with different settings, so no checkpoint is best: epochs None at step 10; "
+        "epochs 2 at step 20"
+    ]
+    assert found.notes[0] == found.mixed[0]
+    assert found.best == [[], [1 + 2 + 1]]
+
+
+def test_a_table_names_its_data_and_what_was_fine_tuned() -> None:
+    told = result(40, linear=0.6)
+    told["data"]["val"]["spec"] = "packed/seg/"
+    told["target"]["method"] = "finetune"
+    found = read_results(told)
+    assert found.title == "photos, step 40: top-1 % on 9 val images of seg, 9 to learn from, 3 classes"
+    assert (found.ours, found.data) == ("fine-tuned", "seg")
+    assert "| fine-tuned | 60.0" in markdown_table(told)
+    told["columns"][0]["label_free"] = True
+    found = read_results(told)
+    assert found.title == "photos, step 40: on 9 train images of seg, without labels"
+    assert not any("standard error over val" in note for note in found.notes)
+
+
+def test_confusions_are_told_by_the_names_of_classes() -> None:
+    told = result(40, linear=0.6)
+    told["data"]["classes"] = [0, 1]
+    measures = {"confusion": [[3, 1], [0, 4]], "names": ["0 cat", "1 dog"]}
+    told["rows"]["pretrained"]["linear"]["measures"] = measures
+    assert tables_of(told)["linear_confusion"][1][1] == ("0 cat", "1 dog", 1)
+    assert "0 cat taken for 1 dog" in str(matrix(measures, told))

@@ -13,6 +13,7 @@ from PIL import Image
 from data_pipelines.checks.show import samples_sheet
 from data_pipelines.checks.verify import verify
 from data_pipelines.datasets.dataset import open_dataset
+from data_pipelines.images.stacks import decode_stack
 from data_pipelines.moving import build_moving, thrown_back
 from data_pipelines.packing.sources.stack_folders import natural
 from data_pipelines.packing.write import pack
@@ -65,6 +66,21 @@ def test_a_folder_of_frames_becomes_a_sample(shards: Path) -> None:
     report = verify(shards, frames=4, progress=False)
     assert report["ok"], report["problems"]
     assert report["samples"] == 18
+
+
+def test_statistics_of_all_frames(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of as many frames as there are, each is measured once, and all weigh alike."""
+    with open_dataset(shards) as dataset:
+        stacks = [[picture.pixels / 255 for picture in decode_stack(dataset.read(n))] for n in range(12)]
+    for frames, shown in ((1, slice(1)), (FRAMES, slice(None))):
+        capsys.readouterr()
+        command("data", "stats", str(shards), "--frames", str(frames), "--no-progress")
+        found = json.loads(capsys.readouterr().out)
+        pixels = np.concatenate([np.stack(stack[shown]).reshape(-1, 3) for stack in stacks])
+        np.testing.assert_allclose(found["mean"], pixels.mean(axis=0), atol=1e-7)
+        np.testing.assert_allclose(found["std"], pixels.std(axis=0), atol=1e-7)
+        assert found["statistics"].get("frames", 1) == frames
+        assert found["statistics"]["bad"] == 0
 
 
 def test_what_is_no_stack_is_told(tmp_path: Path) -> None:

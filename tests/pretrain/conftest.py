@@ -41,3 +41,11 @@ def cell(method_name: str, family: str, shards: Path, tmp_path: Path) -> Config:
 def mae_data(shards: Path, tmp_path: Path) -> dict[str, Any]:
     """The nested dictionary of a MAE run on a ViT, to be changed by a test."""
     return config_data("mae", "vit", shards, tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def source(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of DINO on a small ViT, to go on from."""
+    from pretrain.run import pretrain  # slow, and few tests need it
+
+    return pretrain(parse_config(config_data("dino", "vit", shards, tmp_path_factory.mktemp("source"))))

@@ -17,6 +17,7 @@ from pretrain.encoders.saved import load_encoder
 SMALL = {
     "family": "swin_moe", "dim": 8, "depths": [1, 2], "heads": [1, 2], "patch": 4, "window": 4, "experts": 2,
     "group": 1, "mlp_ratio": 2.0, "drop_path": 0.2, "expert_blocks": [[0], [1]], "balance_weight": 0.1,
+    "fc2_bias": True,
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from data_pipelines.loader import Batch
 from data_pipelines.rng import Stream
 from pretrain.config import Config
 from pretrain.config.load import ConfigError, check_batch, parse_config
+from pretrain.continuing.low_rank import without_changes
 from pretrain.engines.optim import parameter_groups
 from pretrain.methods.finetune.config import FinetuneConfig
 from pretrain.methods.finetune.draws import Mixes, beta, box_of, draw_boxes, draw_mixes
@@ -175,18 +176,20 @@ def test_lora_starts_with_nothing_and_is_merged(shards: Path, tmp_path: Path) ->
     method = build(config_of(shards, tmp_path / "a", {"lora": {"rank": 2}, "ema": 0.5}))
     plain = build(config_of(shards, tmp_path / "b"))
     assert isinstance(method, Finetune)
-    assert method.lora is not None
-    assert not [name for name, p in method.named_parameters() if p.requires_grad and name.startswith("encoder.")]
+    changes = method.encoder.low_rank
+    learned = [name for name, p in method.named_parameters() if p.requires_grad and name.startswith("encoder.")]
+    assert learned == [f"encoder.low_rank.{name}" for name, _ in changes.named_parameters()]
     images = torch.randn(2, 3, 32, 32)
-    method.encoder.load_state_dict(plain.encoder.state_dict())
+    method.encoder.load_state_dict(plain.encoder.state_dict(), strict=False)
     torch.testing.assert_close(method.encoder(images).pooled, plain.encoder(images).pooled)
-    for change in method.lora.changes:
+    for change in changes.changes:
         torch.nn.init.normal_(change.up)
-    merged = method.lora.merged(method.encoder.state_dict(), method.lora.state_dict())
+    merged = without_changes(method.encoder, method.encoder.state_dict())
     plain.encoder.load_state_dict(merged)
     assert not torch.equal(merged["vit.blocks.0.attn.qkv.weight"], method.encoder.vit.blocks[0].attn.qkv.weight)
     torch.testing.assert_close(method.encoder(images).pooled, plain.encoder(images).pooled, atol=1e-5, rtol=1e-4)
-    assert all(method.no_decay(name) for name, _ in method.named_parameters() if name.startswith("lora."))
+    decayed = [name for group in parameter_groups(method, 1.0) if group["decay"] for name in group["names"]]
+    assert decayed == ["head.fc.weight"]
 
 
 def test_lora_is_refused_where_weights_are_read_without_their_layer(shards: Path, tmp_path: Path) -> None:

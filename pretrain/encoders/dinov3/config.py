@@ -106,6 +106,12 @@ def timm_recipe(config: Dinov3Config, image_size: tuple[int, int], channels: int
     return {"model_name": "vit_small_patch16_dinov3_qkvb", **own, **timm_architecture(config)}
 
 
+def takes_own_shape(config: Dinov3Config) -> bool:
+    """Whether images at their own shape go through it. With a norm of local crops' own they do not: in the one sequence
+    of all crops nothing tells which are local."""
+    return not config.local_class_norm
+
+
 _SMALL = {"dim": 32, "depth": 2, "heads": 2, "patch": 16, "registers": 2, "mlp": "swiglu", "rope": {"rescale": 2.0}}
 
 SPEC = EncoderSpec(
@@ -117,6 +123,8 @@ SPEC = EncoderSpec(
     drop_layout="any",
     headline=lambda config: "class",
     has_sequence=lambda config: True,
+    native=takes_own_shape,
+    why_not_naflex="has norms of another epsilon (1e-6) than DINOv3's",
     timm_recipe=timm_recipe,
     layouts={
         "dinov3": Layout(

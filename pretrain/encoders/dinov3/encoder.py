@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from pretrain.encoders import drop_path, rotary
 from pretrain.encoders.base import Encoder, Features, Mask, on_token_grid
-from pretrain.encoders.dinov3.config import Dinov3Config, timm_architecture
+from pretrain.encoders.dinov3 import native
+from pretrain.encoders.dinov3.config import Dinov3Config, takes_own_shape, timm_architecture
+from pretrain.encoders.native import PackedImages, PackedMask
 from pretrain.encoders.packed import Groups, Packed, in_groups, packed_paths
 
 Embedded = tuple[Tensor, tuple[int, int], Tensor | None]
@@ -38,6 +40,7 @@ class Dinov3Encoder(Encoder):
         self.config = config
         self.dim, self.depth, heads, _, _ = config.shape
         self.width = self.dim // heads
+        self.native = takes_own_shape(config)
         self.stride = self.patch = config.patch
         self.num_prefix = 1 + config.registers
         self.vit = Eva(
@@ -69,6 +72,8 @@ class Dinov3Encoder(Encoder):
             initialise_block(block)
 
     def forward(self, images: Any, mask: Any = None, layers: tuple[int, ...] = ()) -> Any:
+        if isinstance(images, PackedImages):
+            return native.encode(self, images, mask or PackedMask(), layers)
         if not isinstance(images, Tensor):
             return self._forward_packed(list(zip(images, mask or [None] * len(images), strict=True)))
         tokens, grid, units = self.embed(images, mask)

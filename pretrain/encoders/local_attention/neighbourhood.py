@@ -93,6 +93,13 @@ class NeighbourAttention(nn.Module):
         return rearrange(mixed, "b g d h w -> b (g d) h w")
 
 
+def shares_of_place(rows: Tensor, columns: Tensor, mix: Tensor) -> Tensor:
+    """What each of m projections gives to the value of a place: (p, q, m), 1 in all, of vectors of rows (p, e), columns
+    (q, e) and projections (m, e) (equation 5 of the paper)."""
+    places = rearrange(rows @ mix.T, "p m -> p 1 m") + rearrange(columns @ mix.T, "q m -> 1 q m")
+    return places.softmax(dim=-1)
+
+
 class AttentionStem(nn.Module):
     """Attention within each 4x4 px, whose values are a mixture of several projections by their place there, and the
     largest of each 4x4 px (section 3.2 of the paper)."""
@@ -116,10 +123,7 @@ class AttentionStem(nn.Module):
             d=self.rows.shape[1],
         )  # fmt: skip
         query, key = parts[0], parts[1]
-        places = rearrange(self.rows @ self.mix.T, "p m -> p 1 m") + rearrange(
-            self.columns @ self.mix.T, "q m -> 1 q m"
-        )
-        shares = rearrange(places.softmax(dim=-1), "p q m -> m (p q) 1")
+        shares = rearrange(shares_of_place(self.rows, self.columns, self.mix), "p q m -> m (p q) 1")
         value = (parts[2:] * rearrange(shares, "m n 1 -> m 1 1 1 1 n 1")).sum(dim=0)
         mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         cells = rearrange(mixed, "b y x g (p q) d -> b (g d) (y p) (x q)", p=self.side)

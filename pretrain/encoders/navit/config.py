@@ -59,6 +59,7 @@ SPEC = EncoderSpec(
     drop_layout="any",
     headline=lambda config: None if config.pool == "attention" else "mean",
     native=lambda config: True,
+    why_not_naflex="norms no patches before they are embedded, nor queries and keys by a gain of each head, as NaViT",
     layouts={"navit": Layout("pretrain.encoders.navit.layouts:read_navit")},
     examples=(Example(small={"dim": 32, "depth": 2, "heads": 2, "patch": 16}),),
 )

@@ -26,6 +26,7 @@ from pretrain.encoders.navit.blocks import AttentionPool, NavitBlock, norm
 from pretrain.encoders.navit.config import NavitConfig
 from pretrain.encoders.packed import merged, sequence_paths
 from pretrain.encoders.patches import patchify
+from pretrain.encoders.positions import is_symbolic
 from pretrain.encoders.tables import built_once
 from pretrain.stream.from_host import from_host
 
@@ -94,7 +95,9 @@ class NavitEncoder(Encoder):
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
         dropped, replaced = on_token_grid(mask, grid)
         hidden = None if replaced is None else rearrange(replaced, "b h w -> b (h w)")
-        places = places_of(grid, self.grid, self.config.positions, images.device)
+        places = (places_in_graph if is_symbolic(grid) else places_of)(
+            grid, self.grid, self.config.positions, images.device
+        )
         tokens = self._embed(patchify(images, self.patch), places, hidden)
         units = None if dropped is None else dropped.visible_ids()
         if units is None:
@@ -250,6 +253,18 @@ def coordinates(grids: Grids, table: tuple[int, int], positions: str) -> np.ndar
 def places_of(grid: tuple[int, int], table: tuple[int, int], positions: str, device: torch.device) -> Tensor:
     """`coordinates` of one image."""
     return torch.from_numpy(coordinates((grid,), table, positions)).to(device)
+
+
+def places_in_graph(grid: tuple[int, int], table: tuple[int, int], positions: str, device: torch.device) -> Tensor:
+    """`places_of` a grid whose sides are known only when the graph that is being made will run."""
+    lines = []
+    for side, size in zip(grid, table, strict=True):
+        numbers = torch.arange(side, device=device).float()
+        stretched = ((numbers + 0.5) * size / side - 0.5).clamp(0, size - 1)
+        fits = (numbers.amax(dim=0) < size) & (positions == "absolute")
+        lines.append(torch.where(fits, numbers, stretched))
+    rows, columns = torch.meshgrid(*lines, indexing="ij")
+    return rearrange(torch.stack([rows, columns], dim=-1), "h w c -> (h w) c")
 
 
 def _between(table: Tensor, places: Tensor) -> Tensor:

@@ -87,6 +87,9 @@ def _take_experts(state: CheckpointState) -> dict[str, object]:
             state.tensors[f"{before}experts.fc2.bias"] = rearrange(flat, "(e s) d -> e (s d)", s=shards)
         else:
             raise ValueError(f"{key} is no tensor of an expert that is known: fc1_w, fc1_bias, fc2_w, fc2_bias")
+    for key in [key for key in state.tensors if key.endswith("experts.fc2.bias")]:  # ranks hold equally many of it
+        width = state.tensors[key.replace(".bias", ".weight")].shape[1]
+        state.tensors[key] = state.tensors[key][:, :width]
     weight = next(value for key, value in state.tensors.items() if key.endswith("experts.fc1.weight"))
     return {**told, "mlp_ratio": weight.shape[1] / weight.shape[2], "fc2_bias": biased}
 

@@ -106,6 +106,12 @@ def timm_recipe(config: VitConfig, image_size: tuple[int, int], channels: int) -
     return {"model_name": model, **own, "global_pool": "token" if config.pool == "class" else "avg"}
 
 
+def takes_own_shape(config: VitConfig) -> bool:
+    """Whether images at their own shape go through it: each patch is embedded by itself, and attention reads no
+    positions but rotary ones."""
+    return config.stem == "patch" and config.positions in ("learned", "sincos", "sincos_1d", "rotary", "none")
+
+
 def _headline(config: VitConfig) -> Literal["class", "mean"] | None:
     if config.distillation_token:
         return None  # the mean of both tokens, which was trained
@@ -161,7 +167,8 @@ SPEC = EncoderSpec(
     headline=_headline,
     has_sequence=lambda config: config.class_token,
     timm_recipe=timm_recipe,
-    native=lambda config: config.stem == "patch" and config.positions in ("learned", "sincos", "sincos_1d"),
+    native=takes_own_shape,
+    naflex="pretrain.encoders.vit.naflex",
     why_not_placeless=_why_not_placeless,
     layouts={
         name: Layout(f"pretrain.encoders.vit.{module}:read_{name}", signs=SIGNS.get(name, ()))

@@ -30,7 +30,7 @@ from pretrain.encoders.positions import resize_line, resize_positions
 from pretrain.encoders.relative import RelativeBias, RelativeShift
 from pretrain.encoders.rotary import packed_turns, turns_of
 from pretrain.encoders.vit import native, placeless
-from pretrain.encoders.vit.config import VitConfig
+from pretrain.encoders.vit.config import VitConfig, takes_own_shape
 from pretrain.encoders.vit.parts import block_of, mlp_of, norm_of
 from pretrain.encoders.vit.stems import OVERLAPPING, STEMS
 from pretrain.encoders.vit.windowed import WindowedVit
@@ -93,7 +93,7 @@ class VitEncoder(Encoder):
         elif config.positions != "learned":
             self.vit.pos_embed = None
         self.takes_windows = self.vit.pos_embed is not None
-        self.native = self.vit.pos_embed is not None and config.stem == "patch"
+        self.native = takes_own_shape(config)
         if config.positions == "conditional":
             self.vit.conditional = ConditionalPositions(self.dim)
         for block in self.vit.blocks:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from pretrain.encoders.native import Interleaved, PackedFeatures, PackedImages, PackedMask, mean_of_each
+from pretrain.encoders import rotary
+from pretrain.encoders.native import (
+    Interleaved,
+    PackedFeatures,
+    PackedImages,
+    PackedMask,
+    mean_of_each,
+    projected,
+    with_mask_token,
+)
 from pretrain.encoders.packed import merged, sequence_paths
+from pretrain.encoders.places import Place
 
 if TYPE_CHECKING:
     from pretrain.encoders.vit.encoder import VitEncoder
@@ -26,8 +36,9 @@ def encode(encoder: VitEncoder, images: PackedImages, mask: PackedMask, layers: 
     states = encoder.vit.norm_pre(packing.joined(repeat(prefix, "p d -> (n p) d", n=len(lengths)), tokens))
     groups, wanted, kept = merged(packing.lengths), [index % encoder.depth for index in layers], {}
     paths = sequence_paths(encoder.vit.blocks, packing.lengths, tokens.device)
-    for index, (block, path) in enumerate(zip(encoder.vit.blocks, paths, strict=True)):
-        states = block(states, path, groups)
+    places = _places(encoder, images, mask, packing)
+    for index, (block, path, place) in enumerate(zip(encoder.vit.blocks, paths, places, strict=True)):
+        states = block(states, path, groups, place)
         if index in wanted:
             kept[index] = states
 
@@ -45,22 +56,34 @@ def encode(encoder: VitEncoder, images: PackedImages, mask: PackedMask, layers: 
     return features_of(states)._replace(layers=earlier)
 
 
+def _places(
+    encoder: VitEncoder, images: PackedImages, mask: PackedMask, packing: Interleaved
+) -> Sequence[Place | None]:
+    """For each block where the tokens lie, of positions that turn queries and keys."""
+    config = encoder.config
+    if config.positions != "rotary":
+        return [None] * encoder.depth
+    dim, _, heads = config.shape
+    turns = rotary.native_turns(
+        config.rotary, images.grids, mask.kept, packing, dim // heads, encoder.depth, images.patches.device,
+        encoder.training,
+    )  # fmt: skip
+    return [Place(encoder.vit.num_prefix_tokens, (), None, turn) for turn in turns]
+
+
 def _embedded(encoder: VitEncoder, images: PackedImages, mask: PackedMask) -> tuple[Tensor, Tensor]:
     """Tokens (t, d) with their positions, and prefix tokens (p, d) with theirs."""
     if encoder.overlapping:
         raise ValueError(
             "a convolutional stem reads beyond patches, so it takes no packed ones; set encoder.stem=patch"
         )
-    projection = encoder.vit.patch_embed.proj
-    weight = rearrange(projection.weight, "d c p q -> d (p q c)")
-    tokens = F.linear(images.patches, weight, projection.bias)
-    if mask.token is not None:
-        assert encoder.mask_token is not None, "built without mask_token, so no unit can be replaced"
-        token = encoder.mask_token.to(tokens.dtype).view(-1)
-        tokens = torch.where(rearrange(mask.token, "t -> t 1"), token, tokens)
-    positions = {grid: encoder.positions(grid) for grid in dict.fromkeys(images.grids)}
-    tokens = tokens + torch.cat([positions[grid][1][0] for grid in images.grids])
+    tokens = projected(encoder.vit.patch_embed.proj, images.patches)
+    tokens, prefix_positions = with_mask_token(tokens, encoder.mask_token, mask.token), None
+    if encoder.vit.pos_embed is not None:
+        positions = {grid: encoder.positions(grid) for grid in dict.fromkeys(images.grids)}
+        tokens = tokens + torch.cat([positions[grid][1][0] for grid in images.grids])
+        prefix_positions = positions[images.grids[0]][0]
     prefix = tokens[:0]
     if encoder.vit.num_prefix_tokens:
-        prefix = encoder.prefix(1, positions[images.grids[0]][0])[0]
+        prefix = encoder.prefix(1, prefix_positions)[0]
     return tokens, prefix

@@ -176,6 +176,15 @@ def _check_batch(config: Config, rows: int) -> None:
         )
 
 
+def _draw_native(section: DinoConfig, batch_size: int) -> DrawFields | None:
+    """The hidden patches of a row's global crops."""
+    if section.ibot is None:
+        return None
+    from pretrain.methods.dino.masks import native_ibot_masks
+
+    return native_ibot_masks(section.ibot, batch_size)
+
+
 def _draw(section: DinoConfig, image_size: tuple[int, int], stride: int | None, batch_size: int) -> DrawFields | None:
     if section.ibot is None:
         return None
@@ -199,8 +208,9 @@ SPEC = MethodSpec(
     headline="class",
     crops=lambda section: Crops(num_global=2, local=True, mixed=True, teacher="encoder" if section.gram else None),
     needs=_needs,
-    native=lambda section: section.ibot is None and section.gram is None,
-    native_with="method.ibot=null and method.gram=null: masks and similarities are of the grid of one size of image",
+    native=lambda section: section.gram is None,
+    native_with="method.gram=null: the anchor's similarities are those of crops of one size",
+    draw_native=_draw_native,
     check=_check,
     stacks=True,
     check_batch=_check_batch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,9 @@ def check_ibot_counts(ibot: IbotConfig, unit: int, image_size: tuple[int, int]) 
     )
 
 
+Grid = tuple[int, int]
+
+
 @lru_cache(maxsize=16)  # of a few steps: each of their rows asks
 def _places(seed: int, step: int, count: int) -> np.ndarray:
     """In which of its `count` places a step puts each of its masks; as `mask_stream` independent of the ranks."""
@@ -42,17 +46,36 @@ def ibot_masks(ibot: IbotConfig, image_size: tuple[int, int], stride: int | None
     unit = ibot.unit or stride
     assert unit is not None
     grid = (image_size[0] // unit, image_size[1] // unit)
+    maps_of = _of_both(ibot, batch_size)
+    return lambda seed, step, row: {"token_mask": np.stack(maps_of(seed, step, row, (grid, grid)))}
+
+
+def native_ibot_masks(ibot: IbotConfig, batch_size: int) -> DrawFields:
+    """`ibot_masks` of crops of their own shape, each on the grid (rows, columns) of its own patches."""
+    maps_of = _of_both(ibot, batch_size)
+
+    def draw(seed: int, step: int, row: int, grids: np.ndarray) -> dict[str, list[np.ndarray]]:
+        first, second = ((rows, columns) for rows, columns in grids.tolist())
+        return {"token_mask": [drawn.ravel() for drawn in maps_of(seed, step, row, (first, second))]}
+
+    return draw
+
+
+def _of_both(ibot: IbotConfig, batch_size: int) -> Callable[[int, int, int, tuple[Grid, Grid]], list[np.ndarray]]:
+    """From seed, step, row and the grids of its two global crops to what is hidden of each."""
     count = 2 * batch_size
     masked = max(1, round(count * ibot.masked_share))
     low, high = ibot.ratio
 
-    def draw(seed: int, step: int, row: int) -> dict[str, np.ndarray]:
-        stream, maps = mask_stream(seed, step, row), np.zeros((2, *grid), dtype=np.bool_)
+    def draw(seed: int, step: int, row: int, grids: tuple[Grid, Grid]) -> list[np.ndarray]:
+        stream, maps = mask_stream(seed, step, row), [np.zeros(grid, dtype=np.bool_) for grid in grids]
         for view, place in enumerate(_places(seed, step, count)[2 * row : 2 * row + 2].tolist()):
             if place < masked:
                 ratio = low + (high - low) * (place + stream.random()) / masked
-                hidden = max(1, int(grid[0] * grid[1] * ratio))
-                maps[view] = blockwise(stream, grid, hidden, ibot.min_block, ibot.min_aspect)
-        return {"token_mask": maps}
+                rows, columns = grids[view]
+                hidden = max(1, int(rows * columns * ratio))
+                if rows * columns > 1:  # of a single patch nothing would be left
+                    maps[view] = blockwise(stream, (rows, columns), hidden, ibot.min_block, ibot.min_aspect)
+        return maps
 
     return draw

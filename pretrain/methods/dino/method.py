@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from pretrain.config import Config
 from pretrain.encoders import Encoder, Features, Mask, build_encoder
 from pretrain.encoders.attention_maps import attention_pictures
 from pretrain.encoders.base import several_passes
-from pretrain.encoders.native import PackedImages, joined
+from pretrain.encoders.native import PackedFeatures, PackedImages, PackedMask, joined
 from pretrain.engines.schedules import Cosine, Schedule, Staircase, Timeline
 from pretrain.methods import sigreg
 from pretrain.methods.base import Method, Normalisation
@@ -27,6 +28,7 @@ from pretrain.methods.dino.config import DinoConfig
 from pretrain.methods.dino.head import DinoHead
 from pretrain.methods.dino.koleo import ClassFeatures, koleo_loss
 from pretrain.methods.dino.losses import dino_loss, ibot_loss, moved_center, sinkhorn_tables
+from pretrain.stream.from_host import from_host
 from pretrain.stream.hidden import finer_index, hidden_index
 from pretrain.stream.mixed_sizes import resized, sizes_of_step
 
@@ -130,9 +132,10 @@ class Dino(Method):
             outputs = {"center": self.teacher["head"](teacher_features.pooled).float()}
         mask = hidden = None
         if self.config.ibot is not None:
-            mask = self._mask(batch)
-            assert teacher_features.grid is not None
-            hidden = finer_index(hidden_index(batch), batch["token_mask"].shape[2:], teacher_features.grid)
+            mask, hidden = self._mask(batch), hidden_index(batch)
+            if not isinstance(images, PackedImages):
+                assert teacher_features.grid is not None
+                hidden = finer_index(hidden, batch["token_mask"].shape[2:], teacher_features.grid)
             with torch.no_grad():
                 name = "patch_head" if "patch_head" in self.teacher else "head"
                 outputs["patch_center"] = self.teacher[name](_rows(teacher_features.tokens, hidden)).float()
@@ -150,7 +153,8 @@ class Dino(Method):
         if self.config.sigreg_weight:
             result["sigreg"] = self._sigreg(views, step)
         if hidden is not None:
-            result["ibot"] = self._ibot(features, hidden, targets["patch_center"])
+            lengths = images.lengths if isinstance(images, PackedImages) else None
+            result["ibot"] = self._ibot(features, hidden, targets["patch_center"], lengths)
         if self.anchor is not None and self.anchor.is_on(step):
             result["gram"] = self._gram(self.anchor, features, batch, images)
         if len(result) > 1:
@@ -172,8 +176,10 @@ class Dino(Method):
         self.class_features.note(rearrange(pooled, "(v b) d -> v b d", b=len(batch["rows"])))
         return {"loss": pooled.sum() * 0.0}
 
-    def _mask(self, batch: Batch) -> Mask:
+    def _mask(self, batch: Batch) -> Mask | PackedMask:
         """What of the global crops, view by view, the student sees replaced."""
+        if "global_patches" in batch:
+            return PackedMask(token=batch["token_mask"])
         return Mask(token=rearrange(batch["token_mask"], "b v gh gw -> (v b) gh gw"))
 
     def _koleo(self, views: Tensor) -> Tensor:
@@ -193,20 +199,35 @@ class Dino(Method):
         return images, rearrange(self.normalise(batch["local_crops"]), "b u c h w -> (u b) c h w")
 
     def _seen(
-        self, images: Tensor | PackedImages, local: Tensor | PackedImages | None, mask: Mask | None
+        self, images: Tensor | PackedImages, local: Tensor | PackedImages | None, mask: Mask | PackedMask | None
     ) -> Sequence[Any]:
         """The student's features of all crops, in one pass or in one for each kind."""
         if isinstance(images, PackedImages):
-            return [self.encoder(images if local is None else joined([images, local]))]
+            every = images if local is None else joined([images, local])
+            if isinstance(mask, PackedMask):
+                assert mask.token is not None
+                rest = len(every.patches) - len(mask.token)  # nothing of local crops is hidden
+                mask = PackedMask(token=F.pad(mask.token, (0, rest)))
+            return [self.encoder(every, mask)]
+        assert not isinstance(mask, PackedMask)
         passes: tuple[tuple[Tensor, Mask | None], ...] = ((images, mask),)
         if isinstance(local, Tensor):
             passes = (*passes, (local, None))
         return several_passes(self.encoder, passes)
 
-    def _ibot(self, features: Features, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The loss at the hidden patch tokens (n,), all global views together, from the teacher's `targets` (n, k)."""
-        num_crops, num_tokens = features.tokens.shape[:2]
-        crops = hidden // num_tokens
+    def _ibot(
+        self, features: Features | PackedFeatures, hidden: Tensor, targets: Tensor, lengths: tuple[int, ...] | None
+    ) -> Tensor:
+        """The loss at the hidden patch tokens (n,), all global views together, from the teacher's `targets` (n, k).
+
+        lengths: how many tokens each global crop has, where they have shapes of their own.
+        """
+        if lengths is None:
+            num_crops, num_tokens = features.tokens.shape[:2]
+            crops = hidden // num_tokens
+        else:
+            num_crops = len(lengths)
+            crops = torch.bucketize(hidden, from_host(np.cumsum(lengths), hidden.device), right=True)
         counts = torch.zeros(num_crops, device=hidden.device).index_add_(0, crops, torch.ones_like(crops).float())
         student = self._head("patch_head")(_rows(features.tokens, hidden)).float() / self.config.student_temperature
         return ibot_loss(student, targets, 1.0 / counts.index_select(0, crops), num_crops)
@@ -302,5 +323,6 @@ def _temperature(config: DinoConfig, timeline: Timeline) -> Schedule:
 
 
 def _rows(tokens: Tensor, index: Tensor) -> Tensor:
-    """Of tokens (b, n, d) those (m, d) of the numbers (m,), counted image by image."""
-    return rearrange(tokens, "b n d -> (b n) d").index_select(0, index)
+    """Of tokens (b, n, d), or (t, d) of images at their own shape, those (m, d) of the numbers (m,), counted image by
+    image."""
+    return tokens.flatten(0, -2).index_select(0, index)

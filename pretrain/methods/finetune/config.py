@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from data_pipelines.transforms.config import Share, section
+from pretrain.continuing.config import LoraConfig
 from pretrain.methods.spec import MethodSpec, Metric, Needs, Tokens
 
 if TYPE_CHECKING:
@@ -25,15 +26,6 @@ class RandAugmentConfig:
     magnitude_std: NonNegativeFloat = 0.5  # its deviation from image to image
     prob: Share = 0.5  # of each op that is drawn to be done
     increasing: bool = True  # posterise, solarise and enhance more at a higher magnitude; false: as in the paper's code
-
-
-@section
-class LoraConfig:
-    """Low-rank changes of the attention's linear layers (Hu et al. 2022), the encoder itself frozen."""
-
-    rank: PositiveInt = 8  # of each change, a product of two matrices so narrow
-    alpha: PositiveFloat = 16.0  # what is added is multiplied by alpha / rank
-    layers: tuple[str, ...] = ("qkv", "q", "kv", "proj")  # the names of the linear layers, of those that there are
 
 
 #: Why a task goes without what `FinetuneConfig.unfit` names.
@@ -175,7 +167,7 @@ SPEC = MethodSpec(
         "val_top1": Metric("held-out top-1", percent=True),
         "val_top5": Metric("held-out top-5", percent=True),
         "val_map": Metric("held-out mAP", percent=True),
-        "val_r2": Metric("held-out R2", percent=True),
+        "val_r2": Metric("held-out R2"),
         "val_mae": Metric("held-out mean absolute error"),
         "val_miou": Metric("held-out mIoU", percent=True),
         "val_pixel_accuracy": Metric("held-out pixels right", percent=True),
@@ -185,7 +177,7 @@ SPEC = MethodSpec(
         "ema_top1": Metric("held-out top-1, averaged weights", percent=True),
         "ema_top5": Metric("held-out top-5, averaged weights", percent=True),
         "ema_map": Metric("held-out mAP, averaged weights", percent=True),
-        "ema_r2": Metric("held-out R2, averaged weights", percent=True),
+        "ema_r2": Metric("held-out R2, averaged weights"),
         "ema_mae": Metric("held-out mean absolute error, averaged weights"),
         "val_seconds": Metric("seconds of a measurement on held-out images", "Speed and memory"),
     },

@@ -260,7 +260,7 @@ def _space(task: str, field: str | None, train: Sequence[_Raw], names: Sequence[
     keys = sorted(counts, key=lambda key: (isinstance(key, str), key))
     where = " and ".join(names)
     if len(keys) < 2:
-        of = f"one class, {shown(str(keys[0]))}" if keys else "no class"
+        of = f"one class, {shown(_class_name(train[0], keys[0]))}" if keys else "no class"
         raise ValueError(f"the samples of {where} are of {of}; there must be two at least to tell apart")
     total = sum(counts.values())
     if task == "one_label" and len(keys) == total:
@@ -270,7 +270,13 @@ def _space(task: str, field: str | None, train: Sequence[_Raw], names: Sequence[
         )
     named = train[0].names
     is_named = named is not None and all(0 <= key < len(named) for key in keys)
-    return LabelSpace(task, tuple(named[key] if is_named else str(key) for key in keys), tuple(keys))
+    return LabelSpace(task, tuple(_class_name(train[0], key) if is_named else str(key) for key in keys), tuple(keys))
+
+
+def _class_name(raw: _Raw, key: Any) -> str:
+    """What the data call a class."""
+    is_named = raw.names is not None and isinstance(key, int) and 0 <= key < len(raw.names)
+    return raw.names[key] if raw.names is not None and is_named else str(key)
 
 
 def _keys(value: Any, task: str, name: str) -> list[Any]:

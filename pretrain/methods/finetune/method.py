@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from data_pipelines.loader import Batch
 from data_pipelines.rng import Purpose, stream_key
 from pretrain.config import Config
+from pretrain.continuing.low_rank import add_low_rank, without_changes
+from pretrain.continuing.parts import train_last
 from pretrain.encoders import Encoder, build_encoder
 from pretrain.engines.schedules import Timeline
 from pretrain.methods.base import Beside, Method, Normalisation
 from pretrain.methods.finetune.draws import NOISE, draw_boxes, draw_mixes
 from pretrain.methods.finetune.labels import Labels, read_labels
-from pretrain.methods.finetune.low_rank import LowRanks
 from pretrain.methods.finetune.masks import places_of
 from pretrain.methods.finetune.mixing import mix
-from pretrain.methods.finetune.network import Head, classify, freeze, head_for, reset_norm
+from pretrain.methods.finetune.network import Head, classify, head_for, reset_norm
 from pretrain.methods.finetune.rand_augment import augment, draw_ops
 from pretrain.methods.finetune.saved import HeadCard, save_classifier
 from pretrain.methods.finetune.validation import Validation
@@ -52,15 +53,13 @@ class Finetune(Method):
         size, channels = config.views.global_size, config.data.channels
         self.encoder = build_encoder(config.encoder, size, channels)
         self.head = self._fresh_head(self.encoder)
-        self.lora = self._changes(self.encoder, size, channels)
+        self._add_changes(self.encoder, size, channels)
         self.average: nn.ModuleDict | None = None
         if self.config.ema is not None:
             encoder = build_encoder(dataclasses.replace(config.encoder, drop_path=0.0), size, channels)
+            self._add_changes(encoder, size, channels)
             self.average = nn.ModuleDict({"encoder": encoder, "head": self._fresh_head(encoder)})
-            changes = self._changes(encoder, size, channels)
-            if changes is not None:
-                self.average["lora"] = changes
-        freeze(self.encoder, self.config.train_blocks)
+        train_last(self.encoder, self.config.train_blocks)
         self._copy_average()
         self.validation = Validation(config, labels, timeline, self._save)
         space = labels.space
@@ -75,8 +74,9 @@ class Finetune(Method):
     def _fresh_head(self, encoder: Encoder) -> Head:
         return head_for(self.config, encoder.dim, len(self.labels.space.classes))
 
-    def _changes(self, encoder: Encoder, size: tuple[int, int], channels: int) -> LowRanks | None:
-        return None if self.config.lora is None else LowRanks(encoder, self.config.lora, size, channels)
+    def _add_changes(self, encoder: Encoder, size: tuple[int, int], channels: int) -> None:
+        if self.config.lora is not None:
+            add_low_rank(encoder, self.config.lora, size, channels)
 
     def encoder_loaded(self) -> None:
         if self.config.fc_norm:
@@ -185,9 +185,6 @@ class Finetune(Method):
     def frozen_encoder(self) -> Encoder | None:
         return self.encoder if self.average is None else self._encoder_of(self.average)
 
-    def no_decay(self, name: str) -> bool:
-        return name.startswith("lora.")  # it would draw the weights back to those it began with, not to zero
-
     def is_measured(self, step: int) -> bool:
         return self.validation.is_due(step)
 
@@ -215,17 +212,15 @@ class Finetune(Method):
         parts = (
             self.average if self.average is not None else nn.ModuleDict({"encoder": self.encoder, "head": self.head})
         )
-        if self.average is None and self.lora is not None:
-            parts["lora"] = self.lora
         return Beside(parts, self._write)
 
     def _write(self, folder: Path, weights: dict[str, Tensor], card: Any) -> None:
-        named: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}, "lora": {}}
+        named: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}}
         for key, value in weights.items():
             part, _, name = key.partition(".")
             named[part][name] = value
-        encoder = named["encoder"] if self.lora is None else self.lora.merged(named["encoder"], named["lora"])
-        save_classifier(folder, encoder, named["head"], card, self.card)
+        assert self.encoder is not None
+        save_classifier(folder, without_changes(self.encoder, named["encoder"]), named["head"], card, self.card)
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:

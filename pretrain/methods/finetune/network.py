@@ -8,7 +8,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pretrain.encoders import Encoder
-from pretrain.encoders.base import depth_of
 from pretrain.methods.finetune.config import FinetuneConfig
 
 
@@ -58,16 +57,6 @@ def head_for(config: FinetuneConfig, dim: int, outputs: int) -> Head:
     """A fresh head of so many outputs."""
     pool = "map" if config.task == "segmentation" else config.pool
     return Head(dim, outputs, pool, config.fc_norm, config.head_init_std)
-
-
-def freeze(encoder: Encoder, train_blocks: int | None) -> None:
-    """Freeze all of an encoder but its last blocks and what comes after them; 0: all of it."""
-    if train_blocks is None:
-        return
-    first = encoder.depth + 2 if train_blocks == 0 else encoder.depth + 1 - train_blocks
-    for name, parameter in encoder.named_parameters():
-        if depth_of(encoder, f"encoder.{name}") < first:
-            parameter.requires_grad_(False)
 
 
 @torch.no_grad()

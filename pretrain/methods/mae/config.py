@@ -72,7 +72,7 @@ def _draw(section: MaeConfig, image_size: tuple[int, int], stride: int | None, b
     return both
 
 
-def _draw_native(section: MaeConfig) -> DrawFields:
+def _draw_native(section: MaeConfig, batch_size: int) -> DrawFields:
     """The hidden patches of a row's crop."""
     from pretrain.stream.masking import draw_patches, mask_stream
 

@@ -83,7 +83,7 @@ def _draw(section: MimConfig, image_size: tuple[int, int], stride: int | None, b
     return lambda *place: {"token_mask": draw_units(mask_stream(*place), mask, grid)}
 
 
-def _draw_native(section: MimConfig) -> DrawFields:
+def _draw_native(section: MimConfig, batch_size: int) -> DrawFields:
     """The hidden patches of a row's crop."""
     from pretrain.stream.masking import draw_patches, mask_stream
 
@@ -101,8 +101,8 @@ SPEC = MethodSpec(
     check=_check,
     stacks=True,
     draw=_draw,
-    native=lambda section: section.target in ("pixels", "normalised_pixels"),
-    native_with="method.target=pixels or normalised_pixels: other targets are made of images of one size",
+    native=lambda section: section.target != "codes",
+    native_with="method.target=pixels, normalised_pixels or hog: the tokenizer of codes sees a crop of one size",
     draw_native=_draw_native,
     sources="pretrain.tokenizers.card:check_codes",
     alarms="pretrain.methods.mim.alarms:alarms",

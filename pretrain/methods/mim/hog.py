@@ -10,6 +10,8 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
+from pretrain.encoders.native import PackedImages
+from pretrain.encoders.patches import unpatchify
 from pretrain.methods.mim.target import Target, at_hidden
 
 #: Orientations over half a turn: a gradient and its opposite are one.
@@ -39,6 +41,16 @@ class Hog(Target):
     ) -> dict[str, Tensor]:
         predicted = head(at_hidden(cells, batch)).float()
         return {"loss": (predicted - wanted).square().mean(dim=-1).sum() / mean_hidden}
+
+    def packed_wanted(self, images: PackedImages, pixels: Tensor, hidden: Tensor) -> Tensor:
+        found, side = [], self.cell // CELL
+        for part, grid in zip(pixels.split(list(images.lengths)), images.grids, strict=True):
+            histograms = oriented_gradients(unpatchify(part[None], grid, self.cell))
+            found.append(rearrange(histograms, "1 c (h p) (w q) o -> (h w) (p q c o)", p=side, q=side))
+        return torch.cat(found).index_select(0, hidden)
+
+    def packed_loss(self, predicted: Tensor, wanted: Tensor, mean_hidden: Tensor) -> Tensor:
+        return (predicted.float() - wanted).square().mean(dim=-1).sum() / mean_hidden
 
 
 def oriented_gradients(pixels: Tensor) -> Tensor:

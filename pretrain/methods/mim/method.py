@@ -103,7 +103,8 @@ class MaskedImageModelling(Method):
         images, hidden = self.packed(batch), hidden_index(batch)
         features = self.encoder(images, PackedMask(token=batch["token_mask"]))
         predicted = self.head(features.tokens.index_select(0, hidden))
-        return self.target.packed_loss(predicted, images.patches.index_select(0, hidden), mean_hidden)
+        wanted = self.target.packed_wanted(images, batch["global_patches"], hidden)
+        return self.target.packed_loss(predicted, wanted, mean_hidden)
 
     def cells(self, images: Tensor, batch: Batch) -> list[Tensor]:
         """Features (b, h, w, d) of the target's cells: of the last block, then those of the aggregation."""

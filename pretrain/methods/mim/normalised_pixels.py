@@ -31,9 +31,9 @@ class NormalisedPixels(Target):
         predicted = head(at_hidden(cells, batch)).float()
         return {"loss": (predicted - wanted).square().mean(dim=-1).sum() / mean_hidden}
 
-    def packed_loss(self, predicted: Tensor, patches: Tensor, mean_hidden: Tensor) -> Tensor:
-        mean, deviation = patch_statistics(patches)
-        return (predicted.float() - (patches - mean) / deviation).square().mean(dim=-1).sum() / mean_hidden
+    def packed_loss(self, predicted: Tensor, wanted: Tensor, mean_hidden: Tensor) -> Tensor:
+        mean, deviation = patch_statistics(wanted)
+        return (predicted.float() - (wanted - mean) / deviation).square().mean(dim=-1).sum() / mean_hidden
 
     def pictures(self, predicted: Tensor, images: Tensor, batch: Batch) -> Tensor | None:
         patches = patchify(images, self.cell)

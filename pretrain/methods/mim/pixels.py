@@ -34,9 +34,9 @@ class Pixels(Target):
         pixels_per_unit = hidden[0, 0].numel() / batch["token_mask"][0].numel()
         return {"loss": error / (mean_hidden * pixels_per_unit + 1e-5) / self.channels}
 
-    def packed_loss(self, predicted: Tensor, patches: Tensor, mean_hidden: Tensor) -> Tensor:
+    def packed_loss(self, predicted: Tensor, wanted: Tensor, mean_hidden: Tensor) -> Tensor:
         own = rearrange(predicted.float(), "n (c pixels) -> n (pixels c)", c=self.channels)
-        return (own - patches).abs().sum() / (mean_hidden * self.cell**2 + 1e-5) / self.channels
+        return (own - wanted).abs().sum() / (mean_hidden * self.cell**2 + 1e-5) / self.channels
 
     def pictures(self, predicted: Tensor, images: Tensor, batch: Batch) -> Tensor | None:
         return torch.where(_hidden_pixels(images, batch), self.to_image(predicted).float(), images)

@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from data_pipelines.loader import Batch
+from pretrain.encoders.native import PackedImages
 from pretrain.stream.hidden import hidden_index
 
 
@@ -33,9 +34,14 @@ class Target(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} does not implement loss")
 
-    def packed_loss(self, predicted: Tensor, patches: Tensor, mean_hidden: Tensor) -> Tensor:
-        """The loss () of predictions (n, num_outputs) for the hidden patches (n, p * p * c), normalised, of images of
-        their own shape; pixels row by row, channels last."""
+    def packed_wanted(self, images: PackedImages, pixels: Tensor, hidden: Tensor) -> Tensor:
+        """What is to be predicted for the hidden patches `hidden` (n,) of images at their own shape, in the form that
+        `packed_loss` takes; by default these patches (n, p * p * c), normalised. pixels: of all patches (t, p * p * c),
+        as they were decoded."""
+        return images.patches.index_select(0, hidden)
+
+    def packed_loss(self, predicted: Tensor, wanted: Tensor, mean_hidden: Tensor) -> Tensor:
+        """The loss () of predictions (n, num_outputs) for the hidden patches of images at their own shape."""
         raise TypeError(f"{type(self).__name__} does not implement packed_loss")
 
     def pictures(self, predicted: Tensor, images: Tensor, batch: Batch) -> Tensor | None:

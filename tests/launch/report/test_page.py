@@ -69,7 +69,7 @@ def test_a_page_has_all_that_a_run_left(make_run: Any) -> None:
     for told in (
         "finished", "of 200", "dino, prototypes 64", "4,800 images (4.00 epochs)", "24 = 4 ranks x 3 x 2 accumulated",
         "0.00 million", "50.0 ± 1.0", "+20.0 ± 1.4 points",
-        "Better than untrained, better than raw pixels, at step 200.",
+        "Better than untrained, better than raw pixels, at step 200, on shards.",
         "node0, node2", "2 h 0 min", "stopped; requeued: preempted",
         "a gradient spike", "2.14.1", "prototypes: 64", "7.out",
     ):  # fmt: skip

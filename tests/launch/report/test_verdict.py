@@ -48,7 +48,7 @@ def test_pretraining_that_made_it_worse_stands_first_and_is_red(make_run: Any) -
     (folder / "eval" / "probe-200.json").write_text(json.dumps(results(200, 0.15)))
     verdict = verdict_of(read_run(folder))
     assert verdict.kind == "bad"
-    assert verdict.words == "Worse than untrained, worse than raw pixels, at step 200."
+    assert verdict.words == "Worse than untrained, worse than raw pixels, at step 200, on shards."
     page = write_report([folder]).read_text(encoding="utf-8")
     assert '<div class="verdict bad">' in page
     assert page.index('class="words">Worse than untrained') < page.index('class="tiles"')
@@ -62,7 +62,7 @@ def test_the_worse_of_two_measures_decides_and_is_named(make_run: Any) -> None:
     verdict = verdict_of(read_run(folder))
     assert (verdict.kind, verdict.words) == (
         "bad",
-        "Worse than untrained (by linear), better than raw pixels, at step 200.",
+        "Worse than untrained (by linear), better than raw pixels, at step 200, on shards.",
     )
 
 
@@ -73,7 +73,7 @@ def test_a_hint_of_a_loss_stands_before_no_difference_and_is_not_red(make_run: A
     (folder / "eval" / "probe-200.json").write_text(json.dumps(mixed))
     verdict = verdict_of(read_run(folder))
     assert verdict.kind == "unsure"
-    assert verdict.words == "Perhaps worse than untrained (by linear), better than raw pixels, at step 200."
+    assert verdict.words == "Perhaps worse than untrained (by linear), better than raw pixels, at step 200, on shards."
     assert '<div class="verdict unsure">' in write_report([folder]).read_text(encoding="utf-8")
 
 

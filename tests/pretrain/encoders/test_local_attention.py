@@ -13,6 +13,10 @@ from pretrain.encoders.base import Mask
 from pretrain.encoders.local_attention.config import LocalAttentionConfig
 from pretrain.encoders.local_attention.encoder import LocalAttentionEncoder
 from pretrain.encoders.local_attention.neighbourhood import AttentionStem, NeighbourAttention, attend_to_neighbours
+from pretrain.encoders.local_attention.whole_map import MapAttention
+from pretrain.encoders.places import Spot
+from pretrain.encoders.relative import AbsolutePlaces
+from pretrain.encoders.transfer import fit
 
 SMALL: dict[str, Any] = {"dim": 8, "depths": (1, 2), "heads": 2, "kernel": 3}
 
@@ -93,10 +97,58 @@ def test_the_stem_mixes_values_by_their_place_in_the_block() -> None:
     torch.testing.assert_close(stem(pixels), expected.unflatten(-1, (2, 3)))
 
 
-@pytest.mark.parametrize("stem", ["attention", "conv"])
+@pytest.mark.parametrize("places", ["relative", "absolute"])
+@torch.no_grad()
+def test_whole_maps_are_attended_to_pair_by_pair(places: str) -> None:
+    torch.manual_seed(0)
+    layer, cells = MapAttention(5, 2, 4, (3, 2), places, out=6), torch.randn(1, 5, 3, 2)  # type: ignore[arg-type]
+    query, key, value = layer.qkv(cells)[0].flatten(1).split(layer.widths)
+    expected = torch.zeros(6, 6)  # channels, cells
+    for head in range(2):
+        own, keys, values = query.chunk(2)[head], key.chunk(2)[head], value.chunk(2)[head]
+        for q in range(6):
+            logits = torch.zeros(6)
+            for k in range(6):
+                if places == "relative":
+                    down, right = k // 2 - q // 2, k % 2 - q % 2
+                    place = layer.places.relative_rows[down + 2] + layer.places.relative_columns[right + 1]
+                else:
+                    place = layer.places.rows[k // 2] + layer.places.columns[k % 2]
+                logits[k] = own[:, q] @ (keys[:, k] + place) / 2
+            expected[3 * head : 3 * head + 3, q] = values @ logits.softmax(dim=0)
+    torch.testing.assert_close(layer(cells)[0].flatten(1), expected)
+
+
+@torch.no_grad()
+def test_absolute_places_of_units_that_are_left() -> None:
+    torch.manual_seed(0)
+    places, units = AbsolutePlaces(4, (2, 3)), torch.tensor([[0, 4], [5, 1]])
+    query = torch.randn(2, 2, 1 + 6, 4)
+    whole = places.bias(query, Spot((2, 3), None), 1)
+    for image in range(2):
+        kept = torch.cat([torch.zeros(1, dtype=torch.int64), units[image] + 1])
+        few = places.bias(query[:, :, kept], Spot((2, 3), units), 1)
+        torch.testing.assert_close(few[image], whole[image][:, kept][:, :, kept])
+
+
+def test_tables_of_places_come_along_to_other_sizes() -> None:
+    for places, rows in (("relative", (7, 3)), ("absolute", (4, 2))):  # before the last stage halves the sides
+        settings: dict[str, Any] = {"attention": "botnet", "stem": "conv", "places": places}
+        small, large = make((16, 8), **settings), make((32, 16), **settings)
+        tables = [name for name in small.inner().state_dict() if ".places." in name]
+        assert [len(small.inner().state_dict()[name]) for name in tables[:2]] == list(rows)
+        fitted = fit(small.inner().state_dict(), large, old_grid=(4, 2))
+        assert not fitted.left
+        assert not fitted.fresh
+        assert set(tables) == set(fitted.resized)
+        large.inner().load_state_dict(fitted.weights)
+        assert large(images((16, 8))).pooled.isfinite().all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"stem": "conv"}, {"attention": "botnet"}])
 @pytest.mark.parametrize("size", [(32, 32), (32, 64)])
-def test_hidden_pixels_change_nothing(stem: str, size: tuple[int, int]) -> None:
-    encoder = make(size, stem=stem)
+def test_hidden_pixels_change_nothing(settings: dict[str, Any], size: tuple[int, int]) -> None:
+    encoder = make(size, **settings)
     hidden = torch.ones(2, size[0] // 8, size[1] // 8, dtype=torch.bool)
     hidden[:, ::2, 1::2] = False  # one visible unit in every 2x2
     pixels = hidden.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)[:, None]
@@ -108,10 +160,12 @@ def test_hidden_pixels_change_nothing(stem: str, size: tuple[int, int]) -> None:
 
 
 def test_published_sizes() -> None:
-    """Parameters in M, table 1 of the paper, classifier included: of the networks with a stem of convolutions."""
-    for size, millions in ((26, 10.3), (38, 14.1), (50, 18.0)):
+    """Parameters in M, table 1 of the paper, classifier included: of the networks with a stem of convolutions; and
+    BoTNet-50's (Srinivas et al. 2021)."""
+    botnet: dict[str, Any] = {"attention": "botnet", "heads": 4}
+    for size, millions, settings in ((26, 10.3, {}), (38, 14.1, {}), (50, 18.0, {}), (50, 20.8, botnet)):
         with torch.device("meta"):
-            encoder = LocalAttentionEncoder(LocalAttentionConfig(size=size, stem="conv"), (224, 224))  # type: ignore[arg-type]
+            encoder = LocalAttentionEncoder(LocalAttentionConfig(size=size, stem="conv", **settings), (224, 224))  # type: ignore[arg-type]
         count = sum(parameter.numel() for parameter in encoder.parameters()) + encoder.dim * 1000 + 1000
         assert count / 1e6 == pytest.approx(millions, abs=0.3)
 

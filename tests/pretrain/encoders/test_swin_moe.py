@@ -287,8 +287,9 @@ def official(encoder: SwinMoeEncoder, ranks: int) -> list[dict[str, Tensor]]:
         else:
             name = f"{layer}_bias"
         shards = ranks // experts or 1
-        hidden = 1 if name != "fc2_bias" else None
-        if shards > 1 and hidden is not None:
+        if name == "fc2_bias":  # not of hidden units: equal parts of what it is added to, the last filled up
+            value = F.pad(value, (0, -value.shape[1] % shards))
+        if shards > 1:
             value = rearrange(value, "e (s h) ... -> (e s) h ...", s=shards)
         for rank, part in enumerate(value.chunk(ranks)):
             own[rank][f"{before}._moe_layer.experts.batched_{name}"] = part.clone()
@@ -302,15 +303,17 @@ def official(encoder: SwinMoeEncoder, ranks: int) -> list[dict[str, Tensor]]:
     return [shared, *own]
 
 
-@pytest.mark.parametrize(("router", "ranks"), [("linear", 3), ("cosine", 6)])
-def test_the_authors_files_are_read(router: str, ranks: int, tmp_path: Path) -> None:
-    encoder = make(router=router, cosine_dim=5).eval()
+@pytest.mark.parametrize(("router", "ranks", "bias"), [("linear", 3, False), ("cosine", 6, True), ("linear", 9, True)])
+def test_the_authors_files_are_read(router: str, ranks: int, bias: bool, tmp_path: Path) -> None:
+    """Of an expert a rank, of two ranks that share one, and of three, of which fc2's bias makes no equal parts."""
+    settings = {"router": router, "cosine_dim": 5, "fc2_bias": bias, "mlp_ratio": 3.0}
+    encoder = make(**settings).eval()
     shared, *own = official(encoder, ranks)
     torch.save({"model": shared, "epoch": 3}, tmp_path / "swin_moe.pth.master")
     for rank, piece in enumerate(own):
         torch.save({"model": piece}, tmp_path / f"swin_moe.pth.rank{rank}")
     imported = import_checkpoint(tmp_path / "swin_moe.pth.master", "swin_moe", tmp_path / "out", image_size=32)
-    expected = config_of(router=router, cosine_dim=5)
+    expected = config_of(**settings)
     kept = ("dim", "depths", "heads", "patch", "experts", "router", "mlp_ratio", "fc2_bias")
     assert {name: getattr(imported.encoder, name) for name in kept} == {name: getattr(expected, name) for name in kept}
     loaded = build_encoder(imported.encoder, (32, 32)).eval()
