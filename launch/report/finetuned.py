@@ -13,7 +13,7 @@ _WORDS = {
     "top1": "top-1", "top5": "top-5", "map": "mAP", "r2": "R2", "mae": "mean absolute error", "loss": "loss",
     "balanced_accuracy": "balanced accuracy", "miou": "mIoU", "pixel_accuracy": "pixels right",
 }  # fmt: skip
-_SHARES = ("top1", "top5", "map", "r2", "balanced_accuracy", "miou", "pixel_accuracy")
+_SHARES = ("top1", "top5", "map", "balanced_accuracy", "miou", "pixel_accuracy")
 _ROWS = {"val": "last step's weights", "ema": "averaged weights"}
 
 

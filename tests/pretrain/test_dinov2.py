@@ -223,7 +223,7 @@ def test_koleo_needs_two_images_in_a_micro_batch(dinov2_data: dict[str, Any]) ->
 
 def test_koleo_over_the_batch_is_the_same_on_any_ranks_and_accumulation(shards: Path, tmp_path: Path) -> None:
     cells = {}
-    for ranks, accumulation, stage in ((1, 1, 0), (1, 2, 0), (2, 2, 3), (2, 1, 1)):
+    for ranks, accumulation, stage in ((1, 1, 0), (2, 2, 3)):
         train = {"steps": 4, "batch_size": 16, "grad_accum_steps": accumulation}
         data = config_data("dino", "vit", shards, tmp_path, train=train, engine={"zero_stage": stage})
         data["method"] |= {"koleo_weight": 1.0, "koleo_over": "batch", "koleo_neighbours": 2, "local_weight": 0.5}

@@ -23,6 +23,8 @@ from pretrain.encoders.saved import read_card, timm_recipe
 #: A sequence, a pyramid, residual blocks, experts, and a model of timm's.
 BY_DEFAULT = ("vit", "hornet", "local_attention, attention=botnet, stem=conv", "swin_moe", "timm:repvgg_a0")
 ROWS = [row if row in BY_DEFAULT else pytest.param(row, marks=pytest.mark.slow) for row in SMALL]
+#: Of those, what torch's exporter to ONNX does not take.
+NOT_ONNX = ("swin_moe",)
 
 
 def command(*words: object) -> None:
@@ -84,7 +86,7 @@ def test_an_encoder_from_pretraining_to_the_next_run(
     said = told(capsys, "export", run, graph, "--to", "onnx")
     assert graph.is_file() == (said is None)
     if said is not None:
-        assert row not in BY_DEFAULT, said
+        assert row not in BY_DEFAULT or row in NOT_ONNX, said
         assert "the export to onnx failed, and nothing was kept of it" in said
         assert "Try instead: --to safetensors" in said
     command("export", run, weights, "--to", "safetensors")

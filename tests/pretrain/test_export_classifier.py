@@ -57,6 +57,7 @@ def test_timm_loads_it_strictly_and_says_the_same(name: str, tmp_path: Path) -> 
         wanted = OfPixels(load_classifier(folder))(images)[0]
         torch.testing.assert_close(model((images - mean) / std), wanted, atol=2e-5, rtol=1e-5)
     assert done.difference <= 1e-5
+    assert ("in the units of the labels: ant" if name == "numbers" else "shares by softmax: ant") in done.usage
     assert json.loads(header["selfsight_head"])["classes"] == list(CLASSES)
     space: dict[str, Any] = {"images": images}
     exec(done.usage, space)

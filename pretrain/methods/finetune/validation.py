@@ -102,8 +102,9 @@ class Validation:
         if f"val_{score}" not in metrics:
             return None
         words = {"top1": "top-1", "map": "mAP", "r2": "R2", "miou": "mIoU"}[score]
-        averaged = f", averaged {metrics[f'ema_{score}']:.1%}" if f"ema_{score}" in metrics else ""
-        return f"held out: {words} {metrics[f'val_{score}']:.1%}{averaged}, in {metrics['val_seconds']:.1f} s"
+        form = ".3f" if score == "r2" else ".1%"  # as the probe of numbers says it
+        averaged = f", averaged {metrics[f'ema_{score}']:{form}}" if f"ema_{score}" in metrics else ""
+        return f"held out: {words} {metrics[f'val_{score}']:{form}}{averaged}, in {metrics['val_seconds']:.1f} s"
 
     def _keep_if_best(self, score: float, step: int) -> None:
         """Put the weights into `best/` of the run where they score higher than those that are there."""
