@@ -38,9 +38,9 @@ def compared(first: Side, second: Side, *, seed: int = 0, draws: int = DRAWS) ->
     """
     _check_same_data(first, second)
     pairs, refused = [], {}
-    for column, ours, theirs, ids in _pairs(first, second):
-        if (why := _unlike(first, second, ours, theirs)) is None:
-            pairs.append((column, ours.outcome, theirs.outcome, ids))
+    for column, one, other, ids in _pairs(first, second):
+        if (why := _unlike(first, second, one, other)) is None:
+            pairs.append((column, one.outcome, other.outcome, ids))
         else:
             refused[column["title"]] = why
     if refused and not pairs:

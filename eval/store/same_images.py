@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ def check_same_images(
     rows = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), MOST_COMPARED)).round().astype(np.int64))
     wanted = dict(zip(samples[rows].tolist(), digests[rows].tolist(), strict=True))
     asked: dict[str, Any] = {"channels": crops.channels, "bits": crops.bits, "samples": list(wanted)}
+    found: Iterable[tuple[Any, Any, Any]]
     if crops.native:
         found = whole_images(dataset, (crops.size // patch) ** 2, patch, batch_size=MOST_COMPARED, **asked)
     else:

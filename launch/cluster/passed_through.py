@@ -44,8 +44,8 @@ def passed_through(
             raise ConfigError(f"--sbatch names {name} twice; keep one")
         seen.add(name)
         found[name] = value if equals else None
-    for name, value in found.items():
-        sbatch_line(name, value)  # refuses what a line can't hold
+    for option, of_it in found.items():
+        sbatch_line(option, of_it)  # refuses what a line can't hold
     return tuple(found.items())
 
 

@@ -235,6 +235,12 @@ def test_labels_of_any_range_are_the_classes_they_are(run, data, tmp_path, write
     for name, labels, seed in (("train", [0, 1, 2] * 20, 0), ("val", [0, 1, 2] * 8, 1)):
         write_shard(tmp_path / "far" / f"{name}-000000.tar", labels, seed=seed, names=far)
     sparse = quick(run, tmp_path / "far")
+    for results, names in ((plain, "012"), (sparse, map(str, far.values()))):
+        rows = results["rows"]
+        told = [
+            row["linear"]["measures"].pop("names") for row in (rows["pretrained"], rows["pixels"], *rows["untrained"])
+        ]
+        assert told == [list(names)] * len(told)
     assert sparse["rows"] == plain["rows"]
     assert (sparse["data"]["classes"], sparse["data"]["num_classes"]) == (list(far.values()), 3)
 
