@@ -52,6 +52,11 @@ class Protocol:
         """Whether a probe reads `tokens`, or takes labels of kind `mask`."""
         return any(what in (spec.needs, spec.labels) for spec, _ in self.probes)
 
+    @property
+    def chooses(self) -> bool:
+        """Whether a probe chooses on a part of train that is held out."""
+        return any(hasattr(settings, "held_out") for _, settings in self.probes)
+
     def check_native(self) -> None:
         """Raise ValueError where a probe takes no images at their own shape."""
         for spec, _ in self.probes:
