@@ -109,7 +109,7 @@ def run_probe(
     too_few = ""
     try:  # refuses now what probes would refuse late
         if not unlabelled and protocol.chooses:
-            stratified_split(splits.strata(), 0.1, seeds[0], groups)
+            stratified_split(splits.strata(), 0.1, next(iter(seeds), 0), groups)
     except ValueError:
         if group_by is not None or groups is None:
             raise
@@ -118,7 +118,7 @@ def run_probe(
             "of groups that it learns from, too, and looks better there than it is"
         )
         splits = replace(splits, choose_by_groups=False)
-        stratified_split(splits.strata(), 0.1, seeds[0])
+        stratified_split(splits.strata(), 0.1, next(iter(seeds), 0))
     group_by = splits.group_by if splits.choose_by_groups else None
     if is_store(target):
         store = store or target
