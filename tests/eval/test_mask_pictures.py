@@ -13,10 +13,11 @@ import torch
 from patchwork import blocks, features, store
 from PIL import Image
 
+from data_pipelines.checks.map_pictures import colour_of
 from data_pipelines.datasets.dataset import open_dataset
 from data_pipelines.packing.write import pack
 from eval.base import IGNORED, Painted
-from eval.mask_pictures import mean_ious, told_classes, worst_and_middle, write_sheets
+from eval.mask_pictures import _legend, mean_ious, told_classes, worst_and_middle, write_sheets
 from eval.probes.segmentation import SegmentationSettings, notes, run
 
 FEW = SegmentationSettings(patches=800, bank=200, strengths=(1e-2,), ks=(3,))
@@ -85,3 +86,13 @@ def test_a_small_picture_lies_beside_the_result_and_among_those_of_the_run(tmp_p
         colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     assert found[0].read_bytes() == (tmp_path / "probe-7-ab.segmentation.png").read_bytes()
     assert len(np.unique(colours, axis=0)) > 20
+
+
+def test_a_legend_says_which_colour_is_which_class() -> None:
+    """Of what is shown: neither the background nor what is not judged has a colour."""
+    painted = Painted(
+        torch.tensor([0]), {"true": [torch.tensor([[0, 3], [-1, 3]])], "knn": [torch.tensor([[7, 0]])]}, {}
+    )
+    ((tree, other),) = _legend(painted, {3: "tree"}, 4)
+    assert (tree.caption, other.caption) == (("tree",), ("7",))
+    assert tree.image.getpixel((0, 0)) == colour_of(3)

@@ -76,3 +76,12 @@ def test_images_that_are_not_there_are_said_not_to_be_there(photos: Path) -> Non
     for preset in (None, "mae_own_data"):
         with pytest.raises(FileNotFoundError, match="photoz, and there is no such file or folder"):
             prepared(photos.with_name("photoz"), preset=preset)
+
+
+def test_an_encoder_that_the_user_sets_is_not_announced_as_another(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared(photos, "engine.device=cpu")
+    assert "tiny with 6 blocks" in capsys.readouterr().out
+    prepared(photos, "engine.device=cpu", "encoder.depth=3")
+    assert "6 blocks" not in capsys.readouterr().out
