@@ -149,7 +149,9 @@ class Rows:
         ]  # fmt: skip
         if splits.unlabelled or splits.labels.kind not in ("class", "grade") or not shares:
             return
-        groups = None if splits.groups is None else torch.from_numpy(splits.groups[0][splits.wanted()[0]])
+        groups = None
+        if splits.groups is not None and splits.choose_by_groups:
+            groups = torch.from_numpy(splits.groups[0][splits.wanted()[0]])
         labels = splits.strata()
         absent = classes_not_held_out(labels, shares[0], self.protocol.seeds[0], groups).tolist()
         if absent:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from launch.report.read import Run
 from launch.report.verdict import Kind
-from pretrain.diagnostics.course import Course, measured_rows
+from pretrain.tracking.course import Course, measured_rows
 
 
 class Told(NamedTuple):

@@ -16,7 +16,6 @@ from pretrain.config import ALARMS, Config
 from pretrain.diagnostics.alarms import Alarms, Change, Moment
 from pretrain.diagnostics.clock import ForwardClock, SlowestRank
 from pretrain.diagnostics.collapse import collapse_rules
-from pretrain.diagnostics.course import Course, WorseThanStart, measured_rows
 from pretrain.diagnostics.features import (
     MOST_ROWS,
     evaluating,
@@ -30,6 +29,7 @@ from pretrain.diagnostics.learning import Slow, learning_rules
 from pretrain.diagnostics.spikes import gradient_spikes, loss_spikes
 from pretrain.diagnostics.start import FromStart
 from pretrain.diagnostics.weights import weight_statistics
+from pretrain.diagnostics.worse_than_start import WorseThanStart
 from pretrain.encoders import Encoder
 from pretrain.encoders.native import PackedImages
 from pretrain.encoders.saved import headline_feature
@@ -39,6 +39,7 @@ from pretrain.methods.base import Method
 from pretrain.methods.frozen import Frozen
 from pretrain.stream.native_batch import first_of
 from pretrain.survival.history import read_history, standing_alarms, try_record
+from pretrain.tracking.course import Course, measured_rows
 
 
 class Diagnostics:

@@ -18,13 +18,14 @@ from pretrain.config import CheckpointConfig
 from pretrain.config.load import ConfigError, parse_config
 from pretrain.continuing.start import Hold, relative_distance
 from pretrain.diagnostics.alarms import Alarms, Moment
-from pretrain.diagnostics.course import Course, WorseThanStart, measured_rows
 from pretrain.diagnostics.start import linear_cka, weight_distance
+from pretrain.diagnostics.worse_than_start import WorseThanStart
 from pretrain.encoders import build_encoder
 from pretrain.encoders.saved import load_encoder
 from pretrain.methods.frozen import Frozen
 from pretrain.methods.gram import gram_loss
 from pretrain.run import pretrain
+from pretrain.tracking.course import Course, measured_rows
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

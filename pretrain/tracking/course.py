@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.diagnostics.alarms import Moment
-
 #: What decides, the first that the start was measured by: its standard error, the share of the start's value that
 #: counts as a difference where there is no error, and its name.
 JUDGES: dict[str, tuple[str | None, float, str]] = {
@@ -105,24 +103,3 @@ def measured_rows(path: Path, step: int | None = None) -> list[tuple[int, dict[s
         if metrics and (step is None or row["step"] <= step):
             found.append((row["step"], metrics))
     return found
-
-
-@dataclass
-class WorseThanStart:
-    """The alarm; with `diagnostics.stop_on`, it ends a run when it begins: after two measurements in a row."""
-
-    course: Course
-    name: str = "worse_than_start"
-    lines: int = 2
-    patience: int = 1
-
-    def can_tell(self, now: Moment) -> bool:
-        return now.step > 0 and self.course.judge in now.metrics
-
-    def trouble(self, now: Moment, standing: bool) -> str | None:
-        if not self.course.is_worse:
-            return None
-        return (
-            f"{self.course.words()}. What was brought is being lost: lower optim.lr, hold it "
-            "(continuing.feature_weight, gram_weight), or train less of it (continuing.lora, train_blocks)"
-        )
