@@ -59,6 +59,7 @@ def test_the_kit_rehearses_to_its_end(tmp_path: Path) -> None:
     assert all(f"| {name} | ok |" in table for name in parts)
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_hangs_or_dies_costs_no_other(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PARTS_THAT_GO_WRONG, str(HERE), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
@@ -78,6 +79,7 @@ def test_a_part_that_fails_hangs_or_dies_costs_no_other(tmp_path: Path) -> None:
     assert "| well |  | 1,234 | 50.0% |" in table
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_what_to_do(tmp_path: Path) -> None:
     command = [sys.executable, str(HERE / "kit.py"), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())

@@ -98,7 +98,12 @@ HELD = {"feature_weight": 1.0, "gram_weight": 1.0}
 
 
 @pytest.mark.parametrize(
-    "continuing", [{"lora": LORA}, {"train_blocks": 1, "ramp_steps": 3, "heads_first_steps": 1}, HELD]
+    "continuing",
+    [
+        {"lora": LORA},
+        pytest.param({"train_blocks": 1, "ramp_steps": 3, "heads_first_steps": 1}, marks=pytest.mark.slow),
+        pytest.param(HELD, marks=pytest.mark.slow),
+    ],
 )
 def test_ranks_and_micro_batches_learn_what_one_does(continuing: dict[str, Any], source: Path, tmp_path: Path) -> None:
     cells = {}

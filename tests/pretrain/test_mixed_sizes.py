@@ -68,6 +68,7 @@ def test_student_and_teachers_see_the_sizes_of_the_step(mixed_data: dict[str, An
         }
 
 
+@pytest.mark.slow
 def test_ranks_and_micro_batches_learn_what_one_does(mixed_data: dict[str, Any], tmp_path: Path) -> None:
     cells = {}
     for ranks, accumulation, stage in ((1, 1, 0), (2, 2, 3)):

@@ -239,6 +239,7 @@ def test_accumulation_changes_nothing(method: dict[str, Any], shapes: Path, tmp_
         assert one == pytest.approx(other, rel=1e-4)
 
 
+@pytest.mark.slow  # square crops are killed by default
 def test_kill_9_and_on_with_another_number_of_ranks(shapes: Path, tmp_path: Path) -> None:
     """Crops, masks and losses are those of a run that nobody killed, which two ranks made from the beginning."""
     quiet, killed = (

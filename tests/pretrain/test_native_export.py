@@ -43,7 +43,7 @@ def test_positions_by_matrices_are_the_interpolated_ones(new: tuple[int, int], h
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ("navit", "vit") else pytest.param(name, marks=pytest.mark.slow) for name in GRAPHS]
+    "name", [name if name == "vit" else pytest.param(name, marks=pytest.mark.slow) for name in GRAPHS]
 )
 def test_a_graph_takes_an_image_of_any_shape(tmp_path: Path, name: str) -> None:
     folder = saved(tmp_path / "encoder", GRAPHS[name])

@@ -183,7 +183,9 @@ def test_bf16_follows_fp32_and_keeps_its_parameters_fp32(shards: Path, tmp_path:
     assert (values != values.bfloat16().float()).float().mean() > 0.5
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] if name == "mim" else []) for name in METHODS]
+)
 def test_kill_9_and_the_same_command_again(shards: Path, tmp_path: Path, method: str) -> None:
     """Every later step has the ids and the loss of a run that nobody killed, to the last bit, each step once."""
     plan = {"steps": 60, "batch_size": 8}

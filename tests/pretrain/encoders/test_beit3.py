@@ -70,7 +70,7 @@ def test_what_serves_images_is_read_and_all_else_is_named(model: torch.nn.Module
     assert torch.equal(found.method["encoder.mask_token"], torch.full((1, 1, 32), 0.5))
 
 
-@pytest.mark.parametrize("kind", ["timm", "hf", "safetensors", "onnx"])
+@pytest.mark.parametrize("kind", ["timm", "hf", "safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_it_is_exported(kind: str, model: torch.nn.Module, tmp_path: Path) -> None:
     torch.save(released(model), tmp_path / "beit3.pth")
     import_checkpoint(tmp_path / "beit3.pth", "beit3", tmp_path / "in", overrides=("heads=2",))

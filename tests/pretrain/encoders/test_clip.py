@@ -119,7 +119,7 @@ def test_open_clips_own_model(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, model.encode_image(pixels), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["timm", "hf", "safetensors", "onnx"])
+@pytest.mark.parametrize("kind", ["timm", "hf", "safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_an_imported_tower_is_exported(kind: str, tmp_path: Path) -> None:
     _, state = whole()
     torch.save(state, tmp_path / "clip.pt")
