@@ -302,6 +302,7 @@ def test_fine_tuning_runs_the_command_and_names_the_folder_that_it_trains_in(
 
     monkeypatch.setattr("selfsight.run.python_module", command)
     monkeypatch.setattr("launch.own_data.shards_of", lambda data, *_, **__: data)
+    monkeypatch.setattr("launch.finetune_command._following", lambda *_: [])  # what the data decide
     target = str(encoder) if target == "ENCODER" else target
     train = {"batch_size": 8}
     run = selfsight.finetune(target, photos, preset, val_share=0.1, quiet=True, train=train, **overrides)
