@@ -87,7 +87,7 @@ def test_a_method_without_blocks_says_so(setting: str, shards: Path, tmp_path: P
         prepare_blocks([], engine)
 
 
-@pytest.mark.parametrize("case", ["mae", "dinov2"])
+@pytest.mark.parametrize("case", ["mae", pytest.param("dinov2", marks=pytest.mark.slow)])
 def test_compiled_blocks_give_what_eager_ones_do(
     case: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

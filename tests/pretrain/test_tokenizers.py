@@ -273,6 +273,7 @@ def test_vqkd_runs_resume_to_the_last_bit_and_their_codes_can_be_learned(shards:
         check_resume(path, state, build(config).pinned())
 
 
+@pytest.mark.slow  # methods on ranks, and a tokenizer's state, are tested by default
 def test_two_ranks_agree_on_codes_and_learn_what_one_does(shards: Path, tmp_path: Path) -> None:
     """The k-means start, the codebook and its restarts, the dVAE's noise and average, the mask counts."""
     runs: dict[int, list[dict[str, Any]]] = {}
