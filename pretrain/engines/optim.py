@@ -109,5 +109,5 @@ def set_rates(groups: Iterable[dict[str, Any]], step: int, lr: Schedule, weight_
 
 def _risen(step: int, group: dict[str, Any]) -> float:
     """The share of its rate that a group has in its ramp: all of it in the ramp's last step, and without one."""
-    ramp = group["ramp_steps"]
+    ramp = group.get("ramp_steps", 0)
     return 1.0 if not ramp else min(1.0, (step - group["frozen_until"] + 1) / ramp)
