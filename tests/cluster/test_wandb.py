@@ -32,7 +32,7 @@ def test_a_preempted_killed_and_probed_training_is_one_run_of_wandb_without_hole
             "system_every_seconds": 0.2,
         },
     )  # fmt: skip
-    job = workplace.pretrain(preset, "--partition=scavenge", "--time=30", **OFFLINE)
+    job = workplace.pretrain(preset, "--partition=scavenge", "--time=30", SELFSIGHT_RESTARTS="0", **OFFLINE)
     held_at(workplace, job, 4)
     workplace.preempt(job)
     cluster.wait(job, "RUNNING")
