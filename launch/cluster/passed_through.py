@@ -10,9 +10,9 @@ from pretrain.config.load import ConfigError
 
 #: Options that are ours, and how to say what they say.
 OWN = {
-    "account": "--account", "array": "--array KEY=V1,V2", "begin": "", "chdir": "the folder you submit from",
+    "account": "--account", "array": "--array KEY=V1,V2", "chdir": "the folder you submit from",
     "constraint": "--constraint", "cpus-per-gpu": "--cpus-per-task", "cpus-per-task": "--cpus-per-task",
-    "dependency": "--chain, or submit again when it is over", "error": "", "exclude": "--exclude",
+    "dependency": "submit again when the other job is over", "error": "", "exclude": "--exclude",
     "export": "`environment` of the site profile", "gpus": "--gpus-per-node", "gpus-per-node": "--gpus-per-node",
     "gpus-per-task": "--gpus-per-node: a rank takes the GPU of its local rank, and has to see them all",
     "gres": "--gpus-per-node, with `gpus_by: gres` in the site profile", "job-name": "--name", "mail-type": "",
@@ -54,6 +54,6 @@ def _checked(name: str, where: str) -> str:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{where}: {name!r} is no option; write it as sbatch has it, such as reservation=NAME")
     if name in OWN:
-        instead = f"; use {OWN[name]}" if OWN[name] else ""
+        instead = f"; instead: {OWN[name]}" if OWN[name] else ""
         raise ConfigError(f"{where}: {name} is set by selfsight itself{instead}")
     return name

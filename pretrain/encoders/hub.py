@@ -73,6 +73,14 @@ def join(state: CheckpointState, pattern: str, joined: Any) -> None:
         state.tensors |= {f"{module}.{name}": value for name, value in joined(module, parts).items()}
 
 
+def side_by_side(module: str, parts: Mapping[tuple[str, str], Tensor]) -> dict[str, Tensor]:
+    """Of `q_proj`, `k_proj` and `v_proj`, each with a bias, the `qkv` that timm has; for `join`."""
+    missing = [f"{name}_proj.{kind}" for name in "qkv" for kind in ("weight", "bias") if (name, kind) not in parts]
+    if missing:
+        raise ValueError(f"the checkpoint has no {missing[0]} of {module}.self_attn")
+    return {f"attn.qkv.{kind}": torch.cat([parts[name, kind] for name in "qkv"]) for kind in ("weight", "bias")}
+
+
 def _joined_attention(module: str, parts: Mapping[tuple[str, str], Tensor]) -> dict[str, Tensor]:
     """Queries, keys and values side by side; BEiT's, whose keys have no bias, as timm has them."""
     names = ("query", "key", "value")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
 from einops import rearrange
 
-from pretrain.encoders.hub import join
+from pretrain.encoders.hub import join, side_by_side
 from pretrain.encoders.layouts import CheckpointState, Imported
 from pretrain.encoders.vit.layouts import read_vit
 
@@ -44,17 +43,10 @@ def read_beit3(state: CheckpointState) -> Imported:
     state.rename(r"\.A\.", ".")
     for theirs, ours in NAMES:
         state.rename(theirs, ours)
-    join(state, r"^(.*)\.self_attn\.([qkv])_proj\.(weight|bias)$", _side_by_side)
+    join(state, r"^(.*)\.self_attn\.([qkv])_proj\.(weight|bias)$", side_by_side)
     state.tensors["pos_embed"] = rearrange(state.get("pos_embed")[FIRST_POSITION:], "n d -> 1 n d")
     mask_token = state.tensors.pop("vision_embed.mask_token", None)
     imported = read_vit(state, "beit", eps=1e-5, interpolation="bicubic")
     imported.encoder = dataclasses.replace(imported.encoder, inner_norm=True, pool="mean")
     imported.mask_token = mask_token
     return imported
-
-
-def _side_by_side(module: str, parts: dict[tuple[str, str], torch.Tensor]) -> dict[str, torch.Tensor]:
-    missing = [f"{name}_proj.{kind}" for name in "qkv" for kind in ("weight", "bias") if (name, kind) not in parts]
-    if missing:
-        raise ValueError(f"the checkpoint has no {missing[0]} of {module}.self_attn")
-    return {f"attn.qkv.{kind}": torch.cat([parts[name, kind] for name in "qkv"]) for kind in ("weight", "bias")}

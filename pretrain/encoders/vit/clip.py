@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 
-import torch
 from einops import rearrange
 
-from pretrain.encoders.hub import join
+from pretrain.encoders.hub import join, side_by_side
 from pretrain.encoders.layouts import CheckpointState, Imported
 from pretrain.encoders.vit.layouts import read_vit
 
@@ -60,7 +59,7 @@ def _clip(state: CheckpointState, mlp: str, why: str) -> Imported:
     projection = {key: state.tensors.pop(key) for key in ("proj", "visual_projection.weight") if key in state.tensors}
     for theirs, ours in NAMES:
         state.rename(theirs, ours)
-    join(state, r"^(.*)\.self_attn\.([qkv])_proj\.(weight|bias)$", _side_by_side)
+    join(state, r"^(.*)\.self_attn\.([qkv])_proj\.(weight|bias)$", side_by_side)
     state.tensors["cls_token"] = rearrange(state.get("cls_token"), "d -> 1 1 d")
     state.tensors["pos_embed"] = rearrange(state.get("pos_embed"), "n d -> 1 n d")
     if "norm_pre.weight" not in state.tensors:  # CLIPA's: timm's patches have a bias then
@@ -97,10 +96,3 @@ def refuse_other_towers(state: CheckpointState) -> None:
     for pattern, what in named.items():
         if any(re.match(pattern, key) for key in state.tensors):
             raise ValueError(f"its image encoder {what}")
-
-
-def _side_by_side(module: str, parts: dict[tuple[str, str], torch.Tensor]) -> dict[str, torch.Tensor]:
-    missing = [name for name in "qkv" for kind in ("weight", "bias") if (name, kind) not in parts]
-    if missing:
-        raise ValueError(f"the checkpoint has no {missing[0]}_proj of {module}.self_attn")
-    return {f"attn.qkv.{kind}": torch.cat([parts[name, kind] for name in "qkv"]) for kind in ("weight", "bias")}
